@@ -1,0 +1,65 @@
+"""Write files so that a kill or a full disk leaves either the old content or the new, never a half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from export.errors import CorruptFile
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` with `data`: temporary name in the same folder, fsync, rename. On failure the old file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` with UTF-8 `text`, safely."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` with `value` as indented JSON (NaN refused), safely."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, format_version: int | None = None) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CorruptFile: not JSON, or its `format_version` is not the one given.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
+    except UnicodeDecodeError:
+        raise CorruptFile(path, "not a text file") from None
+    if format_version is not None:
+        found = value.get("format_version") if isinstance(value, dict) else None
+        if found != format_version:
+            raise CorruptFile(path, f"has format_version {found!r}; this release reads {format_version}")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hash a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""One protocol for every runtime: a `Runtime` turns modules or files into `Session`s; a `Session` computes and is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from export.target import Target
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, static shape and numpy dtype of a model's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A model loaded on a target. Not thread-safe. Use as a context manager; leaving it frees everything."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Compute the outputs for the given inputs (validated against `inputs`)."""
+        ...
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Place the inputs where the device reads them, once, before `step` is timed."""
+        ...
+
+    def step(self) -> float:
+        """Run once on the bound inputs, without transfers, and return the elapsed time in milliseconds."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """A way to run models on one target with one thread count."""
+
+    target: Target
+    threads: int
+
+    def versions(self) -> dict[str, str]:
+        """Name the versions that decide the speed (runtime, driver), for a latency table's identity."""
+        ...
+
+    def load_file(self, path: Path) -> Session:
+        """Load an exported model file."""
+        ...
+
+    def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
+        """Load modules (in eval mode) with their example inputs; runtimes that need an export do it for all at once."""
+        ...

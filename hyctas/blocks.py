@@ -1,0 +1,226 @@
+"""Compute every operator in torch, given a way to apply its layers.
+
+`compute(operator, apply, inputs)` is written once; a network applies its own convolutions, a supernet applies slices of shared
+ones. So both are the same arithmetic by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyctas.attention import self_attention
+from hyctas.operators import (
+    Conv,
+    DownUp,
+    FeatureFusion,
+    Layer,
+    Norm,
+    Operator,
+    Predict,
+    Scalar,
+    SelfAttention,
+    Skip,
+)
+
+
+class Apply(Protocol):
+    """Apply an operator's layer by name: a convolution (with its norm) or a norm to x; a scalar multiplies x."""
+
+    def __call__(self, name: str, x: Tensor) -> Tensor: ...
+
+
+def upsample(x: Tensor, size: Sequence[int], factor: int) -> Tensor:
+    """Enlarge x (N, C, h, w) bilinearly by exactly `factor`, then crop to `size`: pixels stay aligned at odd sizes."""
+    if factor > 1:
+        enlarged = (x.shape[2] * factor, x.shape[3] * factor)
+        x = F.interpolate(x, size=enlarged, mode="bilinear", align_corners=False)
+    return x[:, :, : size[0], : size[1]]
+
+
+def average_down(x: Tensor, factor: int) -> Tensor:
+    """Average factor x factor pixels of x (N, C, h, w); incomplete ones at the border repeat the border.
+
+    For even sizes and factor 2 this equals bilinear halving (align_corners=False).
+    """
+    if factor == 1:
+        return x
+    right, bottom = -x.shape[3] % factor, -x.shape[2] % factor
+    if right or bottom:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return F.avg_pool2d(x, factor)
+
+
+def gather(inputs: Sequence[Tensor]) -> Tensor:
+    """Resize all inputs to the largest one's size and concatenate their channels."""
+    if len(inputs) == 1:
+        return inputs[0]
+    height, width = max((x.shape[2], x.shape[3]) for x in inputs)
+    resized = [upsample(x, (height, width), round(height / x.shape[2])) for x in inputs]
+    return torch.cat(resized, dim=1)
+
+
+def _conv(op: Conv, apply: Apply, x: Tensor) -> Tensor:
+    y = apply("conv", x)
+    return F.relu(y) if op.relu else y
+
+
+def _skip(op: Skip, apply: Apply, x: Tensor) -> Tensor:
+    right, bottom = x.shape[3] % 2, x.shape[2] % 2
+    if right or bottom:
+        x = F.pad(x, (0, right, 0, bottom))
+    parts = [apply("even", x), apply("odd", x[:, :, 1:, 1:])]
+    return F.relu(apply("norm", torch.cat(parts, dim=1)))
+
+
+def _down_up(op: DownUp, apply: Apply, x: Tensor) -> Tensor:
+    y = apply("first", average_down(x, 2))  # (N, C, h/2, w/2)
+    if op.depth == 2:
+        y = apply("second", F.relu(y))
+    if op.stride == 1:
+        y = upsample(y, x.shape[2:], 2) + apply("shortcut", x)
+    return F.relu(y)
+
+
+def _attention(op: SelfAttention, apply: Apply, x: Tensor) -> Tensor:
+    x = average_down(x, op.stride)
+    has_shortcut = any(layer.name == "shortcut" for layer in op.layers())
+    shortcut = F.relu(apply("shortcut", x)) if has_shortcut else x
+    y = average_down(x, 2) if op.half_resolution else x
+    y = F.relu(apply("reduce", y))  # (N, C, h, w)
+    pooled = average_down(y, op.pool)
+    batch, channels, height, width = y.shape
+    # (N, heads, channels per head, positions)
+    q = apply("query", y).reshape(batch, op.heads, op.qk_channels // op.heads, height * width)
+    k = apply("key", pooled).reshape(batch, op.heads, op.qk_channels // op.heads, -1)
+    v = apply("value", pooled).reshape(batch, op.heads, channels // op.heads, -1)
+    o = self_attention(q, k, v, 1.0 if op.scale is None else op.scale)
+    o = o.reshape(batch, channels, height, width)
+    y = y + (apply("gamma", o) if op.residual == "gamma" else apply("joint", o))
+    y = apply("expand", F.relu(apply("norm", y)))
+    if op.half_resolution:
+        y = upsample(y, x.shape[2:], 2)
+    return F.relu(y + shortcut)
+
+
+def _fusion(op: FeatureFusion, apply: Apply, x: Tensor) -> Tensor:
+    f = F.relu(apply("join", x))
+    weights = apply("excite", F.relu(apply("squeeze", f.mean(dim=(2, 3), keepdim=True))))
+    return f + f * torch.sigmoid(weights)
+
+
+def _predict(op: Predict, apply: Apply, x: Tensor) -> Tensor:
+    return apply("conv", x)
+
+
+_COMPUTE: dict[type[Operator], Callable[..., Tensor]] = {
+    Conv: _conv,
+    Skip: _skip,
+    DownUp: _down_up,
+    SelfAttention: _attention,
+    FeatureFusion: _fusion,
+    Predict: _predict,
+}
+
+
+def compute(operator: Operator, apply: Apply, inputs: Sequence[Tensor]) -> Tensor:
+    """Compute an operator on inputs (N, C_i, H_i, W_i), with its layers given by `apply`."""
+    return _COMPUTE[type(operator)](operator, apply, gather(inputs))
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution with the batch norm that follows it (`norm`, or None)."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(
+            sum(layer.sources), layer.out, layer.kernel, layer.stride, layer.kernel // 2, bias=layer.bias
+        )
+        self.norm = nn.BatchNorm2d(layer.out) if layer.norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.norm is None else self.norm(y)
+
+    def fold(self) -> None:
+        """Merge the norm's running statistics into weight and bias; the norm is gone then."""
+        norm = self.norm
+        if norm is None:
+            return
+        assert norm.running_var is not None and norm.running_mean is not None
+        with torch.no_grad():
+            factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            bias = norm.bias - norm.running_mean * factor
+            if self.bias is not None:
+                bias = bias + self.bias * factor
+            self.weight.mul_(factor[:, None, None, None])
+            self.bias = nn.Parameter(bias)
+        self.norm = None
+
+
+class Factor(nn.Module):
+    """Multiply by one trained number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value * x
+
+
+def layer_module(layer: Layer | Norm | Scalar) -> nn.Module:
+    """Make the module that holds a layer's weights."""
+    if isinstance(layer, Layer):
+        return ConvNorm(layer)
+    return nn.BatchNorm2d(layer.channels) if isinstance(layer, Norm) else Factor()
+
+
+class Block(nn.Module):
+    """One operator with weights of its own: inputs (N, C_i, H_i, W_i) to output (N, C, H, W)."""
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__()
+        self.operator = operator
+        for layer in operator.layers():
+            self.add_module(layer.name, layer_module(layer))
+        initialise(self)
+
+    def _apply_layer(self, name: str, x: Tensor) -> Tensor:
+        y: Tensor = self.get_submodule(name)(x)
+        return y
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return compute(self.operator, self._apply_layer, inputs)
+
+    def fold(self) -> None:
+        """Merge every batch norm that follows a convolution into it."""
+        for module in self.children():
+            if isinstance(module, ConvNorm):
+                module.fold()
+
+    def folded(self) -> Block:
+        """Return a copy in eval mode with its batch norms folded."""
+        import copy
+
+        block = copy.deepcopy(self).eval()
+        block.fold()
+        return block
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise all weights: He-normal convolutions (fan out, ReLU), norms at 1 and 0, biases at 0.
+
+    The last norm of every self-attention starts at 0, so that its block starts as its shortcut.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.BatchNorm2d):
+            nn.init.constant_(child.weight, 0.0 if name.endswith("expand.norm") else 1.0)
+            nn.init.zeros_(child.bias)

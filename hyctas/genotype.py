@@ -1,0 +1,262 @@
+"""Describe a network as plain frozen data: explicit channel numbers, canonical JSON, a normal form and an id.
+
+Two genotypes describe the same network exactly when their normal forms are equal, and then their ids are equal:
+
+1. a stride-1 skip means an absent cell and is dropped; a stride-2 skip is a cell and is kept;
+2. branches are sorted by their final stride;
+3. shared prefixes are not written down: which cells two branches share follows from the cells (`shared_length`).
+
+Classes and labels are not part of a genotype. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from export.errors import InvalidInput
+
+FORMAT_VERSION = 1
+CELL_OPERATORS = ("skip", "conv", "downup", "downup2x", "attention")
+HEAD_KINDS = ("light", "head1", "head2")
+HEAD_BLOCKS = ("conv", "downup2x")
+TRUNK_STRIDE = 8
+"""Stride at which the stem ends and all branches start."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where published arithmetic differs from the corrected one: one field per difference, read by `plan.lower` alone."""
+
+    linear_stem: bool = False
+    """The first stem convolution has no ReLU."""
+    linear_fusion: bool = False
+    """The convolutions that bring a branch back to stride 8 have no ReLU."""
+    linear_projection: bool = False
+    """The head's projections of low-level features have no ReLU."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The free choices of a self-attention cell (see `operators.SelfAttention`)."""
+
+    heads: int = 1
+    qk_channels: int = 8
+    scale: float | None = None
+    pool: int = 1
+    half_resolution: bool = False
+    residual: str = "gamma"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One operator of a branch."""
+
+    op: str
+    """One of `CELL_OPERATORS`."""
+    out: int
+    """Output channels."""
+    stride: int = 1
+    attention: Attention | None = None
+    """Given exactly when `op` is "attention"."""
+
+
+@dataclass(frozen=True)
+class StemConv:
+    """A 3x3 convolution of the stem; the last one at stride 4 and at stride 8 feed the head."""
+
+    out: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Channels on the way back: after refining at stride 16, at stride 8, and after all branches are joined."""
+
+    refine16: int
+    refine8: int
+    out: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """From fused features to logits.
+
+    `light` predicts at stride 8; `head1` joins the stem's stride-4 features and predicts at stride 4; `head2` joins the stem's
+    stride-8 features first, then those of stride 4.
+    """
+
+    kind: str
+    """One of `HEAD_KINDS`."""
+    channels: int
+    """Channels in front of the prediction."""
+    block: str = "conv"
+    """One of `HEAD_BLOCKS`: the operator that joins."""
+    low4: int = 0
+    """Channels that the stride-4 features are projected to (head1, head2)."""
+    low8: int = 0
+    """Channels that the stride-8 features are projected to (head2)."""
+    attention: Attention | None = None
+    """A self-attention on the fused features, before anything else."""
+
+
+Branch = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """A whole network, up to its classes."""
+
+    stem: tuple[StemConv, ...]
+    branches: tuple[Branch, ...]
+    fusion: Fusion
+    head: Head
+    arithmetic: Arithmetic = Arithmetic()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def id(self) -> str:
+        """The first 12 hexadecimal digits of the sha256 of the normal form's JSON."""
+        return hashlib.sha256(normal_form(self).to_json().encode()).hexdigest()[:12]
+
+    @property
+    def final_strides(self) -> tuple[int, ...]:
+        """Final stride of each branch."""
+        return tuple(final_stride(branch) for branch in self.branches)
+
+    def to_json(self) -> str:
+        """Write canonical JSON: sorted keys, no spaces."""
+        value = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """Read what `to_json` writes (any spacing).
+
+        Raises:
+            InvalidInput: not JSON, an unknown format version, an unknown, missing or wrongly typed field, or values that
+                describe no network; the text names the place.
+        """
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(f"genotype is not valid JSON: {error}") from None
+        if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
+            found = value.get("format_version") if isinstance(value, dict) else None
+            raise InvalidInput(f"genotype has format_version {found!r}; this release reads {FORMAT_VERSION}")
+        del value["format_version"]
+        fields = _fields(cls, value, "genotype")
+        branches = _list(fields["branches"], "branches")
+        return cls(
+            stem=tuple(_read(StemConv, item, f"stem[{i}]") for i, item in enumerate(_list(fields["stem"], "stem"))),
+            branches=tuple(
+                tuple(_read_cell(cell, f"branches[{b}][{i}]") for i, cell in enumerate(_list(branch, f"branches[{b}]")))
+                for b, branch in enumerate(branches)
+            ),
+            fusion=_read(Fusion, fields["fusion"], "fusion"),
+            head=_read(Head, fields["head"], "head"),
+            arithmetic=_read(Arithmetic, fields["arithmetic"], "arithmetic"),
+        )
+
+
+def final_stride(branch: Branch) -> int:
+    """Return the stride at which a branch ends."""
+    stride = TRUNK_STRIDE
+    for cell in branch:
+        stride *= cell.stride
+    return stride
+
+
+def normal_form(genotype: Genotype) -> Genotype:
+    """Return the genotype in which equivalent networks are equal (rules 1 and 2 above)."""
+    return dataclasses.replace(genotype, branches=tuple(sorted(normal_branches(genotype), key=final_stride)))
+
+
+def shared_length(first: Branch, second: Branch) -> int:
+    """Count the leading cells that two branches share: equal ones, never the last cell of either."""
+    longest = min(len(first), len(second)) - 1
+    for index in range(longest):
+        if first[index] != second[index]:
+            return index
+    return max(longest, 0)
+
+
+def _check(genotype: Genotype) -> None:
+    """Raise InvalidInput where values describe no network."""
+    strides = [conv.stride for conv in genotype.stem]
+    product = 1
+    for stride in strides:
+        product *= stride
+    if product != TRUNK_STRIDE or any(stride not in (1, 2) for stride in strides):
+        raise InvalidInput(f"stem strides {strides} must be 1 or 2 with product {TRUNK_STRIDE}")
+    channels = [conv.out for conv in genotype.stem] + [cell.out for branch in genotype.branches for cell in branch]
+    channels += [genotype.fusion.refine16, genotype.fusion.refine8, genotype.fusion.out, genotype.head.channels]
+    if min(channels) < 1:
+        raise InvalidInput("every channel number of a genotype must be at least 1")
+    for index, branch in enumerate(genotype.branches):
+        for position, cell in enumerate(branch):
+            where = f"branches[{index}][{position}]"
+            if cell.op not in CELL_OPERATORS:
+                raise InvalidInput(f"{where}: unknown op {cell.op!r}; known: {', '.join(CELL_OPERATORS)}")
+            if cell.stride not in (1, 2):
+                raise InvalidInput(f"{where}: stride {cell.stride} is not 1 or 2")
+            if (cell.attention is not None) != (cell.op == "attention"):
+                raise InvalidInput(f'{where}: the field "attention" belongs to op "attention" and to no other')
+    ends = sorted(genotype.final_strides)
+    if not ends or len(set(ends)) != len(ends) or any(end not in (8, 16, 32) for end in ends):
+        raise InvalidInput(f"branches end at strides {ends}; they must be distinct ones of 8, 16, 32")
+    if any(not branch for branch in normal_branches(genotype)):
+        raise InvalidInput("a branch has no cell besides stride-1 skips")
+    head = genotype.head
+    if head.kind not in HEAD_KINDS or head.block not in HEAD_BLOCKS:
+        raise InvalidInput(f"head {head.kind!r}/{head.block!r}: kinds are {HEAD_KINDS}, blocks {HEAD_BLOCKS}")
+    if (head.low4 > 0) != (head.kind != "light") or (head.low8 > 0) != (head.kind == "head2"):
+        raise InvalidInput(f"head {head.kind}: low4 belongs to head1 and head2, low8 to head2; got {head.low4}, {head.low8}")
+
+
+def normal_branches(genotype: Genotype) -> tuple[Branch, ...]:
+    """Return the branches without their stride-1 skips."""
+    return tuple(tuple(c for c in branch if c.op != "skip" or c.stride == 2) for branch in genotype.branches)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidInput(f"genotype: {where} must be a list, found {type(value).__name__}")
+    return value
+
+
+def _fields(kind: type, value: Any, where: str) -> dict[str, Any]:
+    """Check that a JSON object has exactly the fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(value, dict):
+        raise InvalidInput(f"genotype: {where} must be an object, found {type(value).__name__}")
+    if unknown := sorted(set(value) - set(names)):
+        raise InvalidInput(f"genotype: {where} has unknown fields {unknown}; known: {names}")
+    if missing := [name for name in names if name not in value]:
+        raise InvalidInput(f"genotype: {where} lacks the fields {missing}")
+    return value
+
+
+def _read(kind: type, value: Any, where: str) -> Any:
+    """Build a dataclass of scalars (and an optional Attention) from a JSON object, checking every type."""
+    fields = dict(_fields(kind, value, where))
+    for field in dataclasses.fields(kind):
+        item, allowed = fields[field.name], str(field.type)
+        if allowed.startswith("Attention"):
+            fields[field.name] = None if item is None else _read(Attention, item, f"{where}.{field.name}")
+            continue
+        fits = {"int": int, "str": str, "bool": bool, "float": (int, float)}[allowed.split(" ")[0]]
+        boolean = isinstance(item, bool) and allowed != "bool"
+        if not (item is None and "None" in allowed) and (boolean or not isinstance(item, fits)):
+            raise InvalidInput(f"genotype: {where}.{field.name} must be {allowed}, found {item!r}")
+    return kind(**fields)
+
+
+def _read_cell(value: Any, where: str) -> Cell:
+    cell: Cell = _read(Cell, value, where)
+    return cell

@@ -1,0 +1,152 @@
+"""Build a torch network from a genotype: one block per node of its plan."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.errors import CorruptFile, InvalidInput
+from hyctas.blocks import Block, upsample
+from hyctas.genotype import Genotype
+from hyctas.plan import IMAGE, Node, lower
+
+
+class Network(nn.Module):
+    """A segmentation network. Its state dict uses the plan's node names: `<node>.<layer>.<tensor>`.
+
+    Any image size works: the image is padded (zeros, bottom and right) to a multiple of the largest stride, and outputs are
+    cropped back.
+    """
+
+    def __init__(self, genotype: Genotype, num_classes: int) -> None:
+        super().__init__()
+        plan = lower(genotype, (max(genotype.final_strides),) * 2, num_classes)
+        self.genotype, self.num_classes = plan.genotype, num_classes
+        self.nodes: tuple[Node, ...] = plan.nodes
+        self.multiple, self.output_stride = max(genotype.final_strides), plan.output_stride
+        for node in self.nodes:
+            _attach(self, node.name, Block(node.operator))
+
+    def block(self, name: str) -> Block:
+        """Return the block of a node."""
+        block = self.get_submodule(name)
+        assert isinstance(block, Block)
+        return block
+
+    def padded_logits(self, image: Tensor) -> Tensor:
+        """Return the logits of the padded image, (N, classes, padded H / s, padded W / s)."""
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise InvalidInput(f"a network takes images (N, 3, H, W), got {tuple(image.shape)}")
+        right, bottom = -image.shape[3] % self.multiple, -image.shape[2] % self.multiple
+        x = F.pad(image, (0, right, 0, bottom)) if right or bottom else image
+        values, remaining = {IMAGE: x}, _uses(self.nodes)
+        for node in self.nodes:
+            values[node.name] = self.block(node.name)(*(values[name] for name in node.inputs))
+            for name in node.inputs:
+                remaining[name] -= 1
+                if not remaining[name]:
+                    del values[name]
+        return values[self.nodes[-1].name]
+
+    def forward_native(self, image: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits at the head's stride s: (N, classes, ceil(H / s), ceil(W / s))."""
+        s = self.output_stride
+        return self.padded_logits(image)[:, :, : -(-image.shape[2] // s), : -(-image.shape[3] // s)]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map normalised images (N, 3, H, W) to logits at the same size: (N, classes, H, W)."""
+        return upsample(self.padded_logits(image), image.shape[2:], self.output_stride)
+
+    def folded(self) -> Network:
+        """Return a copy in eval mode with batch norms merged into the convolutions before them."""
+        network = copy.deepcopy(self).eval()
+        for node in network.nodes:
+            network.block(node.name).fold()
+        return network
+
+
+def build(genotype: Genotype, num_classes: int) -> Network:
+    """Build a network with fresh weights (from torch's global generator).
+
+    Raises:
+        InvalidInput: the genotype describes no network.
+    """
+    return Network(genotype, num_classes)
+
+
+def save_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a network's weights as safetensors, safely (see `export.files`)."""
+    from export.files import write_bytes
+
+    write_bytes(path, weights_bytes(network, metadata))
+
+
+def weights_bytes(network: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
+    """Return a network's weights as the bytes of a safetensors file."""
+    from safetensors.torch import save
+
+    data: bytes = save({name: t.detach().contiguous() for name, t in network.state_dict().items()}, metadata)
+    return data
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load weights that `save_weights` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CorruptFile: not a safetensors file, or tensors are missing, unknown, of another shape, or not finite.
+    """
+    state = read_tensors(path)
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise CorruptFile(path, f"lacks the tensor {name!r}")
+        if name not in expected:
+            raise CorruptFile(path, f"holds the unknown tensor {name!r}; was it written for another genotype?")
+        if state[name].shape != expected[name].shape:
+            raise CorruptFile(
+                path, f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+            )
+        if not torch.isfinite(state[name]).all():
+            raise CorruptFile(path, f"{name!r} holds NaN or infinity")
+    network.load_state_dict(state)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CorruptFile: not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Any] = load(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise CorruptFile(path, f"not a whole safetensors file ({error})") from None
+    return tensors
+
+
+def _uses(nodes: tuple[Node, ...]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in nodes:
+        for name in node.inputs:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _attach(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Register a module under a dotted name, so that state-dict keys are node names."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        if parent not in dict(root.named_children()):
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    root.add_module(leaf, module)

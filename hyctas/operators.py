@@ -1,0 +1,346 @@
+"""Define the operators of the search space as frozen data: one definition from which everything else derives.
+
+An operator's `layers` list its weights. Module (`hyctas/blocks.py`), ONNX graph, parameters, MACs, bytes moved and the key of
+the latency table all come from that one list, so they cannot disagree. No torch here.
+
+| operator        | what it computes (reference section of the paper's code in brackets)                                  |
+|-----------------|--------------------------------------------------------------------------------------------------------|
+| `Conv`          | conv k x k (stride 1 or 2), batch norm, ReLU [2.4, id 1]; with several sources: resize, concat, conv     |
+| `Skip`          | stride 2: two 1x1 convs on the even and the odd pixels, concat, norm, ReLU [2.4, id 0]                   |
+| `DownUp`        | light-weight convolution: 3x3 convs at half resolution beside a full-resolution 1x1 [2.5, ids 2, 3]      |
+| `SelfAttention` | 1x1, self-attention over all positions, 1x1, with a shortcut [2.6, id 4]                                |
+| `FeatureFusion` | 1x1 conv over all branches, re-weighted per channel from the global average [2.7]                       |
+| `Predict`       | 1x1 conv with bias to the classes                                                                       |
+
+Shapes are (channels, height, width) of one image. Spatial sizes halve by rounding up, so any input size works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+Shape = tuple[int, int, int]
+BYTES_PER_ELEMENT = 4
+"""Size of an fp32 element; `bytes_moved` counts in fp32 whatever the target computes in."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of an operator, with what follows it.
+
+    Its weights are `<name>.weight` (out, sum(sources), kernel, kernel), `<name>.bias` where `bias`, and with `norm` a batch
+    norm over its outputs. A convolution after a concatenation holds one input block per source.
+    """
+
+    name: str
+    sources: tuple[int, ...]
+    out: int
+    kernel: int = 1
+    stride: int = 1
+    bias: bool = False
+    norm: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Count trainable parameters: weights, bias, and the norm's scale and shift."""
+        return self.out * sum(self.sources) * self.kernel**2 + self.out * self.bias + 2 * self.out * self.norm
+
+    def macs(self, height: int, width: int) -> int:
+        """Count multiply-accumulates for one image with the given output size."""
+        return self.out * sum(self.sources) * self.kernel**2 * height * width
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm that does not follow a convolution. Its weights are `<name>.weight` and `<name>.bias`, (channels)."""
+
+    name: str
+    channels: int
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.channels
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One trainable number `<name>`."""
+
+    name: str
+    parameters: ClassVar[int] = 1
+
+
+def half(size: int) -> int:
+    """Return the size after a stride of 2: rounded up, so that odd sizes need no special care."""
+    return (size + 1) // 2
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What all operators share: sources, output channels, and everything that derives from the layers."""
+
+    sources: tuple[int, ...]
+    """Channels of each input; inputs of different resolution are resized to the largest and concatenated."""
+    out: int
+    """Output channels."""
+
+    label: ClassVar[str]
+    """Name in genotypes, node names and reports."""
+
+    def __post_init__(self) -> None:
+        if not self.sources or min(self.sources) < 1 or self.out < 1:
+            raise ValueError(f"{type(self).__name__} needs positive channels, got {self.sources} -> {self.out}")
+        if self.stride not in (1, 2):
+            raise ValueError(f"{type(self).__name__} has stride 1 or 2, not {self.stride}")
+
+    @property
+    def stride(self) -> int:
+        return 1
+
+    def layers(self) -> tuple[Layer | Norm | Scalar, ...]:
+        """List everything that holds weights, in order of use."""
+        raise NotImplementedError(type(self).__name__)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Give the output size of every convolution, for an input of the given size."""
+        raise NotImplementedError(type(self).__name__)
+
+    def core_macs(self, height: int, width: int) -> int:
+        """Count multiply-accumulates outside the layers (the attention itself)."""
+        return 0
+
+    def input_size(self, shapes: Sequence[Shape]) -> tuple[int, int]:
+        """Return the size that inputs are resized to: the largest of them."""
+        if tuple(shape[0] for shape in shapes) != self.sources:
+            raise ValueError(f"{self} got inputs of shapes {list(shapes)}; their channels must be {self.sources}")
+        return max((shape[1], shape[2]) for shape in shapes)
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the (channels, height, width) of the output."""
+        height, width = self.input_size(shapes)
+        return (self.out, height, width) if self.stride == 1 else (self.out, half(height), half(width))
+
+    @property
+    def parameters(self) -> int:
+        """Count trainable parameters."""
+        return sum(layer.parameters for layer in self.layers())
+
+    def macs(self, shapes: Sequence[Shape]) -> int:
+        """Count multiply-accumulates for one image: convolutions and attention products, as torch's flop counter does."""
+        size = self.input_size(shapes)
+        sizes = self.layer_sizes(*size)
+        convs = sum(layer.macs(*sizes[layer.name]) for layer in self.layers() if isinstance(layer, Layer))
+        return convs + self.core_macs(*size)
+
+    def bytes_moved(self, shapes: Sequence[Shape]) -> int:
+        """Count bytes of inputs, output and weights, each once, in fp32: the least that must move."""
+        tensors = [*shapes, self.output_shape(shapes)]
+        return BYTES_PER_ELEMENT * (sum(c * h * w for c, h, w in tensors) + self.parameters)
+
+    def key(self, shapes: Sequence[Shape]) -> str:
+        """Return the row of the latency table: canonical JSON of the class name, all fields, and the input shapes."""
+        self.input_size(shapes)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps({"operator": type(self).__name__, **fields, "inputs": list(shapes)}, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Conv(Operator):
+    """Convolution, batch norm and (optionally) ReLU."""
+
+    kernel: int = 3
+    cell_stride: int = 1
+    relu: bool = True
+    label = "conv"
+
+    @property
+    def stride(self) -> int:
+        return self.cell_stride
+
+    def layers(self) -> tuple[Layer, ...]:
+        return (Layer("conv", self.sources, self.out, self.kernel, self.stride),)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        return {"conv": (height, width) if self.stride == 1 else (half(height), half(width))}
+
+
+@dataclass(frozen=True)
+class Skip(Operator):
+    """Halve the resolution with 1x1 convolutions only (factorised reduction).
+
+    The published release ignores its stride (a defect); here it has always stride 2, and a stride-1 skip is no cell at all.
+    """
+
+    label = "skip"
+
+    @property
+    def stride(self) -> int:
+        return 2
+
+    def layers(self) -> tuple[Layer | Norm, ...]:
+        even = self.out // 2
+        return (
+            Layer("even", self.sources, even, 1, 2, norm=False),
+            Layer("odd", self.sources, self.out - even, 1, 2, norm=False),
+            Norm("norm", self.out),
+        )
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        size = (half(height), half(width))
+        return {"even": size, "odd": size}
+
+
+@dataclass(frozen=True)
+class DownUp(Operator):
+    """Light-weight convolution: `depth` 3x3 convolutions at half resolution.
+
+    Stride 1: ReLU(Up(convs(Down(x))) + norm(conv1x1(x))); stride 2: ReLU(convs(Down(x))), without Up and shortcut.
+    """
+
+    depth: int = 1
+    cell_stride: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth not in (1, 2):
+            raise ValueError(f"DownUp has depth 1 or 2, not {self.depth}")
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return "downup" if self.depth == 1 else "downup2x"
+
+    @property
+    def stride(self) -> int:
+        return self.cell_stride
+
+    def layers(self) -> tuple[Layer, ...]:
+        convs = [Layer("first", self.sources, self.out, 3)]
+        if self.depth == 2:
+            convs.append(Layer("second", (self.out,), self.out, 3))
+        if self.stride == 1:
+            convs.append(Layer("shortcut", self.sources, self.out, 1))
+        return tuple(convs)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        low = (half(height), half(width))
+        return {"first": low, "second": low, "shortcut": (height, width)}
+
+
+@dataclass(frozen=True)
+class SelfAttention(Operator):
+    """Self-attention between two 1x1 convolutions, with a shortcut around all.
+
+    y = ReLU(norm(conv1x1(x))); a = attention(q, k, v of y); z = y + gamma * a (or y + norm(a)); output =
+    ReLU(shortcut(x) + norm(conv1x1(ReLU(norm(z))))). Stride 2 averages 2x2 pixels before anything else.
+    """
+
+    heads: int = 1
+    qk_channels: int = 8
+    """Channels of q and of k, all heads together."""
+    scale: float | None = None
+    """Factor on the logits q.k; None: unscaled, as published."""
+    pool: int = 1
+    """Keys and values are averaged over pool x pool pixels; 1: all positions."""
+    half_resolution: bool = False
+    """Work at half resolution inside (average before, bilinear after); the shortcut stays at full resolution."""
+    residual: str = "gamma"
+    """How the attention joins its input: "gamma" (a trained factor) or "bn" (a batch norm)."""
+    cell_stride: int = 1
+    label = "attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.sources) != 1:
+            raise ValueError("SelfAttention takes one input")
+        if self.qk_channels % self.heads or self.out % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide {self.qk_channels} q/k channels and {self.out} channels")
+        if self.residual not in ("gamma", "bn") or self.pool < 1:
+            raise ValueError(f'residual is "gamma" or "bn" and pool at least 1, not {self.residual!r} and {self.pool}')
+
+    @property
+    def stride(self) -> int:
+        return self.cell_stride
+
+    def layers(self) -> tuple[Layer | Norm | Scalar, ...]:
+        c = (self.out,)
+        joint = Scalar("gamma") if self.residual == "gamma" else Norm("joint", self.out)
+        shortcut = () if self.sources == c and self.stride == 1 else (Layer("shortcut", self.sources, self.out),)
+        return (
+            *shortcut,
+            Layer("reduce", self.sources, self.out),
+            Layer("query", c, self.qk_channels, bias=True, norm=False),
+            Layer("key", c, self.qk_channels, bias=True, norm=False),
+            Layer("value", c, self.out, bias=True, norm=False),
+            joint,
+            Norm("norm", self.out),
+            Layer("expand", c, self.out),
+        )
+
+    def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Return the sizes of the output, of the queries, and of the keys."""
+        outer = (height, width) if self.stride == 1 else (half(height), half(width))
+        inner = (half(outer[0]), half(outer[1])) if self.half_resolution else outer
+        return outer, inner, (-(-inner[0] // self.pool), -(-inner[1] // self.pool))
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        outer, inner, keys = self._sizes(height, width)
+        return {"shortcut": outer, "reduce": inner, "query": inner, "key": keys, "value": keys, "expand": inner}
+
+    def core_macs(self, height: int, width: int) -> int:
+        _, (h, w), (kh, kw) = self._sizes(height, width)
+        return h * w * kh * kw * (self.qk_channels + self.out)
+
+
+@dataclass(frozen=True)
+class FeatureFusion(Operator):
+    """Join the branches: f = ReLU(norm(conv1x1(concat))); output f + f * sigmoid(two 1x1 convs of the global average)."""
+
+    label = "fusion"
+
+    def layers(self) -> tuple[Layer, ...]:
+        c = (self.out,)
+        return (
+            Layer("join", self.sources, self.out),
+            Layer("squeeze", c, self.out, bias=True, norm=False),
+            Layer("excite", c, self.out, bias=True, norm=False),
+        )
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        return {"join": (height, width), "squeeze": (1, 1), "excite": (1, 1)}
+
+
+@dataclass(frozen=True)
+class Predict(Operator):
+    """Map features to one logit per class with a 1x1 convolution and bias."""
+
+    label = "predict"
+
+    def layers(self) -> tuple[Layer, ...]:
+        return (Layer("conv", self.sources, self.out, bias=True, norm=False),)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        return {"conv": (height, width)}
+
+
+OPERATORS: dict[str, type[Operator]] = {
+    kind.__name__: kind for kind in (Conv, Skip, DownUp, SelfAttention, FeatureFusion, Predict)
+}
+
+
+def from_key(key: str) -> tuple[Operator, tuple[Shape, ...]]:
+    """Rebuild the operator and its input shapes from a latency table's key.
+
+    Raises:
+        ValueError: not a key that `Operator.key` writes.
+    """
+    fields: dict[str, Any] = json.loads(key)
+    kind, shapes = OPERATORS[fields.pop("operator")], fields.pop("inputs")
+    fields["sources"] = tuple(fields["sources"])
+    operator, inputs = kind(**fields), tuple((c, h, w) for c, h, w in shapes)
+    if operator.key(inputs) != key:
+        raise ValueError(f"not a canonical operator key: {key}")
+    return operator, inputs

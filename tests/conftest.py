@@ -1,0 +1,24 @@
+"""Settings that all tests share: two threads, and deterministic property tests without deadlines."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+settings.register_profile(
+    "project", deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck), database=None
+)
+settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Seed torch's global generator per test; the library itself never does."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.manual_seed(0)

@@ -1,0 +1,131 @@
+"""Plan and cost: closed forms against torch's own counter, names, sharing, and the extent of the spaces."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from export.errors import InvalidInput
+from hyctas.blocks import Block
+from hyctas.network import build
+from hyctas.operators import Conv, DownUp, FeatureFusion, Operator, Predict, SelfAttention, Skip, from_key
+from hyctas.plan import IMAGE, lower
+from hyctas.space import edge, tiny
+
+EDGE, TINY = edge(), tiny()
+EDGE_KEYS = frozenset(EDGE.keys((360, 480), 11))
+seeds = st.integers(0, 2**32 - 1)
+
+OPERATORS: list[Operator] = [
+    *(Conv(sources, 16, kernel, stride) for sources in ((8,), (8, 24)) for kernel in (1, 3) for stride in (1, 2)),
+    Skip((8,), 16),
+    Skip((8,), 15),
+    *(DownUp((8,), 16, depth, stride) for depth in (1, 2) for stride in (1, 2)),
+    DownUp((8, 16), 16, 2),
+    *(
+        SelfAttention((c,), 16, heads, 8, 0.5, pool, half, residual, stride)
+        for c, heads, pool, half, residual, stride in itertools.product(
+            (8, 16), (1, 4), (1, 2), (False, True), ("gamma", "bn"), (1, 2)
+        )
+    ),
+    FeatureFusion((8, 8, 16), 16),
+    Predict((16,), 5),
+]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 1)], ids=str)
+def test_closed_forms_equal_torch(operator: Operator, size: tuple[int, int]) -> None:
+    shapes = tuple((channels, *size) for channels in operator.sources)
+    with torch.device("meta"):
+        block = Block(operator).eval()
+        inputs = [torch.empty(1, *shape) for shape in shapes]
+    with FlopCounterMode(display=False) as counter:
+        output = block(*inputs)
+    assert tuple(output.shape[1:]) == operator.output_shape(shapes)
+    assert counter.get_total_flops() == 2 * operator.macs(shapes)
+    assert sum(p.numel() for p in block.parameters()) == operator.parameters
+    assert from_key(operator.key(shapes)) == (operator, shapes)
+
+
+@given(seeds, st.integers(33, 200), st.integers(33, 200))
+@settings(max_examples=12)
+def test_network_costs_equal_torch(seed: int, height: int, width: int) -> None:
+    genotype = EDGE.sample(np.random.default_rng(seed))
+    plan = lower(genotype, (height, width), 7)
+    with torch.device("meta"):
+        network = build(genotype, 7).eval()
+        image = torch.empty(1, 3, height, width)
+    with FlopCounterMode(display=False) as counter:
+        native = network.forward_native(image)
+    stride = plan.output_stride
+    assert native.shape == (1, 7, math.ceil(height / stride), math.ceil(width / stride))
+    assert network(image).shape == (1, 7, height, width)
+    assert counter.get_total_flops() == 2 * plan.macs
+    assert sum(p.numel() for p in network.parameters()) == plan.parameters
+
+
+@given(seeds)
+@settings(max_examples=60)
+def test_every_node_of_edge_has_a_key(seed: int) -> None:
+    plan = lower(EDGE.sample(np.random.default_rng(seed)), (360, 480), 11)
+    assert {node.key for node in plan.nodes} <= EDGE_KEYS
+
+
+@given(seeds)
+def test_plan_is_ordered_and_named_once(seed: int) -> None:
+    genotype = EDGE.sample(np.random.default_rng(seed))
+    plan = lower(genotype, (360, 480), 11)
+    seen = {IMAGE}
+    for node in plan.nodes:
+        assert node.name not in seen and seen.issuperset(node.inputs)
+        assert node.shape[1:] == (plan.padded[0] // node.stride, plan.padded[1] // node.stride)
+        seen.add(node.name)
+    used = {name for node in plan.nodes for name in node.inputs}
+    assert seen - used == {plan.nodes[-1].name}, "every node but the last feeds another"
+    for final, branch in zip(genotype.final_strides, genotype.branches, strict=True):
+        trunk = [node for node in plan.nodes if node.part == "trunk" and final in node.branches]
+        assert [node.operator.out for node in trunk] == [cell.out for cell in branch]
+
+
+def test_equal_branches_share_all_but_their_ends() -> None:
+    plan = lower(TINY.largest(), (64, 64), 3)
+    shared = [node.branches for node in plan.nodes if node.part == "trunk"]
+    assert shared.count((8, 16, 32)) == 1 and (16, 32) in shared and (32,) in shared
+
+
+def test_edge_is_what_it_promises() -> None:
+    assert len(EDGE_KEYS) <= 1200
+    assert lower(EDGE.smallest(), (360, 480), 11).macs < 0.3e9
+    assert lower(EDGE.largest(), (360, 480), 11).macs > 8e9
+    rng = np.random.default_rng(0)
+    macs = [lower(EDGE.sample(rng), (360, 480), 11).macs for _ in range(300)]
+    assert min(macs) < 0.6e9 and max(macs) > 7e9
+    kinds = {count: sum(len(EDGE.sample(rng, (1, 2, 3)).branches) == count for _ in range(300)) for count in (1, 2, 3)}
+    assert kinds[1] < kinds[2] < kinds[3]
+
+
+def test_spaces_differ_by_hash() -> None:
+    assert EDGE.hash != TINY.hash and EDGE.hash == edge().hash
+
+
+def test_peak_memory_of_a_chain() -> None:
+    plan = lower(TINY.smallest(), (32, 32), 3)
+    largest = max(4 * (sum(map(math.prod, node.input_shapes)) + math.prod(node.shape)) for node in plan.nodes)
+    assert largest <= plan.peak_bytes <= 4 * sum(math.prod(node.shape) for node in plan.nodes) + 4 * 3 * 32 * 32
+
+
+def test_bad_sizes_and_shapes() -> None:
+    with pytest.raises(InvalidInput, match="positive"):
+        lower(TINY.smallest(), (0, 32), 3)
+    with pytest.raises(ValueError, match="channels must be"):
+        Conv((8,), 8).key([(9, 4, 4)])
+    with pytest.raises(ValueError, match="heads do not divide"):
+        SelfAttention((8,), 8, heads=3)
