@@ -1,0 +1,103 @@
+"""Generate labelled street scenes, so that everything can be tried without a data set.
+
+Every frame is a function of (seed, split, number, size). Four frames in a row are one clip: one street, with a camera
+and traffic that move a little, as in a video. Classes share colours (see `hyctas.data.world`), so that a network needs
+surroundings and position to tell them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from export.errors import InvalidInput
+from export.target import format_size
+from hyctas.data.labels import Labels
+from hyctas.data.painting import STREET, paint
+from hyctas.data.sample import Sample
+from hyctas.data.world import Street, invent_street
+
+FRAMES_PER_CLIP = 4
+_SPLITS = ("train", "val")
+_SMALLEST, _LARGEST = 16, 8192
+_VERSION = 1
+"""Raise this when the same seed draws another picture."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A generated data set in the classes of `STREET`."""
+
+    seed: int = 0
+    """Another seed, other streets."""
+    train: int = 200
+    """Number of training frames."""
+    val: int = 40
+    """Number of validation frames."""
+    size: tuple[int, int] = (96, 128)
+    """Height and width."""
+
+    def __post_init__(self) -> None:
+        if min(self.seed, self.train, self.val) < 0:
+            raise InvalidInput(f"scenes: seed {self.seed}, train {self.train}, val {self.val}; none may be negative")
+        if not (_SMALLEST <= min(self.size) and max(self.size) <= _LARGEST):
+            raise InvalidInput(f"scenes: size {format_size(self.size)} has a side outside {_SMALLEST}..{_LARGEST}")
+
+    @property
+    def name(self) -> str:
+        """What a user types to get this data set."""
+        return f"scenes:seed={self.seed},train={self.train},val={self.val},size={format_size(self.size)}"
+
+    @property
+    def labels(self) -> Labels:
+        """The classes of the streets."""
+        return STREET
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Train and val; no street is in both."""
+        return _SPLITS
+
+    def samples(self, split: str) -> tuple[Sample, ...]:
+        """List a split: clips of four frames, the last perhaps shorter."""
+        count = self.train if self._number(split) == 0 else self.val
+        numbers = (divmod(i, FRAMES_PER_CLIP) for i in range(count))
+        return tuple(Sample(f"{split}_{clip:04d}_{frame}", _clip(split, clip), frame) for clip, frame in numbers)
+
+    def load(self, split: str, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Paint one frame; see `hyctas.data.sample.Source.load`."""
+        number = self._number(split)
+        clip = sample.clip.removeprefix(f"{split}-")
+        if not (clip.isascii() and clip.isdecimal() and sample.clip == _clip(split, int(clip)) and sample.index >= 0):
+            raise InvalidInput(f"{self.name}: split {split!r} has no clip {sample.clip!r}")
+        key = (self.seed, number, int(clip))
+        return paint(_street(*key), sample.index, self.size, np.random.default_rng([*key, sample.index, 1]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identify the data set by seed, counts, size and the version of the generator."""
+        counts = {"train": self.train, "val": self.val}
+        return {
+            "kind": "scenes",
+            "version": _VERSION,
+            "seed": self.seed,
+            "counts": counts,
+            "size": format_size(self.size),
+            "classes": list(STREET.names),
+        }
+
+    def _number(self, split: str) -> int:
+        if split not in _SPLITS:
+            raise InvalidInput(f"{self.name}: no split {split!r}; it has: {', '.join(_SPLITS)}")
+        return _SPLITS.index(split)
+
+
+def _clip(split: str, number: int) -> str:
+    return f"{split}-{number:04d}"
+
+
+@lru_cache(maxsize=64)
+def _street(seed: int, split: int, clip: int) -> Street:
+    return invent_street(np.random.default_rng([seed, split, clip]))

@@ -1,0 +1,149 @@
+"""Turn frames into training batches: joint random geometry, light, normalisation, batching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from export.errors import InvalidInput
+from hyctas.data.labels import IGNORE
+
+if TYPE_CHECKING:
+    import torch
+
+MEAN = (0.411, 0.425, 0.432)
+"""Mean of RGB in 0..1."""
+STD = (0.3, 0.31, 0.3)
+"""Standard deviation of RGB in 0..1."""
+_MARGIN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How training images are varied."""
+
+    crop: tuple[int, int]
+    """Height and width of what comes out."""
+    scale_min: float = 0.6
+    """Smallest zoom; 0.5 shows the scene at half size."""
+    scale_max: float = 1.6
+    """Largest zoom."""
+    flip: bool = True
+    """Whether to mirror left and right, half of the time."""
+    brightness: float = 0.3
+    """Intensities are multiplied by a factor of 1 +- this."""
+    offset: float = 0.1
+    """A number within +- this is added to each colour channel, of intensities in 0..1."""
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or min(self.crop) < 1:
+            raise InvalidInput(f"crop is {self.crop}; wanted a positive height and width")
+        if not 0 < self.scale_min <= self.scale_max < float("inf"):
+            raise InvalidInput(
+                f"scale_min is {self.scale_min} and scale_max {self.scale_max}; wanted 0 < scale_min <= scale_max"
+            )
+        if not 0 <= self.brightness < 1:
+            raise InvalidInput(f"brightness is {self.brightness}; wanted 0 or more and below 1")
+        if not 0 <= self.offset <= 1:
+            raise InvalidInput(f"offset is {self.offset}; wanted 0..1")
+
+
+def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one random view of a frame: zoom, crop (padded where the frame is too small), mirror, light.
+
+    The same as resizing the whole frame and cropping then, but only the region that stays is resized.
+
+    Args:
+        image: uint8 (H, W, 3).
+        label: uint8 (H, W).
+        config: what to vary.
+        rng: the same number of draws is taken whatever the settings.
+
+    Returns:
+        Image float32 (crop height, crop width, 3) in 0..1, padding = `MEAN`; label uint8 of that size, padding = 255.
+    """
+    zoom, top, left, mirror, gain = rng.random(5)
+    shift = rng.random(3)
+    scale = config.scale_min + zoom * (config.scale_max - config.scale_min)
+    rows, into_rows = _window(image.shape[0], config.crop[0], scale, top)
+    columns, into_columns = _window(image.shape[1], config.crop[1], scale, left)
+    box = (columns[0], rows[0], columns[1], rows[1])
+    size = (into_columns.stop - into_columns.start, into_rows.stop - into_rows.start)
+    view = _resize(image, box, size, Image.Resampling.BILINEAR).astype(np.float32)
+    view *= np.float32((1 + (2 * gain - 1) * config.brightness) / 255)
+    view += ((2 * shift - 1) * config.offset).astype(np.float32)
+    np.clip(view, 0, 1, out=view)
+    seen = _resize(label, box, size, Image.Resampling.NEAREST)
+    if size != (config.crop[1], config.crop[0]):
+        inner, inner_label = view, seen
+        view = np.broadcast_to(np.array(MEAN, np.float32), (*config.crop, 3)).copy()
+        seen = np.full(config.crop, IGNORE, np.uint8)
+        view[into_rows, into_columns] = inner
+        seen[into_rows, into_columns] = inner_label
+    if config.flip and mirror < 0.5:
+        view, seen = view[:, ::-1], seen[:, ::-1]
+    return np.ascontiguousarray(view), np.ascontiguousarray(seen)
+
+
+def _window(length: int, crop: int, scale: float, position: float) -> tuple[tuple[float, float], slice]:
+    """Place a crop along one axis; return the source interval and where it goes in the crop."""
+    wanted = crop / scale
+    start = position * (length - wanted)  # negative where the frame is smaller than the crop: padding on both sides
+    if wanted <= length:
+        return (start, min(start + wanted, length)), slice(0, crop)
+    first = min(round(-start * scale), crop - 1)
+    return (0, length), slice(first, max(first + 1, min(crop, first + round(length * scale))))
+
+
+def _resize(
+    array: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], how: Image.Resampling
+) -> np.ndarray:
+    """Resize the part of an array inside `box` (left, top, right, bottom, fractions allowed) to (width, height)."""
+    x0, y0 = max(0, int(box[0]) - _MARGIN), max(0, int(box[1]) - _MARGIN)
+    region = array[y0 : int(box[3]) + 1 + _MARGIN, x0 : int(box[2]) + 1 + _MARGIN]
+    shifted = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
+    return np.array(Image.fromarray(region).resize(size, how, box=shifted))
+
+
+def normalise(image: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
+    """Subtract the mean and divide by the standard deviation, per channel.
+
+    Args:
+        image: float (..., 3) in 0..1.
+        mean: three numbers.
+        std: three positive numbers.
+
+    Returns:
+        float32 of the same shape.
+    """
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise InvalidInput(f"mean {tuple(mean)} and std {tuple(std)}: wanted three numbers each, std above 0")
+    return (image.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
+
+
+def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack (image float (H, W, 3), label (H, W)) pairs of one size.
+
+    Returns:
+        Images float32 (N, 3, H, W), contiguous as channels-last, and labels int64 (N, H, W).
+
+    Raises:
+        InvalidInput: no pairs, or sizes differ.
+    """
+    import torch
+
+    shapes = {label.shape for _, label in pairs} | {image.shape[:2] for image, _ in pairs}
+    if len(shapes) != 1:
+        found = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
+        raise InvalidInput(f"a batch needs images and labels of one size; got {found or 'no images'}")
+    # `np.stack` would keep the memory order of its inputs (mirrored or broadcast views); a batch is filled in C order.
+    height, width = next(iter(shapes))
+    images = np.empty((len(pairs), height, width, 3), np.float32)
+    labels = np.empty((len(pairs), height, width), np.int64)
+    for i, (image, label) in enumerate(pairs):
+        images[i], labels[i] = image, label
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)

@@ -1,0 +1,103 @@
+"""Correct a sum of unit latencies into a network's latency: the data of a fitted correction and its formula.
+
+All models share one formula, `constant + per_unit * units + sum over families of weight(op) * ms(op)`:
+
+1. `sum`: constant and per_unit 0, every weight 1.
+2. `affine`: per_unit 0, one weight (`scale`) for all families.
+3. `families`: a weight per family (`op.<name>`); families that the fit never saw take `scale`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from latency.fidelity import Fidelity
+
+MODELS = ("sum", "affine", "families")
+FLOOR = 0.1  # no correction goes below this share of the plain sum: extrapolation must not give zero or negative times
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A correction fitted on whole networks, with the error it had on networks it was not fitted on."""
+
+    name: str
+    """For instance `edge@360x480`."""
+    model: str
+    """One of `MODELS`."""
+    coefficients: Mapping[str, float]
+    """`constant` (ms), `per_unit` (ms), `scale`, `op.<family>`."""
+    n: int
+    """Networks it was fitted on."""
+    holdout: Fidelity
+    """Error of out-of-fold predictions (cross-validation)."""
+    space_hash: str
+    """Space that the networks were drawn from."""
+    residual_sd: float
+    """Standard deviation of measured / predicted - 1, out of fold."""
+    ratios: tuple[float, ...] = ()
+    """measured / predicted of each network, out of fold; for `conformal_bound`."""
+    candidates: Mapping[str, float] | None = None
+    """Cross-validated MAPE of each model tried."""
+
+    def estimate(self, ms_by_op: Mapping[str, float], units: int) -> float:
+        """Correct the sum of a network's unit latencies (ms), given per family."""
+        total = math.fsum(ms_by_op.values())
+        return max(linear(self.coefficients, ms_by_op, units), FLOOR * total)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain data for JSON."""
+        return asdict(self) | {"ratios": list(self.ratios)}
+
+    @classmethod
+    def from_json(cls, value: object) -> Calibration:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing, unknown or impossible; the text says which.
+        """
+        if not isinstance(value, dict) or set(value) != {f.name for f in fields(cls)}:
+            raise ValueError(f"must hold exactly {', '.join(f.name for f in fields(cls))}")
+        for name in ("name", "space_hash"):
+            if not isinstance(value[name], str):
+                raise ValueError(f"{name} is {value[name]!r}, not text")
+        if value["model"] not in MODELS:
+            raise ValueError(f"model is {value['model']!r}, not one of {', '.join(MODELS)}")
+        for name in ("coefficients", "candidates"):
+            if not (isinstance(value[name], dict) and all(map(_number, value[name].values()))) and (
+                name == "coefficients" or value[name] is not None
+            ):
+                raise ValueError(f"{name} must map names to finite numbers")
+        if not {"constant", "per_unit", "scale"} <= set(value["coefficients"]):
+            raise ValueError("coefficients must hold constant, per_unit and scale")
+        if not isinstance(value["n"], int) or isinstance(value["n"], bool) or value["n"] < 1:
+            raise ValueError(f"n is {value['n']!r}, not a positive integer")
+        if not _number(value["residual_sd"]) or value["residual_sd"] < 0:
+            raise ValueError(f"residual_sd is {value['residual_sd']!r}, not a number of at least 0")
+        ratios = value["ratios"]
+        if not isinstance(ratios, list) or not all(_number(ratio) and ratio > 0 for ratio in ratios):
+            raise ValueError("ratios must be positive finite numbers")
+        return cls(**value | {"holdout": _fidelity(value["holdout"]), "ratios": tuple(ratios)})
+
+
+def linear(coefficients: Mapping[str, float], ms_by_op: Mapping[str, Any], units: Any) -> Any:
+    """Evaluate the formula above on floats, or on arrays (n,) for many networks at once."""
+    scale = coefficients["scale"]
+    value = coefficients["constant"] + coefficients["per_unit"] * units
+    for op, ms in ms_by_op.items():
+        value = value + coefficients.get(f"op.{op}", scale) * ms
+    return value
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fidelity(value: object) -> Fidelity:
+    names = [f.name for f in fields(Fidelity)]
+    if not isinstance(value, dict) or set(value) != set(names) or not all(map(_number, value.values())):
+        raise ValueError(f"holdout must hold finite numbers for exactly {', '.join(names)}")
+    return Fidelity(**value)

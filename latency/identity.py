@@ -1,0 +1,97 @@
+"""Name what a latency table was measured for, and say where two of these differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from export.errors import TableMismatch
+from export.runtime import Runtime
+from latency.measure import Protocol
+
+
+class IdentityMismatch(TableMismatch):
+    """Two tables, or a table and what is asked of it, were made under different conditions.
+
+    Attributes:
+        field: dotted name of the first field that differs.
+        ours: its value in the table.
+        theirs: its value in what was held against the table.
+    """
+
+    def __init__(self, field: str, ours: object, theirs: object, where: str) -> None:
+        self.field, self.ours, self.theirs = field, ours, theirs
+        super().__init__(
+            f"{where}: {field} differs: {ours!r} in the table, {theirs!r} asked for. "
+            "Latencies of different conditions do not mix; use another table file"
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The conditions of a measurement. Rows may stand in one table only where all of this is equal."""
+
+    target: str
+    """For instance `onnxruntime-cpu:fp32`."""
+    device: Mapping[str, Any]
+    """Fingerprint of the machine (`export.machine.fingerprint()`)."""
+    versions: Mapping[str, str]
+    """Versions that decide the speed (`Runtime.versions()`)."""
+    threads: int
+    protocol: Mapping[str, Any]
+    """Fields of `Protocol`."""
+
+    @classmethod
+    def of(cls, runtime: Runtime, protocol: Protocol, machine: Mapping[str, Any]) -> Identity:
+        """Describe what `runtime` measures on `machine`, in the form that JSON gives back."""
+        value = {
+            "device": dict(machine),
+            "versions": dict(runtime.versions()),
+            "protocol": asdict(protocol),
+        }
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        return cls(target=str(runtime.target), threads=runtime.threads, **plain)
+
+    @classmethod
+    def from_json(cls, value: object) -> Identity:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: something is missing, unknown or of the wrong type; the text says what.
+        """
+        kinds = {"target": str, "device": dict, "versions": dict, "threads": int, "protocol": dict}
+        if not isinstance(value, dict) or set(value) != set(kinds):
+            raise ValueError(f"identity must hold exactly {', '.join(kinds)}")
+        for name, kind in kinds.items():
+            if not isinstance(value[name], kind) or isinstance(value[name], bool):
+                raise ValueError(f"identity: {name} is {value[name]!r}, not of type {kind.__name__}")
+        return cls(**value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain data for JSON."""
+        return asdict(self)
+
+    def check(self, other: Identity, where: str) -> None:
+        """Require that `other` is equal.
+
+        Raises:
+            IdentityMismatch: naming the first field that differs; `where` starts the text.
+        """
+        ours, theirs = flatten(self.to_json()), flatten(other.to_json())
+        for name in [*ours, *(name for name in theirs if name not in ours)]:
+            a, b = ours.get(name, "absent"), theirs.get(name, "absent")
+            if a != b:
+                raise IdentityMismatch(name, a, b, where)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested mappings as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat

@@ -1,0 +1,215 @@
+"""Measure every workload of a list on one runtime, in an order and with checks that keep drift out of the table."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import InvalidInput
+from export.machine import fingerprint, load_average
+from export.runtime import Runtime, Session
+from latency.identity import Identity
+from latency.journal import Journal, fold, journal_path
+from latency.lock import measuring
+from latency.measure import Measurement, MeasurementFailed, Protocol, measure
+from latency.table import LatencyTable, Row
+from latency.workload import Workload, unique
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, float, str], None]
+"""Told (keys done, keys in all, seconds left, key just measured)."""
+Measure = Callable[[Session, Protocol], Measurement]
+DRIFT = 0.10
+
+
+def profile(
+    workloads: Sequence[Workload],
+    runtime: Runtime,
+    path: Path,
+    protocol: Protocol | None = None,
+    *,
+    machine: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    batch: int = 40,
+    reference: Workload | None = None,
+    reference_every: int = 10,
+    retry_busy: bool = False,
+    seed: int = 0,
+    notice: Callable[[str], None] = log.warning,
+    measure: Measure = measure,
+) -> LatencyTable:
+    """Bring the table at `path` to hold every workload; what it, or a stopped run's journal, holds is not repeated.
+
+    Args:
+        workloads: what to measure; a key that comes twice is measured once.
+        runtime: where.
+        path: the table's file; made where absent.
+        protocol: how; default `Protocol()`.
+        machine: the machine's fingerprint , part of the table's identity; default `export.machine.fingerprint()`.
+        progress: told after each key.
+        batch: workloads exported and loaded at a time.
+        reference: measured again and again to notice drift; default the first workload.
+        reference_every: keys between two measurements of the reference. Where it moved by more than 10 %, they are
+            measured once more, and provenance says so.
+        retry_busy: measure again the rows of the table that are marked `busy`.
+        seed: of the order of measuring, which is shuffled so that slow drift does not favour one operator.
+        notice: told what a person should know: a wait for the machine, a torn journal, drift.
+        measure: times a session; replaced in tests.
+
+    Raises:
+        TableMismatch: the table, or its journal, was made under other conditions.
+        CorruptFile: the table, or its journal, is damaged.
+        MeasurementFailed: a session gives no usable times.
+    """
+    protocol = protocol or Protocol()
+    if batch < 1 or reference_every < 1:
+        raise InvalidInput(f"batch ({batch}) and reference_every ({reference_every}) must be at least 1")
+    wanted = unique(workloads)
+    identity = Identity.of(runtime, protocol, fingerprint() if machine is None else machine)
+    complete = _complete(wanted, path, identity, retry_busy)
+    if complete is not None:
+        return complete
+    with measuring(notice):
+        table = fold(path, identity, notice)
+        todo = _todo(wanted, table, retry_busy)
+        todo = [todo[i] for i in np.random.default_rng([seed, 0x6C6174]).permutation(len(todo))]
+        if todo:
+            with Journal(journal_path(path), identity, _provenance(seed)) as journal:
+                pace = _Pace(len(wanted), len(wanted) - len(todo), progress)
+                run = _Run(runtime, protocol, journal, measure, pace, notice)
+                run.measure_all(todo, reference or workloads[0], batch, reference_every, table.rows)
+        return fold(path, identity, notice)
+
+
+def _complete(wanted: Mapping[str, Workload], path: Path, identity: Identity, retry_busy: bool) -> LatencyTable | None:
+    """Return the table where nothing is left to measure, without waiting for a turn on the machine."""
+    if not path.exists() or journal_path(path).exists():
+        return None
+    table = LatencyTable.load(path)
+    table.identity.check(identity, str(path))
+    return None if _todo(wanted, table, retry_busy) else table
+
+
+def _todo(wanted: Mapping[str, Workload], table: LatencyTable, retry_busy: bool) -> list[Workload]:
+    return [
+        wanted[key] for key in sorted(wanted) if key not in table or (retry_busy and table.rows[key].busy)
+    ]  # sorted, so that the order depends on the seed alone
+
+
+def _provenance(seed: int) -> dict[str, Any]:
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(),
+        "load": load_average(),
+        "process": os.getpid(),
+        "seed": seed,
+    }
+
+
+class _Pace:
+    """Counts keys and foretells the rest of the time."""
+
+    def __init__(self, total: int, done: int, progress: Progress | None) -> None:
+        self.total, self.done, self.progress = total, done, progress
+        self.before, self.start = done, time.monotonic()
+
+    def tick(self, key: str) -> None:
+        self.done += 1
+        spent = time.monotonic() - self.start
+        left = spent / (self.done - self.before) * (self.total - self.done)
+        if self.progress is not None:
+            self.progress(self.done, self.total, left, key)
+
+
+@dataclass
+class _Run:
+    runtime: Runtime
+    protocol: Protocol
+    journal: Journal
+    measure: Measure
+    pace: _Pace
+    notice: Callable[[str], None]
+
+    def measure_all(
+        self, todo: Sequence[Workload], reference: Workload, batch: int, every: int, known: Mapping[str, Row]
+    ) -> None:
+        """Measure in batches of workloads loaded together, in blocks of `every` between two looks at the reference."""
+        with self.loaded([reference], builds=1) as ((session,),):
+            start_ms = self.measure(session, self.protocol).median_ms
+            moved = start_ms / known[reference.key].median_ms - 1 if reference.key in known else 0.0
+            if abs(moved) > DRIFT:
+                self.note(f"the reference {reference.key} starts at {moved:+.0%} of its row in the table")
+            for at in range(0, len(todo), batch):
+                chunk = todo[at : at + batch]
+                with self.loaded(chunk, self.protocol.builds) as sessions:
+                    pairs = list(zip(chunk, sessions, strict=True))
+                    for first in range(0, len(pairs), every):
+                        self.measure_block(pairs[first : first + every], session, start_ms)
+                self.journal.sync()
+
+    def measure_block(
+        self, block: Sequence[tuple[Workload, list[Session]]], reference: Session, start_ms: float
+    ) -> None:
+        """Measure a block, then the reference; where that moved, measure the block once more."""
+        busy = []
+        for workload, sessions in block:
+            if self.measure_one(workload, sessions).busy:
+                busy.append((workload, sessions))
+            self.pace.tick(workload.key)
+        for workload, sessions in busy:  # the disturbance may have passed
+            self.measure_one(workload, sessions)
+        moved = self.measure(reference, self.protocol).median_ms / start_ms - 1
+        if abs(moved) <= DRIFT:
+            return
+        for workload, sessions in block:
+            self.measure_one(workload, sessions)
+        still = self.measure(reference, self.protocol).median_ms / start_ms - 1
+        self.note(
+            f"the reference moved by {moved:+.0%}; {len(block)} keys were measured again, after which it stood "
+            f"at {still:+.0%} of its first value: {', '.join(workload.key for workload, _ in block)}"
+        )
+
+    def measure_one(self, workload: Workload, sessions: Sequence[Session]) -> Row:
+        """Measure every build of a workload and keep the row; a later row of the same key replaces it."""
+        try:
+            row = Row.of(workload.op, [self.measure(session, self.protocol) for session in sessions])
+        except MeasurementFailed as error:
+            raise MeasurementFailed(f"{workload.key}: {error}") from error
+        self.journal.row(workload.key, row)
+        return row
+
+    def note(self, text: str) -> None:
+        self.journal.note(text)
+        self.notice(text)
+
+    @contextlib.contextmanager
+    def loaded(self, workloads: Sequence[Workload], builds: int) -> Iterator[list[list[Session]]]:
+        """Load each workload `builds` times with its inputs bound; close everything at the end."""
+        import torch
+
+        arrays = [workload.example_inputs() for workload in workloads]
+        modules = [
+            (workload.build().eval(), tuple(torch.from_numpy(array) for array in inputs))
+            for _ in range(builds)
+            for workload, inputs in zip(workloads, arrays, strict=True)
+        ]
+        try:
+            sessions = self.runtime.load_modules(modules)
+        except Exception as error:
+            error.add_note("while loading for profiling: " + ", ".join(workload.key for workload in workloads))
+            raise
+        with contextlib.ExitStack() as stack:
+            for session in sessions:
+                stack.callback(session.close)
+            for session, inputs in zip(sessions, arrays * builds, strict=True):
+                specs = zip(session.inputs, inputs, strict=True)
+                session.bind({spec.name: array.astype(spec.dtype, copy=False) for spec, array in specs})
+            yield [sessions[n :: len(workloads)] for n in range(len(workloads))]
