@@ -63,9 +63,8 @@ class MissingKeys(HyctasError):
         self.keys, self.command = tuple(keys), command
         shown = "\n  ".join(self.keys[:5])
         more = f"\n  ... and {len(self.keys) - 5} more" if len(self.keys) > 5 else ""
-        super().__init__(
-            f"the latency table lacks {len(self.keys)} of the operators asked for:\n  {shown}{more}\nMeasure them with:\n  {command}"
-        )
+        missing = f"the latency table lacks {len(self.keys)} of the operators asked for:\n  {shown}{more}"
+        super().__init__(f"{missing}\nMeasure them with:\n  {command}")
 
 
 class Unavailable(HyctasError):

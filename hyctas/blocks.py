@@ -6,6 +6,7 @@ ones. So both are the same arithmetic by construction.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -204,8 +205,6 @@ class Block(nn.Module):
 
     def folded(self) -> Block:
         """Return a copy in eval mode with its batch norms folded."""
-        import copy
-
         block = copy.deepcopy(self).eval()
         block.fold()
         return block

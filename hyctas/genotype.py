@@ -250,7 +250,7 @@ def _read(kind: type, value: Any, where: str) -> Any:
         if allowed.startswith("Attention"):
             fields[field.name] = None if item is None else _read(Attention, item, f"{where}.{field.name}")
             continue
-        fits = {"int": int, "str": str, "bool": bool, "float": (int, float)}[allowed.split(" ")[0]]
+        fits: tuple[type, ...] = {"int": (int,), "str": (str,), "bool": (bool,), "float": (int, float)}[allowed.split(" ")[0]]
         boolean = isinstance(item, bool) and allowed != "bool"
         if not (item is None and "None" in allowed) and (boolean or not isinstance(item, fits)):
             raise InvalidInput(f"genotype: {where}.{field.name} must be {allowed}, found {item!r}")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.errors import CorruptFile, InvalidInput
+from export.files import write_bytes
 from hyctas.blocks import Block, upsample
 from hyctas.genotype import Genotype
 from hyctas.plan import IMAGE, Node, lower
@@ -30,7 +31,7 @@ class Network(nn.Module):
         self.nodes: tuple[Node, ...] = plan.nodes
         self.multiple, self.output_stride = max(genotype.final_strides), plan.output_stride
         for node in self.nodes:
-            _attach(self, node.name, Block(node.operator))
+            attach(self, node.name, Block(node.operator))
 
     def block(self, name: str) -> Block:
         """Return the block of a node."""
@@ -70,6 +71,21 @@ class Network(nn.Module):
         return network
 
 
+class Native(nn.Module):
+    """A network whose `forward` gives native output: what latency is predicted and measured for."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network.forward_native(image)
+
+    def folded(self) -> Native:
+        """Return a copy with batch norms folded."""
+        return Native(self.network.folded())
+
+
 def build(genotype: Genotype, num_classes: int) -> Network:
     """Build a network with fresh weights (from torch's global generator).
 
@@ -81,8 +97,6 @@ def build(genotype: Genotype, num_classes: int) -> Network:
 
 def save_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a network's weights as safetensors, safely (see `export.files`)."""
-    from export.files import write_bytes
-
     write_bytes(path, weights_bytes(network, metadata))
 
 
@@ -142,7 +156,7 @@ def _uses(nodes: tuple[Node, ...]) -> dict[str, int]:
     return counts
 
 
-def _attach(root: nn.Module, name: str, module: nn.Module) -> None:
+def attach(root: nn.Module, name: str, module: nn.Module) -> None:
     """Register a module under a dotted name, so that state-dict keys are node names."""
     *parents, leaf = name.split(".")
     for parent in parents:

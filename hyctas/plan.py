@@ -218,7 +218,7 @@ class _Lowering:
         names: list[list[str]] = []
         ends: dict[int, dict[int, str]] = {}
         for index, branch in enumerate(branches):
-            owner = {}  # position of a cell -> earlier branch that already has it
+            owner = dict[int, int]()  # position of a cell -> earlier branch that already has it
             for earlier in range(index):
                 for position in range(shared_length(branches[earlier], branch)):
                     owner.setdefault(position, earlier)

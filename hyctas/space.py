@@ -21,7 +21,7 @@ import numpy as np
 
 from export.errors import InvalidInput
 from hyctas.genotype import Attention, Branch, Cell, Fusion, Genotype, Head, StemConv, normal_form
-from hyctas.operators import Operator
+from hyctas.operators import Operator, SelfAttention
 from hyctas.plan import cell_operator, lower, slot_name
 
 Genes = np.ndarray
@@ -335,6 +335,9 @@ class Space:
                 sources[block] = max(channels, sources.get(block, 0))
             wide = tuple(sources[block] for block in range(len(sources)))
             bigger = operator if old is None or operator.out >= old.out else old
+            if isinstance(operator, SelfAttention) and isinstance(bigger, SelfAttention):
+                known = old.qk_channels if isinstance(old, SelfAttention) else 0
+                bigger = dataclasses.replace(bigger, heads=1, qk_channels=max(known, operator.qk_channels))
             slots[slot] = dataclasses.replace(bigger, sources=wide)
 
         for operator, stride, ordinal in self._cells():

@@ -1,0 +1,159 @@
+"""Hold and render what a bench measured: JSON for machines, Markdown and one self-contained HTML page for people."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+MAX_CV = 0.05
+"""Coefficient of variation above which a result carries a warning."""
+_CSS = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1c2330;background:#fff}"
+    "h1{font-size:1.4rem;margin:0 0 .2rem}.sub{color:#5b6575;margin:0 0 1.2rem}.wide{overflow-x:auto}"
+    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:.45rem .7rem;text-align:right;"
+    "white-space:nowrap;border-bottom:1px solid #e3e7ee}th{color:#5b6575;font-weight:600}td:first-child,th:first-child"
+    "{text-align:left}tbody tr:hover{background:#f5f7fb}.warn{color:#8a4b00}li{margin:.15rem 0}"
+    "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e4e8ef}th,.sub{color:#9aa5b5}th,td{border-color:#2b323d}"
+    "tbody tr:hover{background:#1c222b}.warn{color:#f0b35e}}"
+)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One model's times, and how they relate to the first model's in the same rounds."""
+
+    name: str
+    file: str | None
+    sha256: str | None
+    size: str
+    """HEIGHTxWIDTH."""
+    output: str
+    """Name, dtype and shape of the first output."""
+    n: int
+    """Samples."""
+    rounds: int
+    median_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    cv: float
+    """Standard deviation by mean."""
+    fps: float
+    """1000 / median."""
+    ratio_median: float | None
+    """Time of this model by that of the first, per round; None for the first."""
+    ratio_p10: float | None
+    ratio_p90: float | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A whole comparison."""
+
+    target: str
+    threads: int
+    mode: str
+    seconds: float
+    """Asked for, per model."""
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    load_before: float | None
+    load_after: float | None
+    models: tuple[BenchResult, ...]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    def to_markdown(self) -> str:
+        """Return a table and the circumstances, GitHub flavour."""
+        rows = [_HEAD, ["---"] + ["---:"] * (len(_HEAD) - 1), *([_md(cell) for cell in row] for row in self._rows())]
+        lines = [f"# {self._title()}", "", self._subtitle(), ""]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        remarks = self._remarks()
+        if remarks:
+            lines += ["", *(f"- {remark}" for remark in remarks)]
+        return "\n".join(lines) + "\n"
+
+    def to_html(self) -> str:
+        """Return one page without scripts or outside resources."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in _HEAD)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows())
+        remarks = "".join(f'<li class="warn">{html.escape(remark)}</li>' for remark in self._remarks())
+        title = html.escape(self._title())
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1>"
+            f'<p class="sub">{html.escape(self._subtitle())}</p><div class="wide"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div><ul>{remarks}</ul></html>\n"
+        )
+
+    def _title(self) -> str:
+        return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}"
+
+    def _subtitle(self) -> str:
+        versions = ", ".join(f"{name} {value}" for name, value in self.versions.items())
+        gpus = "".join(f"; {gpu['name']} (driver {gpu['driver']})" for gpu in self.machine.get("gpus", ()))
+        place = f"{self.machine['cpu']}, {self.machine['usable_cores']} of {self.machine['cores']} cores{gpus}"
+        load = f"load {self.load_before} before, {self.load_after} after"
+        return f"{place}; {self.machine['os']}, Python {self.machine['python']}; {versions}; {load}"
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                result.name,
+                result.size,
+                f"{result.fps:.1f}",
+                *(f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms, result.min_ms)),
+                f"{result.cv:.1%}",
+                str(result.n),
+                "1" if result.ratio_median is None else _ratio(result),
+            ]
+            for result in self.models
+        ]
+
+    def _remarks(self) -> list[str]:
+        return [*self.warnings, *(f"{result.name}: {note}" for result in self.models for note in result.notes)]
+
+
+_HEAD = ["model", "size", "FPS", "median ms", "p90", "p95", "p99", "min", "CV", "n", "time by first [p10, p90]"]
+
+
+def _ratio(result: BenchResult) -> str:
+    return f"{result.ratio_median:.3f} [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
+
+
+def _md(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def summarise(samples: Sequence[float], medians: Sequence[float], reference: Sequence[float] | None) -> dict[str, Any]:
+    """Reduce one model's samples (ms), and its rounds' medians against the reference model's, to a result's numbers."""
+    values = np.asarray(samples)
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(values, (50, 90, 95, 99)))
+    ratios: tuple[float | None, ...] = (None, None, None)
+    if reference is not None:
+        found = np.percentile(np.asarray(medians) / np.asarray(reference), (50, 10, 90))
+        ratios = tuple(float(value) for value in found)
+    return {
+        "n": len(values),
+        "rounds": len(medians),
+        "median_ms": p50,
+        "p90_ms": p90,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "min_ms": float(values.min()),
+        "cv": float(values.std() / values.mean()),
+        "fps": 1000 / p50,
+        "ratio_median": ratios[0],
+        "ratio_p10": ratios[1],
+        "ratio_p90": ratios[2],
+    }

@@ -1,0 +1,121 @@
+"""Images in, label maps and overlays out, in numpy and pillow alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.errors import InvalidInput
+
+_ROWS = 32
+"""Output rows that `upsample_argmax` computes at a time: few enough for the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a network expects of its image: RGB scaled to 0..1, then (value - mean) / std."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Per channel, RGB."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Per channel, RGB."""
+    layout: str = "NCHW"
+    """The only one that exported networks have."""
+
+    def __post_init__(self) -> None:
+        numbers = [*self.mean, *self.std]
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
+            raise InvalidInput(f"mean and std must be three finite numbers each, std positive; got {self.mean}, {self.std}")
+        if self.layout != "NCHW":
+            raise InvalidInput(f"layout {self.layout!r} is unknown; exported networks take NCHW")
+
+    @classmethod
+    def from_json(cls, value: Any) -> Preprocessing:
+        """Read `{"mean": [r, g, b], "std": [r, g, b], "layout": "NCHW"}`; unknown keys are errors."""
+        if not isinstance(value, Mapping) or set(value) - {"mean", "std", "layout"}:
+            raise InvalidInput(f"preprocessing must have the keys mean, std and layout; got {value!r}")
+        try:
+            mean, std = (tuple(float(x) for x in value[key]) for key in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"preprocessing needs lists of numbers under mean and std; got {value!r}") from error
+        return cls(mean=mean, std=std, layout=value.get("layout", "NCHW"))  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"mean": list(self.mean), "std": list(self.std), "layout": self.layout}
+
+    def apply(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Resize an image (bilinear) to `size` = (H, W) and return it as (1, 3, H, W) float32."""
+        height, width = size
+        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        scale = 1 / (255 * np.array(self.std, np.float32))
+        offset = -np.array(self.mean, np.float32) / np.array(self.std, np.float32)
+        return np.ascontiguousarray((pixels * scale + offset).transpose(2, 0, 1)[None])
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image file held in memory to RGB."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def labels_of(output: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Turn a network's output into labels (H, W): argmax of (upsampled) logits, or the labels that it already is."""
+    values = output[0] if output.ndim > 2 else output
+    if values.ndim == 3 and values.shape[0] == 1 and np.issubdtype(values.dtype, np.integer):
+        values = values[0]
+    if values.ndim == 2:
+        return values
+    if values.shape[1:] == tuple(size):
+        return values.argmax(0)
+    return upsample_argmax(values, size)
+
+
+def head_stride(native: tuple[int, int], size: tuple[int, int]) -> float:
+    """Return the stride s with native = ceil(size / s); powers of two first, else the ratio of the heights."""
+    for stride in (1, 2, 4, 8, 16, 32, 64):
+        if native == (-(-size[0] // stride), -(-size[1] // stride)):
+            return float(stride)
+    return size[0] / native[0]
+
+
+def upsample_argmax(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize logits (C, h, w) bilinearly by the head's stride (half-pixel centres), crop to (H, W), return the argmax."""
+    height, width = size
+    stride = head_stride((logits.shape[1], logits.shape[2]), size)
+    top, bottom, down = _taps(height, logits.shape[1], stride)
+    left, right, across = _taps(width, logits.shape[2], stride)
+    labels = np.empty(size, np.uint8 if logits.shape[0] <= 255 else np.int32)
+    for start in range(0, height, _ROWS):
+        rows = slice(start, start + _ROWS)
+        above = logits[:, top[rows]]
+        band = above + (logits[:, bottom[rows]] - above) * down[rows, None]
+        west = band[:, :, left]
+        labels[rows] = (west + (band[:, :, right] - west) * across).argmax(0)
+    return labels
+
+
+def _taps(length: int, source: int, stride: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    centre = np.clip((np.arange(length) + 0.5) / stride - 0.5, 0, source - 1)
+    low = centre.astype(np.int64)
+    return low, np.minimum(low + 1, source - 1), (centre - low).astype(np.float32)
+
+
+def palette(classes: int) -> np.ndarray:
+    """Return `classes` distinguishable colours (classes, 3) uint8, the same on every call."""
+    index = np.arange(1, classes + 1)[:, None]
+    return ((index * np.array([[67, 131, 197]])) % 256).astype(np.uint8)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, colours: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+    """Blend colours (C, 3) by labels (H, W) half and half over an image (H, W, 3) uint8; labels beyond C stay bare."""
+    table = np.asarray(colours, np.uint8)
+    known = labels < len(table)
+    painted = table[np.where(known, labels, 0)]
+    # halves of uint8: (a >> 1) + (b >> 1) needs no wider type
+    return np.where(known[..., None], (image >> 1) + (painted >> 1), image)

@@ -1,0 +1,172 @@
+"""Prove that a session computes what the PyTorch module computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.errors import CheckFailed, InvalidInput
+from export.feeds import check_feeds
+from export.onnx_trace import evaluating, on_cpu
+from export.runtime import Session
+from export.target import Target
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The worst values over all inputs, and the limits that they were held against."""
+
+    output: str
+    """Name of the output that was compared."""
+    inputs: int
+    """How many images were compared."""
+    seed: int
+    finite: bool
+    """Whether every value of both sides was finite."""
+    max_abs_error: float | None
+    """Largest absolute difference; None where only labels can be compared, or values were not finite."""
+    relative_error: float | None
+    """The largest difference of an image by the standard deviation of its reference."""
+    label_agreement: float
+    """Smallest share of pixels of an image that get the same label."""
+    tolerance: float
+    min_agreement: float
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """Put the numbers and their limits in one sentence."""
+        if not self.finite:
+            return f"parity of {self.output!r}: values that are not finite occurred in {self.inputs} inputs"
+        errors = ""
+        if self.relative_error is not None:
+            errors = f"error {self.relative_error:.2e} of the standard deviation (limit {self.tolerance:.2e}, "
+            errors += f"absolute {self.max_abs_error:.2e}), "
+        agreement = f"labels agree on {self.label_agreement:.4%} (limit {self.min_agreement:.4%})"
+        return f"parity of {self.output!r} over {self.inputs} inputs: {errors}{agreement}"
+
+    def raise_if_failed(self) -> None:
+        """Raise `CheckFailed` with the numbers and the limits unless the check passed."""
+        if not self.passed:
+            raise CheckFailed(self.summary())
+
+
+def check_parity(
+    module: nn.Module,
+    session_or_path: Session | Path | str,
+    inputs: Sequence[np.ndarray] | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    count: int = 3,
+    tolerance: float = 1e-3,
+    min_agreement: float = 0.999,
+) -> ParityReport:
+    """Compare a session with the module in fp32, eval mode, on a CPU.
+
+    The session's output decides what is compared: `native` with `forward_native`, `labels` with the argmax of the
+    logits, anything else with the module's output.
+
+    Args:
+        module: the network as trained (BN not folded); its training flags are restored.
+        session_or_path: an open session with one input and one output, or an ONNX file (opened on ONNX Runtime, CPU).
+        inputs: (1, 3, H, W) float32 images, pre-processed, compared besides the random ones.
+        size: (H, W) that the session must have; optional.
+        seed: of the random images (standard normal).
+        count: how many random images.
+        tolerance: allowed largest difference, in standard deviations of the reference.
+        min_agreement: required share of pixels with equal labels.
+
+    Raises:
+        InvalidInput: the session does not take one image of that size, or there is nothing to compare.
+    """
+    if isinstance(session_or_path, (str, Path)):
+        from export.onnxruntime_session import OnnxRuntime
+
+        with OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(Path(session_or_path)) as opened:
+            return check_parity(module, opened, inputs, size, seed, count, tolerance, min_agreement)
+    session = session_or_path
+    images = _images(session, inputs or (), size, seed, count)
+    output = session.outputs[0].name
+    rows = []
+    module = on_cpu(module)
+    with evaluating(module), torch.inference_mode():
+        for image in images:
+            reference = _reference(module, torch.from_numpy(image), output)
+            rows.append(_compare(reference, session.run({session.inputs[0].name: image})[0], output))
+    return _judge(rows, output, seed, tolerance, min_agreement)
+
+
+def _images(
+    session: Session, inputs: Sequence[np.ndarray], size: tuple[int, int] | None, seed: int, count: int
+) -> list[np.ndarray]:
+    if len(session.inputs) != 1 or len(session.outputs) != 1:
+        raise InvalidInput(
+            f"parity needs one input and one output; the session has {len(session.inputs)} and {len(session.outputs)}"
+        )
+    spec = session.inputs[0]
+    if size is not None and spec.shape[-2:] != tuple(size):
+        raise InvalidInput(f"the session takes shape {spec.shape}; asked for size {size[0]}x{size[1]}")
+    if count + len(inputs) < 1:
+        raise InvalidInput("parity needs at least one image: give inputs or count >= 1")
+    random = np.random.default_rng(seed)
+    images = [random.standard_normal(spec.shape, np.float32) for _ in range(count)]
+    return images + [check_feeds([spec], {spec.name: image})[0] for image in inputs]
+
+
+def _reference(module: nn.Module, image: torch.Tensor, output: str) -> np.ndarray:
+    compute: Any = module.forward_native if output == "native" else module
+    with torch.autocast("cpu", enabled=False):
+        return compute(image).numpy()
+
+
+@dataclass(frozen=True)
+class _Row:
+    finite: bool
+    absolute: float
+    relative: float
+    agreement: float
+
+
+def _compare(reference: np.ndarray, found: np.ndarray, output: str) -> _Row:
+    if not (np.isfinite(reference).all() and np.isfinite(found).all()):
+        return _Row(False, math.inf, math.inf, 0.0)
+    expected = reference.argmax(1)
+    if output == "labels":
+        if expected.shape != found.shape:
+            raise InvalidInput(f"the session's labels have shape {found.shape}; the module gives {expected.shape}")
+        return _Row(True, math.nan, math.nan, float((expected == found).mean()))
+    if reference.shape != found.shape:
+        raise InvalidInput(f"the session's output has shape {found.shape}; the module gives {reference.shape}")
+    absolute = float(np.abs(reference - found).max())
+    # a constant reference has no spread: its magnitude is the next best scale, and 1 that of a zero one
+    scale = float(reference.std()) or float(np.abs(reference).max()) or 1.0
+    return _Row(True, absolute, absolute / scale, float((expected == found.argmax(1)).mean()))
+
+
+def _judge(rows: Sequence[_Row], output: str, seed: int, tolerance: float, min_agreement: float) -> ParityReport:
+    finite = all(row.finite for row in rows)
+    numeric = finite and output != "labels"
+    agreement = min(row.agreement for row in rows)
+    relative = max(row.relative for row in rows) if numeric else None
+    return ParityReport(
+        output=output,
+        inputs=len(rows),
+        seed=seed,
+        finite=finite,
+        max_abs_error=max(row.absolute for row in rows) if numeric else None,
+        relative_error=relative,
+        label_agreement=agreement,
+        tolerance=tolerance,
+        min_agreement=min_agreement,
+        passed=finite and agreement >= min_agreement and (relative is None or relative <= tolerance),
+    )

@@ -1,0 +1,125 @@
+"""Open the runtime of a target, and say of every target whether it can run here, why not, and what would help."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import Unavailable
+from export.machine import gpus
+from export.runtime import Runtime
+from export.target import RUNTIMES, Target
+
+PREFERRED = ("onnxruntime-cuda:fp32", "torch-cuda:fp32", "onnxruntime-cpu:fp32", "torch-cpu:fp32")
+"""What `default_target` tries, best first."""
+_TORCH = "pip install torch"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether one target can run on this machine."""
+
+    target: str
+    ok: bool
+    reason: str
+    """Why not; empty where it can."""
+    install: str
+    """What makes it available; empty where it can."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"target": self.target, "ok": self.ok, "reason": self.reason, "install": self.install}
+
+
+def open_runtime(target: Target, threads: int, cache: Path | None = None) -> Runtime:
+    """Open the runtime of a target; never another one in its place.
+
+    Args:
+        target: what to run on.
+        threads: threads inside one operator.
+        cache: where exported modules are kept between runs, for runtimes that export.
+
+    Raises:
+        Unavailable: it cannot run here, with the reason and the install line.
+    """
+    state = _check(target)
+    if not state.ok:
+        raise Unavailable(state.target, state.reason, state.install)
+    if target.runtime.startswith("onnxruntime-"):
+        from export.onnxruntime_session import OnnxRuntime
+
+        return OnnxRuntime(target, threads, cache)
+    from export.torch_session import TorchRuntime
+
+    return TorchRuntime(target, threads)
+
+
+def available_targets() -> list[Availability]:
+    """Check every runtime with every precision that it knows; imports torch only where a GPU is present."""
+    devices = bool(gpus())
+    targets = [Target(name, precision) for name, precisions in RUNTIMES.items() for precision in precisions]
+    return [_check(target, devices) for target in targets]
+
+
+def default_target() -> Target:
+    """Return the best target that runs here: `onnxruntime-cpu:fp32` without a GPU, `torch-cpu:fp32` as the last resort.
+
+    Raises:
+        Unavailable: not even PyTorch can be imported.
+    """
+    devices = bool(gpus())
+    states = [_check(Target.parse(text), devices) for text in PREFERRED]
+    for state in states:
+        if state.ok:
+            return Target.parse(state.target)
+    raise Unavailable(states[-1].target, states[-1].reason, states[-1].install)
+
+
+def _check(target: Target, has_gpu: bool | None = None) -> Availability:
+    why = _unavailable_reason(target, has_gpu)
+    return Availability(str(target), why is None, *(why or ("", "")))
+
+
+def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | None:
+    if target.runtime.startswith("onnxruntime-"):
+        from export import onnxruntime_session
+
+        return onnxruntime_session.unavailable_reason(target)
+    if target.runtime.startswith("torch-"):
+        return _torch_reason(target, has_gpu)
+    return _unbuilt_reason(target, has_gpu)
+
+
+def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | None:
+    if not _installed("torch"):
+        return "the package torch is not installed", _TORCH
+    if target.device == "cpu":
+        return None
+    if has_gpu is False:  # spares the import of torch
+        return "nvidia-smi finds no NVIDIA GPU", "a machine with an NVIDIA GPU and its driver"
+    from export import torch_session
+
+    return torch_session.unavailable_reason(target)
+
+
+def _unbuilt_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]:
+    """Describe a runtime that has no implementation yet, with whatever else is missing."""
+    package, _, device = target.runtime.partition("-")
+    needed = {"openvino": "openvino", "aotinductor": "torch", "tensorrt": "tensorrt"}[package]
+    notes = [f"{target.runtime} is not built into this release yet"]
+    if not _installed(needed):
+        notes.append(f"the package {needed} is not installed")
+    if device != "cpu" and not (bool(gpus()) if has_gpu is None else has_gpu):
+        notes.append("nvidia-smi finds no NVIDIA GPU")
+    instead = "onnxruntime-cpu:fp32 or torch-cpu:fp32" if device == "cpu" else "onnxruntime-cuda:fp32 or torch-cuda"
+    return "; ".join(notes), f"no installation helps until then; take {instead}"
+
+
+def _installed(package: str) -> bool:
+    """Tell whether a package can be found, without importing it (a blocked import counts as missing)."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,125 @@
+"""hyctas-train: train a supernet, or one network."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+from hyctas.cli.entry import command
+from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
+
+USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
+
+  supernet   train all networks of a space at once, with shared weights (before hyctas-search)
+  network    train one network from a genotype (after hyctas-search)
+
+hyctas-train supernet --help and hyctas-train network --help list the options.
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    kind, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if kind == "supernet":
+        command(train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments)
+    elif kind == "network":
+        command(train_network, TrainNetworkJob, "Train one network.", arguments)
+    else:
+        known = kind in ("--help", "-h")
+        print(USAGE, file=sys.stdout if known else sys.stderr, end="")
+        sys.exit(0 if known else 2)
+
+
+def train_supernet(job: TrainSupernetJob) -> None:
+    """Train RUN/supernet.safetensors."""
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.cli.show import bar, say
+    from hyctas.space_file import load_space
+    from hyctas.runs import Run
+
+    recipe, space, data = job.recipe(), load_space(job.space), open_dataset(job.data)
+    config = {"recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity()}
+    outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
+    run = Run(job.run, "train-supernet", config, outputs, restart=job.restart)
+    if run.done:
+        say(f"{run.file('supernet.safetensors')} is already trained with this configuration")
+        return
+
+    import torch
+
+    from hyctas.data import Frames
+    from hyctas.network import save_weights
+    from hyctas.supernet import Supernet
+    from hyctas.training.loop import Trainer
+    from hyctas.training.sandwich import Sandwich
+
+    torch.manual_seed(recipe.seed)
+    supernet = Supernet(space, data.num_classes)
+    frames = Frames(data.source, "train", data.train, size=recipe.size)
+    step = Sandwich(supernet, recipe, frames)
+    trainer = Trainer(supernet, recipe, run.file("supernet.checkpoint.pt"), step.state)
+    if trainer.step:
+        say(f"continuing at step {trainer.step}")
+    with bar("train supernet") as shown:
+        trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
+    step.feed.close()
+    save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
+    run.finish(steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios)
+    run.file("supernet.checkpoint.pt").unlink(missing_ok=True)
+    say(f"wrote {run.file('supernet.safetensors')} after {trainer.step} steps")
+
+
+def train_network(job: TrainNetworkJob) -> None:
+    """Train RUN/network.safetensors."""
+    from export.errors import InvalidInput
+    from export.files import write_json, write_text
+    from hyctas.choice import chosen_genotype, read_genotype
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.cli.show import bar, say
+    from hyctas.runs import Run
+
+    genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
+    recipe, data = job.recipe(), open_dataset(job.data)
+    config = {"recipe": asdict(recipe), "genotype": genotype.id, "inherit": job.inherit, "data": data.identity()}
+    outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json")
+    run = Run(job.run, "train-network", config, outputs, restart=job.restart)
+    if run.done:
+        say(f"{run.file('network.safetensors')} is already trained with this configuration")
+        return
+    if job.inherit and not run.file("supernet.safetensors").exists():
+        raise InvalidInput(f"--inherit needs {run.file('supernet.safetensors')}; run hyctas-train supernet first")
+
+    import torch
+
+    from hyctas.data import Frames
+    from hyctas.inherit import load_supernet
+    from hyctas.network import build, save_weights
+    from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
+    from hyctas.training.loop import Trainer
+    from hyctas.training.single import Single
+
+    torch.manual_seed(recipe.seed)
+    network = load_supernet(job.run).extract(genotype) if job.inherit else build(genotype, data.num_classes)
+    frames = Frames(data.source, "train", data.train, size=recipe.size)
+    step = Single(network, recipe, frames)
+    trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"))
+    if trainer.step:
+        say(f"continuing at step {trainer.step}")
+    with bar("train network") as shown:
+        trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
+    step.feed.close()
+    reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8), recipe.amp)
+    scores = {}
+    with bar("score network") as shown:
+        for done, (name, split, samples) in enumerate((("choose", "train", data.choose), ("val", "val", data.val))):
+            scores[name] = asdict(evaluate(network, Frames(data.source, split, samples, recipe.size), data.num_classes))
+            shown.update((done + 1) / 2)
+    save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
+    write_text(run.file("genotype.json"), genotype.to_json() + "\n")
+    write_json(run.file("labels.json"), data.source.labels.to_json())
+    write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype.id, "size": recipe.size, **scores})
+    crops = trainer.step * recipe.batch
+    run.finish(steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), **{k: v["miou"] for k, v in scores.items()})
+    run.file("network.checkpoint.pt").unlink(missing_ok=True)
+    say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): "
+        f"mIoU {scores['choose']['miou']:.3f} on the choosing split, {scores['val']['miou']:.3f} on val")  # fmt: skip

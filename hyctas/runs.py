@@ -1,0 +1,130 @@
+"""Keep one folder per job. Each command owns `<command>.json` in it: configuration, command line, versions, machine, state.
+
+The same command with an equal configuration continues what it began; with a different one it stops and prints the differing
+fields; `--restart` moves what it had written aside, and starts over.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import InvalidInput
+from export.files import read_json, write_json
+from export.machine import fingerprint
+
+FORMAT_VERSION = 1
+PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "pymoo")
+
+
+class Run:
+    """A command's place in a run folder.
+
+    Args:
+        folder: the run folder; made if need be.
+        command: for instance "train-supernet".
+        config: a dataclass or JSON-able mapping that decides the results.
+        outputs: names of the files in the folder that the command writes; moved aside by `restart`.
+        restart: start over.
+
+    Raises:
+        InvalidInput: the folder holds this command's state with another configuration.
+    """
+
+    def __init__(self, folder: Path, command: str, config: Any, outputs: tuple[str, ...], *, restart: bool = False) -> None:
+        self.folder, self.command, self.outputs = folder, command, outputs
+        self.path = folder / f"{command}.json"
+        if folder.exists() and not folder.is_dir():
+            raise InvalidInput(f"--run {folder} is a file; give a folder")
+        values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+        self.config: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        if restart:
+            self._move_aside()
+        self.record = self._claim()
+
+    @property
+    def done(self) -> bool:
+        """Whether the command has finished here before, with this configuration."""
+        return bool(self.record["state"] == "done")
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        return self.folder / name
+
+    def finish(self, **results: Any) -> None:
+        """Mark the command as done and note its results."""
+        self.record |= {"state": "done", "finished": _now(), "results": results}
+        write_json(self.path, self.record)
+
+    def _claim(self) -> dict[str, Any]:
+        if self.path.exists():
+            record: dict[str, Any] = read_json(self.path, FORMAT_VERSION)
+            differing = _differences(record.get("config", {}), self.config)
+            if differing:
+                raise InvalidInput(
+                    f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing)
+                    + "\nRepeat it with the old values to continue, give another --run, or add --restart to start over."
+                )  # fmt: skip
+            if record.get("state") == "done":
+                return record
+        record = {
+            "format_version": FORMAT_VERSION, "command": self.command, "state": "running", "started": _now(),
+            "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]], "config": self.config,
+            "versions": package_versions(), "machine": fingerprint(),
+        }  # fmt: skip
+        write_json(self.path, record)
+        return record
+
+    def _move_aside(self) -> None:
+        old = [self.folder / name for name in (self.path.name, *self.outputs) if (self.folder / name).exists()]
+        if not old:
+            return
+        number = 1
+        while (aside := self.folder / f"old-{number}").exists():
+            number += 1
+        aside.mkdir(parents=True)
+        for path in old:
+            path.rename(aside / path.name)
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """Return the run folder under `root` whose chosen network is the newest.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    found = sorted(root.glob("*/train-network.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InvalidInput(f"no trained network under {root}/; give --network RUN, GENOTYPE.json or BUNDLE/, or train one first")
+    return found[-1].parent
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide results."""
+    versions = {"python": sys.version.split()[0]}
+    for name in ("hyctas", *PACKAGES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: was {before!r}, now {after!r}")
+    return lines
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

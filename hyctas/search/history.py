@@ -1,0 +1,132 @@
+"""Keep every evaluation of a search in one file: a header line, then one line per evaluated network, in order.
+
+What is recorded is replayed, never computed again. A torn last line (a kill in the middle of a write) is dropped with a
+notice; any other bad line is an error with file and line. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import CorruptFile, InvalidInput
+from export.files import write_text
+from hyctas.genotype import Genotype
+
+FORMAT_VERSION = 1
+KINDS = ("search", "random")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One network with what was found of it."""
+
+    kind: str
+    """Who asked for it: "search" or "random"."""
+    generation: int
+    id: str
+    genotype: Genotype
+    miou: float
+    """On the choosing split, with the supernet's weights."""
+    predicted_ms: float
+    parameters: int
+    macs: int
+    memory_mib: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "genotype": json.loads(self.genotype.to_json())}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Evaluation:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or impossible.
+        """
+        try:
+            genotype = Genotype.from_json(json.dumps(value["genotype"]))
+            evaluation = cls(**{**value, "genotype": genotype})
+            numbers = (evaluation.miou, evaluation.predicted_ms, evaluation.parameters, evaluation.macs, evaluation.memory_mib)
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) and n >= 0 for n in numbers) or evaluation.miou > 1:
+                raise ValueError("a number is negative, not finite, or an mIoU above 1")
+            if evaluation.kind not in KINDS or evaluation.id != genotype.id:
+                raise ValueError(f"kind {evaluation.kind!r}, or the id {evaluation.id!r} is not that of its genotype")
+        except (KeyError, TypeError, InvalidInput) as error:
+            raise ValueError(f"not an evaluation ({error})") from None
+        return evaluation
+
+
+class History:
+    """The evaluations of a search, on disk and in memory.
+
+    Args:
+        path: history.jsonl; made with the header if it does not exist.
+        header: what decides the values: configuration, supernet sha256, table sha256, threads.
+        notice: told of a dropped torn line.
+
+    Raises:
+        InvalidInput: the file's header differs; the text names the differing fields.
+        CorruptFile: a bad line that is not the last.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], notice: Callable[[str], None]) -> None:
+        self.path = path
+        self.header = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(header))}
+        self.evaluations: list[Evaluation] = []
+        if path.exists() and path.stat().st_size:
+            self._read(notice)
+        else:
+            write_text(path, json.dumps(self.header) + "\n")
+        self.known = {evaluation.id: evaluation for evaluation in self.evaluations}
+        self._recorded = {(evaluation.kind, evaluation.id) for evaluation in self.evaluations}
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Append an evaluation (once per kind) and flush it to the disk."""
+        if (evaluation.kind, evaluation.id) in self._recorded:
+            return
+        with open(self.path, "ab") as handle:
+            start = handle.tell()
+            try:
+                handle.write((json.dumps(evaluation.to_json(), allow_nan=False) + "\n").encode())
+                handle.flush()
+                os.fsync(handle.fileno())
+            except OSError:  # a full disk: leave no half line behind
+                handle.truncate(start)
+                raise
+        self.evaluations.append(evaluation)
+        self.known.setdefault(evaluation.id, evaluation)
+        self._recorded.add((evaluation.kind, evaluation.id))
+
+    def of(self, kind: str) -> list[Evaluation]:
+        """Return the evaluations of the search or of the random baseline, in order."""
+        return [evaluation for evaluation in self.evaluations if evaluation.kind == kind]
+
+    def _read(self, notice: Callable[[str], None]) -> None:
+        lines = self.path.read_bytes().split(b"\n")
+        torn = lines.pop()  # what follows the last newline: empty in a whole file
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line)
+                if number == 1:
+                    self._check_header(value)
+                else:
+                    self.evaluations.append(Evaluation.from_json(value))
+            except ValueError as error:
+                raise CorruptFile(self.path, f"bad line ({error}); mend or remove it, or start over with --restart", number) from None
+        if torn:
+            notice(f"{self.path}: dropped a torn last line ({len(torn)} bytes)")
+            write_text(self.path, "".join(line.decode() + "\n" for line in lines) or json.dumps(self.header) + "\n")
+
+    def _check_header(self, found: Any) -> None:
+        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+            version = found.get("format_version") if isinstance(found, dict) else None
+            raise CorruptFile(self.path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}", 1)
+        differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]
+        if differing:
+            shown = "\n  ".join(f"{name}: was {found.get(name)!r}, now {self.header.get(name)!r}" for name in sorted(differing))
+            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}\nGive another --run, or start over with --restart")

@@ -1,0 +1,78 @@
+"""Read the limits that networks must keep, and say by how much one breaks them. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from export.errors import Infeasible, InvalidInput
+from hyctas.workloads import CostModel, Costs
+
+NAMES = {"ms": "latency in milliseconds", "fps": "frames per second", "params": "number of parameters", "mib": "memory in MiB"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Upper limits of a network's costs; None: no limit."""
+
+    latency_ms: float | None = None
+    parameters: float | None = None
+    memory_mib: float | None = None
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> Limits:
+        """Read `fps=30`, `ms=33`, `params=2e6`, `mib=64`; of fps and ms, the stricter counts.
+
+        Raises:
+            InvalidInput: an unknown name, or a value that is no positive number.
+        """
+        found: dict[str, float] = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            try:
+                number = float(value)
+            except ValueError:
+                number = 0.0
+            if name not in NAMES or not equals or not 0 < number < float("inf"):
+                allowed = ", ".join(f"{name}= ({what})" for name, what in NAMES.items())
+                raise InvalidInput(f"limit {text!r} is not NAME=POSITIVE NUMBER; allowed: {allowed}")
+            if name in found:
+                raise InvalidInput(f"limit {name} is given twice")
+            found[name] = number
+        if "fps" in found:
+            found["ms"] = min(found.get("ms", float("inf")), 1000 / found["fps"])
+        return cls(latency_ms=found.get("ms"), parameters=found.get("params"), memory_mib=found.get("mib"))
+
+    def excess(self, costs: Costs) -> list[float]:
+        """Return, per limit, by which share a network exceeds it (negative where it keeps it)."""
+        pairs = (
+            (costs.latency_ms, self.latency_ms), (costs.parameters, self.parameters), (costs.memory_mib, self.memory_mib),
+        )  # fmt: skip
+        return [value / limit - 1 for value, limit in pairs if limit is not None]
+
+    def keeps(self, costs: Costs) -> bool:
+        """Say whether a network keeps all limits."""
+        return all(excess <= 0 for excess in self.excess(costs))
+
+    def check_feasible(self, model: CostModel) -> None:
+        """Raise where not even the smallest network of the space keeps the limits.
+
+        Raises:
+            Infeasible: with the costs of the smallest network beside the limits.
+        """
+        costs = model.costs(model.space.smallest())
+        if self.keeps(costs):
+            return
+        lines = [
+            f"{name}: limit {limit:.4g}, smallest network {value:.4g}"
+            for name, limit, value in (
+                ("latency in ms (predicted)", self.latency_ms, costs.latency_ms),
+                ("parameters", self.parameters, costs.parameters),
+                ("memory in MiB", self.memory_mib, costs.memory_mib),
+            )
+            if limit is not None
+        ]
+        raise Infeasible(
+            f"no network of space {model.space.name} keeps the limits:\n  " + "\n  ".join(lines)
+            + "\nRaise the limits, choose a smaller --size, a faster target, or a space with smaller widths."
+        )  # fmt: skip

@@ -1,0 +1,35 @@
+"""Find a search space by the name or the file that a user gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from export.errors import InvalidInput
+from hyctas.space import SPACES, Space
+
+
+def load_space(name: str) -> Space:
+    """Return a built-in space by name, or call `space()` of a user's Python file.
+
+    Raises:
+        InvalidInput: no such space or file, or the file fails or gives something else; the text says which.
+    """
+    if name in SPACES:
+        return SPACES[name]()
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise InvalidInput(f"unknown space {name!r}; built in: {', '.join(SPACES)}; or give a Python file with a function space()")
+    spec = importlib.util.spec_from_file_location(f"hyctas_space_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        space = module.space()
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"{path} does not give a space: {type(error).__name__}: {error}") from error
+    if not isinstance(space, Space):
+        raise InvalidInput(f"space() of {path} returns a {type(space).__name__}, expected hyctas.space.Space")
+    return space

@@ -1,0 +1,1 @@
+"""Train supernets and networks, and evaluate them."""

@@ -1,0 +1,71 @@
+"""Configure training: one recipe for a supernet and for a network. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How weights are trained."""
+
+    minutes: float | None = None
+    """Time budget in minutes, pauses excluded; the schedule follows the share of it that is spent."""
+    steps: int | None = None
+    """Number of steps instead of a time budget; runs of equal steps and seed are equal."""
+    batch: int = 12
+    """Crops per step (and per process under torchrun)."""
+    crop: tuple[int, int] = (240, 320)
+    """Height and width of a training crop."""
+    size: tuple[int, int] | None = None
+    """Resize all images to this height and width first; none: as they are."""
+    scale: tuple[float, float] = (0.6, 1.6)
+    """Range of the random scale."""
+    rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay, on convolution weights only."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up; then the rate falls as (1 - progress) ** 0.9."""
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    loss: str = "cross_entropy"
+    """"cross_entropy" over all pixels, or "ohem" over the hardest ones."""
+    class_weights: bool = True
+    """Weight classes by 1 / ln(1.1 + share of pixels)."""
+    amp: bool = True
+    """Compute in bfloat16 where it is safe (autocast)."""
+    seed: int = 0
+    """Seed of data order, augmentation and drawing of networks."""
+    threads: int = 2
+    """Threads that torch computes with."""
+    save_seconds: float = 60.0
+    """Seconds between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise InvalidInput("training takes a budget in minutes or in steps: give exactly one of --minutes and --steps")
+        if (self.minutes or self.steps or 0) <= 0:
+            raise InvalidInput("the training budget must be positive")
+        if self.loss not in ("cross_entropy", "ohem"):
+            raise InvalidInput(f'loss {self.loss!r} is unknown; allowed: "cross_entropy", "ohem"')
+        if min(self.crop) < 32 or self.batch < 2:
+            raise InvalidInput(f"crop {self.crop} must be at least 32x32 and batch {self.batch} at least 2 (batch norm)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetRecipe(Recipe):
+    """How a supernet is trained: every step the largest network on the labels, then smaller ones that also follow it."""
+
+    ratios: tuple[float, float, float] = (1.0, 2.0, 3.0)
+    """How often networks of 1, 2, 3 branches are drawn (rho)."""
+    adaptive: bool = True
+    """Raise the ratio of those branch counts whose networks lag behind the largest one most."""
+    random_networks: int = 2
+    """Random networks per step, besides the largest and the smallest."""
+    max_gmacs: float | None = None
+    """Largest network trained, in GMAC at the crop's size; none: the largest of the space."""
+    distillation: float = 0.5
+    """Weight of following the largest network, against the labels."""

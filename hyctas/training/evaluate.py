@@ -1,0 +1,72 @@
+"""Estimate a network's norm statistics and score it on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hyctas.data import MEAN, STD, Frames, Score, confusion, normalise, score, to_batch
+
+
+def whole_images(frames: Frames, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return images (N, 3, H, W), normalised, and labels (N, H, W) of a split, without augmentation."""
+    pairs = [frames[index] for index in indices]
+    return to_batch([(normalise(image.astype(np.float32) / 255, MEAN, STD), label) for image, label in pairs])
+
+
+def estimation_batches(frames: Frames, seed: int, count: int, batch: int) -> list[Tensor]:
+    """Return image batches for `reestimate_norms`, fixed by the seed (not by when they are asked for)."""
+    order = np.random.default_rng([seed, 7]).permutation(len(frames))[: count * batch]
+    return [whole_images(frames, order[i : i + batch].tolist())[0] for i in range(0, len(order), batch)]
+
+
+def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = True) -> None:
+    """Replace the running statistics of all batch norms by their mean over the given batches; ends in eval mode."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+    network.train()
+    with torch.no_grad(), torch.autocast("cpu" if batches[0].device.type == "cpu" else "cuda", torch.bfloat16, enabled=amp):
+        for batch in batches:
+            network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def evaluate(network: nn.Module, frames: Frames, num_classes: int, *, batch: int = 8, amp: bool = True) -> Score:
+    """Score a network in eval mode on whole images (see `hyctas.data.metric` for the policy).
+
+    Args:
+        network: maps (N, 3, H, W) to logits (N, classes, H, W).
+        frames: images and labels; consecutive ones of equal size are batched.
+        num_classes: number of classes.
+        batch: images at a time.
+        amp: compute in bfloat16 autocast.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    total = np.zeros((num_classes, num_classes), dtype=np.int64)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        for indices in equal_sizes(frames, batch):
+            images, labels = whole_images(frames, indices)
+            prediction = network(images.to(device)).argmax(1).cpu().numpy()
+            total += confusion(labels.numpy(), prediction, num_classes)
+    return score(total)
+
+
+def equal_sizes(frames: Frames, batch: int) -> list[list[int]]:
+    """Group consecutive frames of equal size into batches of indices."""
+    groups: list[list[int]] = []
+    for index in range(len(frames)):
+        shape = frames[index][1].shape
+        if groups and len(groups[-1]) < batch and frames[groups[-1][0]][1].shape == shape:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,193 @@
+"""Run training steps within a budget, with a schedule and checkpoints; a killed run continues where it last saved."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from export.errors import CheckFailed, CorruptFile
+from export.files import write_bytes
+from hyctas.training.config import Recipe
+
+FORMAT_VERSION = 1
+Step = Callable[[int], dict[str, float]]
+"""Compute the gradients of one step (forward and backward) and return numbers to show, "loss" among them."""
+
+
+@dataclass
+class Progress:
+    """What a progress display needs."""
+
+    step: int
+    share: float
+    """Share of the budget that is spent, 0..1."""
+    spent_s: float
+    numbers: dict[str, float]
+
+
+class Trainer:
+    """Train a module's weights.
+
+    Args:
+        model: whose parameters are trained, in place.
+        recipe: budget, schedule, seed.
+        checkpoint: file that holds the state; loaded if it exists.
+        extra: further state of the caller, saved and restored in place.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, checkpoint: Path, extra: dict[str, Any] | None = None) -> None:
+        self.model, self.recipe, self.checkpoint = model, recipe, checkpoint
+        self.extra = {} if extra is None else extra
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        other = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.rate, fused=True)
+        self.step, self.spent_s, self._saved_at, self._save_cost = 0, 0.0, time.monotonic(), 0.0
+        if checkpoint.exists():
+            self._load()
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that is spent."""
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        assert self.recipe.minutes is not None
+        return self.spent_s / (60 * self.recipe.minutes)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step: linear warm-up, then (1 - share) ** 0.9."""
+        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
+        return self.recipe.rate * warm * max(0.0, 1 - self.share) ** 0.9
+
+    def run(self, step: Step, progress: Callable[[Progress], None] | None = None) -> None:
+        """Train until the budget is spent.
+
+        Raises:
+            CheckFailed: the loss is not finite three steps in a row (steps with a non-finite gradient are left out).
+        """
+        bad = 0
+        with threads(self.recipe.threads):
+            while not self._finished():
+                started = time.monotonic()
+                for group in self.optimiser.param_groups:
+                    group["lr"] = self.rate
+                self.optimiser.zero_grad(set_to_none=True)
+                numbers = step(self.step)
+                average_gradients(self.model)
+                norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+                bad = 0 if math.isfinite(float(norm)) and math.isfinite(numbers["loss"]) else bad + 1
+                if bad == 0:
+                    self.optimiser.step()
+                elif bad == 3:
+                    raise CheckFailed(
+                        f"the loss is not finite at step {self.step}, three times in a row; lower --rate "
+                        f"(now {self.recipe.rate}) or switch off --amp, then repeat the command with --restart"
+                    )
+                self.step += 1
+                self.spent_s += time.monotonic() - started
+                self._save_sometimes()
+                if progress is not None:
+                    progress(Progress(self.step, min(1.0, self.share), self.spent_s, numbers))
+
+    def _finished(self) -> bool:
+        """Say whether the budget is spent; all processes agree on the first one's clock."""
+        finished = self.share >= 1
+        if dist.is_initialized():
+            flag = torch.tensor([float(finished)])
+            dist.broadcast(flag, 0)
+            finished = bool(flag.item())
+        return finished
+
+    def save(self) -> None:
+        """Write the checkpoint, safely; only the first process writes."""
+        if dist.is_initialized() and dist.get_rank():
+            return
+        started = time.monotonic()
+        buffer = io.BytesIO()
+        state = {
+            "format_version": FORMAT_VERSION, "step": self.step, "spent_s": self.spent_s, "extra": self.extra,
+            "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+        torch.save(state, buffer)
+        write_bytes(self.checkpoint, buffer.getvalue())
+        self._saved_at = time.monotonic()
+        self._save_cost = self._saved_at - started
+
+    def _save_sometimes(self) -> None:
+        """Save every `save_seconds`, and seldom enough that saving takes at most a twentieth of the time."""
+        if time.monotonic() - self._saved_at >= max(self.recipe.save_seconds, 20 * self._save_cost):
+            self.save()
+
+    def _load(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            if state["format_version"] != FORMAT_VERSION:
+                raise CorruptFile(self.checkpoint, f"has format_version {state['format_version']}, expected {FORMAT_VERSION}")
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.spent_s = state["step"], state["spent_s"]
+            self.extra.update(state["extra"])
+        except CorruptFile:
+            raise
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise CorruptFile(
+                self.checkpoint, f"is not a whole checkpoint of this run ({type(error).__name__}: {str(error)[:200]}); "
+                "start over with --restart",
+            ) from None  # fmt: skip
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start_processes() -> tuple[int, int]:
+    """Join the other processes when started by torchrun; return (rank, number of processes)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average gradients over all processes; every process has drawn the same networks, so the same tensors have one."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def default_device() -> torch.device:
+    """Return the GPU of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Move images and labels to a device."""
+    return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)

@@ -1,0 +1,144 @@
+"""Give the latency package what it times (`workloads`) and what it sums (`units`), from operators and plans."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.errors import TableMismatch
+from export.target import format_size
+from hyctas.genotype import Genotype
+from hyctas.operators import DownUp, from_key
+from hyctas.plan import Plan, lower
+from hyctas.space import Space
+from latency import LatencyTable, Unit, Workload
+from latency.calibration import Calibration
+from latency.predict import predict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_block(key: str) -> nn.Module:
+    """Build the module of a latency key, with fresh weights."""
+    from hyctas.blocks import Block
+
+    return Block(from_key(key)[0])
+
+
+def family(key: str) -> str:
+    """Name an operator's family: what a calibration groups by."""
+    operator, _ = from_key(key)
+    return "downup" if isinstance(operator, DownUp) else type(operator).__name__.lower()
+
+
+def workloads(keys: Sequence[str]) -> list[Workload]:
+    """Return what has to be timed for a list of keys."""
+    return [
+        Workload(key, family(key), functools.partial(build_block, key), tuple((1, *shape) for shape in from_key(key)[1]))
+        for key in keys
+    ]
+
+
+def units(plan: Plan) -> list[Unit]:
+    """Return what a plan's latency is the calibrated sum of."""
+    return [Unit(node.key, family(node.key), node.branches, node.macs, node.bytes_moved) for node in plan.nodes]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs at one input size."""
+
+    latency_ms: float
+    """Predicted; for native output (logits at the head's stride)."""
+    parameters: int
+    macs: int
+    memory_mib: float
+    """Weights and the largest sum of live activations, in fp32."""
+
+
+class CostModel:
+    """Predict the costs of networks of one space at one input size.
+
+    Args:
+        space: where the networks come from.
+        table: latency table that holds all operators of the space at the size.
+        size: height and width of the image.
+        num_classes: number of classes.
+
+    Raises:
+        MissingKeys: the table lacks operators.
+        TableMismatch: the table's calibration was made for another version of the space.
+    """
+
+    def __init__(self, space: Space, table: LatencyTable, size: tuple[int, int], num_classes: int) -> None:
+        self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
+        command = (
+            f"hyctas-profile --space {space.name} --size {format_size(size)} --classes {num_classes} "
+            f"--target {table.identity.target} --threads {table.identity.threads}"
+        )
+        table.require(space.keys(size, num_classes), command)
+        self.calibration = find_calibration(space, table, size)
+        self._known: dict[str, Costs] = {}
+
+    def costs(self, genotype: Genotype) -> Costs:
+        """Return the costs of a network."""
+        name = genotype.id
+        if name not in self._known:
+            plan = lower(genotype, self.size, self.num_classes)
+            memory = (plan.peak_bytes + plan.weight_bytes) / 2**20
+            latency_ms = predict(units(plan), self.table, self.calibration)
+            self._known[name] = Costs(latency_ms, plan.parameters, plan.macs, memory)
+        return self._known[name]
+
+
+def find_calibration(space: Space, table: LatencyTable, size: tuple[int, int]) -> Calibration | None:
+    """Return a table's calibration for a space and size, or None.
+
+    Raises:
+        TableMismatch: it was made for another version of the space.
+    """
+    name = calibration_name(space, size)
+    calibration = table.calibrations.get(name)
+    if calibration is not None and calibration.space_hash != space.hash:
+        raise TableMismatch(
+            f"the table's calibration {name} was made for another version of space {space.name} "
+            f"(hash {calibration.space_hash}, now {space.hash}); repeat hyctas-profile"
+        )
+    return calibration
+
+
+def calibration_name(space: Space, size: tuple[int, int]) -> str:
+    """Name a calibration: space and size."""
+    return f"{space.name}@{format_size(size)}"
+
+
+def calibration_networks(space: Space, count: int, seed: int, purpose: int) -> list[Genotype]:
+    """Draw distinct networks that spread over the space's costs.
+
+    Args:
+        space: where they come from.
+        count: how many.
+        seed: of the draw.
+        purpose: keeps the networks of fits and of checks apart.
+    """
+    rng = np.random.default_rng([seed, purpose])
+    found: dict[str, Genotype] = {}
+    while len(found) < count:
+        genotype = space.sample(rng)
+        found.setdefault(genotype.id, genotype)
+    return list(found.values())
+
+
+def native_modules(genotypes: Sequence[Genotype], size: tuple[int, int], num_classes: int) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Build networks that compute native output, with example images, as `Runtime.load_modules` takes them."""
+    import torch
+
+    from hyctas.network import Native, build
+
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    return [(Native(build(genotype, num_classes).eval()), (image,)) for genotype in genotypes]

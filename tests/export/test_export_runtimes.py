@@ -1,0 +1,93 @@
+"""Which targets run here, and what importing this package costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export import machine, runtimes
+from export.errors import Unavailable
+from export.machine import fingerprint
+from export.runtime import Runtime
+from export.target import RUNTIMES, Target
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_target_is_answered() -> None:
+    states = {state.target: state for state in runtimes.available_targets()}
+    assert set(states) == {f"{name}:{precision}" for name, precisions in RUNTIMES.items() for precision in precisions}
+    assert states["onnxruntime-cpu:fp32"].ok
+    assert states["torch-cpu:bf16"].ok
+    for state in states.values():
+        assert state.ok == (not state.reason) == (not state.install)
+        assert set(state.to_json()) == {"target", "ok", "reason", "install"}
+
+
+@pytest.mark.parametrize("text", ["openvino-cpu:fp32", "aotinductor-cpu:bf16", "aotinductor-cuda:fp16", "tensorrt:fp16"])
+def test_unbuilt_runtimes_say_so(text: str) -> None:
+    with pytest.raises(Unavailable, match="not built into this release yet") as caught:
+        runtimes.open_runtime(Target.parse(text), 1)
+    assert caught.value.target == text
+
+
+def test_open_runtime() -> None:
+    for text in ("onnxruntime-cpu:fp32", "torch-cpu:fp32", "torch-cpu:bf16"):
+        runtime = runtimes.open_runtime(Target.parse(text), 1)
+        assert isinstance(runtime, Runtime)
+        assert str(runtime.target) == text
+
+
+def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "gpus", lambda: [])
+    assert str(runtimes.default_target()) == "onnxruntime-cpu:fp32"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert str(runtimes.default_target()) == "torch-cpu:fp32"
+    monkeypatch.setattr(runtimes, "_installed", lambda package: False)
+    with pytest.raises(Unavailable, match="torch is not installed"):
+        runtimes.default_target()
+
+
+def test_light_modules_import_neither_torch_nor_runtimes() -> None:
+    code = (
+        "import sys, warnings; warnings.simplefilter('error')\n"
+        "for name in ('torch', 'rich', 'tyro', 'pymoo', 'matplotlib'): sys.modules[name] = None\n"
+        "import export, export.errors, export.target, export.files, export.runtime, export.bundle, export.manifest\n"
+        "import export.bench, export.runtimes, export.machine, export.imaging, export.onnxruntime_session\n"
+        "assert 'onnxruntime' not in sys.modules and 'onnx' not in sys.modules\n"
+        "states = {s.target: s for s in export.runtimes.available_targets()}\n"
+        "assert states['onnxruntime-cpu:fp32'].ok and not states['torch-cpu:fp32'].ok\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fingerprint_is_stable_and_names_no_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = fingerprint()
+    assert found == fingerprint()
+    assert found["cpu"]
+    assert found["cores"] >= found["usable_cores"] >= 1
+    text = str(found)
+    assert __import__("platform").node() not in text or not __import__("platform").node()
+    assert "/home" not in text
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.1, 143771 MiB'\n")
+    smi.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(smi))
+    assert machine.gpus() == [{"name": "NVIDIA H200", "driver": "570.1", "memory": "143771 MiB"}]
+    smi.write_text("#!/bin/sh\necho broken driver; exit 9\n")
+    assert machine.gpus() == []
+
+
+def test_arm_boards(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel\t: 2\nFeatures\t: fp asimd asimdhp\nModel\t\t: Raspberry Pi 5\n")
+    assert machine._cpu(info)[1] == {"fp", "asimd", "asimdhp"}
+    (tmp_path / "model").write_text("NVIDIA Jetson Orin Nano\0")
+    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3\n")
+    (board,) = machine._jetson(tmp_path / "model", tmp_path / "release")
+    assert board["name"] == "NVIDIA Jetson Orin Nano"
+    assert machine._jetson(tmp_path / "none", tmp_path / "release") == []
