@@ -1,0 +1,74 @@
+"""Measure whole networks on a target, and calibrate a latency table's predictions with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from export.runtime import Runtime
+from hyctas.genotype import Genotype
+from hyctas.plan import lower
+from hyctas.space import Space
+from hyctas.workloads import calibration_name, calibration_networks, native_modules, units
+from latency import LatencyTable, Protocol
+from latency.calibration import Calibration
+from latency.lock import measuring
+from latency.measure import measure
+from latency.predict import fit
+
+BATCH = 8
+NETWORK_PROTOCOL = Protocol(warmup_ms=100, min_samples=15, budget_ms=500)
+"""How whole networks are timed."""
+
+
+def measure_networks(
+    genotypes: Sequence[Genotype], runtime: Runtime, size: tuple[int, int], num_classes: int, *, repeats: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Measure whole networks with native output and random weights.
+
+    Returns:
+        (repeats, networks) median latencies in milliseconds; the repeats of a network are as far apart in time as its batch
+        allows, so that their difference shows the noise of measuring.
+    """
+    results = np.empty((repeats, len(genotypes)))
+    with measuring():
+        for start in range(0, len(genotypes), BATCH):
+            batch = genotypes[start : start + BATCH]
+            sessions = runtime.load_modules(native_modules(batch, size, num_classes))
+            try:
+                for session in sessions:
+                    rng = np.random.default_rng(0)
+                    session.bind({s.name: rng.standard_normal(s.shape, dtype=np.float32) for s in session.inputs})
+                for repeat in range(repeats):
+                    for offset, session in enumerate(sessions):
+                        results[repeat, start + offset] = measure(session, NETWORK_PROTOCOL).median_ms
+                        if progress is not None:
+                            progress(start * repeats + repeat * len(batch) + offset + 1, repeats * len(genotypes))
+            finally:
+                for session in sessions:
+                    session.close()
+    return results
+
+
+def calibrate(
+    space: Space, table: LatencyTable, runtime: Runtime, size: tuple[int, int], num_classes: int, count: int, purpose: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:  # fmt: skip
+    """Measure `count` random networks of a space, and fit the correction of a table's sums to them.
+
+    Args:
+        space: where the networks come from.
+        table: holds all operators of the space at the size.
+        runtime: the table's target.
+        size: height and width of the image.
+        num_classes: number of classes.
+        count: networks to measure, at least 5.
+        purpose: of the random draw.
+        progress: told (networks done, of how many).
+    """
+    genotypes = calibration_networks(space, count, 0, purpose)
+    measured = measure_networks(genotypes, runtime, size, num_classes, progress=progress)[0]
+    plans = [units(lower(genotype, size, num_classes)) for genotype in genotypes]
+    return fit(plans, measured, table, space_hash=space.hash, name=calibration_name(space, size))
