@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -118,28 +119,124 @@ class SearchJob:
 
     run: Path = Path("runs/new")
     """Run folder with supernet.safetensors and latency.json."""
+    data: str | None = None
+    """Data set; default: the one that the supernet was trained on, where it was then."""
     table: Path | None = None
     """Latency table; default RUN/latency.json."""
+    size: str | None = None
+    """Image size that latency counts for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
     limit: tuple[str, ...] = ()
     """Limits that every network must keep, for instance: fps=30 ms=33 params=2e6 mib=64."""
     evaluations: int = 200
-    """Networks evaluated by the search, and as many by the random baseline."""
+    """Networks scored by the search, and as many by the random baseline."""
     population: int = 24
     """Networks per generation."""
     images: int = 60
     """Images of the choosing split that a network is scored on."""
     eval_size: str | None = None
     """Resize those images to HEIGHTxWIDTH; default: as the supernet was trained."""
-    norm_batches: int = 2
-    """Batches of 8 images that norms are re-estimated on."""
-    threads: int = 2
-    """Threads for scoring; fixed, since results depend on it in the last digits."""
     seed: int = 0
     """Seed of every draw."""
     measure: int = 8
-    """Networks of the front that are measured whole on the target."""
+    """Networks of the front that are measured whole on the target; 0: none."""
     restart: bool = False
     """Move the old results aside and start over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoJob:
+    """What hyctas-demo does."""
+
+    run: Path = Path("runs/demo")
+    """Run folder."""
+    data: str | None = None
+    """Your data set's folder (CamVid, Cityscapes or plain layout); default: generated street scenes."""
+    fps: float | None = None
+    """Frame rate to reach on the target; default: none, the whole front is searched."""
+    target: str | None = None
+    """Where the network will run, for instance onnxruntime-cpu:fp32; default: the best available here."""
+    size: str | None = None
+    """Image size, HEIGHTxWIDTH; default: that of the first image, at most 640 pixels long."""
+    threads: int = 2
+    """Threads on a CPU target."""
+    minutes: float = 4.0
+    """How much work to do; from 30 on, the space is edge instead of tiny. Good results on real data take hours."""
+    restart: bool = False
+    """Move old results aside and start over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What hyctas-export writes, of which network."""
+
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
+    """model.onnx, model.pt2, model.engine, or a folder (no suffix, or a / at its end) for a whole bundle."""
+    network: Path | None = None
+    """Run folder, genotype JSON, or bundle; default: the newest run with a trained network, printed."""
+    target: str | None = None
+    """What it is meant for, for instance onnxruntime-cpu:fp32; default: the best available one that runs such a file."""
+    output: Literal["native", "logits", "labels"] = "native"
+    """native: logits at the head's stride; logits: at image size; labels: their argmax."""
+    size: str | None = None
+    """Image size, HEIGHTxWIDTH; default: the one that the run or bundle was made for."""
+    classes: int | None = None
+    """Number of classes of a genotype; default 19."""
+    threads: int = 1
+    """Threads that it is meant to run with, for the manifest and the hyctas-bench command that is printed."""
+    random_weights: bool = False
+    """Export a genotype with random weights: to time it, not to segment with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchJob:
+    """What hyctas-bench times."""
+
+    models: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """.onnx files (anybody's), .pt2 files, bundles, run folders; the first is what the others are compared with."""
+    target: str | None = None
+    """Where to time, for instance onnxruntime-cpu:fp32; default: the best available one that runs the models, printed."""
+    threads: int = 1
+    """Threads on a CPU target."""
+    seconds: float = 3.0
+    """Measured time per model."""
+    mode: Literal["model", "labels", "end-to-end"] = "model"
+    """model: the network alone; labels: tensor in memory to labels; end-to-end: JPEG bytes to overlay."""
+    size: str | None = None
+    """Image size, HEIGHTxWIDTH, for ONNX files with a dynamic one and for run folders."""
+    out: Path | None = None
+    """Report, FILE.json (FILE.md and FILE.html appear beside it); default RUN/bench.json, or bench.json without --run."""
+    data: str | None = None
+    """Images to time with: a folder of images, or a data set (see hyctas-train); default: a generated street scene."""
+    run: Path | None = None
+    """Run folder for the report; its trained network is timed where no models are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorJob:
+    """How hyctas-doctor answers."""
+
+    json: bool = False
+    """Print JSON, to attach to a bug report: no host name, user or path is in it."""
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path that cannot be written to before work is spent on it.
+
+    Raises:
+        InvalidInput: no folder can be there, it is read-only, or the name is empty or too long.
+    """
+    if not path.name or len(os.fsencode(path.name)) > 200:  # temporary names beside it are longer
+        raise InvalidInput(f"cannot write {str(path)!r}: give a name of 1 to 200 bytes")
+    try:
+        place = path.absolute().parent
+        while not place.exists():
+            place = place.parent
+        fits = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise InvalidInput(f"cannot write {path}: {error.strerror}") from None
+    if not fits:
+        why = "you may not write there" if place.is_dir() else "it is no folder"
+        raise InvalidInput(f"cannot write {path}: {place} is in the way, {why}")
 
 
 def parse_target(text: str | None) -> Target:

@@ -64,7 +64,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()
     save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
-    run.finish(steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios)
+    run.finish(steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data)
     run.file("supernet.checkpoint.pt").unlink(missing_ok=True)
     say(f"wrote {run.file('supernet.safetensors')} after {trainer.step} steps")
 

@@ -1,0 +1,110 @@
+"""Judge a latency table by fresh networks: predicted against measured, beside the noise of measuring twice.
+
+    python -m benchmarks.fidelity --target onnxruntime-cpu:fp32 --space edge --size 360x480 --networks 30 --seed 1
+
+Without --table, the space is profiled and calibrated first (into a temporary folder). Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from export.errors import CheckFailed, HyctasError, InvalidInput
+from export.files import write_json, write_text
+from export.machine import fingerprint
+from export.runtimes import open_runtime
+from export.target import Target, format_size, parse_size
+from hyctas.calibrate import calibrate, measure_networks
+from hyctas.plan import lower
+from hyctas.space_file import load_space
+from hyctas.workloads import CostModel, calibration_networks, units, workloads
+from latency import LatencyTable, Protocol, judge, predict, profile
+
+FRESH, CALIBRATE = 41, 31
+"""Purposes of random draws; calibration networks are never judged."""
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="onnxruntime-cpu:fp32")
+    parser.add_argument("--space", default="edge")
+    parser.add_argument("--size", default="360x480")
+    parser.add_argument("--networks", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", type=Path, help="latency table to judge; default: profile now")
+    parser.add_argument("--classes", type=int, default=19)
+    parser.add_argument("--out", type=Path, help="write FILE.json and FILE.md")
+    arguments = parser.parse_args()
+    try:
+        run(arguments)
+    except HyctasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, predict, and print the judgement."""
+    if arguments.networks < 5:
+        raise InvalidInput(f"--networks {arguments.networks}: at least 5 are needed to judge a table")
+    space, size, target = load_space(arguments.space), parse_size(arguments.size), Target.parse(arguments.target)
+    runtime = open_runtime(target, arguments.threads)
+    table = LatencyTable.load(arguments.table) if arguments.table else _profiled(arguments)
+    found = (table.identity.target, table.identity.threads)
+    if found != (str(target), arguments.threads):
+        raise InvalidInput(f"the table was made for {found[0]} with {found[1]} threads, not {target} with {arguments.threads}")
+    model = CostModel(space, table, size, arguments.classes)
+    calibrated_ids = {g.id for g in calibration_networks(space, 200, 0, CALIBRATE)}
+    fresh = calibration_networks(space, arguments.networks + 20, arguments.seed, FRESH)
+    networks = [g for g in fresh if g.id not in calibrated_ids][: arguments.networks]
+    first, second = measure_networks(networks, runtime, size, arguments.classes, repeats=2)
+    plans = [units(lower(g, size, arguments.classes)) for g in networks]
+    predicted = [model.costs(g).latency_ms for g in networks]
+    sums = [predict(plan, table) for plan in plans]
+    judgement, plain = judge(predicted, first, repeat=second), judge(sums, first)
+    if not all(value > 0 for value in first):
+        raise CheckFailed("a measured latency is not positive")
+    heading = (
+        f"{target}, {arguments.threads} threads, space {space.name} at {format_size(size)}, {len(networks)} fresh networks "
+        f"(seed {arguments.seed})"
+    )
+    kind = model.calibration.model if model.calibration else "none"
+    text = (
+        f"# Predicted against measured latency\n\n{heading}; {fingerprint()['cpu']}; calibration: {kind}\n\n"
+        f"{judgement.to_markdown()}\n\nPlain sum of operators, without calibration: MAPE {plain.fidelity.mape:.2%}, "
+        f"Spearman {plain.fidelity.spearman:.4f}\n"
+    )
+    print(text)
+    if arguments.out:
+        points = [{"id": g.id, "predicted_ms": p, "sum_ms": s, "measured_ms": m, "repeat_ms": r}
+                  for g, p, s, m, r in zip(networks, predicted, sums, first.tolist(), second.tolist(), strict=True)]  # fmt: skip
+        result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": table.identity.to_json(),
+                  "judgement": judgement.to_json(), "plain_sum": plain.to_json(), "networks": points}  # fmt: skip
+        write_json(arguments.out.with_suffix(".json"), json.loads(json.dumps(result)))
+        command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
+        write_text(arguments.out.with_suffix(".md"), f"{text}\n```\n{command}\n```\n")
+
+
+def _profiled(arguments: argparse.Namespace) -> LatencyTable:
+    """Profile and calibrate the space now."""
+    space, size = load_space(arguments.space), parse_size(arguments.size)
+    runtime = open_runtime(Target.parse(arguments.target), arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        keys = space.keys(size, arguments.classes)
+
+        def show(done: int, total: int, left: float, key: str) -> None:
+            if done % 50 == 0 or done == total:
+                print(f"profiled {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+        table = profile(workloads(keys), runtime, Path(folder) / "latency.json", Protocol(), progress=show)
+        calibration = calibrate(space, table, runtime, size, arguments.classes, 30, CALIBRATE)
+        return LatencyTable(table.identity, table.rows, {calibration.name: calibration}, table.provenance)
+
+
+if __name__ == "__main__":
+    main()

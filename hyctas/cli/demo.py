@@ -1,0 +1,121 @@
+"""hyctas-demo: the whole job in one command, on generated street scenes or on the user's own data."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyctas.cli.entry import command
+from hyctas.cli.jobs import DemoJob, ProfileJob, SearchJob, TrainNetworkJob, TrainSupernetJob, parse_target
+
+if TYPE_CHECKING:
+    from hyctas.cli.datasets import DataSet
+
+DEMO_SCENES = "scenes:seed=1,train=160,val=40,size=96x128"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work the demo does: fixed by --minutes, so that equal commands do equal work."""
+
+    space: str
+    networks: int
+    """Whole networks measured for the calibration."""
+    supernet_minutes: float
+    evaluations: int
+    population: int
+    images: int
+    network_minutes: float
+    bench_seconds: float
+
+
+def scale(minutes: float) -> Scale:
+    """Share a time budget: short ones use the tiny space, from half an hour on it is edge."""
+    if minutes < 30:
+        return Scale("tiny", 10, 0.3 * minutes, round(10 * minutes), 10, 40, 0.22 * minutes, 2.0)
+    return Scale("edge", 30, 0.4 * minutes, round(2 * minutes), 24, 60, 0.3 * minutes, 5.0)
+
+
+def main() -> None:
+    """Run the command line."""
+    command(demo, DemoJob, "Profile, train, search, train the chosen network, export it, time it, and report.")
+
+
+def demo(job: DemoJob) -> None:
+    """Run the whole job into one run folder."""
+    from export.errors import InvalidInput
+    from export.target import format_size
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.cli.profile import profile_space
+    from hyctas.cli.search import run_search
+    from hyctas.cli.show import duration, say
+    from hyctas.cli.train import train_network, train_supernet
+
+    if not 1 <= job.minutes <= 10_000:
+        raise InvalidInput(f"--minutes {job.minutes} must be between 1 and 10000")
+    limit = (f"fps={job.fps:g}",) if job.fps is not None else ()
+    started, plan, spec = time.monotonic(), scale(job.minutes), job.data or DEMO_SCENES
+    target = str(parse_target(job.target))
+    data = open_dataset(spec)
+    size = job.size or format_size(working_size(data))
+    say(f"size {size}, space {plan.space}, target {target}, run folder {job.run}\n")
+    profile_space(ProfileJob(
+        run=job.run, space=plan.space, size=size, target=target, threads=job.threads, classes=data.num_classes,
+        networks=plan.networks, budget_ms=100.0, restart=job.restart,
+    ))  # fmt: skip
+    recipe = json.dumps({"warmup_steps": 20, "rate": 3e-3})
+    train_supernet(TrainSupernetJob(
+        run=job.run, data=spec, space=plan.space, minutes=plan.supernet_minutes, size=size, crop=size, batch=8,
+        restart=job.restart, expert=recipe,
+    ))  # fmt: skip
+    run_search(SearchJob(
+        run=job.run, data=spec, size=size, limit=limit, evaluations=plan.evaluations, population=plan.population,
+        images=plan.images, measure=6, restart=job.restart,
+    ))  # fmt: skip
+    train_network(TrainNetworkJob(
+        run=job.run, data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8, inherit=True,
+        restart=job.restart, expert=recipe,
+    ))  # fmt: skip
+    finish(job.run, data, size, target, job.threads, plan.bench_seconds)
+    say(f"\ndone in {duration(time.monotonic() - started)}. Look at {job.run / 'report.html'}")
+
+
+def working_size(data: DataSet) -> tuple[int, int]:
+    """Return the size of the first image, at most 640 pixels long, both sides multiples of 8."""
+    image, _ = data.source.load("train", data.train[0])
+    height, width = image.shape[:2]
+    factor = min(1.0, 640 / max(height, width))
+    return max(32, round(height * factor / 8) * 8), max(32, round(width * factor / 8) * 8)
+
+
+def finish(run: Path, data: DataSet, size: str, target: str, threads: int, seconds: float) -> None:
+    """Export the trained network as a bundle, time it, and write the report."""
+    from export.bench import bench
+    from export.bench_models import BenchModel
+    from export.target import Target, parse_size
+    from hyctas.bundling import bundle_network, load_trained
+    from hyctas.cli.report import report
+    from hyctas.cli.show import bar, say
+    from latency.lock import measuring
+
+    trained, height_width = load_trained(run, data.num_classes), parse_size(size)
+    image, _ = data.source.load("val", data.val[0])
+    with bar("export bundle"):
+        bundle = bundle_network(trained, run / "bundle", height_width, "native", target, [image])
+    say(bundle.parity.summary())
+    with bar("time the bundle") as shown, measuring(say):
+        times = bench(
+            [BenchModel("chosen", path=run / "bundle")], Target.parse(target), threads, seconds=seconds,
+            progress=lambda done, total: shown.update(done / total),
+        )  # fmt: skip
+    from export.files import write_json
+
+    write_json(run / "fps.json", times.to_json())
+    say(times.to_markdown())
+    report(run, data)
+    names = ("latency.json", "supernet.safetensors", "history.jsonl", "pareto.json", "pareto.svg", "bundle", "fps.json",
+             "report.md", "report.html")  # fmt: skip
+    say("wrote:\n" + "\n".join(f"  {run / name}" for name in names))

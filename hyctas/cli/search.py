@@ -1,0 +1,173 @@
+"""hyctas-search: find the networks that no other beats in both mIoU and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyctas.cli.entry import command
+from hyctas.cli.jobs import SearchJob, image_size
+
+if TYPE_CHECKING:
+    from hyctas.search.history import Evaluation, History
+    from hyctas.search.limits import Limits
+    from hyctas.space import Space
+    from hyctas.workloads import CostModel
+    from latency import LatencyTable
+
+SCORE_THREADS, NORM_BATCHES = 2, 2
+"""Fixed, and noted in the history: recorded values depend on them in the last digits."""
+
+
+def main() -> None:
+    """Run the command line."""
+    command(run_search, SearchJob, "Search the space of a trained supernet: RUN/pareto.json.")
+
+
+def run_search(job: SearchJob) -> None:
+    """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
+    from export.errors import InvalidInput
+    from export.files import read_json, sha256
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.cli.show import bar, say
+    from hyctas.runs import FORMAT_VERSION, Run
+    from hyctas.search.driver import search
+    from hyctas.search.front import pareto
+    from hyctas.search.history import History
+    from hyctas.search.limits import Limits
+    from hyctas.search.outcome import write_outcome
+    from hyctas.space_file import load_space
+    from hyctas.workloads import CostModel
+    from latency import LatencyTable
+
+    if min(job.evaluations, job.population, job.images) < 2:
+        raise InvalidInput("--evaluations, --population and --images must be at least 2")
+    limits = Limits.parse(job.limit)
+    record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
+    if not (job.run / "supernet.safetensors").exists() or not record_path.exists():
+        raise InvalidInput(f"there is no trained supernet in {job.run}; run hyctas-train supernet --run {job.run} first")
+    record = read_json(record_path, FORMAT_VERSION)
+    space, table = load_space(record["config"]["space"]), LatencyTable.load(table_path)
+    size = _size(job, space, table, table_path)
+    data = open_dataset(job.data or record["results"]["data"], check=False)
+    model = CostModel(space, table, size, data.num_classes)
+    limits.check_feasible(model)
+    trained_size = record["config"]["recipe"]["size"]
+    eval_size = image_size(job.eval_size) if job.eval_size else tuple(trained_size) if trained_size else None
+    config = {
+        "space_hash": space.hash, "size": size, "limits": asdict(limits), "evaluations": job.evaluations,
+        "population": job.population, "images": job.images, "eval_size": eval_size, "seed": job.seed,
+        "data": data.identity(), "supernet_sha256": sha256(job.run / "supernet.safetensors"),
+        "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
+    }  # fmt: skip
+    run = Run(job.run, "search", {**config, "measure": job.measure}, ("history.jsonl", "pareto.json", "pareto.svg"),
+              restart=job.restart)  # fmt: skip
+    reference_ms = limits.latency_ms or model.costs(space.largest()).latency_ms
+    history = History(run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say)
+    if run.done and run.file("pareto.json").exists():
+        say(f"{run.file('pareto.json')} is already there with this configuration")
+        return
+    if history.evaluations:
+        say(f"continuing: {len(history.evaluations)} evaluations are recorded")
+    score = _scorer(job, data, eval_size)
+    with bar(f"search {2 * job.evaluations} networks") as shown:
+        search(
+            model, limits, score, history, evaluations=job.evaluations, population=job.population, seed=job.seed,
+            reference_ms=reference_ms,
+            progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+        )  # fmt: skip
+    front = pareto(history.of("search"))
+    measured = _measure(front, job.measure, table, model)
+    calibration = model.calibration
+    facts = {"target": table.identity.target, "threads": table.identity.threads, "space": record["config"]["space"],
+             "size": size, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images,
+             "calibration": calibration.to_json() if calibration else None}  # fmt: skip
+    outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
+    run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
+    _show(outcome, history, limits)
+
+
+def _size(job: SearchJob, space: Space, table: LatencyTable, table_path: Path) -> tuple[int, int]:
+    """Return the size asked for, or the one that the table was calibrated for."""
+    from export.errors import InvalidInput
+
+    if job.size:
+        return image_size(job.size)
+    found = [name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")]
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{table_path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}); give --size"
+        )
+    return image_size(found[0])
+
+
+def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None) -> Any:
+    from hyctas.data import Frames
+    from hyctas.inherit import load_supernet
+    from hyctas.search.score import Scorer
+    from hyctas.training.loop import threads
+
+    size = (eval_size[0], eval_size[1]) if eval_size else None
+    train = Frames(data.source, "train", data.train, size=size)
+    choose = Frames(data.source, "train", data.choose, size=size)
+    scorer = Scorer(
+        load_supernet(job.run), train, choose, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
+    )
+
+    def score(genotype: Any) -> float:
+        with threads(SCORE_THREADS):
+            return scorer(genotype)
+
+    return score
+
+
+def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model: CostModel) -> dict[str, float]:
+    """Measure members of the front on the table's target, where this is the table's machine."""
+    from export.errors import Unavailable
+    from export.machine import fingerprint
+    from export.runtimes import open_runtime
+    from export.target import Target
+    from hyctas.calibrate import measure_networks
+    from hyctas.cli.show import bar, say
+    from hyctas.search.front import spread
+
+    members = spread(front, count) if count else []
+    if not members:
+        return {}
+    if dict(table.identity.device) != fingerprint():
+        say("the front is not measured: the latency table comes from another machine")
+        return {}
+    try:
+        runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
+    except Unavailable as error:
+        say(f"the front is not measured: {error}")
+        return {}
+    with bar(f"measure {len(members)} of the front") as shown:
+        measured = measure_networks(
+            [member.genotype for member in members], runtime, model.size, model.num_classes, repeats=2,
+            progress=lambda done, total: shown.update(done / total),
+        )  # fmt: skip
+    return {member.id: float(ms) for member, ms in zip(members, measured.mean(axis=0), strict=True)}
+
+
+def _show(outcome: dict[str, Any], history: History, limits: Limits) -> None:
+    """Print the front."""
+    from hyctas.cli.show import say
+
+    say(f"\nfront on {outcome['target']} ({outcome['threads']} threads), {history.path.parent / 'pareto.json'}:")
+    say("  network        branches   mIoU   predicted ms   measured ms   params")
+    for member in outcome["front"]:
+        measured = f"{member['measured_ms']:11.2f}" if member["measured_ms"] else "          -"
+        star = "  <- chosen" if member["id"] == outcome["chosen"] else ""
+        say(f"  {member['id']}   {member['branches']:8d}  {member['miou']:5.3f}   {member['predicted_ms']:12.2f}   "
+            f"{measured}   {member['parameters'] / 1e6:5.2f}M{star}")  # fmt: skip
+    volume = outcome["hypervolume"]
+    say(f"hypervolume: search {volume['search']:.4f}, random {volume['random']:.4f} at "
+        f"{outcome['evaluations']['search']} and {outcome['evaluations']['random']} evaluations")  # fmt: skip
+    chosen = next(member for member in outcome["front"] if member["id"] == outcome["chosen"])
+    latency_ms = chosen["measured_ms"] or chosen["predicted_ms"]
+    if limits.latency_ms is not None and latency_ms > limits.latency_ms:
+        say(f"warning: no measured network of the front keeps {limits.latency_ms:.2f} ms; the fastest needs {latency_ms:.2f} ms. "
+            "Repeat the search with a tighter limit.")  # fmt: skip

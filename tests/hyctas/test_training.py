@@ -1,0 +1,190 @@
+"""Training: losses against formulas, the schedule, exact continuation after a stop, and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.errors import CheckFailed, CorruptFile, Infeasible, InvalidInput
+from hyctas.data import Frames, Scenes
+from hyctas.network import build
+from hyctas.space import edge, tiny
+from hyctas.supernet import Supernet
+from hyctas.training.config import Recipe, SupernetRecipe
+from hyctas.training.evaluate import evaluate, reestimate_norms, whole_images
+from hyctas.training.feed import CropFeed
+from hyctas.training.loop import Trainer
+from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
+from hyctas.training.sandwich import Drawer, Sandwich
+from hyctas.training.single import Single
+
+TINY = tiny()
+
+
+@pytest.fixture(scope="module")
+def frames() -> Frames:
+    scenes = Scenes(seed=0, train=16, val=4, size=(48, 64))
+    return Frames(scenes, "train", scenes.samples("train"))
+
+
+def recipe(steps: int, **other: object) -> Recipe:
+    return Recipe(steps=steps, crop=(48, 64), batch=4, warmup_steps=2, amp=False, **other)  # type: ignore[arg-type]
+
+
+def test_cross_entropy_ignores_and_weighs() -> None:
+    logits = torch.randn(1, 3, 2, 2)
+    labels = torch.tensor([[[0, 1], [255, 2]]])
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    expected = torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=255)
+    torch.testing.assert_close(segmentation_loss(logits, labels, weights), expected)
+    nothing = segmentation_loss(logits, torch.full_like(labels, 255), weights)
+    assert nothing.item() == 0
+
+
+def test_ohem_keeps_hard_pixels_only() -> None:
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 0, 0] = torch.tensor([9.0, 9.0, 9.0, -1.0])  # three easy pixels, one hard
+    labels = torch.zeros(1, 1, 4, dtype=torch.int64)
+    hard = torch.nn.functional.cross_entropy(logits, labels, reduction="none")[0, 0, 3]
+    torch.testing.assert_close(segmentation_loss(logits, labels, None, "ohem"), hard)
+
+
+def test_class_weights_prefer_rare_classes() -> None:
+    weights = class_weights(torch.tensor([900, 90, 10]))
+    assert weights[0] < weights[1] < weights[2]
+    assert abs(float((weights * torch.tensor([0.9, 0.09, 0.01])).sum()) - 1) < 1e-5
+
+
+def test_distillation_is_least_at_the_teacher() -> None:
+    teacher = torch.randn(1, 3, 4, 4)
+    at_teacher, elsewhere = distillation_loss(teacher, teacher), distillation_loss(torch.zeros_like(teacher), teacher)
+    assert at_teacher < elsewhere
+    assert torch.isfinite(distillation_loss(torch.randn(1, 3, 2, 2), teacher))
+
+
+def test_crops_depend_on_the_step_only(frames: Frames) -> None:
+    one, two = CropFeed(frames, recipe(9)), CropFeed(frames, recipe(9))
+    one.batch(0)
+    one.batch(1)
+    assert torch.equal(one.batch(5)[0], two.batch(5)[0])
+    seen = {index for step in range(4) for index in (two._index(step * 4 + i) for i in range(4))}
+    assert seen == set(range(16)), "an epoch shows every image once"
+    one.close()
+    two.close()
+
+
+def test_processes_share_an_epoch(frames: Frames) -> None:
+    feeds = [CropFeed(frames, recipe(9), rank, 2) for rank in (0, 1)]
+    positions = [[feed._index(0 * 8 + feed.rank * 4 + i) for i in range(4)] for feed in feeds]
+    assert not set(positions[0]) & set(positions[1])
+
+
+def train(frames: Frames, path: Path, steps: int, stop: int | None = None) -> Trainer:
+    torch.manual_seed(1)
+    network = build(TINY.smallest(), 10)
+    settings = recipe(steps)
+    step = Single(network, settings, frames)
+    trainer = Trainer(network, settings, path)
+
+    class Stop(Exception):
+        pass
+
+    def watch(progress: object) -> None:
+        if trainer.step == stop:
+            trainer.save()
+            raise Stop
+
+    try:
+        trainer.run(step, watch)
+    except Stop:
+        pass
+    step.feed.close()
+    return trainer
+
+
+def test_a_stopped_run_continues_exactly(frames: Frames, tmp_path: Path) -> None:
+    whole = train(frames, tmp_path / "a", 6)
+    train(frames, tmp_path / "b", 6, stop=3)
+    continued = train(frames, tmp_path / "b", 6)
+    assert continued.step == whole.step == 6
+    for one, two in zip(whole.model.parameters(), continued.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_damaged_checkpoint_is_named(frames: Frames, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    train(frames, path, 4, stop=2)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(CorruptFile, match="--restart"):
+        train(frames, path, 4)
+    path.write_bytes(b"")
+    with pytest.raises(CorruptFile):
+        train(frames, path, 4)
+
+
+def test_full_disk_keeps_the_old_checkpoint(frames: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    trainer = train(frames, path, 4, stop=2)
+    before = path.read_bytes()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        trainer.save()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_infinite_loss_stops_with_advice(tmp_path: Path) -> None:
+    network = build(TINY.smallest(), 3)
+    trainer = Trainer(network, recipe(9), tmp_path / "x")
+    with pytest.raises(CheckFailed, match="--rate"):
+        trainer.run(lambda step: {"loss": float("nan")})
+
+
+def test_rate_warms_up_and_falls(tmp_path: Path) -> None:
+    trainer = Trainer(build(TINY.smallest(), 3), recipe(10), tmp_path / "x")
+    rates = []
+    for step in range(11):
+        trainer.step = step
+        rates.append(trainer.rate)
+    assert rates[0] < rates[1] and rates[1:] == sorted(rates[1:], reverse=True) and rates[10] == 0
+
+
+def test_supernet_learns_and_notes_its_ratios(frames: Frames, tmp_path: Path) -> None:
+    settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, rate=5e-3)
+    supernet = Supernet(TINY, 10)
+    step = Sandwich(supernet, settings, frames)
+    losses: list[float] = []
+    Trainer(supernet, settings, tmp_path / "s", step.state).run(step, lambda p: losses.append(p.numbers["loss"]))
+    step.feed.close()
+    assert losses[-1] < losses[0]
+    assert abs(sum(step.ratios) - 1) < 1e-9 and any(step.state["lag"])
+    network = supernet.extract(TINY.smallest())
+    reestimate_norms(network, [whole_images(frames, range(8))[0]])
+    assert 0 <= evaluate(network, frames, 10).miou <= 1
+
+
+def test_lagging_branch_counts_are_drawn_more(frames: Frames) -> None:
+    step = Sandwich(Supernet(TINY, 10), SupernetRecipe(steps=1, crop=(48, 64), batch=4, ratios=(1, 1, 1)), frames)
+    step.state["lag"] = [0.0, 0.0, 0.5]
+    assert step.ratios[2] > step.ratios[0] == step.ratios[1]
+
+
+def test_networks_of_a_step_keep_the_cap() -> None:
+    settings = SupernetRecipe(steps=1, crop=(64, 64), max_gmacs=0.03)
+    drawer = Drawer(edge(), settings, 5)
+    assert 0.01e9 < drawer.macs(drawer.largest) <= 0.03e9 and len(drawer.largest.branches) == 3
+    assert all(drawer.macs(g) <= 0.03e9 for step in range(5) for g in drawer.draw(step, (1, 1, 1)))
+    assert drawer.draw(3, (1, 1, 1)) == drawer.draw(3, (1, 1, 1))
+    with pytest.raises(Infeasible, match="smallest network"):
+        Drawer(edge(), SupernetRecipe(steps=1, crop=(64, 64), max_gmacs=0.001), 5)
+
+
+@pytest.mark.parametrize("bad", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"steps": 1, "loss": "mse"}, {"steps": 1, "batch": 1}])
+def test_bad_recipes(bad: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput):
+        Recipe(**bad)  # type: ignore[arg-type]
