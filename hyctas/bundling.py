@@ -17,7 +17,7 @@ from PIL import Image
 
 from export.bundle import BundleReport, read_bundle, write_bundle
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, write_bytes, write_json
+from export.files import read_json, sha256, write_bytes, write_json
 from export.imaging import Preprocessing
 from export.manifest import FORMAT_VERSION, Manifest, versions
 from export.manifest import NAME as BUNDLE_MARK
@@ -224,8 +224,6 @@ def write_file(
         InvalidInput: another suffix, or the path is taken by a file that was not written here.
         Unavailable: onnxruntime is missing, so parity cannot be proven.
     """
-    from export.manifest import sha256
-
     if path.suffix not in PROOF:
         raise InvalidInput(f"{path}: one file is written as {' or '.join(PROOF)}")
     check_free(path)

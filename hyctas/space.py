@@ -261,11 +261,20 @@ class Space:
         return self.decode(self.sample_genes(rng, ratios))
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float | None = None) -> Genes:
-        """Redraw every gene with probability `rate` (default: three genes on average); sometimes share a prefix."""
-        rate = 3 / len(genes) if rate is None else rate
+        """Change every gene with probability `rate` (default: two genes on average, at least one); sometimes share a prefix.
+
+        Widths mostly move by one step, everything else is redrawn.
+        """
+        rate = 2 / len(genes) if rate is None else rate
         chosen = rng.random(len(genes)) < rate
         chosen[rng.integers(len(genes))] = True
-        mutated = np.where(chosen, rng.integers(0, self.cardinality), genes)
+        mutated = genes.copy()
+        for position in np.flatnonzero(chosen):
+            name, count = self.genes[position]
+            if ".width" in name and rng.random() < 0.8:
+                mutated[position] = np.clip(genes[position] + rng.choice((-1, 1)), 0, count - 1)
+            else:
+                mutated[position] = rng.integers(count)
         if rng.random() < 0.1:
             self._share_prefix(mutated, rng)
         return mutated

@@ -130,7 +130,7 @@ class SearchJob:
     evaluations: int = 200
     """Networks scored by the search, and as many by the random baseline."""
     population: int = 24
-    """Networks per generation."""
+    """Networks that the search keeps; each generation adds a third as many."""
     images: int = 60
     """Images of the choosing split that a network is scored on."""
     eval_size: str | None = None
@@ -191,7 +191,7 @@ class ExportJob:
 class BenchJob:
     """What hyctas-bench times."""
 
-    models: tyro.conf.Positional[tuple[Path, ...]] = ()
+    models: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[MODEL ...]")] = ()
     """.onnx files (anybody's), .pt2 files, bundles, run folders; the first is what the others are compared with."""
     target: str | None = None
     """Where to time, for instance onnxruntime-cpu:fp32; default: the best available one that runs the models, printed."""
@@ -248,6 +248,23 @@ def parse_target(text: str | None) -> Target:
     return default_target()
 
 
+def best_target(runtimes: tuple[str, ...]) -> Target:
+    """Return the best available target among those whose runtime begins with one of `runtimes`.
+
+    Raises:
+        Unavailable: none of them can run here; the text is about the humblest.
+    """
+    from export.errors import Unavailable
+    from export.runtimes import PREFERRED, available_targets
+
+    states = {state.target: state for state in available_targets()}
+    fitting = [states[name] for name in PREFERRED if name.startswith(runtimes)]
+    for state in fitting:
+        if state.ok:
+            return Target.parse(state.target)
+    raise Unavailable(fitting[-1].target, fitting[-1].reason, fitting[-1].install)
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Parse HEIGHTxWIDTH; at least 32 pixels each way.
 
@@ -269,7 +286,7 @@ def fill(kind: type[R], values: dict[str, Any]) -> R:
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(hints)):
         raise InvalidInput(f"unknown settings {unknown}; known: {', '.join(sorted(hints))}")
-    converted = {}
+    converted: dict[str, Any] = {}
     for name, value in values.items():
         value = tuple(value) if isinstance(value, list) else value
         if not _fits(value, hints[name]):

@@ -15,13 +15,12 @@ def report(run: Path, data: DataSet) -> Path:
     """Write RUN/report.md, report.html and pareto.svg; return the page's path."""
     import torch
 
+    from export.files import read_json
     from hyctas.bundling import load_trained
     from hyctas.data import Frames
     from hyctas.report.write import write_report
     from hyctas.runs import FORMAT_VERSION
     from hyctas.training.evaluate import whole_images
-
-    from export.files import read_json
 
     network = load_trained(run, data.num_classes).network.eval()
     size = read_json(run / "train-network.json", FORMAT_VERSION)["config"]["recipe"]["size"]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
+from hyctas.training.config import SupernetRecipe
 
 USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
 
@@ -34,10 +35,11 @@ def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
-    from hyctas.space_file import load_space
     from hyctas.runs import Run
+    from hyctas.space_file import load_space
 
     recipe, space, data = job.recipe(), load_space(job.space), open_dataset(job.data)
+    assert isinstance(recipe, SupernetRecipe)
     config = {"recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity()}
     outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
     run = Run(job.run, "train-supernet", config, outputs, restart=job.restart)

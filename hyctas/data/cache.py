@@ -43,6 +43,7 @@ class Frames:
         Raises:
             InvalidInput: no samples, an unusable file, or more memory needed than allowed.
         """
+        self.source = source
         self.samples = tuple(source.samples(split) if samples is None else samples)
         self.labels: Labels = source.labels
         self.split, self.size, self.limit_mib = split, size, limit_mib

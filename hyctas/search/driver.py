@@ -39,7 +39,7 @@ def search(
         score: gives a network's mIoU.
         history: where evaluations are recorded, and replayed from.
         evaluations: distinct networks to score, for the search and for the baseline each.
-        population: networks per generation; the first generation is the first part of the baseline.
+        population: networks that the optimiser keeps; the first generation is the first part of the baseline.
         seed: of every draw.
         reference_ms: latency of the hypervolume's reference point.
         progress: told after every network.

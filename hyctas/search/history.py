@@ -117,7 +117,8 @@ class History:
                 else:
                     self.evaluations.append(Evaluation.from_json(value))
             except ValueError as error:
-                raise CorruptFile(self.path, f"bad line ({error}); mend or remove it, or start over with --restart", number) from None
+                reason = f"bad line ({error}); mend or remove it, or start over with --restart"
+                raise CorruptFile(self.path, reason, number) from None
         if torn:
             notice(f"{self.path}: dropped a torn last line ({len(torn)} bytes)")
             write_text(self.path, "".join(line.decode() + "\n" for line in lines) or json.dumps(self.header) + "\n")
@@ -129,4 +130,5 @@ class History:
         differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]
         if differing:
             shown = "\n  ".join(f"{name}: was {found.get(name)!r}, now {self.header.get(name)!r}" for name in sorted(differing))
-            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}\nGive another --run, or start over with --restart")
+            advice = "Give another --run, or start over with --restart"
+            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}\n{advice}")

@@ -132,7 +132,7 @@ class Nsga2:
     Args:
         model: predicts the costs.
         limits: what networks must keep; proposals may break them, and are then never evaluated but ranked by the excess.
-        population: networks per generation.
+        population: networks kept; a third as many are new in each generation.
         first: the first generation.
         seed: of every draw.
     """
@@ -144,8 +144,10 @@ class Nsga2:
             n_var=len(space.genes), n_obj=2, n_ieq_constr=constraints, xl=0, xu=space.cardinality - 1, vtype=int
         )
         self.algorithm = NSGA2(
-            pop_size=population, sampling=np.array([space.encode(g) for g in first]), crossover=_SpaceCrossover(space),
-            mutation=_SpaceMutation(space), repair=_SpaceRepair(space), survival=NicheSurvival(space), eliminate_duplicates=True,
+            pop_size=population, n_offsprings=max(2, population // 3),
+            sampling=np.array([space.encode(g) for g in first]), crossover=_SpaceCrossover(space),
+            mutation=_SpaceMutation(space), repair=_SpaceRepair(space), survival=NicheSurvival(space),
+            eliminate_duplicates=True,
         )  # fmt: skip
         derived = int(np.random.default_rng([seed, EVOLVE]).integers(2**31))
         self.algorithm.setup(self.problem, termination=("n_gen", 10**9), seed=derived, verbose=False)

@@ -67,7 +67,7 @@ def test_weights_round_trip_and_errors(tmp_path: Path) -> None:
     load_weights(other, path)
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(network(image), other(image))
-    with pytest.raises(CorruptFile, match="shape|unknown|lacks"):
+    with pytest.raises(CorruptFile, match=r"shape|unknown|lacks"):
         load_weights(build(TINY.largest(), 4), path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])

@@ -184,7 +184,9 @@ def test_networks_of_a_step_keep_the_cap() -> None:
         Drawer(edge(), SupernetRecipe(steps=1, crop=(64, 64), max_gmacs=0.001), 5)
 
 
-@pytest.mark.parametrize("bad", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"steps": 1, "loss": "mse"}, {"steps": 1, "batch": 1}])
+@pytest.mark.parametrize(
+    "bad", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"steps": 1, "loss": "mse"}, {"steps": 1, "batch": 1}]
+)
 def test_bad_recipes(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         Recipe(**bad)  # type: ignore[arg-type]

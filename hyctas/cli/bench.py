@@ -1,0 +1,279 @@
+"""hyctas-bench: time one or more models, interleaved, and write a report that another person can reproduce."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from hyctas.cli.entry import command
+from hyctas.cli.jobs import BenchJob, best_target, check_writable, image_size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.bench_models import BenchModel
+    from export.bench_report import BenchReport
+    from export.runtime import Runtime
+    from export.target import Target
+
+T = TypeVar("T")
+MAX_IMAGES = 16
+REFRESH_SECONDS = 0.5
+SUFFIXES = (".jpg", ".jpeg", ".png")
+BUNDLE, RUN = "bundle", "run folder"
+
+
+def main() -> None:
+    """Run the command line."""
+    command(bench_models, BenchJob, "Time models against each other on one target: FPS report as JSON, Markdown and HTML.")
+
+
+def bench_models(job: BenchJob) -> None:
+    """Time the models and write the report."""
+    from export.bench import bench
+    from export.errors import InvalidInput
+    from export.runtimes import open_runtime
+    from hyctas.cli.show import say
+    from latency.lock import measuring
+
+    out = job.out or (job.run / "bench.json" if job.run else Path("bench.json"))
+    check_out(out)
+    paths = job.models or ((job.run,) if job.run else ())
+    if not paths:
+        raise InvalidInput("nothing to time: give ONNX files, .pt2 files, bundles or run folders, or --run RUN for its network")
+    kinds = [kind_of(path) for path in paths]
+    size = image_size(job.size) if job.size else None
+    if size and ".pt2" in kinds:
+        raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
+    target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
+    runtime = open_runtime(target, job.threads)
+    models = [_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
+    images = load_images(job.data) if job.data else _street(models[0], runtime) if job.mode == "end-to-end" else []
+    if images:
+        say(f"images: {len(images)} from {job.data or 'a generated street scene'}")
+    say(f"target: {target}, {job.threads} thread{'s' * (job.threads != 1)}; mode {job.mode}; {len(models)} "
+        f"model{'s' * (len(models) != 1)} for {job.seconds:g} s each")  # fmt: skip
+    with measuring(say), still_bar("time models") as show:
+        report = bench(models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images)
+    _print(report)
+    for path in write_report(report, out):
+        say(f"wrote {path}")
+
+
+def kind_of(path: Path) -> str:
+    """Return `.onnx`, `.pt2`, `bundle` or `run folder`.
+
+    Raises:
+        InvalidInput: nothing there, or nothing that can be timed.
+        Unavailable: a TensorRT engine.
+    """
+    from export.errors import InvalidInput, Unavailable
+
+    if not path.exists():
+        raise InvalidInput(f"no such file or folder: {path}")
+    if path.is_dir():
+        if (path / "manifest.json").exists():
+            return BUNDLE
+        if (path / "network.safetensors").exists():
+            return RUN
+        raise InvalidInput(f"{path} is no bundle (manifest.json) and no run with a trained network (network.safetensors)")
+    if path.suffix == ".engine":
+        raise Unavailable(f"{path} (a TensorRT engine)", "running engines is not in this release",
+                          "time it on the device with `trtexec --loadEngine=FILE`")  # fmt: skip
+    if path.suffix not in (".onnx", ".pt2"):
+        raise InvalidInput(f"{path}: suffix {path.suffix!r} is unknown; give .onnx or .pt2 files, bundles, or run folders")
+    return path.suffix
+
+
+def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Target:
+    """Return the target asked for, or the best available one that runs all models; bundles and runs run on any.
+
+    Raises:
+        InvalidInput: no one target runs all of them, or the one asked for does not.
+    """
+    from export.errors import InvalidInput
+    from export.target import Target
+
+    onnx, pt2 = (next((path for path, kind in models if kind == suffix), None) for suffix in (".onnx", ".pt2"))
+    if onnx and pt2:
+        raise InvalidInput(f"{onnx} runs on onnxruntime, {pt2} on torch: no target runs both; time them in two commands")
+    runtimes = ("onnxruntime-",) if onnx else ("torch-",) if pt2 else ("onnxruntime-", "torch-")
+    if text is not None:
+        target = Target.parse(text)
+        if (onnx or pt2) and target.runtime.startswith(("onnxruntime-", "torch-")) and not target.runtime.startswith(runtimes):
+            raise InvalidInput(f"{target} does not run {onnx or pt2}; take {runtimes[0]}cpu:fp32, or a bundle (runs on both)")
+        return target
+    return best_target(runtimes)
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """Name models by their file names; by their paths where those are equal, numbered where these are equal as well."""
+    short = [path.resolve().name for path in paths]
+    full = [name if short.count(name) == 1 else str(path) for path, name in zip(paths, short, strict=True)]
+    return [name if full.count(name) == 1 else f"{name} ({full[: i + 1].count(name)})" for i, name in enumerate(full)]
+
+
+def load_images(spec: str) -> list[bytes]:
+    """Read at most `MAX_IMAGES` images as JPEG files in memory, evenly spread over a folder of images or a data set.
+
+    JPEG files are taken as they are, others are encoded at quality 90.
+
+    Raises:
+        InvalidInput: no images there, or a file that is none.
+    """
+    from export.errors import InvalidInput
+    from hyctas.data import open_source
+    from hyctas.data.images import read_image
+
+    folder = Path(spec).expanduser()
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if files:
+        chosen = _spread(files)
+        arrays = [(path, read_image(path)) for path in chosen]  # names a file that is no image
+        return [path.read_bytes() if path.suffix.lower() != ".png" else _jpeg(array) for path, array in arrays]
+    source = open_source(spec)
+    split = "val" if "val" in source.splits else source.splits[0]
+    samples = source.samples(split)
+    if not samples:
+        raise InvalidInput(f"data {spec!r}: split {split} has no images")
+    return [_jpeg(source.load(split, sample)[0]) for sample in _spread(samples)]
+
+
+def write_report(report: BenchReport, out: Path) -> tuple[Path, Path, Path]:
+    """Write FILE.json, FILE.md and FILE.html."""
+    from export.files import write_json, write_text
+
+    paths = out, out.with_suffix(".md"), out.with_suffix(".html")
+    write_json(paths[0], {**report.to_json(), "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]]})
+    write_text(paths[1], report.to_markdown())
+    write_text(paths[2], report.to_html())
+    return paths
+
+
+def check_out(out: Path) -> None:
+    """Refuse a report file that cannot be written, or that would replace something else.
+
+    Raises:
+        InvalidInput: no .json file, not writable, or taken.
+    """
+    from export.bench_report import FORMAT_VERSION
+    from export.errors import CorruptFile, InvalidInput
+    from export.files import read_json
+
+    if out.suffix != ".json":
+        raise InvalidInput(f"--out {out}: the report's name ends in .json; .md and .html files appear beside it")
+    check_writable(out)
+    taken = [path for path in (out, out.with_suffix(".md"), out.with_suffix(".html")) if path.exists()]
+    if not taken:
+        return
+    try:
+        ours = {"target", "models", "seconds"} <= set(read_json(out, FORMAT_VERSION))
+    except (OSError, CorruptFile):
+        ours = False
+    if not ours:
+        raise InvalidInput(f"{taken[0]} exists and is no report of hyctas-bench; choose another --out or move it away")
+
+
+@contextmanager
+def still_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Open a progress bar that draws only when it is called, between timings: a drawing thread would disturb them."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from hyctas.cli.show import bar, console
+
+    if not console.is_terminal:
+        with bar(name) as shown:
+            yield lambda done, total: shown.update(done / total)
+        return
+    columns = TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        task, drawn = progress.add_task(name), [0.0]
+        progress.refresh()
+
+        def show(done: int, total: int) -> None:
+            if time.monotonic() - drawn[0] >= REFRESH_SECONDS or done == total:
+                progress.update(task, completed=done, total=total, refresh=True)
+                drawn[0] = time.monotonic()
+
+        yield show
+
+
+def _model(path: Path, kind: str, name: str, target: Target, size: tuple[int, int] | None) -> BenchModel:
+    from export.bench_models import BenchModel
+    from export.errors import InvalidInput
+
+    if kind != RUN and not (kind == BUNDLE and target.runtime.startswith("torch-")):
+        return BenchModel(name, path=path, size=size)
+    from hyctas.bundling import PREPROCESSING, load_trained
+
+    trained = load_trained(path)
+    if kind == BUNDLE and size not in (None, trained.size):
+        raise InvalidInput(f"{path} is made for {trained.size}; asked for {size}: leave --size out")
+    if (size or trained.size) is None:
+        raise InvalidInput(f"{path} does not say for which image size; give --size HEIGHTxWIDTH")
+    return BenchModel(name, module=trained.network, size=size or trained.size, preprocessing=PREPROCESSING)
+
+
+def _street(model: BenchModel, runtime: Runtime) -> list[bytes]:
+    """Paint one clip of a street at a model's size, as JPEG files."""
+    import tempfile
+
+    from export.bench_models import open_models
+    from hyctas.data import Scenes
+    from hyctas.data.scenes import FRAMES_PER_CLIP
+
+    size = model.size
+    if size is None:
+        with tempfile.TemporaryDirectory(prefix="hyctas-bench-") as folder:
+            with open_models([replace(model, name="first")], runtime, Path(folder))[0] as opened:
+                size = opened.size
+    scenes = Scenes(size=size, train=0, val=FRAMES_PER_CLIP)
+    return [_jpeg(scenes.load("val", sample)[0]) for sample in scenes.samples("val")]
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _spread(items: Sequence[T]) -> list[T]:
+    step = max(1.0, len(items) / MAX_IMAGES)
+    return [items[int(i * step)] for i in range(min(len(items), MAX_IMAGES))]
+
+
+def _print(report: BenchReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{report.target}, {report.threads} thread{'s' * (report.threads != 1)}, mode {report.mode}")
+    table.add_column("model", overflow="fold")
+    for name in ("size", "FPS", "median ms", "p90", "p95", "p99", "CV", "time by first"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in report.models:
+        ratio = "1" if result.ratio_median is None else f"{result.ratio_median:.3f}"
+        if result.ratio_p10 is not None:
+            ratio += f" [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
+        times = (f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms))
+        table.add_row(escape(result.name), result.size, f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    for result in report.models:
+        for note in result.notes:
+            console.print(f"note: {result.name}: {note}", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    main()

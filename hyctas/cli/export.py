@@ -1,0 +1,164 @@
+"""hyctas-export: write a trained network as an ONNX file, a torch.export file or a whole bundle, with parity proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.target import format_size
+from hyctas.cli.entry import command
+from hyctas.cli.jobs import ExportJob, best_target, check_writable, image_size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.target import Target
+    from hyctas.bundling import Trained
+
+BUNDLE = "bundle"
+RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), BUNDLE: ("onnxruntime-", "torch-")}
+"""What runs each kind of output."""
+EXAMPLES = 2
+"""Street scenes that parity is checked on besides random images."""
+
+
+def main() -> None:
+    """Run the command line."""
+    command(export_network, ExportJob, "Write a network as a file or bundle that runs on a device, and prove that it is right.")
+
+
+def kind_of(file: str) -> str:
+    """Return what is asked for: `.onnx`, `.pt2`, or `bundle`.
+
+    Raises:
+        InvalidInput: a suffix that means nothing here.
+        Unavailable: a TensorRT engine.
+    """
+    from export.errors import InvalidInput, Unavailable
+
+    path = Path(file)
+    if file.endswith("/") or path.is_dir() or not path.suffix:
+        return BUNDLE
+    if path.suffix == ".engine":
+        onnx = path.with_suffix(".onnx")
+        raise Unavailable(
+            f"{path} (a TensorRT engine)", "building engines is not in this release; nothing else is written in its place",
+            f"write {onnx} and run `trtexec --onnx={onnx.name} --saveEngine={path.name}` on the device "
+            "(trtexec is part of TensorRT's system packages)",
+        )  # fmt: skip
+    if path.suffix not in RUNS_ON:
+        raise InvalidInput(f"{file}: suffix {path.suffix!r} is unknown; write .onnx, .pt2, .engine, or a folder ending in /")
+    return path.suffix
+
+
+def export_network(job: ExportJob) -> None:
+    """Write OUTPUT."""
+    from export.errors import InvalidInput
+    from export.runtimes import open_runtime
+    from hyctas.bundling import check_free, load_trained
+    from hyctas.cli.show import say
+    from hyctas.runs import newest_run
+
+    kind, path = kind_of(job.file), Path(job.file)
+    check_writable(path)
+    size = image_size(job.size) if job.size else None
+    if job.classes is not None and not 1 <= job.classes <= 255:
+        raise InvalidInput(f"--classes {job.classes} must be between 1 and 255")
+    if kind != BUNDLE:
+        check_free(path)
+    target = choose_target(job.target, kind, path)
+    open_runtime(target, job.threads)
+    source = job.network or newest_run()
+    trained = load_trained(source, job.classes, random_weights=job.random_weights)
+    size = size or trained.size
+    if size is None:
+        raise InvalidInput(f"{source} does not say for which image size; give --size HEIGHTxWIDTH")
+    chosen = "" if job.network else " (the newest run)"
+    say(f"network: {source}{chosen}, genotype {trained.genotype.id}, {trained.labels.num_classes} classes, "
+        f"{trained.facts['weights']} weights")  # fmt: skip
+    if kind == BUNDLE:
+        _bundle(job, trained, path, size, target)
+    else:
+        _file(job, trained, path, size, target)
+    say(f"next: hyctas-bench {path} --target {target} --threads {job.threads}")
+
+
+def choose_target(text: str | None, kind: str, path: Path) -> Target:
+    """Return the target asked for, or the best available one that runs such a file.
+
+    Raises:
+        InvalidInput: the target asked for does not run such a file.
+    """
+    from export.errors import InvalidInput
+    from export.target import Target
+
+    if text is not None:
+        target = Target.parse(text)
+        other = {".onnx": ".pt2", ".pt2": ".onnx"}.get(kind)
+        if other and target.runtime.startswith(RUNS_ON[other]):
+            raise InvalidInput(f"{target} does not run {kind} files; write {path.with_suffix(other)}, or a bundle")
+        return target
+    return best_target(RUNS_ON[kind])
+
+
+def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
+    """Paint images (H, W, 3) uint8 that look like what a network sees."""
+    from hyctas.data import Scenes
+
+    scenes = Scenes(size=size, train=0, val=count)
+    return [scenes.load("val", sample)[0] for sample in scenes.samples("val")]
+
+
+def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int], target: Target) -> None:
+    from hyctas.bundling import bundle_network
+    from hyctas.cli.show import bar, say
+
+    examples = street_scenes(size, EXAMPLES)
+    with bar("export bundle"):
+        report = bundle_network(trained, folder, size, job.output, str(target), examples, {"threads": job.threads})
+    onnx = report.onnx
+    shape = "x".join(map(str, onnx.output.shape))
+    say(f"wrote {folder}/: {megabytes(report.size_bytes)}; model.onnx {megabytes(onnx.size_bytes)}, opset {onnx.opset}, "
+        f"image {format_size(size)}, {job.output} {shape}")  # fmt: skip
+    say(report.parity.summary())
+    _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
+    say(f"try it: python {folder}/run.py IMAGE_OR_FOLDER")
+
+
+def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target) -> None:
+    from hyctas.bundling import write_file
+    from hyctas.cli.show import bar, say
+
+    examples = street_scenes(size, EXAMPLES)
+    with bar(f"export {path.name}"):
+        report = write_file(trained, path, size, job.output, str(target), examples, {"threads": job.threads})
+    say(f"wrote {path}: {megabytes(report.size_bytes)}, image {format_size(size)}, {job.output}; and {report.manifest.name}")
+    say(report.parity.summary())
+    _prove_on_target(trained, path, size, job.output, target, examples)
+
+
+def _prove_on_target(
+    trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, examples: Sequence[np.ndarray]
+) -> None:
+    """Check parity once more where the file will run, if that is not the CPU target that it was proven on."""
+    from hyctas.bundling import PROOF, prove
+    from hyctas.cli.show import say
+
+    if target == PROOF[path.suffix]:
+        return
+    if target.precision != "fp32" or not target.runtime.startswith(RUNS_ON[path.suffix]):
+        say(f"note: the file is fp32 and was proven on {PROOF[path.suffix]}; {target} was not compared")
+        return
+    parity = prove(trained, path, target, size, output, examples)
+    parity.raise_if_failed()
+    say(f"on {target}: {parity.summary()}")
+
+
+def megabytes(count: int) -> str:
+    """Write a file size for people."""
+    return f"{count / 1e6:.2f} MB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Search: limits, history on disk, replay after a kill, NSGA-II against random, and the outcome."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.errors import CorruptFile, Infeasible, InvalidInput, MissingKeys
+from hyctas.choice import chosen_genotype
+from hyctas.genotype import Genotype
+from hyctas.operators import from_key
+from hyctas.plan import lower
+from hyctas.search.driver import search
+from hyctas.search.front import hypervolume, pareto, spread
+from hyctas.search.history import Evaluation, History
+from hyctas.search.limits import Limits
+from hyctas.search.optimise import Nsga2, RandomDraws
+from hyctas.search.outcome import choose, write_outcome
+from hyctas.space import tiny
+from hyctas.workloads import CostModel, family
+from latency.identity import Identity
+from latency.table import LatencyTable, Row
+
+TINY, SIZE, CLASSES = tiny(), (64, 64), 4
+HEADER = {"seed": 0}
+
+
+def table() -> LatencyTable:
+    """A table in which latency follows MACs."""
+    identity = Identity(target="torch-cpu:fp32", device={}, versions={}, threads=1, protocol={})
+    rows = {}
+    for key in TINY.keys(SIZE, CLASSES):
+        operator, shapes = from_key(key)
+        ms = 0.01 + operator.macs(shapes) / 1e7
+        rows[key] = Row(op=family(key), median_ms=ms, p10_ms=ms, p90_ms=ms, n=20, builds=1, busy=False)
+    return LatencyTable(identity, rows)
+
+
+MODEL = CostModel(TINY, table(), SIZE, CLASSES)
+
+
+def score(genotype: Genotype) -> float:
+    """A made-up mIoU that rewards attention and size."""
+    attention = any(cell.op == "attention" for branch in genotype.branches for cell in branch)
+    macs = lower(genotype, SIZE, CLASSES).macs
+    return 0.8 * (1 - np.exp(-macs / 2e7)) + 0.1 * attention
+
+
+def run(path: Path, evaluations: int = 24, limits: Limits | None = None, scorer: object = score) -> History:
+    history = History(path, HEADER, lambda text: None)
+    search(
+        MODEL, limits or Limits(), scorer, history, evaluations=evaluations, population=8, seed=0, reference_ms=20.0  # type: ignore[arg-type]
+    )
+    return history
+
+
+def test_limits() -> None:
+    limits = Limits.parse(["fps=50", "ms=30", "params=2e5", "mib=9"])
+    assert limits == Limits(latency_ms=20.0, parameters=2e5, memory_mib=9.0)
+    for bad in (["fps=0"], ["fps"], ["gpu=3"], ["ms=abc"], ["ms=nan"], ["ms=1", "ms=2"]):
+        with pytest.raises(InvalidInput):
+            Limits.parse(bad)
+
+
+def test_infeasible_limits_explain_themselves() -> None:
+    with pytest.raises(Infeasible, match=r"smallest network [\d.]+"):
+        Limits(latency_ms=1e-3).check_feasible(MODEL)
+    with pytest.raises(Infeasible, match="parameters"):
+        Limits(parameters=10).check_feasible(MODEL)
+
+
+def test_missing_keys_are_all_reported_with_the_command() -> None:
+    partial = table()
+    gone = sorted(partial.rows)[:7]
+    for key in gone:
+        del partial.rows[key]
+    with pytest.raises(MissingKeys) as caught:
+        CostModel(TINY, partial, SIZE, CLASSES)
+    assert set(caught.value.keys) == set(gone) and "hyctas-profile --space tiny --size 64x64" in caught.value.command
+
+
+def test_equal_evaluations_and_replay(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    history = run(path)
+    assert len(history.of("search")) == len(history.of("random")) == 24
+    assert len({e.id for e in history.of("search")}) == 24
+    first = path.read_text()
+
+    def never(genotype: Genotype) -> float:
+        raise AssertionError("recorded values are replayed")
+
+    again = run(path, scorer=never)
+    assert path.read_text() == first and len(again.evaluations) == len(history.evaluations)
+
+
+def test_a_killed_search_continues_to_the_same_result(tmp_path: Path) -> None:
+    whole = run(tmp_path / "a")
+    calls = 0
+
+    def dies(genotype: Genotype) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 15:
+            raise KeyboardInterrupt
+        return score(genotype)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", scorer=dies)
+    text = (tmp_path / "b").read_text()
+    (tmp_path / "b").write_text(text + '{"kind": "sea')  # and a torn line
+    notices: list[str] = []
+    History(tmp_path / "b", HEADER, notices.append)
+    assert len(notices) == 1 and "torn" in notices[0] and (tmp_path / "b").read_text() == text
+    continued = run(tmp_path / "b")
+    assert [e.id for e in continued.of("search")] == [e.id for e in whole.of("search")]
+    assert continued.evaluations == whole.evaluations
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line[:-20],
+        lambda line: line.replace('"miou": 0', '"miou": 7'),
+        lambda line: line.replace('"kind": "search"', '"kind": "other"'),
+        lambda line: json.dumps({**json.loads(line), "id": "0" * 12}),
+        lambda line: json.dumps({**json.loads(line), "extra": 1}),
+        lambda line: "[]",
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, change: object) -> None:
+    path = tmp_path / "h"
+    run(path, 8)
+    lines = path.read_text().splitlines()
+    lines[2] = change(lines[2])  # type: ignore[operator]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CorruptFile) as caught:
+        History(path, HEADER, lambda text: None)
+    assert caught.value.line == 3
+
+
+def test_another_header_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "h", 8)
+    with pytest.raises(InvalidInput, match="seed: was 0, now 1"):
+        History(tmp_path / "h", {"seed": 1}, lambda text: None)
+
+
+def test_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = run(tmp_path / "h", 8)
+    before = (tmp_path / "h").read_text()
+    evaluation = evaluations(1)[0]
+
+    def full(handle: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        history.add(evaluation)
+    assert (tmp_path / "h").read_text() == before
+
+
+def test_limits_are_kept_and_niches_live(tmp_path: Path) -> None:
+    limits = Limits(latency_ms=MODEL.costs(TINY.smallest()).latency_ms * 2.5)
+    history = run(tmp_path / "h", 40, limits)
+    assert all(limits.keeps(MODEL.costs(e.genotype)) for e in history.evaluations)
+    last = [e for e in history.of("search") if e.generation >= 2]
+    assert len({len(e.genotype.branches) for e in last}) > 1
+
+
+def test_search_beats_random_where_structure_matters(tmp_path: Path) -> None:
+    rng = np.random.default_rng(99)
+    tastes = [rng.normal(size=count) for _, count in TINY.genes]
+
+    def hard(genotype: Genotype) -> float:
+        taste = sum(values[gene] for values, gene in zip(tastes, TINY.encode(genotype), strict=True)) / len(tastes) ** 0.5
+        return float(0.8 * (1 - np.exp(-lower(genotype, SIZE, CLASSES).macs / 4e6)) / (1 + np.exp(-1.5 * taste)))
+
+    history = run(tmp_path / "h", 100, scorer=hard)
+    search_volume, random_volume = (hypervolume(history.of(kind), 2.5) for kind in ("search", "random"))
+    assert search_volume > 1.05 * random_volume
+
+
+def test_another_optimiser_fits_in_twenty_lines(tmp_path: Path) -> None:
+    class Mutants:
+        def __init__(self, first: Sequence[Genotype]) -> None:
+            self.best, self.rng = list(first), np.random.default_rng(0)
+
+        def ask(self) -> list[Genotype]:
+            return [TINY.decode(TINY.mutate(TINY.encode(g), self.rng)) for g in self.best]
+
+        def tell(self, found: Sequence[Evaluation]) -> None:
+            self.best = [e.genotype for e in sorted(found, key=lambda e: -e.miou)[:4]]
+
+    history = History(tmp_path / "h", HEADER, lambda text: None)
+    search(MODEL, Limits(), score, history, evaluations=12, population=4, seed=0, reference_ms=20.0, optimiser=Mutants)
+    assert len(history.of("search")) == 12
+
+
+def test_proposals_are_of_the_space_and_distinct() -> None:
+    draws = RandomDraws(MODEL, Limits(), 0)
+    first = [draws.next() for _ in range(8)]
+    assert len({g.id for g in first}) == 8
+    optimiser = Nsga2(MODEL, Limits(), 8, first, 0)
+    asked = optimiser.ask()
+    assert [g.id for g in asked] == [g.id for g in first]
+    for genotype in asked:
+        TINY.encode(genotype)
+
+
+def evaluations(count: int) -> list[Evaluation]:
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(count):
+        genotype = TINY.sample(rng)
+        costs = MODEL.costs(genotype)
+        found.append(Evaluation("search", 0, genotype.id, genotype, float(rng.random()), costs.latency_ms, costs.parameters,
+                                costs.macs, costs.memory_mib))  # fmt: skip
+    return found
+
+
+def test_front_and_hypervolume() -> None:
+    found = evaluations(60)
+    front = pareto(found)
+    for member in front:
+        assert not any(e.miou > member.miou and e.predicted_ms <= member.predicted_ms for e in found)
+    assert [e.predicted_ms for e in front] == sorted(e.predicted_ms for e in front)
+    assert abs(hypervolume(found, 50.0) - hypervolume(front, 50.0)) < 1e-12
+    assert hypervolume([], 1.0) == 0 and len(spread(front, 2)) == 2 and spread(front, 99) == front
+
+
+def test_choice_trusts_what_was_measured(tmp_path: Path) -> None:
+    front = pareto(evaluations(60))
+    slow = {e.id: e.predicted_ms * (3 if i == len(front) - 1 else 1) for i, e in enumerate(front)}
+    limits = Limits(latency_ms=front[-1].predicted_ms * 1.01)
+    assert choose(front, {}, limits) == front[-1]
+    assert choose(front, slow, limits) == front[-2]
+    assert choose(front, slow, Limits(latency_ms=1e-6)) == front[0]
+    history = run(tmp_path / "history.jsonl", 8)
+    outcome = write_outcome(tmp_path / "pareto.json", history, Limits(), 20.0, {}, {})
+    assert chosen_genotype(tmp_path).id == outcome["chosen"]
+    (tmp_path / "pareto.json").write_text('{"format_version": 1, "front": [], "chosen": "x"}')
+    with pytest.raises(CorruptFile, match="chosen"):
+        chosen_genotype(tmp_path)
+    with pytest.raises(InvalidInput, match="hyctas-search"):
+        chosen_genotype(tmp_path / "nowhere")
