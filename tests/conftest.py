@@ -1,4 +1,4 @@
-"""Settings that all tests share: two threads, and deterministic property tests without deadlines."""
+"""Settings that all tests share: threads that wait politely, and deterministic property tests without deadlines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not hold a core that another process needs
 settings.register_profile(
     "project", deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck), database=None
 )

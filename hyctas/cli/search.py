@@ -29,7 +29,7 @@ def main() -> None:
 def run_search(job: SearchJob) -> None:
     """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
     from export.errors import InvalidInput
-    from export.files import read_json, sha256
+    from export.files import read_json, sha256, write_text
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
     from hyctas.runs import FORMAT_VERSION, Run
@@ -85,6 +85,10 @@ def run_search(job: SearchJob) -> None:
              "size": size, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images,
              "calibration": calibration.to_json() if calibration else None}  # fmt: skip
     outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
+    from hyctas.report.collect import collect
+    from hyctas.report.plot import pareto_figure, svg
+
+    write_text(run.file("pareto.svg"), svg(pareto_figure(collect(job.run))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
     _show(outcome, history, limits)
 

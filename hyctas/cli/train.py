@@ -52,7 +52,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     from hyctas.data import Frames
     from hyctas.network import save_weights
     from hyctas.supernet import Supernet
-    from hyctas.training.loop import Trainer
+    from hyctas.training.loop import Trainer, is_first_process
     from hyctas.training.sandwich import Sandwich
 
     torch.manual_seed(recipe.seed)
@@ -65,6 +65,8 @@ def train_supernet(job: TrainSupernetJob) -> None:
     with bar("train supernet") as shown:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()
+    if not is_first_process():
+        return
     save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
     run.finish(steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data)
     run.file("supernet.checkpoint.pt").unlink(missing_ok=True)
@@ -97,7 +99,7 @@ def train_network(job: TrainNetworkJob) -> None:
     from hyctas.inherit import load_supernet
     from hyctas.network import build, save_weights
     from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
-    from hyctas.training.loop import Trainer
+    from hyctas.training.loop import Trainer, is_first_process
     from hyctas.training.single import Single
 
     torch.manual_seed(recipe.seed)
@@ -110,6 +112,8 @@ def train_network(job: TrainNetworkJob) -> None:
     with bar("train network") as shown:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()
+    if not is_first_process():
+        return
     reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8), recipe.amp)
     scores = {}
     with bar("score network") as shown:

@@ -112,7 +112,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint, safely; only the first process writes."""
-        if dist.is_initialized() and dist.get_rank():
+        if not is_first_process():
             return
         started = time.monotonic()
         buffer = io.BytesIO()
@@ -165,6 +165,11 @@ def start_processes() -> tuple[int, int]:
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_first_process() -> bool:
+    """Say whether this process writes the results; under torchrun only the first one does."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def average_gradients(model: nn.Module) -> None:

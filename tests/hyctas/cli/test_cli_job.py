@@ -1,0 +1,281 @@
+"""The commands on good and bad input: profile, train, search, with their exit codes and what they leave behind."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export.errors import InvalidInput
+from hyctas.cli.jobs import TrainSupernetJob, field_names
+from hyctas.operators import from_key
+from hyctas.space import tiny
+from hyctas.workloads import family
+from latency.calibration import Calibration
+from latency.fidelity import Fidelity
+from latency.identity import Identity
+from latency.table import LatencyTable, Row
+
+DATA = "scenes:train=16,val=4,size=48x64"
+CLASSES = 10
+TRAIN = ("supernet", "--data", DATA, "--space", "tiny", "--crop", "48x64", "--batch", "2", "--steps", "2")
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; return its exit code and everything it printed."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"hyctas-{name}", *map(str, arguments)])
+        code = 0
+        try:
+            importlib.import_module(f"hyctas.cli.{name}").main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def write_table(path: Path, ms_per_gmac: float = 30.0) -> None:
+    """Write a table in which latency follows MACs, calibrated for 64x64."""
+    space = tiny()
+    identity = Identity(target="onnxruntime-cpu:fp32", device={"cpu": "another"}, versions={}, threads=1, protocol={})
+    rows = {}
+    for key in space.keys((64, 64), CLASSES):
+        operator, shapes = from_key(key)
+        ms = 0.01 + ms_per_gmac * operator.macs(shapes) / 1e9
+        rows[key] = Row(op=family(key), median_ms=ms, p10_ms=ms, p90_ms=ms, n=20, builds=1, busy=False)
+    fidelity = Fidelity(mape=0.01, within5=1.0, within10=1.0, spearman=1.0, kendall=1.0, n=20)
+    calibration = Calibration(
+        name="tiny@64x64", model="sum", coefficients={"constant": 0.0, "per_unit": 0.0, "scale": 1.0}, n=20,
+        holdout=fidelity, space_hash=space.hash, residual_sd=0.0,
+    )  # fmt: skip
+    LatencyTable(identity, rows, {calibration.name: calibration}).save(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a trained supernet and a latency table."""
+    run = tmp_path_factory.mktemp("trained")
+    code = "from hyctas.cli.train import main; main()"
+    subprocess.run([sys.executable, "-c", code, *TRAIN, "--run", str(run)], check=True, capture_output=True)
+    write_table(run / "latency.json")
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to break."""
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+SEARCH = ("--evaluations", 4, "--population", 3, "--images", 4)
+
+
+def test_search_and_its_repetition(command: Command, run: Path) -> None:
+    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6")
+    assert code == 0 and "hypervolume" in text and "not measured" in text
+    front = json.loads((run / "pareto.json").read_text())
+    assert front["chosen"] in {member["id"] for member in front["front"]}
+    assert front["evaluations"] == {"search": 4, "random": 4}
+    assert (run / "pareto.svg").read_text().lstrip().startswith("<?xml")
+    before = (run / "history.jsonl").read_text()
+    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6")
+    assert code == 0 and "already there" in text and (run / "history.jsonl").read_text() == before
+    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=4")
+    assert code == 2 and "limits.latency_ms: was 5.0, now 4.0" in text and "--restart" in text
+    code, _ = command("search", "--run", run, *SEARCH, "--limit", "ms=4", "--restart")
+    assert code == 0 and (run / "old-1" / "history.jsonl").read_text() == before
+
+
+def test_infeasible_limit(command: Command, run: Path) -> None:
+    code, text = command("search", "--run", run, *SEARCH, "--limit", "fps=100000")
+    assert code == 1 and "smallest network" in text and "Traceback" not in text
+    assert not (run / "pareto.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda run: (run / "supernet.safetensors").unlink(), "hyctas-train supernet"),
+        (lambda run: (run / "latency.json").unlink(), "hyctas-profile"),
+        (lambda run: (run / "latency.json").write_text("{"), "latency.json"),
+        (lambda run: (run / "supernet.safetensors").write_bytes(b"no"), "safetensors"),
+        (lambda run: (run / "train-supernet.json").write_text('{"format_version": 9}'), "format_version 9"),
+        (lambda run: change_table(run, drop=3), "lacks 3 of the operators"),
+        (lambda run: change_table(run, space_hash="other"), "another version of space"),
+    ],
+)
+def test_search_on_a_broken_run(command: Command, run: Path, break_it: Callable[[Path], object], says: str) -> None:
+    break_it(run)
+    code, text = command("search", "--run", run, *SEARCH)
+    assert code == 2 and says in text and "Traceback" not in text, text
+
+
+def change_table(run: Path, drop: int = 0, space_hash: str | None = None) -> None:
+    table = LatencyTable.load(run / "latency.json")
+    rows = dict(sorted(table.rows.items())[drop:])
+    calibrations = {
+        name: replace(c, space_hash=space_hash) if space_hash else c for name, c in table.calibrations.items()
+    }
+    LatencyTable(table.identity, rows, calibrations).save(run / "latency.json")
+
+
+def test_bad_history_line(command: Command, run: Path) -> None:
+    assert command("search", "--run", run, *SEARCH)[0] == 0
+    lines = (run / "history.jsonl").read_text().splitlines()
+    (run / "history.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
+    code, text = command("search", "--run", run, *SEARCH)
+    assert code == 2 and "history.jsonl, line 2" in text
+
+
+@pytest.mark.parametrize("limit", ["fps=-3", "speed=9", "fps"])
+def test_bad_limits(command: Command, run: Path, limit: str) -> None:
+    code, text = command("search", "--run", run, *SEARCH, "--limit", limit)
+    assert code == 2 and "NAME=POSITIVE NUMBER" in text
+
+
+def test_training_again_and_otherwise(command: Command, run: Path) -> None:
+    code, text = command("train", *TRAIN, "--run", run)
+    assert code == 0 and "already trained" in text
+    code, text = command("train", *TRAIN, "--seed", 3, "--run", run)
+    assert code == 2 and "recipe.seed: was 0, now 3" in text
+
+
+def test_training_a_network(command: Command, run: Path) -> None:
+    (run / "g.json").write_text(tiny().smallest().to_json())
+    common = ("network", "--data", DATA, "--crop", "48x64", "--batch", "2", "--steps", "2", "--run", run)
+    code, text = command("train", *common)
+    assert code == 2 and "hyctas-search" in text
+    code, text = command("train", *common, "--network", run / "g.json", "--inherit")
+    assert code == 0 and "mIoU" in text
+    scores = json.loads((run / "scores.json").read_text())
+    assert len(scores["val"]["iou"]) == CLASSES and not (run / "network.checkpoint.pt").exists()
+    (run / "g.json").write_text('{"format_version": 1}')
+    code, text = command("train", *common, "--network", run / "g.json", "--restart")
+    assert code == 2 and "lacks the fields" in text
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("rates = 0.1", "unknown keys ['rates']"),
+        ("rate = 'high'", "rate must be float"),
+        ("ratios = [1, 2]", "ratios must be"),
+        ("amp = 1", "amp must be bool"),
+        ("loss = 'mse'", "loss 'mse' is unknown"),
+        ("steps = ", "not valid TOML"),
+    ],
+)
+def test_bad_toml(command: Command, tmp_path: Path, toml: str, says: str) -> None:
+    (tmp_path / "c.toml").write_text(toml)
+    code, text = command("train", "supernet", "--data", DATA, "--run", tmp_path / "r", "--config", tmp_path / "c.toml")
+    assert code == 2 and says in text
+
+
+def test_toml_fills_flags_and_recipe(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('steps = 9\nspace = "tiny"\nrate = 0.01\nratios = [3, 2, 1]\ncrop = "48x64"\nbatch = 2\n')
+    code, text = command("train", "supernet", "--data", DATA, "--run", tmp_path, "--config", tmp_path / "c.toml", "--steps", 1)
+    assert code == 0, text
+    recipe = json.loads((tmp_path / "train-supernet.json").read_text())["config"]["recipe"]
+    assert (recipe["steps"], recipe["rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
+    assert {"rate", "run", "ratios"} <= field_names(TrainSupernetJob)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--data", "nowhere"), "nowhere"),
+        (("--data", "scenes:trains=3"), "trains"),
+        (("--space", "huge"), "unknown space 'huge'"),
+        (("--crop", "48"), "HEIGHTxWIDTH"),
+        (("--crop", "16x16"), "too small"),
+        (("--minutes", "1", "--steps", "3"), "exactly one of"),
+        (("--max-gmacs", "1e-9", "--steps", "1"), "smallest network"),
+    ],
+)
+def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    base = () if "--data" in arguments else ("--data", DATA)
+    code, text = command("train", "supernet", *base, "--run", tmp_path / "r", *arguments)
+    assert code in (1, 2) and says in text and "Traceback" not in text, text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--target", "tensorrt:fp16"), 3, "tensorrt:fp16 is unavailable"),
+        (("--target", "onnxruntime-cpu"), 2, "names no precision"),
+        (("--target", "abacus:fp32"), 2, "unknown runtime"),
+        (("--size", "0x9"), 2, "HEIGHTxWIDTH"),
+        (("--networks", "2"), 2, "at least 5"),
+        (("--threads", "0"), 2, "threads"),
+    ],
+)
+def test_bad_profile_arguments(command: Command, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
+    found, text = command("profile", "--run", tmp_path / "r", "--space", "tiny", *arguments)
+    assert found == code and says in text and "Traceback" not in text, text
+    assert not (tmp_path / "r" / "latency.json").exists()
+
+
+def test_profile_refuses_another_configuration(command: Command, tmp_path: Path) -> None:
+    from hyctas.runs import Run
+
+    Run(tmp_path, "profile", {"threads": 9}, ())
+    code, text = command("profile", "--run", tmp_path, "--space", "tiny")
+    assert code == 2 and "threads: was 9, now 1" in text
+
+
+def test_full_disk(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (run / "supernet.safetensors").read_bytes()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    code, text = command("search", "--run", run, *SEARCH)
+    assert code == 2 and "No space left on device" in text and "Traceback" not in text
+    assert (run / "supernet.safetensors").read_bytes() == before and not list(run.glob(".*.tmp"))
+
+
+def test_a_killed_training_continues(tmp_path: Path) -> None:
+    arguments = [*TRAIN[:-1], "40", "--run", str(tmp_path), "--config", str(tmp_path / "c.toml")]
+    (tmp_path / "c.toml").write_text("save_seconds = 0.0\nthreads = 1\n")
+    code = [sys.executable, "-c", "from hyctas.cli.train import main; main()", *arguments]
+    process = subprocess.Popen(code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint, started = tmp_path / "supernet.checkpoint.pt", time.monotonic()
+    while not checkpoint.exists() and time.monotonic() - started < 60:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not (tmp_path / "supernet.safetensors").exists()
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert "continuing at step" in done.stdout and (tmp_path / "supernet.safetensors").exists()
+
+
+def test_unexpected_errors_are_ours(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyctas.search.driver.search", lambda *a, **k: 1 / 0)
+    code, text = command("search", "--run", run, *SEARCH)
+    assert code == 70 and "defect of hyctas" in text and "ZeroDivisionError" in text
+
+
+def test_recipe_types() -> None:
+    from hyctas.cli.jobs import fill
+    from hyctas.training.config import SupernetRecipe
+
+    assert fill(SupernetRecipe, {"steps": 1, "rate": 1, "crop": [64, 64]}).crop == (64, 64)
+    with pytest.raises(InvalidInput, match="unknown settings"):
+        fill(SupernetRecipe, {"stepz": 1})
