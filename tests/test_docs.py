@@ -1,0 +1,188 @@
+"""What README and docs name exists: links, files, commands, flags, make targets, settings, fields of formats, the example space."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import io
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bench_report import BenchReport, BenchResult
+from export.manifest import Manifest
+from export.parity import ParityReport
+from hyctas.cli.entry import command
+from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
+from hyctas.data import Score
+from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head, StemConv
+from hyctas.plan import lower
+from hyctas.search.history import Evaluation
+from hyctas.search.limits import Limits
+from hyctas.space import AttentionVariant, Space, edge
+from hyctas.space_file import load_space
+from hyctas.training.config import Recipe, SupernetRecipe
+from latency import Protocol
+from latency.calibration import Calibration
+from latency.fidelity import Fidelity
+from latency.identity import Identity
+from latency.table import Row
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+OWN_SPACE = ROOT / "docs/own_space.py"
+SUBCOMMANDS = {"hyctas-train": ("supernet", "network")}
+HOSTS = {"arxiv.org"}
+"""Where links may lead. No page names a package index: it would be out of date, or somebody's own."""
+
+page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+
+
+def code(text: str) -> list[str]:
+    """List the pieces of code: inline spans, and the lines of blocks (continued ones joined)."""
+    fenced = re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^ {4,}\S.*$", text, re.MULTILINE)
+    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^ {4,}\S.*$", "", text, flags=re.MULTILINE))
+    return [line.partition(" #")[0].strip() for line in lines] + [" ".join(span.split()) for span in spans]
+
+
+@functools.cache
+def help_flags(name: str, *sub: str) -> frozenset[str]:
+    """Return the flags that a command's help describes."""
+    module = f"hyctas.cli.{name.removeprefix('hyctas-')}"
+    assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{name}: {module} is missing"
+    main, out = importlib.import_module(module).main, io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        patch.setenv("COLUMNS", "200")
+        patch.setattr("sys.argv", [name, *sub, "--help"])
+        main()
+    assert out.getvalue(), f"{name} --help printed nothing"
+    return frozenset(re.findall(r"--[a-z][a-z0-9-]*", out.getvalue())) | {"--config", "--help"}
+
+
+def commands(piece: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
+    """Yield (command, its subcommand, flags) of every hyctas command in a piece of code."""
+    for part in re.split(r"&&|\||;", piece):
+        found = re.search(r"(hyctas-[a-z]+)(?![\w.-])(.*)", part)
+        if found:
+            rest = found[2].split()
+            sub = tuple(rest[:1]) if rest[:1] and rest[0] in SUBCOMMANDS.get(found[1], ()) else ()
+            yield found[1], sub, [word.partition("=")[0] for word in rest if word.startswith("--")]
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@page
+def test_links(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("http"):
+            assert target.split("/")[2] in HOSTS, target
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{path.name} links to {target}"
+
+
+@page
+def test_files_of_the_project_exist(path: Path) -> None:
+    for piece in code(path.read_text()):
+        for name in re.findall(r"\b(?:hyctas|latency|export|benchmarks|docs|tests)/[\w./]*\w\.(?:py|md|txt)\b", piece):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+@page
+def test_commands_and_flags(path: Path) -> None:
+    known: set[str] = set()
+    for short in ("profile", "train", "search", "export", "bench", "doctor", "demo"):
+        for sub in ((), *((name,) for name in SUBCOMMANDS.get(f"hyctas-{short}", ()))):
+            known |= help_flags(f"hyctas-{short}", *sub)
+    for piece in code(path.read_text()):
+        for name, sub, flags in commands(piece):
+            unknown = set(flags) - help_flags(name, *sub)
+            assert not unknown, f"{path.name}: {piece}: {' '.join((name, *sub))} has no {unknown}"
+        alone = piece.split(" ")[0].partition("=")[0] if piece.startswith("--") else "--help"
+        assert alone in known, f"{path.name}: no command has {piece}"
+
+
+@page
+def test_make_targets_and_variables(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z_]+) \??=", makefile, re.MULTILINE))
+    for piece in code(path.read_text()):
+        words = piece.split()
+        if words[:1] == ["make"] and len(words) > 1:
+            assert words[1] in targets, f"{path.name}: {piece}"
+            assert {word.partition("=")[0] for word in words[2:] if "=" in word} <= variables, f"{path.name}: {piece}"
+
+
+@page
+def test_nothing_is_left_to_fill_in(path: Path) -> None:
+    assert "<<" not in path.read_text(), "a marker is left"
+
+
+@pytest.mark.parametrize("kind", [Recipe, SupernetRecipe, ProfileJob, SearchJob])
+def test_every_setting_is_described(kind: type) -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    for field in dataclasses.fields(kind):
+        assert f"| `{field.name}` | `{default(field)}` |" in text, f"{kind.__name__}.{field.name}: {default(field)}"
+
+
+def test_the_example_toml_is_accepted(tmp_path: Path) -> None:
+    block = re.search(r"^    # train.toml\n(?:    .*\n)+", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
+    assert block is not None
+    (tmp_path / "train.toml").write_text(textwrap.dedent(block[0]))
+    jobs: list[TrainSupernetJob] = []
+    command(jobs.append, TrainSupernetJob, "", ["--config", str(tmp_path / "train.toml")])
+    recipe = jobs[0].recipe()
+    assert isinstance(recipe, SupernetRecipe)
+    assert (recipe.size, recipe.crop, recipe.rate, recipe.amp) == ((360, 480), (240, 320), 1e-3, False)
+
+
+def default(field: dataclasses.Field[object]) -> str:
+    """Write a default as the page does: text and paths bare where they name a run folder, space or size."""
+    value = field.default
+    return str(value) if isinstance(value, (str, Path)) and field.name != "loss" else repr(value)
+
+
+FORMATS = (
+    BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, StemConv, Cell, Fusion, Head, Attention, Arithmetic,
+    Evaluation, Limits, Protocol, Calibration, Fidelity, Identity, Row,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_field_of_the_formats_is_described(kind: type) -> None:
+    text = (ROOT / "docs/formats.md").read_text()
+    missing = [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text]
+    assert not missing, f"docs/formats.md does not name {missing} of {kind.__name__}"
+
+
+@pytest.mark.parametrize("kind", [Space, AttentionVariant])
+def test_every_field_of_a_space_is_described(kind: type) -> None:
+    text = (ROOT / "docs/own_space.md").read_text()
+    assert all(f"`{field.name}`" in text for field in dataclasses.fields(kind))
+
+
+def test_the_example_space() -> None:
+    space, size = load_space(str(OWN_SPACE)), (360, 480)
+    keys, text = space.keys(size), (ROOT / "docs/own_space.md").read_text()
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        genotype = space.sample(rng)
+        assert space.decode(space.encode(genotype)) == genotype
+        assert {node.key for node in lower(genotype, size, 19).nodes} <= set(keys)
+    assert f"the example has {len(keys)}" in text and f"{len(edge().keys(size))} keys" in text
