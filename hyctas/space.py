@@ -20,7 +20,19 @@ from functools import cached_property
 import numpy as np
 
 from export.errors import InvalidInput
-from hyctas.genotype import Attention, Branch, Cell, Fusion, Genotype, Head, StemConv, normal_form
+from hyctas.genotype import (
+    CELL_OPERATORS,
+    HEAD_BLOCKS,
+    HEAD_KINDS,
+    Attention,
+    Branch,
+    Cell,
+    Fusion,
+    Genotype,
+    Head,
+    StemConv,
+    normal_form,
+)
 from hyctas.operators import Operator, SelfAttention
 from hyctas.plan import cell_operator, lower, slot_name
 
@@ -74,8 +86,21 @@ class Space:
         for stride, ladder in self.widths:
             if not ladder or list(ladder) != sorted(set(ladder)) or any(width % 8 for width in ladder):
                 raise InvalidInput(f"space {self.name}: widths at stride {stride} must ascend in multiples of 8: {ladder}")
-        if any(32 not in chosen or list(chosen) != sorted(set(chosen)) for chosen in self.branch_sets):
-            raise InvalidInput(f"space {self.name}: every branch set ascends and holds 32: {self.branch_sets}")
+        problems = {
+            "branch_sets: each ascends and holds 32, and (8, 16, 32) is among them": (8, 16, 32) not in self.branch_sets
+            or any(32 not in chosen or list(chosen) != sorted({*chosen} & {*ROWS}) for chosen in self.branch_sets),
+            "operators: conv and skip are among them, all are known": not {"conv", "skip"} <= {*self.operators} <= {*CELL_OPERATORS},
+            "down_operators: conv is among them, attention is not, all are known": "conv" not in self.down_operators
+            or not {*self.down_operators} <= {*CELL_OPERATORS} - {"attention"},
+            "row_depth: three numbers, at least 1, 0, 0": len(self.row_depth) != 3 or min(self.row_depth[0] - 1, *self.row_depth) < 0,
+            "stem_depth: at least one number, none negative": min(self.stem_depth, default=-1) < 0,
+            f"heads: some of {HEAD_KINDS}": not self.heads or not {*self.heads} <= {*HEAD_KINDS},
+            f"head_blocks: some of {HEAD_BLOCKS}": not self.head_blocks or not {*self.head_blocks} <= {*HEAD_BLOCKS},
+        }
+        for rule, broken in problems.items():
+            if broken:
+                field = rule.partition(":")[0]
+                raise InvalidInput(f"space {self.name}: {field} is {getattr(self, field)}; the rule is: {rule}")
         if "attention" in self.operators and not self.attention:
             raise InvalidInput(f"space {self.name}: attention is an operator but no variant is given")
         self.largest()  # every operator can be built
@@ -312,10 +337,12 @@ class Space:
         Overrides set single genes by name (dots written as two underscores).
         """
         genes = (self.cardinality - 1) if largest else np.zeros_like(self.cardinality)
+        by_size = sorted(range(len(self.branch_sets)), key=lambda i: len(self.branch_sets[i]))
+        genes[self.index["branches"]] = by_size[-1 if largest else 0]
         for position, (name, _) in enumerate(self.genes):
             if name.endswith(".op"):
                 choices = self.down_operators if ".down" in name else self.operators
-                wanted = "conv" if largest and "conv" in choices else choices[-1 if largest else 0]
+                wanted = "conv" if largest else "skip" if "skip" in choices else choices[0]
                 genes[position] = choices.index(wanted)
             elif name == "head.attention":
                 genes[position] = 0
@@ -351,7 +378,7 @@ class Space:
 
         for operator, stride, ordinal in self._cells():
             grow(slot_name("trunk", stride, ordinal, operator), operator, (0,))
-        # the last branch set is the largest: with it, fusion's blocks appear in order
+        # the largest branch set comes first: with it, fusion's blocks appear in order
         for genotype in self._frames():
             for node in lower(genotype, (32, 32), num_classes).nodes:
                 if node.part != "trunk":

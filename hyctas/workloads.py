@@ -14,7 +14,7 @@ from export.target import format_size
 from hyctas.genotype import Genotype
 from hyctas.operators import DownUp, from_key
 from hyctas.plan import Plan, lower
-from hyctas.space import Space
+from hyctas.space import SPACES, Space
 from latency import LatencyTable, Unit, Workload
 from latency.calibration import Calibration
 from latency.predict import predict
@@ -78,7 +78,7 @@ class CostModel:
     def __init__(self, space: Space, table: LatencyTable, size: tuple[int, int], num_classes: int) -> None:
         self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
         command = (
-            f"hyctas-profile --space {space.name} --size {format_size(size)} --classes {num_classes} "
+            f"hyctas-profile --run RUN --space {space.name if space.name in SPACES else 'YOUR_SPACE.py'} --size {format_size(size)} --classes {num_classes} "
             f"--target {table.identity.target} --threads {table.identity.threads}"
         )
         table.require(space.keys(size, num_classes), command)
@@ -107,7 +107,7 @@ def find_calibration(space: Space, table: LatencyTable, size: tuple[int, int]) -
     if calibration is not None and calibration.space_hash != space.hash:
         raise TableMismatch(
             f"the table's calibration {name} was made for another version of space {space.name} "
-            f"(hash {calibration.space_hash}, now {space.hash}); repeat hyctas-profile"
+            f"(hash {calibration.space_hash}, now {space.hash}); repeat hyctas-profile with --restart"
         )
     return calibration
 

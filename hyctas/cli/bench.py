@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from export.target import format_size
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import BenchJob, best_target, check_writable, image_size
 
@@ -212,11 +213,12 @@ def _model(path: Path, kind: str, name: str, target: Target, size: tuple[int, in
     from hyctas.bundling import PREPROCESSING, load_trained
 
     trained = load_trained(path)
-    if kind == BUNDLE and size not in (None, trained.size):
-        raise InvalidInput(f"{path} is made for {trained.size}; asked for {size}: leave --size out")
-    if (size or trained.size) is None:
+    own = trained.size
+    if kind == BUNDLE and size and own and size != own:
+        raise InvalidInput(f"{path} is made for {format_size(own)}, asked for {format_size(size)}; leave --size out")
+    if (size or own) is None:
         raise InvalidInput(f"{path} does not say for which image size; give --size HEIGHTxWIDTH")
-    return BenchModel(name, module=trained.network, size=size or trained.size, preprocessing=PREPROCESSING)
+    return BenchModel(name, module=trained.network, size=size or own, preprocessing=PREPROCESSING)
 
 
 def _street(model: BenchModel, runtime: Runtime) -> list[bytes]:
@@ -252,20 +254,25 @@ def _spread(items: Sequence[T]) -> list[T]:
 
 
 def _print(report: BenchReport) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{report.target}, {report.threads} thread{'s' * (report.threads != 1)}, mode {report.mode}")
-    table.add_column("model", overflow="fold")
-    for name in ("size", "FPS", "median ms", "p90", "p95", "p99", "CV", "time by first"):
+    sizes = sorted({result.size for result in report.models})
+    title = f"{report.target}, {report.threads} thread{'s' * (report.threads != 1)}, mode {report.mode}, {', '.join(sizes)}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold", min_width=8)
+    columns = ("size",) * (len(sizes) > 1) + ("FPS", "median ms", "p90", "p95", "p99", "CV", "time by first")
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for result in report.models:
         ratio = "1" if result.ratio_median is None else f"{result.ratio_median:.3f}"
         if result.ratio_p10 is not None:
             ratio += f" [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
-        times = (f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms))
-        table.add_row(escape(result.name), result.size, f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio))
+        times = [f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms)]
+        cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio)]
+        table.add_row(escape(result.name), *([result.size] if len(sizes) > 1 else []), *cells)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for warning in report.warnings:

@@ -23,8 +23,8 @@ PACKAGES = (
 OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 """Packages that only some targets need; those say so themselves."""
 JETSON = (
-    ("tensorrt", "sudo apt-get install tensorrt (part of JetPack; the wheels on PyPI are not for Tegra), and a virtual environment "
-     "made with --system-site-packages, so that it sees JetPack's module"),
+    ("tensorrt", "sudo apt-get install tensorrt (part of JetPack; the wheels on PyPI are not for Tegra), and a virtual "
+     "environment made with --system-site-packages, so that it sees JetPack's module"),
     ("onnxruntime-gpu", "NVIDIA's onnxruntime-gpu wheel for your JetPack (the one on PyPI is not for Tegra)"),
     ("torch", "NVIDIA's PyTorch wheel for your JetPack (the one on PyPI does not use Tegra's GPU)"),
 )  # fmt: skip
@@ -140,6 +140,7 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> dict[str, float | None]:
 
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     machine, versions = found["machine"], found["versions"]
@@ -160,7 +161,7 @@ def _show(found: dict[str, Any]) -> None:
     }
     grid = Table.grid(padding=(0, 2))
     for name, text in facts.items():
-        grid.add_row(f"[bold]{name}[/]", text)
+        grid.add_row(f"[bold]{name}[/]", escape(text))
     console.print(grid)
     console.print()
     for able, group in itertools.groupby(_grouped(found["targets"]), key=lambda item: item[1]["ok"]):
@@ -168,13 +169,13 @@ def _show(found: dict[str, Any]) -> None:
             if able:
                 console.print(f"[green]✓[/] [bold]{names}[/] available")
             else:
-                console.print(f"[red]✗[/] [bold]{names}[/] unavailable because {state['reason']}")
-                console.print(f"    to make it available: {state['install']}")
+                console.print(f"[red]✗[/] [bold]{names}[/] unavailable because {escape(state['reason'])}")
+                console.print(f"    to make it available: {escape(state['install'])}")
     console.print()
     default = found["default_target"]
     console.print(f"Without --target, commands take [bold]{default}[/]." if default else "No target can run on this machine.")
     for line in found["advice"]:
-        console.print(f"[yellow]![/] {line}")
+        console.print(f"[yellow]![/] {escape(line)}")
 
 
 def _grouped(targets: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

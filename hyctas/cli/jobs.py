@@ -310,6 +310,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 def field_names(kind: type) -> set[str]:
     """Return the names that a TOML file may set for a job: its flags and its recipe's settings."""
-    names = {field.name for field in dataclasses.fields(kind)} - {"expert"}
+    positional = {field.name for field in dataclasses.fields(kind) if "Positional" in str(field.type)}
+    names = {field.name for field in dataclasses.fields(kind)} - {"expert"} - positional
     recipe = getattr(kind, "RECIPE", None)
     return names | ({field.name for field in dataclasses.fields(recipe)} if recipe else set())

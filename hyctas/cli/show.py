@@ -21,16 +21,20 @@ class Bar:
         self.name, self._progress = name, progress
         self._task = progress.add_task(name, total=1.0, text="") if progress else None
         self._started = self._shown = time.monotonic()
+        self._first: float | None = None
 
     def update(self, share: float, text: str = "") -> None:
         """Show a share of 0..1 and a few words."""
         now = time.monotonic()
+        if self._first is None:  # a continued task starts in the middle
+            self._first, self._started = share, now
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=share, text=text)
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now
-            left = (now - self._started) * (1 - share) / share if share > 0 else 0
-            print(f"{self.name}: {share:4.0%}, {duration(left)} left  {text}", file=sys.stderr, flush=True)
+            done = share - self._first
+            left = f", {duration((now - self._started) * (1 - share) / done)} left" if done > 0 else ""
+            print(f"{self.name}: {share:4.0%}{left}  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

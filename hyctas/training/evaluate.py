@@ -31,9 +31,10 @@ def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = 
         norm.reset_running_stats()
         norm.momentum = None  # cumulative mean
     network.train()
-    with torch.no_grad(), torch.autocast("cpu" if batches[0].device.type == "cpu" else "cuda", torch.bfloat16, enabled=amp):
+    device = next(network.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         for batch in batches:
-            network(batch)
+            network(batch.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()

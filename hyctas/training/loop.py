@@ -92,8 +92,8 @@ class Trainer:
                     self.optimiser.step()
                 elif bad == 3:
                     raise CheckFailed(
-                        f"the loss is not finite at step {self.step}, three times in a row; lower --rate "
-                        f"(now {self.recipe.rate}) or switch off --amp, then repeat the command with --restart"
+                        f"the loss is not finite at step {self.step}, three times in a row; set a lower rate "
+                        f"(now {self.recipe.rate}) or amp = false in a TOML file (--config), and repeat with --restart"
                     )
                 self.step += 1
                 self.spent_s += time.monotonic() - started

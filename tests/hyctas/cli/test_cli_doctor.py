@@ -1,0 +1,153 @@
+"""hyctas-doctor: every target with a reason, the machine, and what to change."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.runtimes import available_targets, default_target
+from export.target import RUNTIMES
+from hyctas.cli import doctor as cli
+
+BLOCK = (
+    "import sys\n"
+    "class Block:\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.partition('.')[0] in {blocked}: raise ImportError(name)\n"
+    "sys.meta_path.insert(0, Block())\n"
+    "sys.argv = ['hyctas-doctor', *{arguments}]\n"
+    "from hyctas.cli.doctor import main; main()"
+)
+
+
+def run_blocked(blocked: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = BLOCK.format(blocked=blocked, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return cli.findings()
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["hyctas-doctor", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_help_needs_no_torch() -> None:
+    done = run_blocked(("torch", "onnx", "onnxruntime"), "--help")
+    assert done.returncode == 0 and "--json" in done.stdout, done.stderr
+
+
+def test_json_covers_every_target(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    names = [f"{runtime}:{precision}" for runtime, precisions in RUNTIMES.items() for precision in precisions]
+    assert [state["target"] for state in value["targets"]] == names
+    assert all(state["ok"] or (state["reason"] and state["install"]) for state in value["targets"])
+    assert value["default_target"] == str(default_target())
+    assert value["versions"]["torch"] and value["versions"]["numpy"]
+    assert {"cpu", "usable_cores", "gpus", "load", "memory_gib", "disk_free_gib", "jetson"} <= set(value["machine"])
+    text = json.dumps(value)
+    assert sys.prefix not in text and str(Path.home()) + "/" not in text
+
+
+def test_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert f"Without --target, commands take {default_target()}." in out
+    for state in available_targets():
+        assert state.target.partition(":")[0] in out
+        assert state.ok or f"unavailable because {state.reason}" in out
+    for name in ("Machine", "Memory", "Disk", "GPU", "System", "Installed", f"Python {platform.python_version()}"):
+        assert name in out
+
+
+def test_answers_soon_without_torch() -> None:
+    """On a CPU nothing asks for torch; where torch cannot be found, that is a finding."""
+    start = time.perf_counter()
+    done = run_blocked(("torch",), "--json")
+    taken = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    states = {state["target"]: state for state in value["targets"]}
+    assert states["onnxruntime-cpu:fp32"]["ok"] and value["default_target"].startswith("onnxruntime-")
+    assert taken < 5  # 0.6 s alone; the rest is for a busy machine
+
+
+def test_nothing_can_run(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    value = copy.deepcopy(found)
+    value |= {"default_target": None, "virtual_environment": False}
+    value["versions"]["onnx"] = None
+    value["machine"] |= {"memory_available_gib": 0.5, "disk_free_gib": 1.0, "load": 99.0}
+    lines = cli.advice(value)
+    for text in ("pip install onnx", "no target can run", "python3 -m venv", "memory", "disk", "load average"):
+        assert any(text in line for line in lines)
+    value["advice"] = lines
+    monkeypatch.setattr(cli, "findings", lambda: value)
+    assert call(monkeypatch) == 0
+    assert "No target can run on this machine." in capsys.readouterr().out
+
+
+def test_quiet_machine_needs_no_advice(found: dict[str, Any]) -> None:
+    value = copy.deepcopy(found)
+    value |= {"default_target": "onnxruntime-cpu:fp32", "virtual_environment": True}
+    value["versions"] = dict.fromkeys(value["versions"], "1.0") | dict.fromkeys(cli.OPTIONAL)
+    value["machine"] |= {"memory_available_gib": None, "disk_free_gib": 50.0, "load": None}
+    assert cli.advice(value) == []
+
+
+def test_jetson_is_recognised(tmp_path: Path) -> None:
+    assert not cli.is_jetson(tmp_path, "x86_64", "6.1.0")
+    assert not cli.is_jetson(tmp_path, "aarch64", "6.1.0-arm64")
+    assert cli.is_jetson(tmp_path, "aarch64", "5.15.148-tegra")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "nv_tegra_release").write_text("# R36 (release)")
+    assert cli.is_jetson(tmp_path, "aarch64", "custom")
+
+
+@pytest.mark.parametrize(
+    ("target", "line", "expected"),
+    [
+        ("tensorrt:fp16", "pip install tensorrt", "sudo apt-get install tensorrt"),
+        ("tensorrt:fp16", "pip install 'hyctas[tensorrt]'", "sudo apt-get install tensorrt"),
+        ("onnxruntime-cuda:fp32", "pip install onnxruntime-gpu (CUDA 12 or newer)", "for your JetPack"),
+        ("torch-cuda:fp16", "a CUDA build of PyTorch (https://pytorch.org)", "NVIDIA's PyTorch wheel"),
+        ("onnxruntime-cpu:fp32", "pip install onnxruntime", "pip install onnxruntime"),
+        ("torch-cpu:fp32", "pip install torch", "pip install torch"),
+        ("tensorrt:fp8", "no installation helps until then; take torch-cuda", "no installation helps"),
+    ],
+)
+def test_install_lines_of_a_jetson(target: str, line: str, expected: str) -> None:
+    shown = cli.jetson_install(target, line)
+    assert expected in shown and "pip install tensorrt" not in shown
+
+
+def test_jetson_never_sees_pip_install_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "is_jetson", lambda: True)
+    value = cli.findings()
+    lines = [state["install"] for state in value["targets"]]
+    assert value["machine"]["jetson"] and not any("pip install tensorrt" in line or "-gpu (CUDA" in line for line in lines)
+
+
+def test_memory_is_optional(tmp_path: Path) -> None:
+    unknown = {"memory_gib": None, "memory_available_gib": None}
+    assert cli._memory(tmp_path / "missing") == unknown
+    (tmp_path / "meminfo").write_text("MemTotal: 2097152 kB\n")
+    assert cli._memory(tmp_path / "meminfo") == unknown
+    (tmp_path / "meminfo").write_text("MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\n")
+    assert cli._memory(tmp_path / "meminfo") == {"memory_gib": 2.0, "memory_available_gib": 1.0}

@@ -1,0 +1,44 @@
+"""Two processes under torchrun end with the same weights, and learn from both halves of every step's images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from hyctas.data import Frames, Scenes
+from hyctas.space import tiny
+from hyctas.supernet import Supernet
+from hyctas.training.config import SupernetRecipe
+from hyctas.training.loop import Trainer, is_first_process, start_processes
+from hyctas.training.sandwich import Sandwich
+
+rank, world = start_processes()
+torch.manual_seed(0)
+recipe = SupernetRecipe(steps=2, crop=(32, 32), batch=2, threads=1, amp=False)
+scenes = Scenes(seed=0, train=8, val=4, size=(32, 48))
+supernet = Supernet(tiny(), 10)
+step = Sandwich(supernet, recipe, Frames(scenes, "train", scenes.samples("train")))
+folder = Path(sys.argv[1])
+Trainer(supernet, recipe, folder / f"checkpoint{rank}", step.state).run(step)
+step.feed.close()
+torch.save({"sum": sum(p.double().sum() for p in supernet.parameters()), "first": is_first_process()}, folder / f"{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree(tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(one["sum"], two["sum"]) and (one["first"], two["first"]) == (True, False)
