@@ -42,7 +42,7 @@ def bench_models(job: BenchJob) -> None:
     from hyctas.cli.show import say
     from latency.lock import measuring
 
-    out = job.out or (job.run / "bench.json" if job.run else Path("bench.json"))
+    out = job.out or (job.run / "fps.json" if job.run else Path("bench.json"))
     check_out(out)
     paths = job.models or ((job.run,) if job.run else ())
     if not paths:
@@ -64,6 +64,10 @@ def bench_models(job: BenchJob) -> None:
     _print(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
+    if job.run and (job.run / "network.safetensors").exists():
+        from hyctas.cli.report import report_run
+
+        say(f"wrote {report_run(job.run)}")
 
 
 def kind_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import DemoJob, ProfileJob, SearchJob, TrainNetworkJob, TrainSupernetJob, parse_target
+from hyctas.cli.jobs import BenchJob, DemoJob, ProfileJob, SearchJob, TrainNetworkJob, TrainSupernetJob, parse_target
 
 if TYPE_CHECKING:
     from hyctas.cli.datasets import DataSet
@@ -93,29 +93,18 @@ def working_size(data: DataSet) -> tuple[int, int]:
 
 def finish(run: Path, data: DataSet, size: str, target: str, threads: int, seconds: float) -> None:
     """Export the trained network as a bundle, time it, and write the report."""
-    from export.bench import bench
-    from export.bench_models import BenchModel
-    from export.target import Target, parse_size
+    from export.target import parse_size
     from hyctas.bundling import bundle_network, load_trained
-    from hyctas.cli.report import report
+    from hyctas.cli.bench import bench_models
+    from hyctas.cli.search import show_front
     from hyctas.cli.show import bar, say
-    from latency.lock import measuring
 
-    trained, height_width = load_trained(run, data.num_classes), parse_size(size)
+    trained = load_trained(run, data.num_classes)
     image, _ = data.source.load("val", data.val[0])
     with bar("export bundle"):
-        bundle = bundle_network(trained, run / "bundle", height_width, "native", target, [image])
+        bundle = bundle_network(trained, run / "bundle", parse_size(size), "native", target, [image])
     say(bundle.parity.summary())
-    with bar("time the bundle") as shown, measuring(say):
-        times = bench(
-            [BenchModel("chosen", path=run / "bundle")], Target.parse(target), threads, seconds=seconds,
-            progress=lambda done, total: shown.update(done / total),
-        )  # fmt: skip
-    from export.files import write_json
-
-    write_json(run / "fps.json", times.to_json())
-    say(times.to_markdown())
-    report(run, data)
+    bench_models(BenchJob(models=(run / "bundle",), target=target, threads=threads, seconds=seconds, run=run))
     names = ("latency.json", "supernet.safetensors", "history.jsonl", "pareto.json", "pareto.svg", "bundle", "fps.json",
              "report.md", "report.html")  # fmt: skip
-    say("wrote:\n" + "\n".join(f"  {run / name}" for name in names))
+    say("\n" + show_front(run) + "\nwrote:\n" + "\n".join(f"  {run / name}" for name in names))

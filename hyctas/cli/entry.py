@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import sys
 import tomllib
 import traceback
@@ -20,6 +21,8 @@ from hyctas.cli.jobs import field_names
 
 T = TypeVar("T")
 DEFECT = 70
+USERS_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EACCES EROFS EISDIR ENOTDIR EEXIST ENAMETOOLONG EPERM".split()}
+"""What the file system refuses for reasons that a user can mend."""
 INTERRUPTED = 130
 
 
@@ -40,8 +43,11 @@ def command(run: Callable[[T], None], config: type[T], description: str, argv: S
     except FileNotFoundError as error:
         print(f"error: no such file: {error.filename}", file=sys.stderr)
         sys.exit(InvalidInput.exit_code)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+        if error.errno not in USERS_ERRORS:
             _defect()
         print(f"error: {error.strerror}: {error.filename or 'while writing'}. What was written before is whole; "
               "make room or choose another place, and repeat the command.", file=sys.stderr)  # fmt: skip

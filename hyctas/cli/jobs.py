@@ -204,11 +204,11 @@ class BenchJob:
     size: str | None = None
     """Image size, HEIGHTxWIDTH, for ONNX files with a dynamic one and for run folders."""
     out: Path | None = None
-    """Report, FILE.json (FILE.md and FILE.html appear beside it); default RUN/bench.json, or bench.json without --run."""
+    """Report, FILE.json (FILE.md and FILE.html appear beside it); default RUN/fps.json, or bench.json without --run."""
     data: str | None = None
     """Images to time with: a folder of images, or a data set (see hyctas-train); default: a generated street scene."""
     run: Path | None = None
-    """Run folder for the report; its trained network is timed where no models are given."""
+    """Run folder for the reports (RUN/report.html too); its trained network is timed where no models are given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,31 +5,51 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.errors import InvalidInput
+from export.files import read_json
+from hyctas.cli.show import say
+from hyctas.runs import FORMAT_VERSION
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from hyctas.cli.datasets import DataSet
 
 EXAMPLES = 5
 
 
-def report(run: Path, data: DataSet) -> Path:
-    """Write RUN/report.md, report.html and pareto.svg; return the page's path."""
+def report_run(run: Path) -> Path:
+    """Write RUN/report.md, report.html and pareto.svg; return the page's path. Without its data set, it has no predictions."""
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.report.write import write_report
+
+    record = read_json(run / "train-network.json", FORMAT_VERSION)
+    try:
+        data = open_dataset(record["results"]["data"], check=False)
+    except (InvalidInput, KeyError) as error:
+        say(f"the report shows no predictions: the data set is not where it was ({error})")
+        return write_report(run)
+    size = record["config"]["recipe"]["size"]
+    return write_report(run, *_predictions(run, data, (size[0], size[1]) if size else None))
+
+
+def _predictions(
+    run: Path, data: DataSet, size: tuple[int, int] | None
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """Return a few images of val with their labels, and the network's predictions for them."""
     import torch
 
-    from export.files import read_json
     from hyctas.bundling import load_trained
     from hyctas.data import Frames
-    from hyctas.report.write import write_report
-    from hyctas.runs import FORMAT_VERSION
     from hyctas.training.evaluate import whole_images
 
     network = load_trained(run, data.num_classes).network.eval()
-    size = read_json(run / "train-network.json", FORMAT_VERSION)["config"]["recipe"]["size"]
-    chosen = [data.val[round(i * (len(data.val) - 1) / max(1, EXAMPLES - 1))] for i in range(min(EXAMPLES, len(data.val)))]
-    frames = Frames(data.source, "val", tuple(dict.fromkeys(chosen)), size=(size[0], size[1]) if size else None)
+    places = {round(i * (len(data.val) - 1) / max(1, EXAMPLES - 1)) for i in range(EXAMPLES)}
+    frames = Frames(data.source, "val", tuple(data.val[place] for place in sorted(places)), size=size)
     examples, predictions = [], []
     with torch.inference_mode():
         for index in range(len(frames)):
             images, _ = whole_images(frames, [index])
             predictions.append(network(images)[0].argmax(0).to(torch.uint8).numpy())
             examples.append(frames[index])
-    return write_report(run, examples, predictions)
+    return examples, predictions

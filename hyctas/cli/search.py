@@ -11,8 +11,7 @@ from hyctas.cli.entry import command
 from hyctas.cli.jobs import SearchJob, image_size
 
 if TYPE_CHECKING:
-    from hyctas.search.history import Evaluation, History
-    from hyctas.search.limits import Limits
+    from hyctas.search.history import Evaluation
     from hyctas.space import Space
     from hyctas.workloads import CostModel
     from latency import LatencyTable
@@ -90,7 +89,7 @@ def run_search(job: SearchJob) -> None:
 
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(job.run))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
-    _show(outcome, history, limits)
+    say(show_front(job.run))
 
 
 def _size(job: SearchJob, space: Space, table: LatencyTable, table_path: Path) -> tuple[int, int]:
@@ -156,22 +155,25 @@ def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model
     return {member.id: float(ms) for member, ms in zip(members, measured.mean(axis=0), strict=True)}
 
 
-def _show(outcome: dict[str, Any], history: History, limits: Limits) -> None:
-    """Print the front."""
-    from hyctas.cli.show import say
+def show_front(run: Path) -> str:
+    """Return RUN/pareto.json as a table for people."""
+    from export.files import read_json
+    from hyctas.choice import FORMAT_VERSION
 
-    say(f"\nfront on {outcome['target']} ({outcome['threads']} threads), {history.path.parent / 'pareto.json'}:")
-    say("  network        branches   mIoU   predicted ms   measured ms   params")
+    outcome = read_json(run / "pareto.json", FORMAT_VERSION)
+    lines = [f"front on {outcome['target']} ({outcome['threads']} threads), mIoU with shared weights:",
+             "  network        branches   mIoU   predicted ms   measured ms   params"]  # fmt: skip
     for member in outcome["front"]:
         measured = f"{member['measured_ms']:11.2f}" if member["measured_ms"] else "          -"
         star = "  <- chosen" if member["id"] == outcome["chosen"] else ""
-        say(f"  {member['id']}   {member['branches']:8d}  {member['miou']:5.3f}   {member['predicted_ms']:12.2f}   "
-            f"{measured}   {member['parameters'] / 1e6:5.2f}M{star}")  # fmt: skip
-    volume = outcome["hypervolume"]
-    say(f"hypervolume: search {volume['search']:.4f}, random {volume['random']:.4f} at "
-        f"{outcome['evaluations']['search']} and {outcome['evaluations']['random']} evaluations")  # fmt: skip
+        lines.append(f"  {member['id']}   {member['branches']:8d}  {member['miou']:5.3f}   {member['predicted_ms']:12.2f}   "
+                     f"{measured}   {member['parameters'] / 1e6:5.2f}M{star}")  # fmt: skip
+    volume, count = outcome["hypervolume"], outcome["evaluations"]
+    lines.append(f"hypervolume: search {volume['search']:.4f}, random {volume['random']:.4f} at "
+                 f"{count['search']} and {count['random']} evaluations")  # fmt: skip
     chosen = next(member for member in outcome["front"] if member["id"] == outcome["chosen"])
-    latency_ms = chosen["measured_ms"] or chosen["predicted_ms"]
-    if limits.latency_ms is not None and latency_ms > limits.latency_ms:
-        say(f"warning: no measured network of the front keeps {limits.latency_ms:.2f} ms; the fastest needs {latency_ms:.2f} ms. "
-            "Repeat the search with a tighter limit.")  # fmt: skip
+    latency_ms, limit_ms = chosen["measured_ms"] or chosen["predicted_ms"], outcome["limits"]["latency_ms"]
+    if limit_ms is not None and latency_ms > limit_ms:
+        lines.append(f"warning: no measured network of the front keeps {limit_ms:.2f} ms; the fastest needs {latency_ms:.2f} ms. "
+                     "Repeat the search with a tighter limit.")  # fmt: skip
+    return "\n".join(lines)

@@ -125,7 +125,8 @@ def train_network(job: TrainNetworkJob) -> None:
     write_json(run.file("labels.json"), data.source.labels.to_json())
     write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype.id, "size": recipe.size, **scores})
     crops = trainer.step * recipe.batch
-    run.finish(steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), **{k: v["miou"] for k, v in scores.items()})
+    results = {name: score["miou"] for name, score in scores.items()}
+    run.finish(steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data, **results)
     run.file("network.checkpoint.pt").unlink(missing_ok=True)
     say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): "
         f"mIoU {scores['choose']['miou']:.3f} on the choosing split, {scores['val']['miou']:.3f} on val")  # fmt: skip

@@ -1,0 +1,243 @@
+"""Show why to believe the answer: the front, the random baseline, the classes, and how far the predictions can be trusted.
+
+Every function returns its section, or one line that says why it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from export.bench_report import BenchResult
+from export.target import format_size
+from hyctas.data.labels import default_colours
+from hyctas.report.answer import MODES
+from hyctas.report.document import Bar, Bars, Block, Note, Picture, Row, Section, Swatches, Table, Text
+from hyctas.report.run_data import SPLITS, Member, Outcome, RunData
+from hyctas.report.wording import count, fps, machine, ms, percent, plural, signed
+from latency.calibration import Calibration
+
+SPLIT_NAMES = {"val": "val", "choose": "choosing split"}
+MODELS = {
+    "sum": "the plain sum",
+    "affine": "the sum times a factor, plus a constant",
+    "families": "a sum with one weight per kind of operator",
+}
+
+
+def speed_section(data: RunData) -> Section | str:
+    """Show what the bench measured."""
+    bench, result = data.bench, data.result
+    if bench is None or result is None:
+        return "Measured speed: there is no fps.json and no bench.json (hyctas-bench --run writes one)"
+    head = ("model", "FPS", "median", "p90", "p99", "fastest", "variation", "images")
+    rows = tuple(Row(_speed_cells(model), marked=model is result and len(bench.models) > 1) for model in bench.models)
+    mode = MODES.get(bench.mode, bench.mode)
+    load = "" if bench.load_before is None else f" Load of the machine before: {bench.load_before:g}, after: {bench.load_after:g}."
+    same = " The timed file is the bundle's (equal hash)." if data.is_bundled(result) else ""
+    text = f"Timed: {mode}, at {result.size}, on {bench.target} with {plural(bench.threads, 'thread')}.{same}{load}"
+    text += " Variation is the standard deviation by the mean; below 5 % is steady."
+    notes = [warning[:1].upper() + warning[1:] for warning in bench.warnings]
+    notes += [f"{model.name}: {note}" for model in bench.models for note in model.notes]
+    blocks: list[Block] = [Text(text), Table(head, rows), *(Note(note, "warn") for note in notes)]
+    if rivals := [model for model in bench.models if model.ratio_median is not None]:
+        blocks.append(Table(("model", f"time by {bench.models[0].name}", "p10", "p90"), tuple(map(_ratio_row, rivals))))
+    return Section("speed", "Measured speed", tuple(blocks))
+
+
+def _speed_cells(model: BenchResult) -> tuple[str, ...]:
+    times = (model.median_ms, model.p90_ms, model.p99_ms, model.min_ms)
+    return (model.name, fps(model.fps), *map(ms, times), percent(model.cv), f"{model.n:,}")
+
+
+def _ratio_row(model: BenchResult) -> Row:
+    ratios = (model.ratio_median, model.ratio_p10, model.ratio_p90)
+    return Row((model.name, *("" if ratio is None else f"{ratio:.3f}" for ratio in ratios)))
+
+
+def front_section(data: RunData, picture: Picture | None) -> Section | str:
+    """Show the networks that no other beats."""
+    if data.outcome is None:
+        return "The front, and search against random: there is no pareto.json (hyctas-search writes it)"
+    outcome = data.outcome
+    text = (
+        "Each row is a network that no other evaluated one beats in both accuracy and speed. The accuracy ranks networks: it is "
+        "found with the weights that all networks share during the search, on the choosing split."
+    )
+    if data.member is not None and "choose" in data.scores:
+        text += (
+            f" The network of this report has {percent(data.member.evaluation.miou)} there, and "
+            f"{percent(data.scores['choose'].miou)} after training alone."
+        )
+    text += " Branches are the parallel paths of a network at different resolutions. ★: the chosen network."
+    head = ("network", "branches", "mIoU", "predicted", "measured", "error", "parameters", "MACs")
+    rows = tuple(_front_row(member, outcome) for member in outcome.front)
+    blocks: list[Block] = [Text(text), *([picture] if picture else []), Table(head, rows), Text(_front_check(outcome))]
+    return Section("front", "The front", tuple(blocks))
+
+
+def _front_row(member: Member, outcome: Outcome) -> Row:
+    found, chosen = member.evaluation, member.id == outcome.chosen.id
+    name = f"{member.id} ★" if chosen else member.id
+    measured = "" if member.measured_ms is None else ms(member.measured_ms)
+    cells = (name, str(member.branches), percent(found.miou), ms(found.predicted_ms), measured, signed(member.error),
+             count(found.parameters), count(found.macs))  # fmt: skip
+    return Row(cells, anchor=f"network-{member.id}", marked=chosen)
+
+
+def _front_check(outcome: Outcome) -> str:
+    errors = [abs(member.error) for member in outcome.front if member.error is not None]
+    total = plural(len(outcome.front), "network")
+    if not errors:
+        return f"None of the {total} was measured whole; latencies are predictions."
+    mean, worst = percent(sum(errors) / len(errors)), percent(max(errors))
+    return (
+        f"{len(errors)} of the {total} were measured whole on {outcome.target}; the predictions are off by {mean} on average, "
+        f"{worst} at worst. Error: predicted by measured, minus one."
+    )
+
+
+def baseline_section(data: RunData) -> Section | None:
+    """Compare the search with random drawing."""
+    outcome = data.outcome
+    if outcome is None:
+        return None  # said with the front
+    kinds = ("search", "random")
+    fronts = {"search": outcome.front, "random": outcome.random_front}
+    best = {kind: max((m.evaluation.miou for m in fronts[kind]), default=None) for kind in kinds}
+    rows = (
+        Row(("networks evaluated", *(f"{outcome.evaluations[kind]:,}" for kind in kinds))),
+        Row(("networks on the front", *(str(len(fronts[kind])) for kind in kinds))),
+        Row(("hypervolume", *(f"{outcome.hypervolume[kind]:.4f}" for kind in kinds))),
+        Row(("best mIoU", *("none" if best[kind] is None else percent(best[kind]) for kind in kinds))),
+    )
+    level, verdict = _verdict(outcome)
+    limited = any(limit is not None for limit in (outcome.limits.latency_ms, outcome.limits.parameters, outcome.limits.memory_mib))
+    kept = "All of these networks keep the limits, as predicted. " if limited else ""
+    explained = (
+        f"Hypervolume: the share of the area between 0 and 100 % mIoU and between 0 and {ms(outcome.reference_ms)} that a set of "
+        f"networks covers; larger is better. {kept}This is one search and one random draw: other seeds give other numbers."
+    )
+    blocks = (Note(verdict, level), Table(("", "search", "random"), rows), Text(explained))
+    return Section("baseline", "Searched or random?", blocks)
+
+
+def _verdict(outcome: Outcome) -> tuple[str, str]:
+    """Say which is better, and by how much."""
+    search, random = outcome.hypervolume["search"], outcome.hypervolume["random"]
+    counts = outcome.evaluations["search"], outcome.evaluations["random"]
+    if counts[0] == counts[1]:
+        terms = f"At an equal number of evaluated networks ({counts[0]:,} each)"
+    else:
+        terms = f"With {counts[0]:,} networks searched and {counts[1]:,} drawn (not equally many)"
+    if not counts[1]:
+        return "info", "There is no random baseline, so nothing shows whether the search was worth its time."
+    difference, base = search - random, min(search, random)
+    share = f"{abs(difference):.4f}" + (f" ({100 * abs(difference) / base:.1f} %)" if base else "")
+    if f"{search:.4f}" == f"{random:.4f}":
+        return "warn", f"{terms}, search and random drawing reach the same hypervolume: the search did not pay off here."
+    if difference > 0:
+        return "good", f"{terms}, the search beats random drawing by {share} of hypervolume."
+    return "warn", f"{terms}, random drawing beats the search by {share} of hypervolume: the search did not pay off here."
+
+
+def classes_section(data: RunData) -> Section | str:
+    """Show the accuracy per class."""
+    if not data.scores:
+        return "Accuracy per class: there is no scores.json (hyctas-train network writes it)"
+    splits = [split for split in SPLITS if split in data.scores]
+    number = len(data.scores[splits[0]].iou)
+    names = data.labels.names if data.labels else tuple(f"class {index}" for index in range(number))
+    colours = data.labels.colours if data.labels else default_colours(number)
+    bars = [
+        Bar(name, colour, tuple(data.scores[split].iou[index] for split in splits))
+        for index, (name, colour) in enumerate(zip(names, colours, strict=True))
+    ]
+    bars.sort(key=lambda bar: tuple(-1.0 if share is None else -share - 1 for share in bar.shares))
+    text = "IoU per class, best first: 100 % where prediction and truth cover the same pixels."
+    if any(share is None for bar in bars for share in bar.shares):
+        text += " Absent: the split holds no pixel of the class and none was predicted; it is left out of the mean."
+    only = [
+        f"{names[index]} ({SPLIT_NAMES[split]})" for split in splits
+        for index, there in enumerate(data.scores[split].present) if not there and data.scores[split].iou[index] is not None
+    ]  # fmt: skip
+    blocks: list[Block] = [Text(text), Bars(tuple(SPLIT_NAMES[split] for split in splits), tuple(bars))]
+    if only:
+        blocks.append(Note(f"Predicted where the truth has none of it, which counts as 0: {', '.join(only)}."))
+    return Section("classes", "Accuracy per class", tuple(blocks))
+
+
+def examples_section(data: RunData, pictures: Sequence[Picture]) -> Section | str:
+    """Show predictions beside the truth."""
+    if not pictures:
+        return "Examples: no images were given to the report"
+    text = "Left the image, in the middle the labels, right the prediction. Hatched in grey: pixels without a label."
+    colours = () if data.labels is None else tuple(zip(data.labels.names, data.labels.colours, strict=True))
+    return Section("examples", "Examples", (Text(text), *pictures, Swatches(colours)))
+
+
+def network_section(data: RunData, picture: Picture | None, *, timed: bool) -> Section | str:
+    """Show the network's operators."""
+    if data.plan is None or picture is None:
+        return "The network's diagram: it needs genotype.json or pareto.json, the input size and the number of classes"
+    nodes, branches = len(data.plan.nodes), len(data.plan.genotype.branches)
+    attention = sum(node.operator.label == "attention" for node in data.plan.nodes)
+    with_attention = f", {attention} of them self-attention" if attention else ", none of them self-attention"
+    text = (
+        f"{plural(nodes, 'operator')} in {plural(branches, 'branch')}{with_attention}. Read from left to right; each row is a "
+        "resolution, as a share of the image's height and width. Cells that branches share are drawn once. "
+        "Rest on a box for its shape and cost."
+    )
+    if data.plan.padded != data.plan.size:
+        text += f" Inside, the image is padded to {format_size(data.plan.padded)}, a multiple of the largest stride."
+    if timed:
+        text += " Times are those of the operators measured one by one."
+    return Section("network", "The network", (Text(text), picture))
+
+
+def trust_section(data: RunData) -> Section | str:
+    """Show how well whole networks are predicted from the latency table."""
+    if data.table is None:
+        return "Trust in the latency predictions: there is no latency.json (hyctas-profile writes it)"
+    table, identity = data.table, data.table.identity
+    busy = sum(row.busy for row in table.rows.values())
+    threads = plural(identity.threads, "thread")
+    held = f"The table holds {plural(len(table), 'operator')}, measured on {identity.target} with {threads} "
+    held += f"({machine(identity.device)})."
+    if busy:
+        held += f" {plural(busy, 'operator')} {'was' if busy == 1 else 'were'} timed while other processes ran."
+    calibration = _calibration(data)
+    if calibration is None:
+        note = "No calibration: predictions are plain sums of operators, and their error is unknown."
+        return Section("trust", "Can the predictions be trusted?", (Text(held), Note(note, "warn")))
+    return Section("trust", "Can the predictions be trusted?", (Text(held), *_trust(calibration)))
+
+
+def _calibration(data: RunData) -> Calibration | None:
+    """Return the calibration that the search used; without a search, the table's only one."""
+    found = data.table.calibrations if data.table else {}
+    if data.outcome is not None:
+        return found.get(data.outcome.calibration or "")
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _trust(calibration: Calibration) -> tuple[Block, ...]:
+    f = calibration.holdout
+    text = (
+        f"A network's latency is predicted from the times of its operators by {MODELS[calibration.model]}, fitted on "
+        f"{plural(calibration.n, 'whole network')} ({calibration.name}). "
+        "The errors below are of networks that the formula had not seen."
+    )
+    rows = (
+        ("mean error (MAPE)", percent(f.mape), "how far a prediction is off, on average, as a share of the measured time"),
+        ("within 5 %", percent(f.within5), "of the networks are predicted to within 5 % of the measured time"),
+        ("within 10 %", percent(f.within10), "of the networks are predicted to within 10 %"),
+        ("Spearman correlation", f"{f.spearman:.3f}", "1: the predictions put all networks in the right order; 0: no relation"),
+        ("networks", f"{f.n}", "measured whole for this check"),
+    )
+    level = "good" if f.mape <= 0.05 else "info" if f.mape <= 0.1 else "warn"
+    verdicts = {
+        "good": f"Predictions are off by {percent(f.mape)} on average: good enough to choose by.",
+        "info": f"Predictions are off by {percent(f.mape)} on average: measure a network before relying on it.",
+        "warn": f"Predictions are off by {percent(f.mape)} on average: too far to choose by; go by measured latencies.",
+    }
+    return Text(text), Note(verdicts[level], level), Table(("", "", "meaning"), tuple(map(Row, rows)), left=3)

@@ -1,0 +1,162 @@
+"""Draw the Pareto front of a run: accuracy over latency, searched against random, predicted against measured.
+
+The only module of the project that needs matplotlib. Colours have equal contrast on light and on dark ground and differ for
+colour-blind readers (after Okabe and Ito); branches differ in their marker too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from export.errors import InvalidInput
+from hyctas.report.run_data import Outcome, RunData
+from hyctas.search.history import Evaluation
+
+INK = "#75808f"
+"""Text and axes: readable on white and on black. In a page it becomes the colour of the page's text."""
+GREY = "#8e98a6"
+BRANCHES = {1: ("o", "#d98a00"), 2: ("^", "#109a76"), 3: ("s", "#3f86d6")}
+LIMIT, CHOSEN = "#c2487f", "#d9480f"
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "hyctas",  # equal data, equal file
+    "text.parse_math": False,  # names of targets are no formulas
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def pareto_figure(run_data: RunData) -> Figure:
+    """Draw what a search found.
+
+    Raises:
+        InvalidInput: the run folder holds no finished search.
+    """
+    outcome = run_data.outcome
+    if outcome is None:
+        raise InvalidInput(f"{run_data.folder} holds no pareto.json, so there is no front to draw; run hyctas-search first")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 6.0), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        _clean(axes)
+        handles = [*_clouds(axes, run_data.points), *_fronts(axes, outcome), *_measured(axes, outcome), *_limit(axes, outcome)]
+        handles.append(_chosen(axes, outcome))
+        axes.set_xlabel(f"latency in ms (on {outcome.target}, {outcome.size[0]}x{outcome.size[1]})")
+        axes.set_ylabel("mIoU in %, choosing split, shared weights")
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10, columnspacing=3)
+    return figure
+
+
+def svg(figure: Figure, *, links: bool = False) -> str:
+    """Render a figure as SVG; equal figures give equal text.
+
+    Args:
+        figure: of `pareto_figure`.
+        links: let every network of the front lead to its row in the page's table.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue().decode()
+    return text if links else re.sub(r"</?a\b[^>]*>", "", text)
+
+
+def anchor(id: str) -> str:
+    """Return the name of a network's row in the table; its point in the figure leads there."""
+    return f"network-{id}"
+
+
+def _clean(axes: Axes) -> None:
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=INK, alpha=0.18, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.margins(0.05, 0.07)
+
+
+def _clouds(axes: Axes, points: Sequence[Evaluation]) -> list[Any]:
+    """Scatter all evaluated networks."""
+    handles = []
+    random = [e for e in points if e.kind == "random"]
+    if random:
+        hollow: Any = {"facecolors": "none", "edgecolors": GREY, "linewidths": 0.9}
+        handles.append(axes.scatter(*_xy(random), s=22, **hollow, alpha=0.8, label="random", zorder=2))
+    for count, (marker, colour) in BRANCHES.items():
+        chosen = [e for e in points if e.kind == "search" and len(e.genotype.branches) == count]
+        if chosen:
+            name = f"searched, {count} branch{'es' * (count > 1)}"
+            filled: Any = {"color": colour, "alpha": 0.7, "linewidths": 0}
+            handles.append(axes.scatter(*_xy(chosen), s=26, marker=marker, **filled, label=name, zorder=3))
+    return handles
+
+
+def _fronts(axes: Axes, outcome: Outcome) -> list[Any]:
+    """Draw both fronts as stairs: the best accuracy that a latency allows."""
+    handles = []
+    right = max(e.evaluation.predicted_ms for e in (*outcome.front, *outcome.random_front))
+    for members, colour, style, name in (
+        (outcome.random_front, GREY, (0, (4, 3)), "front, random"),
+        (outcome.front, INK, "solid", "front, searched"),
+    ):
+        if members:
+            x, y = _xy([m.evaluation for m in members])
+            look: Any = {"color": colour, "linestyle": style, "linewidth": 1.5}
+            handles += axes.step([*x, right], [*y, y[-1]], where="post", **look, label=name, zorder=4)
+    for member in outcome.front:
+        marker, colour = BRANCHES[member.branches]
+        point = axes.scatter(*_xy([member.evaluation]), s=52, marker=marker, color=colour, edgecolors=INK, linewidths=0.9, zorder=6)
+        point.set_urls([f"#{anchor(member.id)}"])
+    return handles
+
+
+def _measured(axes: Axes, outcome: Outcome) -> list[Any]:
+    """Join each member's prediction with its measurement."""
+    measured = [(m, m.measured_ms) for m in outcome.front if m.measured_ms is not None]
+    if not measured:
+        return []
+    for member, ms in measured:
+        miou = 100 * member.evaluation.miou
+        axes.plot([member.evaluation.predicted_ms, ms], [miou, miou], color=INK, linewidth=0.9, zorder=5)
+    x, y = [ms for _, ms in measured], [100 * m.evaluation.miou for m, _ in measured]
+    return axes.plot(x, y, linestyle="none", marker="D", markersize=5.5, markerfacecolor="none", markeredgecolor=INK,
+                     markeredgewidth=1.3, label="measured", zorder=7)  # fmt: skip
+
+
+def _limit(axes: Axes, outcome: Outcome) -> list[Any]:
+    limit = outcome.limits.latency_ms
+    if limit is None:
+        return []
+    return [axes.axvline(limit, color=LIMIT, linewidth=1.5, linestyle=(0, (6, 2)), label=f"limit {limit:.3g} ms", zorder=1)]
+
+
+def _chosen(axes: Axes, outcome: Outcome) -> Line2D:
+    member = outcome.chosen
+    x, y = member.latency_ms, 100 * member.evaluation.miou
+    kind = "predicted" if member.measured_ms is None else "measured"
+    star = axes.plot([x], [y], linestyle="none", marker="*", markersize=19, color=CHOSEN, markeredgecolor="white",
+                     markeredgewidth=0.9, label="chosen", zorder=8)  # fmt: skip
+    low, high = axes.get_xlim()
+    side = -1 if x > (low + high) / 2 else 1  # towards the middle, where there is room
+    axes.annotate(
+        f"{y:.1f} %, {x:.3g} ms {kind}", (x, y), xytext=(14 * side, 13), textcoords="offset points",
+        ha="left" if side > 0 else "right", color=CHOSEN, fontweight="bold", zorder=9,
+    )  # fmt: skip
+    return star[0]
+
+
+def _xy(evaluations: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
+    return [e.predicted_ms for e in evaluations], [100 * e.miou for e in evaluations]

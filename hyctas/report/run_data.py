@@ -1,0 +1,197 @@
+"""Hold what a report knows of a run: plain frozen data, as `collect` found it in the run folder. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from export.bench_report import BenchReport, BenchResult
+from export.manifest import Manifest
+from export.target import parse_size
+from hyctas.data.labels import Labels
+from hyctas.data.metric import Score
+from hyctas.genotype import Genotype
+from hyctas.plan import Plan, lower
+from hyctas.search.history import Evaluation
+from hyctas.search.limits import Limits
+from latency.table import LatencyTable
+
+SPLITS = ("val", "choose")
+FILES: dict[str, tuple[str, str]] = {
+    "latency.json": ("measured latency of every operator of the space", "hyctas-profile"),
+    "supernet.safetensors": ("weights that all networks of the space share", "hyctas-train supernet"),
+    "history.jsonl": ("every evaluated network", "hyctas-search"),
+    "pareto.json": ("the front, the random baseline and the chosen network", "hyctas-search"),
+    "genotype.json": ("the trained network as plain data", "hyctas-train network"),
+    "network.safetensors": ("its weights", "hyctas-train network"),
+    "scores.json": ("its accuracy", "hyctas-train network"),
+    "labels.json": ("names and colours of the classes", "hyctas-train network"),
+    "bundle/model.onnx": ("the network as ONNX, to run anywhere", "hyctas-export"),
+    "bundle/parity.json": ("proof that the exported file computes the same", "hyctas-export"),
+    "bundle/manifest.json": ("hashes of all files of the bundle", "hyctas-export"),
+    "fps.json": ("the measured frame rate", "hyctas-demo"),
+    "bench.json": ("the measured frame rate", "hyctas-bench --run"),
+}
+"""What a run folder may hold: what it is, and the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of a front."""
+
+    evaluation: Evaluation
+    measured_ms: float | None
+
+    @property
+    def id(self) -> str:
+        return self.evaluation.id
+
+    @property
+    def branches(self) -> int:
+        return len(self.evaluation.genotype.branches)
+
+    @property
+    def latency_ms(self) -> float:
+        """Measured where it was measured, else predicted."""
+        return self.evaluation.predicted_ms if self.measured_ms is None else self.measured_ms
+
+    @property
+    def error(self) -> float | None:
+        """Predicted / measured - 1."""
+        return None if self.measured_ms is None else self.evaluation.predicted_ms / self.measured_ms - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a search found (pareto.json)."""
+
+    target: str
+    size: tuple[int, int]
+    classes: int | None
+    limits: Limits
+    reference_ms: float
+    evaluations: dict[str, int]
+    """By kind: "search", "random"."""
+    hypervolume: dict[str, float]
+    """By kind."""
+    front: tuple[Member, ...]
+    random_front: tuple[Member, ...]
+    chosen: Member
+    calibration: str | None
+    """Name of the calibration that predictions used; None: plain sums."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported file agrees with the PyTorch network (bundle/parity.json)."""
+
+    passed: bool
+    inputs: int
+    label_agreement: float
+    min_agreement: float
+    relative_error: float | None
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a command noted of itself (`<command>.json`)."""
+
+    command: str
+    state: str
+    started: str
+    finished: str | None
+    command_line: tuple[str, ...]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """All that a report says, as found in the run folder. What a folder lacks is None or empty."""
+
+    folder: Path
+    table: LatencyTable | None = None
+    records: tuple[Record, ...] = ()
+    points: tuple[Evaluation, ...] = ()
+    """Every evaluated network, in order."""
+    outcome: Outcome | None = None
+    trained: Genotype | None = None
+    """The network that was trained alone (genotype.json)."""
+    scores: Mapping[str, Score]
+    """By split, of `SPLITS`."""
+    scored: str | None = None
+    """Id of the network that the scores belong to."""
+    labels: Labels | None = None
+    bench: BenchReport | None = None
+    """fps.json, or where that is absent bench.json."""
+    bench_command: tuple[str, ...] = ()
+    """Command line of the bench, where the file has it."""
+    parity: Parity | None = None
+    manifest: Manifest | None = None
+    sizes: Mapping[str, int]
+    """Size in bytes of every file of `FILES` that is there."""
+    notices: tuple[str, ...] = ()
+
+    @property
+    def genotype(self) -> Genotype | None:
+        """The network that the report is about: the trained one, else the one that the search chose."""
+        if self.trained is not None or self.outcome is None:
+            return self.trained
+        return self.outcome.chosen.evaluation.genotype
+
+    @property
+    def member(self) -> Member | None:
+        """The front's entry for `genotype`, where the front has it."""
+        front, genotype = (self.outcome.front if self.outcome else ()), self.genotype
+        return next((member for member in front if genotype is not None and member.id == genotype.id), None)
+
+    @property
+    def result(self) -> BenchResult | None:
+        """The bench's line for the network: the file of the bundle where its hash is there, else the first."""
+        if self.bench is None:
+            return None
+        return next((model for model in self.bench.models if self.is_bundled(model)), self.bench.models[0])
+
+    def is_bundled(self, model: BenchResult) -> bool:
+        """Say whether a timed file is one of the bundle."""
+        hashes = {entry["sha256"] for entry in self.manifest.files.values()} if self.manifest else set()
+        return model.sha256 in hashes
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that the network was searched, exported or timed for."""
+        if self.outcome is not None:
+            return self.outcome.size
+        if self.manifest is not None:
+            return self.manifest.size
+        return parse_size(self.bench.models[0].size) if self.bench else None
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes."""
+        if self.labels is not None:
+            return self.labels.num_classes
+        if self.scores:
+            return len(next(iter(self.scores.values())).iou)
+        if self.outcome is not None and self.outcome.classes is not None:
+            return self.outcome.classes
+        counts = [record.config.get("classes") for record in self.records if record.command == "profile"]
+        return next((count for count in counts if isinstance(count, int) and count > 0), None)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How the data set that the networks were trained on identifies itself; empty where that is unknown."""
+        found = [record.config.get("data") for record in self.records if record.command.startswith("train-")]
+        return next((dict(value) for value in reversed(found) if isinstance(value, dict)), {})
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """The network's plan; None where network, size or number of classes are unknown."""
+        if self.genotype is None or self.size is None or self.classes is None:
+            return None
+        return lower(self.genotype, self.size, self.classes)
