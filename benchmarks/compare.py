@@ -38,7 +38,8 @@ def main() -> None:
 def account(arguments: argparse.Namespace) -> str:
     """Return the account as Markdown."""
     run, other = arguments.run, arguments.yardstick
-    records = {name: read_json(run / f"{name}.json", FORMAT_VERSION) for name in ("profile", "train-supernet", "search", "train-network")}
+    names = ("profile", "train-supernet", "search", "train-network")
+    records = {name: read_json(run / f"{name}.json", FORMAT_VERSION) for name in names}
     yardstick = read_json(other / "yardstick.json", FORMAT_VERSION)
     scores, outcome = read_json(run / "scores.json", 1), read_json(run / "pareto.json", 1)
     machine = records["search"]["machine"]
@@ -72,18 +73,14 @@ def _against(network: dict[str, Any], yardstick: dict[str, Any], scores: dict[st
         recipe = record["config"]["recipe"]
         rows.append([name, f"{recipe['minutes']:g}", str(record["results"]["crops"]),
                      f"{100 * found['choose']['miou']:.1f}", f"{100 * found['val']['miou']:.1f}"])  # fmt: skip
-    times = [[m["name"], f"{m['median_ms']:.2f}", f"{m['p90_ms']:.2f}", f"{m['p99_ms']:.2f}", f"{m['fps']:.1f}"] for m in _models(bench)]
+    figures = ("median_ms", "p90_ms", "p99_ms", "fps")
+    times = [[model["name"], *(f"{model[figure]:.2f}" for figure in figures)] for model in bench["models"]]
     return (
         "## Against the yardstick\n\n"
         + _table(["", "minutes", "crops", "mIoU %, choosing split", "mIoU %, val"], rows)
         + "\nTimed interleaved (native output):\n\n"
         + _table(["model", "median ms", "p90", "p99", "FPS"], times)
     )
-
-
-def _models(bench: dict[str, Any]) -> list[dict[str, Any]]:
-    models: list[dict[str, Any]] = bench["models"]
-    return models
 
 
 def _classes(names: list[str], scores: dict[str, Any], other: dict[str, Any]) -> str:

@@ -25,6 +25,8 @@ from export.target import Target
 
 Call = Callable[..., Any]
 _DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+METADATA = ("preprocessing", "labels", "genotype", "size", "output")
+"""What a `.pt2` file of ours holds beside the program, as an ONNX file holds it in its metadata."""
 _WARM_UP = 3
 """Runs before a CUDA graph is captured: cuDNN picks its algorithms and the allocator fills its pool."""
 
@@ -69,14 +71,17 @@ class TorchRuntime:
         if path.suffix != ".pt2":
             hint = "; for .onnx take onnxruntime-cpu:fp32" if path.suffix == ".onnx" else ""
             raise InvalidInput(f"{self.target} runs .pt2 files (torch.export.save); got {path.name}{hint}")
+        extra = dict.fromkeys(METADATA, "")
         try:
-            program = torch.export.load(path)
+            program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # torch raises whatever its zip, JSON and pickle readers raise
             raise CorruptFile(path, f"is not a readable .pt2 file ({type(error).__name__})") from error
         names = program.graph_signature.user_inputs
         values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
         examples = tuple(torch.zeros(tuple(values[name].shape), dtype=values[name].dtype) for name in map(str, names))
-        return TorchSession(program.module(), examples, list(map(str, names)), self.target, self.threads)
+        session = TorchSession(program.module(), examples, list(map(str, names)), self.target, self.threads)
+        session.metadata = {name: text for name, text in extra.items() if text}
+        return session
 
     def load_modules(self, modules: Sequence[tuple[nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Load copies of modules; the session's inputs are named `x0, ...`, its outputs `y0, ...`."""

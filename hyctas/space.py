@@ -89,10 +89,12 @@ class Space:
         problems = {
             "branch_sets: each ascends and holds 32, and (8, 16, 32) is among them": (8, 16, 32) not in self.branch_sets
             or any(32 not in chosen or list(chosen) != sorted({*chosen} & {*ROWS}) for chosen in self.branch_sets),
-            "operators: conv and skip are among them, all are known": not {"conv", "skip"} <= {*self.operators} <= {*CELL_OPERATORS},
+            f"operators: some of {CELL_OPERATORS}, conv and skip among them": not {"conv", "skip"} <= {*self.operators}
+            or not {*self.operators} <= {*CELL_OPERATORS},
             "down_operators: conv is among them, attention is not, all are known": "conv" not in self.down_operators
             or not {*self.down_operators} <= {*CELL_OPERATORS} - {"attention"},
-            "row_depth: three numbers, at least 1, 0, 0": len(self.row_depth) != 3 or min(self.row_depth[0] - 1, *self.row_depth) < 0,
+            "row_depth: three numbers, at least 1, 0, 0": len(self.row_depth) != 3
+            or min(self.row_depth[0] - 1, *self.row_depth) < 0,
             "stem_depth: at least one number, none negative": min(self.stem_depth, default=-1) < 0,
             f"heads: some of {HEAD_KINDS}": not self.heads or not {*self.heads} <= {*HEAD_KINDS},
             f"head_blocks: some of {HEAD_BLOCKS}": not self.head_blocks or not {*self.head_blocks} <= {*HEAD_BLOCKS},

@@ -77,8 +77,9 @@ class CostModel:
 
     def __init__(self, space: Space, table: LatencyTable, size: tuple[int, int], num_classes: int) -> None:
         self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
+        name = space.name if space.name in SPACES else "YOUR_SPACE.py"
         command = (
-            f"hyctas-profile --run RUN --space {space.name if space.name in SPACES else 'YOUR_SPACE.py'} --size {format_size(size)} --classes {num_classes} "
+            f"hyctas-profile --run RUN --space {name} --size {format_size(size)} --classes {num_classes} "
             f"--target {table.identity.target} --threads {table.identity.threads}"
         )
         table.require(space.keys(size, num_classes), command)

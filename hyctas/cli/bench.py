@@ -64,7 +64,7 @@ def bench_models(job: BenchJob) -> None:
     _print(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
-    if job.run and (job.run / "network.safetensors").exists():
+    if job.run and (job.run / "train-network.json").exists():
         from hyctas.cli.report import report_run
 
         say(f"wrote {report_run(job.run)}")
