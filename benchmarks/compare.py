@@ -59,12 +59,16 @@ def account(arguments: argparse.Namespace) -> str:
 
 
 def _commands(records: list[dict[str, Any]]) -> str:
-    lines = [" ".join(_shown(word) for word in record["command_line"]) for record in records]
-    return "## Commands\n\n```\n" + "\n".join(lines) + "\n```\n"
+    lines = [_command(record["command_line"]) for record in records]
+    return "## Commands\n\n`DATA` is the data set's folder.\n\n```\n" + "\n".join(lines) + "\n```\n"
 
 
-def _shown(word: str) -> str:
-    return "benchmarks.yardstick" if word == "yardstick.py" else word
+def _command(words: list[str]) -> str:
+    """Return a command line to repeat, without the place of the data set."""
+    shown = ["DATA" if before == "--data" else word for before, word in zip(["", *words], words, strict=False)]
+    if shown[0].endswith(".py"):
+        shown[:1] = ["python", "-m", f"benchmarks.{shown[0].removesuffix('.py')}"]
+    return " ".join(shown)
 
 
 def _against(network: dict[str, Any], yardstick: dict[str, Any], scores: dict[str, Any], bench: dict[str, Any]) -> str:

@@ -33,8 +33,6 @@ from hyctas.genotype import (
     StemConv,
     normal_form,
 )
-from hyctas.operators import Operator, SelfAttention
-from hyctas.plan import cell_operator, lower, slot_name
 
 Genes = np.ndarray
 ROWS = (8, 16, 32)
@@ -105,7 +103,7 @@ class Space:
                 raise InvalidInput(f"space {self.name}: {field} is {getattr(self, field)}; the rule is: {rule}")
         if "attention" in self.operators and not self.attention:
             raise InvalidInput(f"space {self.name}: attention is an operator but no variant is given")
-        self.largest()  # every operator can be built
+        self.largest()  # every width can be decoded
 
     def ladder(self, stride: int) -> tuple[int, ...]:
         """Return the widths at a stride."""
@@ -361,59 +359,6 @@ class Space:
     def smallest(self) -> Genotype:
         """Return the network with one branch and least depth and width."""
         return self.corner(largest=False)
-
-    def slots(self, num_classes: int) -> dict[str, Operator]:
-        """Map every weight slot to its largest operator: what a supernet must hold."""
-        slots: dict[str, Operator] = {}
-
-        def grow(slot: str, operator: Operator, blocks: tuple[int, ...]) -> None:
-            old = slots.get(slot)
-            sources = dict(enumerate(old.sources)) if old else {}
-            for block, channels in zip(blocks, operator.sources, strict=True):
-                sources[block] = max(channels, sources.get(block, 0))
-            wide = tuple(sources[block] for block in range(len(sources)))
-            bigger = operator if old is None or operator.out >= old.out else old
-            if isinstance(operator, SelfAttention) and isinstance(bigger, SelfAttention):
-                known = old.qk_channels if isinstance(old, SelfAttention) else 0
-                bigger = dataclasses.replace(bigger, heads=1, qk_channels=max(known, operator.qk_channels))
-            slots[slot] = dataclasses.replace(bigger, sources=wide)
-
-        for operator, stride, ordinal in self._cells():
-            grow(slot_name("trunk", stride, ordinal, operator), operator, (0,))
-        # the largest branch set comes first: with it, fusion's blocks appear in order
-        for genotype in self._frames():
-            for node in lower(genotype, (32, 32), num_classes).nodes:
-                if node.part != "trunk":
-                    grow(node.slot, node.operator, node.blocks)
-        return slots
-
-    def _cells(self) -> Iterator[tuple[Operator, int, int]]:
-        """Yield every trunk operator at its largest width, with its stride and ordinal."""
-        for row, depth in zip(ROWS, self.row_depth, strict=True):
-            width = self.ladder(row)[-1]
-            for ordinal in range(max(depth, 1)):
-                for op in self.operators:
-                    if op == "attention":
-                        for variant in self.attention:
-                            yield cell_operator(Cell(op, width, 1, variant.at(width)), (width,)), row, ordinal
-                    elif op != "skip":
-                        yield cell_operator(Cell(op, width), (width,)), row, ordinal
-            for ordinal in range(depth + 1):
-                for op in self.down_operators if row < 32 else ():
-                    yield cell_operator(Cell(op, self.ladder(row * 2)[-1], 2), (width,)), row, ordinal
-
-    def _frames(self) -> Iterator[Genotype]:
-        """Yield the largest networks of every stem depth, head and branch set, most branches first."""
-        for branches in sorted(range(len(self.branch_sets)), key=lambda i: -len(self.branch_sets[i])):
-            for depth in range(len(self.stem_depth)):
-                for kind in range(len(self.heads)):
-                    for block in range(len(self.head_blocks)):
-                        for attention in range(len(self.attention) + 1 if self.attention else 1):
-                            yield self.corner(
-                                largest=True, branches=branches, stem__depth=depth, head__kind=kind,
-                                head__block=block, head__attention=min(attention, 1),
-                                attention=max(attention - 1, 0),
-                            )  # fmt: skip
 
     def keys(self, size: tuple[int, int], num_classes: int = 19) -> tuple[str, ...]:
         """List the latency-table keys of all networks of the space at an image size, sorted."""

@@ -18,6 +18,7 @@ from hyctas.genotype import Genotype
 from hyctas.network import Network, attach
 from hyctas.operators import Layer, Norm, Operator, Scalar
 from hyctas.plan import IMAGE, Node, lower
+from hyctas.slots import slots
 from hyctas.space import Space
 
 
@@ -83,7 +84,7 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, num_classes: int) -> None:
         super().__init__()
         self.space, self.num_classes = space, num_classes
-        for name, operator in space.slots(num_classes).items():
+        for name, operator in slots(space, num_classes).items():
             attach(self, name, Slot(operator))
 
     def slot(self, node: Node) -> Slot:

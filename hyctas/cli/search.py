@@ -11,7 +11,9 @@ from hyctas.cli.entry import command
 from hyctas.cli.jobs import SearchJob, image_size
 
 if TYPE_CHECKING:
-    from hyctas.search.history import Evaluation
+    from hyctas.runs import Run
+    from hyctas.search.history import Evaluation, History
+    from hyctas.search.limits import Limits
     from hyctas.space import Space
     from hyctas.workloads import CostModel
     from latency import LatencyTable
@@ -28,15 +30,13 @@ def main() -> None:
 def run_search(job: SearchJob) -> None:
     """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
     from export.errors import InvalidInput
-    from export.files import read_json, sha256, write_text
+    from export.files import read_json, sha256
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
     from hyctas.runs import FORMAT_VERSION, Run
     from hyctas.search.driver import search
-    from hyctas.search.front import pareto
     from hyctas.search.history import History
     from hyctas.search.limits import Limits
-    from hyctas.search.outcome import write_outcome
     from hyctas.space_file import load_space
     from hyctas.workloads import CostModel
     from latency import LatencyTable
@@ -77,19 +77,29 @@ def run_search(job: SearchJob) -> None:
             reference_ms=reference_ms,
             progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
         )  # fmt: skip
-    front = pareto(history.of("search"))
-    measured = _measure(front, job.measure, table, model)
-    calibration = model.calibration
-    facts = {"target": table.identity.target, "threads": table.identity.threads, "space": record["config"]["space"],
-             "size": size, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images,
-             "calibration": calibration.to_json() if calibration else None}  # fmt: skip
-    outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
+    facts = {"space": record["config"]["space"], "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
+    _conclude(run, history, model, limits, reference_ms, job.measure, facts)
+
+
+def _conclude(
+    run: Run, history: History, model: CostModel, limits: Limits, reference_ms: float, measure: int, facts: dict[str, Any]
+) -> None:
+    """Measure the front, and write what the search found."""
+    from export.files import write_text
+    from hyctas.cli.show import say
     from hyctas.report.collect import collect
     from hyctas.report.plot import pareto_figure, svg
+    from hyctas.search.front import pareto
+    from hyctas.search.outcome import write_outcome
 
-    write_text(run.file("pareto.svg"), svg(pareto_figure(collect(job.run))))
+    table, calibration = model.table, model.calibration
+    measured = _measure(pareto(history.of("search")), measure, table, model)
+    facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
+             "calibration": calibration.to_json() if calibration else None}  # fmt: skip
+    outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
+    write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
-    say(show_front(job.run))
+    say(show_front(run.folder))
 
 
 def _size(job: SearchJob, space: Space, table: LatencyTable, table_path: Path) -> tuple[int, int]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
 from hyctas.training.config import SupernetRecipe
+
+if TYPE_CHECKING:
+    from hyctas.training.loop import Trainer
+    from hyctas.training.sandwich import Sandwich
+    from hyctas.training.single import Single
 
 USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
 
@@ -34,7 +40,7 @@ def main() -> None:
 def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.show import bar, say
+    from hyctas.cli.show import say
     from hyctas.runs import Run
     from hyctas.space_file import load_space
 
@@ -60,11 +66,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     frames = Frames(data.source, "train", data.train, size=recipe.size)
     step = Sandwich(supernet, recipe, frames)
     trainer = Trainer(supernet, recipe, run.file("supernet.checkpoint.pt"), step.state)
-    if trainer.step:
-        say(f"continuing at step {trainer.step}")
-    with bar("train supernet") as shown:
-        trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
-    step.feed.close()
+    _train("train supernet", trainer, step)
     if not is_first_process():
         return
     save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
@@ -107,11 +109,7 @@ def train_network(job: TrainNetworkJob) -> None:
     frames = Frames(data.source, "train", data.train, size=recipe.size)
     step = Single(network, recipe, frames)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"))
-    if trainer.step:
-        say(f"continuing at step {trainer.step}")
-    with bar("train network") as shown:
-        trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
-    step.feed.close()
+    _train("train network", trainer, step)
     if not is_first_process():
         return
     reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8), recipe.amp)
@@ -130,3 +128,14 @@ def train_network(job: TrainNetworkJob) -> None:
     run.file("network.checkpoint.pt").unlink(missing_ok=True)
     say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): "
         f"mIoU {scores['choose']['miou']:.3f} on the choosing split, {scores['val']['miou']:.3f} on val")  # fmt: skip
+
+
+def _train(name: str, trainer: Trainer, step: Sandwich | Single) -> None:
+    """Spend a trainer's budget, with a bar."""
+    from hyctas.cli.show import bar, say
+
+    if trainer.step:
+        say(f"continuing at step {trainer.step}")
+    with bar(name) as shown:
+        trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
+    step.feed.close()

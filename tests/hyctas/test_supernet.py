@@ -10,12 +10,14 @@ from torch import nn
 
 from hyctas.network import Network
 from hyctas.plan import lower
+from hyctas.slots import slots
 from hyctas.space import edge, tiny
 from hyctas.supernet import Supernet
 from hyctas.training.evaluate import reestimate_norms
 
 TINY, EDGE = tiny(), edge()
 SUPERNET = Supernet(TINY, 5)
+EDGE_SLOTS = slots(EDGE, 11)
 
 
 def randomise(supernet: Supernet) -> None:
@@ -41,24 +43,20 @@ def test_a_slice_computes_the_same_as_the_extracted_network(seed: int, size: tup
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=50)
 def test_every_network_of_edge_fits_its_slots(seed: int) -> None:
-    slots = EDGE_SLOTS
     for node in lower(EDGE.sample(np.random.default_rng(seed)), (32, 32), 11).nodes:
-        full = slots[node.slot]
+        full = EDGE_SLOTS[node.slot]
         assert type(full) is type(node.operator) and full.out >= node.operator.out
         for block, channels in zip(node.blocks, node.operator.sources, strict=True):
             assert full.sources[block] >= channels
-
-
-EDGE_SLOTS = EDGE.slots(11)
 
 
 def test_only_the_slots_of_a_network_get_gradients() -> None:
     genotype = TINY.smallest()
     supernet = Supernet(TINY, 5)
     supernet(genotype, torch.randn(2, 3, 32, 32)).sum().backward()
-    slots = {node.slot for node in lower(genotype, (32, 32), 5).nodes}
+    own = {node.slot for node in lower(genotype, (32, 32), 5).nodes}
     for name, parameter in supernet.named_parameters():
-        assert (parameter.grad is not None) == any(name.startswith(slot + ".") for slot in slots), name
+        assert (parameter.grad is not None) == any(name.startswith(slot + ".") for slot in own), name
 
 
 def test_networks_of_different_branch_counts_share_their_slots() -> None:
