@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from hyctas.cli.show import bar, say
 from hyctas.data import Sample, Source, honest_split, open_source, verify
 
 SPLIT_SEED = 0
+_checked: set[str] = set()
+"""Fingerprints of the data sets that this process has read whole already; the demo opens its own several times."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,12 @@ def open_dataset(spec: str, *, check: bool = True) -> DataSet:
         InvalidInput: the data set cannot be used; the text names the first bad file.
     """
     source = open_source(spec)
+    fingerprint = json.dumps(source.fingerprint(), sort_keys=True)
+    check = check and fingerprint not in _checked
     if check:
         with bar("check data") as shown:
             verify(source, ("train", "val"), lambda done, total: shown.update(done / total))
+        _checked.add(fingerprint)
     split = honest_split(source.samples("train"), seed=SPLIT_SEED)
     if check:
         say(f"data: {source.name}: {len(split.weights)} images to train on, {len(split.choosing)} to choose by "
