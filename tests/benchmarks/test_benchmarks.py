@@ -1,0 +1,67 @@
+"""The benchmark commands: the yardstick is the network it claims to be, and the account repeats what the files say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.compare import account
+from benchmarks.fidelity import run as judge_table
+from benchmarks.yardstick import Yardstick
+from export.errors import InvalidInput
+
+
+def test_yardstick_costs() -> None:
+    with torch.device("meta"):
+        network, image = Yardstick(11).eval(), torch.empty(1, 3, 360, 480)
+    with FlopCounterMode(display=False) as counter:
+        assert network(image).shape == (1, 11, 360, 480)
+    assert round(counter.get_total_flops() / 2e9, 2) == 1.28
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 1.37
+
+
+def write(folder: Path, name: str, value: dict[str, Any]) -> None:
+    (folder / name).write_text(json.dumps({"format_version": 1, **value}))
+
+
+def score(miou: float) -> dict[str, Any]:
+    return {"miou": miou, "iou": [miou, None]}
+
+
+def test_account(tmp_path: Path) -> None:
+    data = {"name": "streets", "train": 7, "choose": 3, "method": "clips", "classes": ["road", "sky"]}
+    common = {"machine": {"cpu": "a CPU"}, "command_line": ["hyctas-x", "--data", "/secret/place", "--minutes", "3"]}
+    for name in ("profile", "train-supernet", "search"):
+        write(tmp_path, f"{name}.json", {**common, "config": {"data": data}})
+    trained = {"config": {"recipe": {"minutes": 3}}, "results": {"crops": 99}}
+    write(tmp_path, "train-network.json", {**common, **trained})
+    scores = {"choose": score(0.5), "val": score(0.6)}
+    write(tmp_path, "scores.json", scores)
+    yardstick = {**common, **trained, "command_line": ["yardstick.py", "--data", "/secret/place"]}
+    write(tmp_path, "yardstick.json", {**yardstick, "results": {"crops": 98, "scores": scores}})
+    member = {"id": "abc", "branches": 2, "miou": 0.4, "predicted_ms": 11.0, "measured_ms": 10.0, "parameters": 1e6, "macs": 2e9}
+    held = {"n": 30, "mape": 0.04, "within5": 0.6, "within10": 0.9, "spearman": 0.98}
+    write(tmp_path, "pareto.json", {
+        "target": "t", "threads": 2, "size": [360, 480], "front": [member], "chosen": "abc", "reference_ms": 20.0,
+        "hypervolume": {"search": 0.22, "random": 0.2}, "evaluations": {"search": 9, "random": 9},
+        "calibration": {"holdout": held},
+    })  # fmt: skip
+    model = {"name": "bundle", "median_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.0, "fps": 100.0}
+    write(tmp_path, "bench.json", {"models": [model]})
+    arguments = argparse.Namespace(run=tmp_path, yardstick=tmp_path, bench=tmp_path / "bench.json", fidelity=None)
+    text = account(arguments)
+    for expected in ("secret", "| abc (chosen) | 2 | 40.0 | 11.00 | 10.00 | +10.0 |", "search did better (+10.0 %)",
+                     "| chosen network | 3 | 99 | 50.0 | 60.0 |", "python -m benchmarks.yardstick --data DATA",
+                     "| sky | absent | absent | absent | absent |", "MAPE 4.0 %"):  # fmt: skip
+        assert (expected in text) == (expected != "secret"), expected
+
+
+def test_fidelity_refuses_too_few_networks() -> None:
+    with pytest.raises(InvalidInput, match="at least 5"):
+        judge_table(argparse.Namespace(networks=3))
