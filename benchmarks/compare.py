@@ -41,7 +41,7 @@ def account(arguments: argparse.Namespace) -> str:
     names = ("profile", "train-supernet", "search", "train-network")
     records = {name: read_json(run / f"{name}.json", FORMAT_VERSION) for name in names}
     yardstick = read_json(other / "yardstick.json", FORMAT_VERSION)
-    scores, outcome = read_json(run / "scores.json", 1), read_json(run / "pareto.json", 1)
+    scores, outcome, bench = read_json(run / "scores.json", 1), read_json(run / "pareto.json", 1), read_json(arguments.bench)
     machine = records["search"]["machine"]
     data = records["search"]["config"]["data"]
     parts = [
@@ -49,13 +49,23 @@ def account(arguments: argparse.Namespace) -> str:
         f"{machine['cpu']}, {outcome['threads']} threads, {outcome['target']}, {outcome['size'][0]}x{outcome['size'][1]}. "
         f"Weights were trained on {data['train']} images of *train* and everything was chosen on {data['choose']} others (cut by "
         f"{data['method']}); *val* is only reported. For the yardstick, see `benchmarks/yardstick.py`.\n",
-        _commands([*records.values(), yardstick]),
-        _against(records["train-network"], yardstick, scores, read_json(arguments.bench)),
+        _summary(scores, yardstick["results"]["scores"], bench),
+        _commands([*records.values(), yardstick, bench]),
+        _against(records["train-network"], yardstick, scores, bench),
         _classes(data["classes"], scores, yardstick["results"]["scores"]),
         _front(outcome),
         _trust(outcome, arguments.fidelity),
     ]
     return "\n".join(parts)
+
+
+def _summary(scores: dict[str, Any], other: dict[str, Any], bench: dict[str, Any]) -> str:
+    ours, theirs = (model["median_ms"] for model in bench["models"])
+    gaps = [100 * (scores[split]["miou"] - other[split]["miou"]) for split in ("choose", "val")]
+    return (
+        f"The chosen network takes {ours / theirs:.2f} of the yardstick's time, and its mIoU differs by {gaps[0]:+.1f} points on "
+        f"the choosing split and {gaps[1]:+.1f} points on val, after equal minutes of training from random weights.\n"
+    )
 
 
 def _commands(records: list[dict[str, Any]]) -> str:

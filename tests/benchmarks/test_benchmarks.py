@@ -53,12 +53,14 @@ def test_account(tmp_path: Path) -> None:
         "calibration": {"holdout": held},
     })  # fmt: skip
     model = {"name": "bundle", "median_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.0, "fps": 100.0}
-    write(tmp_path, "bench.json", {"models": [model]})
+    bench = {"models": [model, {**model, "name": "other", "median_ms": 20.0}], "command_line": ["hyctas-bench", "a", "b"]}
+    write(tmp_path, "bench.json", bench)
     arguments = argparse.Namespace(run=tmp_path, yardstick=tmp_path, bench=tmp_path / "bench.json", fidelity=None)
     text = account(arguments)
     for expected in ("secret", "| abc (chosen) | 2 | 40.0 | 11.00 | 10.00 | +10.0 |", "search did better (+10.0 %)",
                      "| chosen network | 3 | 99 | 50.0 | 60.0 |", "python -m benchmarks.yardstick --data DATA",
-                     "| sky | absent | absent | absent | absent |", "MAPE 4.0 %"):  # fmt: skip
+                     "| sky | absent | absent | absent | absent |", "MAPE 4.0 %", "takes 0.50 of",
+                     "hyctas-bench a b"):  # fmt: skip
         assert (expected in text) == (expected != "secret"), expected
 
 
