@@ -15,7 +15,8 @@ from pathlib import Path
 from export.bench_models import MODES, BenchModel, OpenModel, frame, open_models, synthetic_jpeg
 from export.bench_report import MAX_CV, BenchReport, BenchResult, summarise
 from export.errors import InvalidInput
-from export.machine import fingerprint, load_average, usable_cores
+from export.load import others_share, read_load
+from export.machine import fingerprint, usable_cores
 from export.runtimes import open_runtime
 from export.target import Target, format_size
 
@@ -68,11 +69,12 @@ def bench(
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
         opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
         lanes = [_Lane(model, frame(model, mode, images or [synthetic_jpeg(model.size, seed=0)])) for model in opened]
-        before = load_average()
+        before = read_load()
         with _no_garbage_collection():
             for lane in lanes:
                 _warm_up(lane, warmup_s)
             _measure(lanes, seconds, progress)
+        others = others_share(before, read_load())
         results = tuple(_result(lane, lanes[0]) for lane in lanes)
     return BenchReport(
         target=str(target),
@@ -81,10 +83,9 @@ def bench(
         seconds=seconds,
         versions=runtime.versions(),
         machine=fingerprint(),
-        load_before=before,
-        load_after=load_average(),
+        others_share=others,
         models=results,
-        warnings=_warnings(results, before, threads),
+        warnings=_warnings(results, others, threads),
     )
 
 
@@ -135,11 +136,11 @@ def _result(lane: _Lane, first: _Lane) -> BenchResult:
     )
 
 
-def _warnings(results: Sequence[BenchResult], load: float | None, threads: int) -> tuple[str, ...]:
+def _warnings(results: Sequence[BenchResult], others: float | None, threads: int) -> tuple[str, ...]:
     found = []
     cores = usable_cores()
-    if load is not None and load > MAX_LOAD * cores:
-        found.append(f"the load average was {load} on {cores} cores before the measurement: other processes were running")
+    if others is not None and others > MAX_LOAD:
+        found.append(f"other processes used {others:.0%} of the {cores} cores during the measurement")
     if threads > cores:
         found.append(f"{threads} threads were asked for on {cores} usable cores")
     for result in results:

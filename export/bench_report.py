@@ -64,8 +64,8 @@ class BenchReport:
     """Asked for, per model."""
     versions: dict[str, str]
     machine: dict[str, Any]
-    load_before: float | None
-    load_after: float | None
+    others_share: float | None
+    """Share of the cores, 0 to 1, that other processes used meanwhile; None where the machine does not tell."""
     models: tuple[BenchResult, ...]
     warnings: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ class BenchReport:
         versions = ", ".join(f"{name} {value}" for name, value in self.versions.items())
         gpus = "".join(f"; {gpu['name']} (driver {gpu['driver']})" for gpu in self.machine.get("gpus", ()))
         place = f"{self.machine['cpu']}, {self.machine['usable_cores']} of {self.machine['cores']} cores{gpus}"
-        load = f"load {self.load_before} before, {self.load_after} after"
+        load = "load by others unknown" if self.others_share is None else f"others used {self.others_share:.0%} of the cores"
         return f"{place}; {self.machine['os']}, Python {self.machine['python']}; {versions}; {load}"
 
     def _rows(self) -> list[list[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from export.errors import CheckFailed, InvalidInput
 from export.runtime import Session
-from latency.load import LoadReader, others_share, read_load
+from export.load import LoadReader, others_share, read_load
 
 Clock = Callable[[], float]
 WINDOW_MS = 100.0

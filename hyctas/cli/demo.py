@@ -35,7 +35,7 @@ class Scale:
 def scale(minutes: float) -> Scale:
     """Share a time budget: short ones use the tiny space, from half an hour on it is edge."""
     if minutes < 30:
-        return Scale("tiny", 10, 0.3 * minutes, round(10 * minutes), 10, 40, 0.22 * minutes, 2.0)
+        return Scale("tiny", 10, 0.35 * minutes, round(30 * minutes), 16, 40, 0.25 * minutes, 2.0)
     return Scale("edge", 30, 0.4 * minutes, round(2 * minutes), 24, 60, 0.3 * minutes, 5.0)
 
 

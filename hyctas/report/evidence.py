@@ -32,7 +32,7 @@ def speed_section(data: RunData) -> Section | str:
     head = ("model", "FPS", "median", "p90", "p99", "fastest", "variation", "images")
     rows = tuple(Row(_speed_cells(model), marked=model is result and len(bench.models) > 1) for model in bench.models)
     mode = MODES.get(bench.mode, bench.mode)
-    load = "" if bench.load_before is None else f" Load of the machine before: {bench.load_before:g}, after: {bench.load_after:g}."
+    load = "" if bench.others_share is None else f" Other processes used {bench.others_share:.0%} of the cores meanwhile."
     same = " The timed file is the bundle's (equal hash)." if data.is_bundled(result) else ""
     text = f"Timed: {mode}, at {result.size}, on {bench.target} with {plural(bench.threads, 'thread')}.{same}{load}"
     text += " Variation is the standard deviation by the mean; below 5 % is steady."

@@ -80,7 +80,7 @@ def test_missing_keys_are_all_reported_with_the_command() -> None:
         del partial.rows[key]
     with pytest.raises(MissingKeys) as caught:
         CostModel(TINY, partial, SIZE, CLASSES)
-    assert set(caught.value.keys) == set(gone) and "hyctas-profile --space tiny --size 64x64" in caught.value.command
+    assert set(caught.value.keys) == set(gone) and "--space tiny --size 64x64 --classes 4" in caught.value.command
 
 
 def test_equal_evaluations_and_replay(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_full_disk_keeps_the_old_checkpoint(frames: Frames, tmp_path: Path, monk
 def test_infinite_loss_stops_with_advice(tmp_path: Path) -> None:
     network = build(TINY.smallest(), 3)
     trainer = Trainer(network, recipe(9), tmp_path / "x")
-    with pytest.raises(CheckFailed, match="--rate"):
+    with pytest.raises(CheckFailed, match="set a lower rate"):
         trainer.run(lambda step: {"loss": float("nan")})
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput
-from latency.load import LoadReading, others_share, read_load
+from export.load import LoadReading, others_share, read_load
 from latency.measure import MeasurementFailed, Protocol, measure, median_ci, summarize
 
 

@@ -161,7 +161,7 @@ def test_run_folder_and_bundle_on_torch(
     assert call(monkeypatch, *arguments) == 2
     assert "give --size" in capsys.readouterr().err
     assert call(monkeypatch, *arguments, "--size", "64x64", "--mode", "labels") == 0
-    assert json.loads((tmp_path / "r" / "bench.json").read_text())["models"][0]["size"] == "64x64"
+    assert json.loads((tmp_path / "r" / "fps.json").read_text())["models"][0]["size"] == "64x64"
     assert call(monkeypatch, bundle, "--target", "torch-cpu:fp32", "--size", "32x32") == 2
     assert "is made for 64x64" in capsys.readouterr().err
     assert call(monkeypatch, bundle, *arguments) == 0
