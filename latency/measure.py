@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from export.errors import CheckFailed, InvalidInput
-from export.runtime import Session
 from export.load import LoadReader, others_share, read_load
+from export.runtime import Session
 
 Clock = Callable[[], float]
 WINDOW_MS = 100.0
