@@ -66,6 +66,7 @@ def demo(job: DemoJob) -> None:
         run=job.run, space=plan.space, size=size, target=target, threads=job.threads, classes=data.num_classes,
         networks=plan.networks, budget_ms=100.0, restart=job.restart,
     ))  # fmt: skip
+    check_limit(job.run, plan.space, size, limit, data.num_classes)
     recipe = json.dumps({"warmup_steps": 20, "rate": 3e-3})
     train_supernet(TrainSupernetJob(
         run=job.run, data=spec, space=plan.space, minutes=plan.supernet_minutes, size=size, crop=size, batch=8,
@@ -81,6 +82,22 @@ def demo(job: DemoJob) -> None:
     ))  # fmt: skip
     finish(job.run, data, size, target, job.threads, plan.bench_seconds)
     say(f"\ndone in {duration(time.monotonic() - started)}. Look at {job.run / 'report.html'}")
+
+
+def check_limit(run: Path, space: str, size: str, limit: tuple[str, ...], num_classes: int) -> None:
+    """Stop before any training where no network of the space keeps the limit.
+
+    Raises:
+        Infeasible: with the predicted latency of the smallest network.
+    """
+    from export.target import parse_size
+    from hyctas.search.limits import Limits
+    from hyctas.space_file import load_space
+    from hyctas.workloads import CostModel
+    from latency import LatencyTable
+
+    table = LatencyTable.load(run / "latency.json")
+    Limits.parse(limit).check_feasible(CostModel(load_space(space), table, parse_size(size), num_classes))
 
 
 def working_size(data: DataSet) -> tuple[int, int]:

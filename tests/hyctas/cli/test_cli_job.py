@@ -279,3 +279,12 @@ def test_recipe_types() -> None:
     assert fill(SupernetRecipe, {"steps": 1, "rate": 1, "crop": [64, 64]}).crop == (64, 64)
     with pytest.raises(InvalidInput, match="unknown settings"):
         fill(SupernetRecipe, {"stepz": 1})
+
+
+def test_the_demo_stops_at_an_impossible_frame_rate_before_it_trains(run: Path) -> None:
+    from export.errors import Infeasible
+    from hyctas.cli.demo import check_limit
+
+    check_limit(run, "tiny", "64x64", ("fps=100",), CLASSES)
+    with pytest.raises(Infeasible, match="smallest network"):
+        check_limit(run, "tiny", "64x64", ("fps=1000000",), CLASSES)
