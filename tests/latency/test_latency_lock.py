@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from latency.lock import lock_path, measuring
 
@@ -57,5 +60,5 @@ def test_latency_lock_works_on_a_file_that_may_only_be_read(tmp_path: Path) -> N
     path = tmp_path / "lock"
     path.write_text("")
     path.chmod(0o444)
-    with measuring(path=path):
-        pass
+    with measuring(path=path), open(path) as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
