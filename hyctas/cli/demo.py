@@ -14,6 +14,7 @@ from hyctas.cli.jobs import BenchJob, DemoJob, ProfileJob, SearchJob, TrainNetwo
 if TYPE_CHECKING:
     from hyctas.cli.datasets import DataSet
 
+MOST_PIXELS = 50_000
 DEMO_SCENES = "scenes:seed=1,train=160,val=40,size=96x128"
 
 
@@ -47,7 +48,7 @@ def main() -> None:
 def demo(job: DemoJob) -> None:
     """Run the whole job into one run folder."""
     from export.errors import InvalidInput
-    from export.target import format_size
+    from export.target import format_size, parse_size
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.profile import profile_space
     from hyctas.cli.search import run_search
@@ -61,6 +62,7 @@ def demo(job: DemoJob) -> None:
     target = str(parse_target(job.target))
     data = open_dataset(spec)
     size = job.size or format_size(working_size(data))
+    small = format_size(sharing_size(parse_size(size)))
     say(f"size {size}, space {plan.space}, target {target}, run folder {job.run}\n")
     profile_space(ProfileJob(
         run=job.run, space=plan.space, size=size, target=target, threads=job.threads, classes=data.num_classes,
@@ -69,7 +71,7 @@ def demo(job: DemoJob) -> None:
     check_limit(job.run, plan.space, size, limit, data.num_classes)
     recipe = json.dumps({"warmup_steps": 20, "rate": 3e-3})
     train_supernet(TrainSupernetJob(
-        run=job.run, data=spec, space=plan.space, minutes=plan.supernet_minutes, size=size, crop=size, batch=8,
+        run=job.run, data=spec, space=plan.space, minutes=plan.supernet_minutes, size=small, crop=small, batch=8,
         restart=job.restart, expert=recipe,
     ))  # fmt: skip
     run_search(SearchJob(
@@ -98,6 +100,14 @@ def check_limit(run: Path, space: str, size: str, limit: tuple[str, ...], num_cl
 
     table = LatencyTable.load(run / "latency.json")
     Limits.parse(limit).check_feasible(CostModel(load_space(space), table, parse_size(size), num_classes))
+
+
+def sharing_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size at which the supernet is trained and networks are compared: halved until it has few enough pixels."""
+    height, width = size
+    while height * width > MOST_PIXELS and min(height, width) >= 64:
+        height, width = height // 2, width // 2
+    return height, width
 
 
 def working_size(data: DataSet) -> tuple[int, int]:

@@ -281,6 +281,13 @@ def test_recipe_types() -> None:
         fill(SupernetRecipe, {"stepz": 1})
 
 
+def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:
+    from hyctas.cli.demo import sharing_size
+
+    assert sharing_size((96, 128)) == (96, 128) and sharing_size((360, 480)) == (180, 240)
+    assert sharing_size((1024, 2048)) == (128, 256) and sharing_size((33, 9999)) == (33, 9999)
+
+
 def test_the_demo_stops_at_an_impossible_frame_rate_before_it_trains(run: Path) -> None:
     from export.errors import Infeasible
     from hyctas.cli.demo import check_limit
