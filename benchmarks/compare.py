@@ -9,11 +9,10 @@ Every number comes from files that the commands wrote; nothing is computed here 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from export.errors import HyctasError
+from benchmarks.ending import one_sentence
 from export.files import read_json, write_text
 from hyctas.runs import FORMAT_VERSION
 
@@ -27,11 +26,8 @@ def main() -> None:
     parser.add_argument("--fidelity", type=Path, help="report of benchmarks.fidelity")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    try:
+    with one_sentence():
         write_text(arguments.out, account(arguments))
-    except HyctasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     print(f"wrote {arguments.out}")
 
 

@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from export.errors import CheckFailed, HyctasError, InvalidInput
+from benchmarks.ending import one_sentence
+from export.errors import CheckFailed, InvalidInput
 from export.files import write_json, write_text
 from export.machine import fingerprint
 from export.runtimes import open_runtime
@@ -41,11 +42,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--out", type=Path, help="write FILE.json and FILE.md")
     arguments = parser.parse_args()
-    try:
+    with one_sentence():
         run(arguments)
-    except HyctasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ is scored on the same splits, and its ONNX file can be timed beside others with 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.ending import one_sentence
 from export import export_onnx
-from export.errors import HyctasError
 from export.target import parse_size
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.show import bar, say
@@ -92,11 +91,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true")
     arguments = parser.parse_args()
-    try:
+    with one_sentence():
         run(arguments)
-    except HyctasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 def run(arguments: argparse.Namespace) -> None:

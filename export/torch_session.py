@@ -190,7 +190,7 @@ class TorchSession:
     @contextmanager
     def _context(self) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(_torch_threads(self._threads))
+            stack.enter_context(torch_threads(self._threads))
             stack.enter_context(torch.inference_mode())
             if self._device == "cuda" and self._dtype is None:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
@@ -208,7 +208,8 @@ def unavailable_reason(target: Target) -> tuple[str, str] | None:
 
 
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads inside, and with as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -117,10 +117,10 @@ def _size(job: SearchJob, space: Space, table: LatencyTable, table_path: Path) -
 
 
 def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None) -> Any:
+    from export.torch_session import torch_threads
     from hyctas.data import Frames
     from hyctas.inherit import load_supernet
     from hyctas.search.score import Scorer
-    from hyctas.training.loop import threads
 
     size = (eval_size[0], eval_size[1]) if eval_size else None
     train = Frames(data.source, "train", data.train, size=size)
@@ -130,7 +130,7 @@ def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None) -> Any
     )
 
     def score(genotype: Any) -> float:
-        with threads(SCORE_THREADS):
+        with torch_threads(SCORE_THREADS):
             return scorer(genotype)
 
     return score

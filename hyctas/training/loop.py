@@ -6,8 +6,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from export.errors import CheckFailed, CorruptFile
 from export.files import write_bytes
+from export.torch_session import torch_threads
 from hyctas.training.config import Recipe
 
 FORMAT_VERSION = 1
@@ -78,7 +78,7 @@ class Trainer:
             CheckFailed: the loss is not finite three steps in a row (steps with a non-finite gradient are left out).
         """
         bad = 0
-        with threads(self.recipe.threads):
+        with torch_threads(self.recipe.threads):
             while not self._finished():
                 started = time.monotonic()
                 for group in self.optimiser.param_groups:
@@ -146,17 +146,6 @@ class Trainer:
                 self.checkpoint, f"is not a whole checkpoint of this run ({type(error).__name__}: {str(error)[:200]}); "
                 "start over with --restart",
             ) from None  # fmt: skip
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def start_processes() -> tuple[int, int]:

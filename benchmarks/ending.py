@@ -1,0 +1,19 @@
+"""End a benchmark command as the project's own commands end: one sentence and the error's exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from export.errors import HyctasError
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn an error that a user can mend into its text on stderr and its exit code."""
+    try:
+        yield
+    except HyctasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
