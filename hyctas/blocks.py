@@ -88,11 +88,14 @@ def _down_up(op: DownUp, apply: Apply, x: Tensor) -> Tensor:
 
 
 def _attention(op: SelfAttention, apply: Apply, x: Tensor) -> Tensor:
-    x = average_down(x, op.stride)
+    x = x if op.pool_last else average_down(x, op.stride)
     has_shortcut = any(layer.name == "shortcut" for layer in op.layers())
     shortcut = F.relu(apply("shortcut", x)) if has_shortcut else x
-    y = average_down(x, 2) if op.half_resolution else x
-    y = F.relu(apply("reduce", y))  # (N, C, h, w)
+    down = 2 if op.half_resolution else 1
+    if op.wide_projections:
+        y = average_down(F.relu(apply("reduce", x)), down)
+    else:
+        y = F.relu(apply("reduce", average_down(x, down)))  # (N, C, h, w)
     pooled = average_down(y, op.pool)
     batch, channels, height, width = y.shape
     # (N, heads, channels per head, positions)
@@ -102,9 +105,13 @@ def _attention(op: SelfAttention, apply: Apply, x: Tensor) -> Tensor:
     o = self_attention(q, k, v, 1.0 if op.scale is None else op.scale)
     o = o.reshape(batch, channels, height, width)
     y = y + (apply("gamma", o) if op.residual == "gamma" else apply("joint", o))
-    y = apply("expand", F.relu(apply("norm", y)))
-    if op.half_resolution:
-        y = upsample(y, x.shape[2:], 2)
+    if op.pool_last:
+        y = average_down(y, op.stride)
+    y = F.relu(apply("norm", y))
+    if op.wide_projections:
+        y = apply("expand", upsample(y, x.shape[2:], down))
+    else:
+        y = upsample(apply("expand", y), shortcut.shape[2:], down)
     return F.relu(y + shortcut)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from export.runtime import Runtime
 from hyctas.genotype import Genotype
 from hyctas.plan import lower
-from hyctas.space import Space
+from hyctas.search_space import SearchSpace
 from hyctas.workloads import calibration_name, calibration_networks, native_modules, units
 from latency import LatencyTable, Protocol
 from latency.calibration import Calibration
@@ -53,7 +53,7 @@ def measure_networks(
 
 
 def calibrate(
-    space: Space, table: LatencyTable, runtime: Runtime, size: tuple[int, int], num_classes: int, count: int, purpose: int,
+    space: SearchSpace, table: LatencyTable, runtime: Runtime, size: tuple[int, int], num_classes: int, count: int, purpose: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:  # fmt: skip
     """Measure `count` random networks of a space, and fit the correction of a table's sums to them.

@@ -37,6 +37,12 @@ class Arithmetic:
     """The convolutions that bring a branch back to stride 8 have no ReLU."""
     linear_projection: bool = False
     """The head's projections of low-level features have no ReLU."""
+    fusion_norms: bool = False
+    """The channel weights of a fusion come through batch norms on 1x1 maps instead of biases."""
+    wide_attention: bool = False
+    """Around a half-resolution attention, the 1x1 convolutions work at full resolution."""
+    late_pooling: bool = False
+    """A stride-2 attention attends at its input's resolution and averages afterwards."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class Genotype:
     fusion: Fusion
     head: Head
     arithmetic: Arithmetic = Arithmetic()
+    instance_head: Head | None = None
+    """For panoptic segmentation: a second head that gives instance centres and offsets to them."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -136,7 +144,7 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str) -> Genotype:
-        """Read what `to_json` writes (any spacing).
+        """Read what `to_json` writes (any spacing); a field that has a default may be left out.
 
         Raises:
             InvalidInput: not JSON, an unknown format version, an unknown, missing or wrongly typed field, or values that
@@ -160,7 +168,8 @@ class Genotype:
             ),
             fusion=_read(Fusion, fields["fusion"], "fusion"),
             head=_read(Head, fields["head"], "head"),
-            arithmetic=_read(Arithmetic, fields["arithmetic"], "arithmetic"),
+            arithmetic=_read(Arithmetic, fields.get("arithmetic", {}), "arithmetic"),
+            instance_head=_read_optional(Head, fields.get("instance_head"), "instance_head"),
         )
 
 
@@ -196,6 +205,7 @@ def _check(genotype: Genotype) -> None:
         raise InvalidInput(f"stem strides {strides} must be 1 or 2 with product {TRUNK_STRIDE}")
     channels = [conv.out for conv in genotype.stem] + [cell.out for branch in genotype.branches for cell in branch]
     channels += [genotype.fusion.refine16, genotype.fusion.refine8, genotype.fusion.out, genotype.head.channels]
+    channels += [genotype.instance_head.channels // 2] if genotype.instance_head else []
     if min(channels) < 1:
         raise InvalidInput("every channel number of a genotype must be at least 1")
     for index, branch in enumerate(genotype.branches):
@@ -212,11 +222,16 @@ def _check(genotype: Genotype) -> None:
         raise InvalidInput(f"branches end at strides {ends}; they must be distinct ones of 8, 16, 32")
     if any(not branch for branch in normal_branches(genotype)):
         raise InvalidInput("a branch has no cell besides stride-1 skips")
-    head = genotype.head
+    for name, head in (("head", genotype.head), ("instance_head", genotype.instance_head)):
+        if head is not None:
+            _check_head(name, head)
+
+
+def _check_head(name: str, head: Head) -> None:
     if head.kind not in HEAD_KINDS or head.block not in HEAD_BLOCKS:
-        raise InvalidInput(f"head {head.kind!r}/{head.block!r}: kinds are {HEAD_KINDS}, blocks {HEAD_BLOCKS}")
+        raise InvalidInput(f"{name} {head.kind!r}/{head.block!r}: kinds are {HEAD_KINDS}, blocks {HEAD_BLOCKS}")
     if (head.low4 > 0) != (head.kind != "light") or (head.low8 > 0) != (head.kind == "head2"):
-        raise InvalidInput(f"head {head.kind}: low4 belongs to head1 and head2, low8 to head2; got {head.low4}, {head.low8}")
+        raise InvalidInput(f"{name} {head.kind}: low4 belongs to head1 and head2, low8 to head2; got {head.low4}, {head.low8}")
 
 
 def normal_branches(genotype: Genotype) -> tuple[Branch, ...]:
@@ -231,13 +246,14 @@ def _list(value: Any, where: str) -> list[Any]:
 
 
 def _fields(kind: type, value: Any, where: str) -> dict[str, Any]:
-    """Check that a JSON object has exactly the fields of a dataclass."""
+    """Check that a JSON object has the fields of a dataclass, and no others."""
     names = [field.name for field in dataclasses.fields(kind)]
+    needed = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     if not isinstance(value, dict):
         raise InvalidInput(f"genotype: {where} must be an object, found {type(value).__name__}")
     if unknown := sorted(set(value) - set(names)):
         raise InvalidInput(f"genotype: {where} has unknown fields {unknown}; known: {names}")
-    if missing := [name for name in names if name not in value]:
+    if missing := [name for name in needed if name not in value]:
         raise InvalidInput(f"genotype: {where} lacks the fields {missing}")
     return value
 
@@ -246,15 +262,21 @@ def _read(kind: type, value: Any, where: str) -> Any:
     """Build a dataclass of scalars (and an optional Attention) from a JSON object, checking every type."""
     fields = dict(_fields(kind, value, where))
     for field in dataclasses.fields(kind):
+        if field.name not in fields:
+            continue
         item, allowed = fields[field.name], str(field.type)
         if allowed.startswith("Attention"):
-            fields[field.name] = None if item is None else _read(Attention, item, f"{where}.{field.name}")
+            fields[field.name] = _read_optional(Attention, item, f"{where}.{field.name}")
             continue
         fits: tuple[type, ...] = {"int": (int,), "str": (str,), "bool": (bool,), "float": (int, float)}[allowed.split(" ")[0]]
         boolean = isinstance(item, bool) and allowed != "bool"
         if not (item is None and "None" in allowed) and (boolean or not isinstance(item, fits)):
             raise InvalidInput(f"genotype: {where}.{field.name} must be {allowed}, found {item!r}")
     return kind(**fields)
+
+
+def _read_optional(kind: type, value: Any, where: str) -> Any:
+    return None if value is None else _read(kind, value, where)
 
 
 def _read_cell(value: Any, where: str) -> Cell:

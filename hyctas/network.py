@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ from export.errors import CorruptFile, InvalidInput
 from export.files import write_bytes
 from hyctas.blocks import Block, upsample
 from hyctas.genotype import Genotype
-from hyctas.plan import IMAGE, Node, lower
+from hyctas.plan import IMAGE, SEMANTIC, Node, lower
 
 
 class Network(nn.Module):
     """A segmentation network. Its state dict uses the plan's node names: `<node>.<layer>.<tensor>`.
 
     Any image size works: the image is padded (zeros, bottom and right) to a multiple of the largest stride, and outputs are
-    cropped back.
+    cropped back. Outputs besides "semantic" are listed in `hyctas.heads`.
     """
 
-    def __init__(self, genotype: Genotype, num_classes: int) -> None:
+    def __init__(self, genotype: Genotype, num_classes: int, *, auxiliary: bool = False) -> None:
         super().__init__()
-        plan = lower(genotype, (max(genotype.final_strides),) * 2, num_classes)
+        plan = lower(genotype, (max(genotype.final_strides),) * 2, num_classes, auxiliary=auxiliary)
         self.genotype, self.num_classes = plan.genotype, num_classes
-        self.nodes: tuple[Node, ...] = plan.nodes
+        self.plan, self.nodes = plan, plan.nodes
         self.multiple, self.output_stride = max(genotype.final_strides), plan.output_stride
         for node in self.nodes:
             attach(self, node.name, Block(node.operator))
@@ -39,29 +40,43 @@ class Network(nn.Module):
         assert isinstance(block, Block)
         return block
 
-    def padded_logits(self, image: Tensor) -> Tensor:
-        """Return the logits of the padded image, (N, classes, padded H / s, padded W / s)."""
+    def padded_outputs(self, image: Tensor, outputs: Sequence[str] = (SEMANTIC,)) -> list[Tensor]:
+        """Return outputs of the padded image, each (N, channels, padded H / s, padded W / s); only what they need is computed."""
         if image.dim() != 4 or image.shape[1] != 3:
             raise InvalidInput(f"a network takes images (N, 3, H, W), got {tuple(image.shape)}")
+        if unknown := [name for name in outputs if name not in self.plan.outputs]:
+            raise InvalidInput(f"the network has no outputs {unknown}; it has {list(self.plan.outputs)}")
         right, bottom = -image.shape[3] % self.multiple, -image.shape[2] % self.multiple
         x = F.pad(image, (0, right, 0, bottom)) if right or bottom else image
-        values, remaining = {IMAGE: x}, _uses(self.nodes)
-        for node in self.nodes:
+        nodes, wanted = self.plan.needed(outputs), [self.plan.outputs[name] for name in outputs]
+        values, remaining = {IMAGE: x}, _uses(nodes, wanted)
+        for node in nodes:
             values[node.name] = self.block(node.name)(*(values[name] for name in node.inputs))
             for name in node.inputs:
                 remaining[name] -= 1
                 if not remaining[name]:
                     del values[name]
-        return values[self.nodes[-1].name]
+        return [values[name] for name in wanted]
+
+    def forward_outputs(self, image: Tensor, outputs: Sequence[str] = (SEMANTIC,)) -> dict[str, Tensor]:
+        """Map images (N, 3, H, W) to outputs at their own strides s: each (N, channels, ceil(H / s), ceil(W / s)).
+
+        Raises:
+            InvalidInput: no images, or an output that the network does not have.
+        """
+        cropped = {}
+        for name, value in zip(outputs, self.padded_outputs(image, outputs), strict=True):
+            s = self.plan.node(name).stride
+            cropped[name] = value[:, :, : -(-image.shape[2] // s), : -(-image.shape[3] // s)]
+        return cropped
 
     def forward_native(self, image: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits at the head's stride s: (N, classes, ceil(H / s), ceil(W / s))."""
-        s = self.output_stride
-        return self.padded_logits(image)[:, :, : -(-image.shape[2] // s), : -(-image.shape[3] // s)]
+        return self.forward_outputs(image)[SEMANTIC]
 
     def forward(self, image: Tensor) -> Tensor:
         """Map normalised images (N, 3, H, W) to logits at the same size: (N, classes, H, W)."""
-        return upsample(self.padded_logits(image), image.shape[2:], self.output_stride)
+        return upsample(self.padded_outputs(image)[0], image.shape[2:], self.output_stride)
 
     def folded(self) -> Network:
         """Return a copy in eval mode with batch norms merged into the convolutions before them."""
@@ -72,27 +87,37 @@ class Network(nn.Module):
 
 
 class Native(nn.Module):
-    """A network whose `forward` gives native output: what latency is predicted and measured for."""
+    """A network whose `forward` gives native output: what latency is predicted and measured for.
+
+    A panoptic network's native output is three tensors: logits, centres, offsets.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.outputs = (SEMANTIC, "centre", "offset") if network.genotype.instance_head else (SEMANTIC,)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.network.forward_native(image)
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values = tuple(self.network.forward_outputs(image, self.outputs).values())
+        return values if len(values) > 1 else values[0]
 
     def folded(self) -> Native:
         """Return a copy with batch norms folded."""
         return Native(self.network.folded())
 
 
-def build(genotype: Genotype, num_classes: int) -> Network:
+def build(genotype: Genotype, num_classes: int, *, auxiliary: bool = False) -> Network:
     """Build a network with fresh weights (from torch's global generator).
+
+    Args:
+        genotype: what to build.
+        num_classes: number of classes.
+        auxiliary: also the heads at 1/16 and 1/32 that only training uses.
 
     Raises:
         InvalidInput: the genotype describes no network.
     """
-    return Network(genotype, num_classes)
+    return Network(genotype, num_classes, auxiliary=auxiliary)
 
 
 def save_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -148,11 +173,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _uses(nodes: tuple[Node, ...]) -> dict[str, int]:
+def _uses(nodes: Sequence[Node], kept: Sequence[str]) -> dict[str, int]:
+    """Count how often each value is used; what is kept is used once more, in the end."""
     counts: dict[str, int] = {}
-    for node in nodes:
-        for name in node.inputs:
-            counts[name] = counts.get(name, 0) + 1
+    for name in [name for node in nodes for name in node.inputs] + list(kept):
+        counts[name] = counts.get(name, 0) + 1
     return counts
 
 

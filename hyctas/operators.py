@@ -235,7 +235,7 @@ class SelfAttention(Operator):
     """Self-attention between two 1x1 convolutions, with a shortcut around all.
 
     y = ReLU(norm(conv1x1(x))); a = attention(q, k, v of y); z = y + gamma * a (or y + norm(a)); output =
-    ReLU(shortcut(x) + norm(conv1x1(ReLU(norm(z))))). Stride 2 averages 2x2 pixels before anything else.
+    ReLU(shortcut(x) + norm(conv1x1(ReLU(norm(z))))). Stride 2 averages 2x2 pixels before anything else (`pool_last`: see there).
     """
 
     heads: int = 1
@@ -250,6 +250,10 @@ class SelfAttention(Operator):
     residual: str = "gamma"
     """How the attention joins its input: "gamma" (a trained factor) or "bn" (a batch norm)."""
     cell_stride: int = 1
+    wide_projections: bool = False
+    """With half resolution: the 1x1 convolutions before and after the attention stay at full resolution, as published."""
+    pool_last: bool = False
+    """With stride 2: attend at the input's resolution and average afterwards; the shortcut is a 3x3, as published."""
     label = "attention"
 
     def __post_init__(self) -> None:
@@ -260,6 +264,10 @@ class SelfAttention(Operator):
             raise ValueError(f"{self.heads} heads do not divide {self.qk_channels} q/k channels and {self.out} channels")
         if self.residual not in ("gamma", "bn") or self.pool < 1:
             raise ValueError(f'residual is "gamma" or "bn" and pool at least 1, not {self.residual!r} and {self.pool}')
+        if self.wide_projections and not self.half_resolution:
+            raise ValueError("wide_projections says what stays at full resolution where the attention works at half resolution")
+        if self.pool_last and (self.stride == 1 or self.half_resolution):
+            raise ValueError("pool_last needs stride 2 and full resolution")
 
     @property
     def stride(self) -> int:
@@ -268,7 +276,9 @@ class SelfAttention(Operator):
     def layers(self) -> tuple[Layer | Norm | Scalar, ...]:
         c = (self.out,)
         joint = Scalar("gamma") if self.residual == "gamma" else Norm("joint", self.out)
-        shortcut = () if self.sources == c and self.stride == 1 else (Layer("shortcut", self.sources, self.out),)
+        kernel, stride = (3, 2) if self.pool_last else (1, 1)
+        plain = self.sources == c and self.stride == 1
+        shortcut = () if plain else (Layer("shortcut", self.sources, self.out, kernel, stride),)
         return (
             *shortcut,
             Layer("reduce", self.sources, self.out),
@@ -280,18 +290,21 @@ class SelfAttention(Operator):
             Layer("expand", c, self.out),
         )
 
-    def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Return the sizes of the output, of the queries, and of the keys."""
-        outer = (height, width) if self.stride == 1 else (half(height), half(width))
-        inner = (half(outer[0]), half(outer[1])) if self.half_resolution else outer
-        return outer, inner, (-(-inner[0] // self.pool), -(-inner[1] // self.pool))
+    def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Return the sizes of the output, of the 1x1 convolution before the attention, of the queries, and of the keys."""
+        output = (height, width) if self.stride == 1 else (half(height), half(width))
+        full = (height, width) if self.pool_last else output
+        inner = (half(full[0]), half(full[1])) if self.half_resolution else full
+        keys = (-(-inner[0] // self.pool), -(-inner[1] // self.pool))
+        return output, full if self.wide_projections else inner, inner, keys
 
     def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        outer, inner, keys = self._sizes(height, width)
-        return {"shortcut": outer, "reduce": inner, "query": inner, "key": keys, "value": keys, "expand": inner}
+        output, reduce, inner, keys = self._sizes(height, width)
+        expand = output if self.wide_projections or self.pool_last else inner
+        return {"shortcut": output, "reduce": reduce, "query": inner, "key": keys, "value": keys, "expand": expand}
 
     def core_macs(self, height: int, width: int) -> int:
-        _, (h, w), (kh, kw) = self._sizes(height, width)
+        _, _, (h, w), (kh, kw) = self._sizes(height, width)
         return h * w * kh * kw * (self.qk_channels + self.out)
 
 
@@ -299,14 +312,16 @@ class SelfAttention(Operator):
 class FeatureFusion(Operator):
     """Join the branches: f = ReLU(norm(conv1x1(concat))); output f + f * sigmoid(two 1x1 convs of the global average)."""
 
+    norms: bool = False
+    """The two convolutions of the global average have batch norms instead of biases, as published (unstable at batch 2)."""
     label = "fusion"
 
     def layers(self) -> tuple[Layer, ...]:
         c = (self.out,)
         return (
             Layer("join", self.sources, self.out),
-            Layer("squeeze", c, self.out, bias=True, norm=False),
-            Layer("excite", c, self.out, bias=True, norm=False),
+            Layer("squeeze", c, self.out, bias=not self.norms, norm=self.norms),
+            Layer("excite", c, self.out, bias=not self.norms, norm=self.norms),
         )
 
     def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:

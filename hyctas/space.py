@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,7 @@ from hyctas.genotype import (
     CELL_OPERATORS,
     HEAD_BLOCKS,
     HEAD_KINDS,
+    Arithmetic,
     Attention,
     Branch,
     Cell,
@@ -33,6 +35,10 @@ from hyctas.genotype import (
     StemConv,
     normal_form,
 )
+from hyctas.node import cell_operator
+from hyctas.operators import Operator
+from hyctas.published.space import PublishedSpace
+from hyctas.search_space import SearchSpace
 
 Genes = np.ndarray
 ROWS = (8, 16, 32)
@@ -366,6 +372,29 @@ class Space:
 
         return space_keys(self, size, num_classes)
 
+    def cells(self) -> Iterator[tuple[Operator, int, int]]:
+        """Yield every trunk operator at its largest width, with its stride and ordinal."""
+        for row, depth in zip(ROWS, self.row_depth, strict=True):
+            width = self.ladder(row)[-1]
+            chosen = [Cell(op, width) for op in self.operators if op not in ("skip", "attention")]
+            if "attention" in self.operators:
+                chosen += [Cell("attention", width, 1, variant.at(width)) for variant in self.attention]
+            for ordinal, cell in itertools.product(range(depth), chosen):
+                yield cell_operator(cell, (width,), Arithmetic()), row, ordinal
+            for ordinal, op in itertools.product(range(depth + 1), self.down_operators if row < 32 else ()):
+                yield cell_operator(Cell(op, self.ladder(row * 2)[-1], 2), (width,), Arithmetic()), row, ordinal
+
+    def frames(self) -> Iterator[Genotype]:
+        """Yield the largest networks of every stem depth, head and branch set, most branches first."""
+        by_size = sorted(range(len(self.branch_sets)), key=lambda index: -len(self.branch_sets[index]))
+        attention = range(len(self.attention) + 1 if self.attention else 1)
+        choices = (range(len(self.stem_depth)), range(len(self.heads)), range(len(self.head_blocks)), attention)
+        for branches, depth, kind, block, variant in itertools.product(by_size, *choices):
+            yield self.corner(
+                largest=True, branches=branches, stem__depth=depth, head__kind=kind, head__block=block,
+                head__attention=min(variant, 1), attention=max(variant - 1, 0),
+            )  # fmt: skip
+
 
 def edge() -> Space:
     """The space to search by default: from under 0.3 to about 10 GMAC at 360x480."""
@@ -401,4 +430,9 @@ def tiny() -> Space:
     )
 
 
-SPACES = {"edge": edge, "tiny": tiny}
+def published(base_channels: int = 16, head: int | str = 1, layers: int = 20) -> PublishedSpace:
+    """The space of the released HyCTAS code (see `hyctas.published.space`)."""
+    return PublishedSpace(base_channels=base_channels, head=head, layers=layers)
+
+
+SPACES: dict[str, Callable[[], SearchSpace]] = {"edge": edge, "tiny": tiny, "published": published}

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 
 from export.errors import InvalidInput
-from hyctas.space import SPACES, Space
+from hyctas.search_space import SearchSpace
+from hyctas.space import SPACES
 
 
-def load_space(name: str) -> Space:
+def load_space(name: str) -> SearchSpace:
     """Return a built-in space by name, or call `space()` of a user's Python file.
 
     Raises:
@@ -30,6 +31,6 @@ def load_space(name: str) -> Space:
         raise
     except Exception as error:
         raise InvalidInput(f"{path} does not give a space: {type(error).__name__}: {error}") from error
-    if not isinstance(space, Space):
+    if not isinstance(space, SearchSpace):
         raise InvalidInput(f"space() of {path} returns a {type(space).__name__}, expected hyctas.space.Space")
     return space

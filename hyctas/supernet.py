@@ -17,9 +17,9 @@ from hyctas.blocks import Block, ConvNorm, compute, upsample
 from hyctas.genotype import Genotype
 from hyctas.network import Network, attach
 from hyctas.operators import Layer, Norm, Operator, Scalar
-from hyctas.plan import IMAGE, Node, lower
+from hyctas.plan import IMAGE, SEMANTIC, Node, lower
+from hyctas.search_space import SearchSpace
 from hyctas.slots import slots
-from hyctas.space import Space
 
 
 def slice_weight(weight: Tensor, full: Layer, wanted: Layer, blocks: Sequence[int]) -> Tensor:
@@ -81,7 +81,7 @@ class Slot(nn.Module):
 class Supernet(nn.Module):
     """All networks of a space, with shared weights. Always in training mode: norms use the batch's statistics."""
 
-    def __init__(self, space: Space, num_classes: int) -> None:
+    def __init__(self, space: SearchSpace, num_classes: int) -> None:
         super().__init__()
         self.space, self.num_classes = space, num_classes
         for name, operator in slots(space, num_classes).items():
@@ -110,7 +110,7 @@ class Supernet(nn.Module):
         for node in plan.nodes:
             inputs = [values[name] for name in node.inputs]
             values[node.name] = self.slot(node).run(node.operator, node.blocks, inputs)
-        return values[plan.nodes[-1].name], plan.output_stride
+        return values[plan.outputs[SEMANTIC]], plan.output_stride
 
     def extract(self, genotype: Genotype) -> Network:
         """Return a network of its own with this supernet's weights. Its norms' running statistics are still to be estimated."""

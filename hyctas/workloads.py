@@ -14,7 +14,8 @@ from export.target import format_size
 from hyctas.genotype import Genotype
 from hyctas.operators import DownUp, from_key
 from hyctas.plan import Plan, lower
-from hyctas.space import SPACES, Space
+from hyctas.search_space import SearchSpace
+from hyctas.space import SPACES
 from latency import LatencyTable, Unit, Workload
 from latency.calibration import Calibration
 from latency.predict import predict
@@ -75,7 +76,7 @@ class CostModel:
         TableMismatch: the table's calibration was made for another version of the space.
     """
 
-    def __init__(self, space: Space, table: LatencyTable, size: tuple[int, int], num_classes: int) -> None:
+    def __init__(self, space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int) -> None:
         self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
         name = space.name if space.name in SPACES else "YOUR_SPACE.py"
         command = (
@@ -97,7 +98,7 @@ class CostModel:
         return self._known[name]
 
 
-def find_calibration(space: Space, table: LatencyTable, size: tuple[int, int]) -> Calibration | None:
+def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, int]) -> Calibration | None:
     """Return a table's calibration for a space and size, or None.
 
     Raises:
@@ -113,12 +114,12 @@ def find_calibration(space: Space, table: LatencyTable, size: tuple[int, int]) -
     return calibration
 
 
-def calibration_name(space: Space, size: tuple[int, int]) -> str:
+def calibration_name(space: SearchSpace, size: tuple[int, int]) -> str:
     """Name a calibration: space and size."""
     return f"{space.name}@{format_size(size)}"
 
 
-def calibration_networks(space: Space, count: int, seed: int, purpose: int) -> list[Genotype]:
+def calibration_networks(space: SearchSpace, count: int, seed: int, purpose: int) -> list[Genotype]:
     """Draw distinct networks that spread over the space's costs.
 
     Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hyctas.runs import Run
     from hyctas.search.history import Evaluation, History
     from hyctas.search.limits import Limits
-    from hyctas.space import Space
+    from hyctas.search_space import SearchSpace
     from hyctas.workloads import CostModel
     from latency import LatencyTable
 
@@ -102,7 +102,7 @@ def _conclude(
     say(show_front(run.folder))
 
 
-def _size(job: SearchJob, space: Space, table: LatencyTable, table_path: Path) -> tuple[int, int]:
+def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
     """Return the size asked for, or the one that the table was calibrated for."""
     from export.errors import InvalidInput
 

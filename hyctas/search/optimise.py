@@ -20,7 +20,7 @@ from export.errors import Infeasible
 from hyctas.genotype import Genotype
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
-from hyctas.space import Space
+from hyctas.search_space import SearchSpace
 from hyctas.workloads import CostModel
 
 RANDOM, EVOLVE = 21, 22
@@ -67,7 +67,7 @@ class RandomDraws:
 
 
 class _SpaceCrossover(Crossover):
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__(2, 2, prob=0.9)
         self.space = space
 
@@ -77,7 +77,7 @@ class _SpaceCrossover(Crossover):
 
 
 class _SpaceMutation(Mutation):
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__(prob=1.0)
         self.space = space
 
@@ -88,7 +88,7 @@ class _SpaceMutation(Mutation):
 class _SpaceRepair(Repair):
     """Bring vectors into normal form, so that equal vectors are equal networks and duplicates are seen."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self.space = space
 
@@ -99,7 +99,7 @@ class _SpaceRepair(Repair):
 class NicheSurvival(Survival):
     """Rank and crowding, with places kept for every number of branches: half of all, shared equally."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__(filter_infeasible=True)
         self.space, self._rank = space, RankAndCrowding()
 

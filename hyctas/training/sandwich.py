@@ -16,7 +16,7 @@ from export.errors import Infeasible
 from hyctas.data import Frames
 from hyctas.genotype import Genotype
 from hyctas.plan import lower
-from hyctas.space import Space
+from hyctas.search_space import SearchSpace
 from hyctas.supernet import Supernet
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
@@ -31,7 +31,7 @@ ADAPT_RATE, ADAPT_STRENGTH = 0.02, 2.0
 class Drawer:
     """Draw the networks of a step, no larger than `max_gmacs`."""
 
-    def __init__(self, space: Space, recipe: SupernetRecipe, num_classes: int) -> None:
+    def __init__(self, space: SearchSpace, recipe: SupernetRecipe, num_classes: int) -> None:
         self.space, self.recipe, self.num_classes = space, recipe, num_classes
         self.limit = float("inf") if recipe.max_gmacs is None else recipe.max_gmacs * 1e9
         self.smallest = space.smallest()
