@@ -64,6 +64,12 @@ class OpenModel:
         """The image input."""
         return self.session.inputs[0]
 
+    def labels(self, tensor: np.ndarray) -> np.ndarray:
+        """Run the model on an image (1, 3, H, W) and return labels (H, W)."""
+        output = self.session.run({self.input.name: tensor})[0]
+        panoptic = self.session.outputs[0].name == "panoptic"
+        return labels_of(output[:, :-3] if panoptic else output, self.size)
+
     def __enter__(self) -> OpenModel:
         return self
 
@@ -177,15 +183,14 @@ def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes]) -> Callable[[], f
 
 
 def _to_labels(model: OpenModel, tensors: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:
-    name = model.input.name
-    return lambda index: labels_of(model.session.run({name: tensors[index]})[0], model.size)
+    return lambda index: model.labels(tensors[index])
 
 
 def _end_to_end(model: OpenModel, jpegs: Sequence[bytes]) -> Callable[[int], np.ndarray]:
     def work(index: int) -> np.ndarray:
         image = decode(jpegs[index])
         tensor = model.preprocessing.apply(image, model.size)
-        labels = labels_of(model.session.run({model.input.name: tensor})[0], model.size)
+        labels = model.labels(tensor)
         if (image.height, image.width) != labels.shape:
             labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
         return overlay(np.asarray(image), labels, model.colours)

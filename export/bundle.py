@@ -96,7 +96,7 @@ def write_bundle(
         preprocessing: `mean`, `std` for RGB in 0..1, `layout` `NCHW`.
         genotype_json: the network's description, JSON text.
         weights: its safetensors file.
-        output: `native`, `logits` or `labels`.
+        output: `native`, `logits`, `labels` or `panoptic`.
         target: what the bundle is meant for; parity is proven on ONNX Runtime's CPU provider in any case.
         extra: noted in the manifest.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
@@ -208,5 +208,6 @@ def _checked_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_classes(onnx: OnnxReport, labels: Mapping[str, Any], output: str) -> None:
-    if output != "labels" and onnx.output.shape[1] != len(labels["names"]):
-        raise InvalidInput(f"the network has {onnx.output.shape[1]} classes; labels name {len(labels['names'])}")
+    classes = onnx.output.shape[1] - (3 if output == "panoptic" else 0)
+    if output != "labels" and classes != len(labels["names"]):
+        raise InvalidInput(f"the network has {classes} classes; labels name {len(labels['names'])}")

@@ -24,7 +24,7 @@ from export.onnx_split import Splitter, spec_of
 from export.onnx_trace import checked_bytes, evaluating, folded, on_cpu, trace
 from export.runtime import TensorSpec
 
-OUTPUTS = ("native", "logits", "labels")
+OUTPUTS = ("native", "logits", "labels", "panoptic")
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,23 @@ class OnnxReport:
 
 
 class Output(nn.Module):
-    """Give a network one of the outputs `native`, `logits`, `labels`."""
+    """Give a network one of the outputs `native`, `logits`, `labels`, `panoptic`."""
 
     def __init__(self, module: nn.Module, output: str) -> None:
         super().__init__()
         if output not in OUTPUTS:
             raise InvalidInput(f"output {output!r} is unknown; write one of {', '.join(OUTPUTS)}")
-        if output == "native" and not hasattr(module, "forward_native"):
-            raise InvalidInput(f"{type(module).__name__} has no forward_native; take output='logits' or 'labels'")
+        if output in ("native", "panoptic") and not hasattr(module, f"forward_{output}"):
+            raise InvalidInput(f"{type(module).__name__} has no forward_{output}; take output='logits' or 'labels'")
         self.network, self.output = module, output
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map (1, 3, H, W) float32 to logits (1, C, h, w) float32, or to labels (1, H, W), uint8 up to 255 classes."""
-        if self.output == "native":
-            return self.network.forward_native(image)  # type: ignore[operator]
+        """Map (1, 3, H, W) float32 to logits (1, C, h, w) float32, or to labels (1, H, W), uint8 up to 255 classes.
+
+        `panoptic`: (1, C + 3, h, w): logits, one channel of instance centres, two of offsets to them.
+        """
+        if self.output in ("native", "panoptic"):
+            return getattr(self.network, f"forward_{self.output}")(image)
         logits = self.network(image)
         if self.output == "logits":
             return logits
@@ -92,7 +95,8 @@ def export_onnx(
             (BN folded into convolutions) is exported. Its training flags are restored afterwards.
         size: (H, W).
         path: where to write; an existing file is replaced only when everything succeeded.
-        output: `native` (logits at the head's stride), `logits` (at input size) or `labels`.
+        output: `native` (logits at the head's stride), `logits` (at input size), `labels`, or `panoptic` (logits, centres and
+            offsets at the head's stride, joined along the channels).
         metadata: written to the model's metadata.
         opset: ONNX operator set.
 

@@ -73,8 +73,9 @@ def check_parity(
 ) -> ParityReport:
     """Compare a session with the module in fp32, eval mode, on a CPU.
 
-    The session's output decides what is compared: `native` with `forward_native`, `labels` with the argmax of the
-    logits, anything else with the module's output.
+    The session's output decides what is compared: `native` with `forward_native`, `panoptic` with `forward_panoptic`
+    (logits, centres and offsets each by their own spread), `labels` with the argmax of the logits, anything else with the
+    module's output.
 
     Args:
         module: the network as trained (BN not folded); its training flags are restored.
@@ -124,7 +125,7 @@ def _images(
 
 
 def _reference(module: nn.Module, image: torch.Tensor, output: str) -> np.ndarray:
-    compute: Any = module.forward_native if output == "native" else module
+    compute: Any = getattr(module, f"forward_{output}") if output in ("native", "panoptic") else module
     with torch.autocast("cpu", enabled=False):
         return compute(image).numpy()
 
@@ -147,10 +148,21 @@ def _compare(reference: np.ndarray, found: np.ndarray, output: str) -> _Row:
         return _Row(True, math.nan, math.nan, float((expected == found).mean()))
     if reference.shape != found.shape:
         raise InvalidInput(f"the session's output has shape {found.shape}; the module gives {reference.shape}")
-    absolute = float(np.abs(reference - found).max())
-    # a constant reference has no spread: its magnitude is the next best scale, and 1 that of a zero one
-    scale = float(reference.std()) or float(np.abs(reference).max()) or 1.0
-    return _Row(True, absolute, absolute / scale, float((expected == found.argmax(1)).mean()))
+    classes = reference.shape[1] - 3 if output == "panoptic" else reference.shape[1]
+    groups = [(r, f) for r, f in zip(_groups(reference, classes), _groups(found, classes), strict=True)]
+    absolute = max(float(np.abs(r - f).max()) for r, f in groups)
+    relative = max(float(np.abs(r - f).max()) / _scale(r) for r, f in groups)
+    return _Row(True, absolute, relative, float((groups[0][0].argmax(1) == groups[0][1].argmax(1)).mean()))
+
+
+def _groups(values: np.ndarray, classes: int) -> list[np.ndarray]:
+    """Take logits, centres and offsets apart."""
+    return [part for part in np.split(values, [classes, classes + 1], axis=1) if part.size]
+
+
+def _scale(reference: np.ndarray) -> float:
+    """Return the spread; a constant has none: its magnitude is the next best scale, and 1 that of a zero one."""
+    return float(reference.std()) or float(np.abs(reference).max()) or 1.0
 
 
 def _judge(rows: Sequence[_Row], output: str, seed: int, tolerance: float, min_agreement: float) -> ParityReport:

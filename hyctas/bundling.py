@@ -28,6 +28,7 @@ from hyctas.choice import read_genotype
 from hyctas.data import MEAN, STD, Labels, default_colours
 from hyctas.genotype import Genotype
 from hyctas.network import Network, build, load_weights, weights_bytes
+from hyctas.published.source import is_source
 
 if TYPE_CHECKING:
     from export.parity import ParityReport
@@ -61,32 +62,62 @@ class FileReport:
     parity: ParityReport
 
 
-def load_trained(source: Path, classes: int | None = None, *, random_weights: bool = False) -> Trained:
+def load_trained(
+    source: Path, classes: int | None = None, *, random_weights: bool = False, checkpoint: Path | None = None
+) -> Trained:
     """Load a network from a run folder, a bundle (every file compared with its hash), or a genotype file.
 
     Args:
-        source: RUN, BUNDLE/ or GENOTYPE.json.
+        source: RUN, BUNDLE/, GENOTYPE.json, or published:NAME.
         classes: number of classes: for a genotype (default 19), and a check for the others.
         random_weights: build a genotype with weights from a fixed seed: good for timing, not for segmenting.
+        checkpoint: weights of the released code, for a published genotype.
 
     Raises:
         InvalidInput: nothing of that kind there, a file of a run is missing, or the numbers of classes differ.
         CorruptFile: a file is damaged, or the weights belong to another genotype.
     """
+    if checkpoint is not None:
+        if source.is_dir() or random_weights:
+            raise InvalidInput("a checkpoint of the released code goes with a published network (--network published:S), "
+                               "without --random-weights")  # fmt: skip
+        trained = _from_checkpoint(read_genotype(source), checkpoint)
+        return _checked_classes(trained, source, classes)
+    if is_source(str(source)):
+        return _from_genotype(source, classes or 19, random_weights)
     if not source.exists():
-        raise InvalidInput(f"no such file or folder: {source}; give a run folder, a bundle, or a genotype (.json)")
+        raise InvalidInput(f"no such file or folder: {source}; give a run folder, a bundle, a genotype (.json) or published:S")
     if not source.is_dir():
         return _from_genotype(source, classes or 19, random_weights)
     if random_weights:
         raise InvalidInput(f"random weights are for a genotype file; {source} has its own, so leave --random-weights out")
     trained = _from_bundle(source) if (source / BUNDLE_MARK).exists() else _from_run(source)
+    return _checked_classes(trained, source, classes)
+
+
+def _checked_classes(trained: Trained, source: Path, classes: int | None) -> Trained:
     if classes not in (None, trained.labels.num_classes):
         raise InvalidInput(f"{source} has {trained.labels.num_classes} classes, asked for {classes}; leave --classes out")
     return trained
 
 
+def _from_checkpoint(genotype: Genotype, path: Path) -> Trained:
+    from hyctas.published import load_checkpoint
+    from hyctas.published.checkpoint import read_checkpoint
+
+    state = read_checkpoint(path)
+    module = load_checkpoint(genotype, state, auxiliary=any("_head_aux" in name for name in state))
+    network = module.network.finished()
+    facts = {"genotype": genotype.id, "weights": "released checkpoint", "checkpoint_sha256": sha256(path)}
+    return Trained(network.eval(), network.genotype, _numbered(network.num_classes), None, facts)
+
+
+def _numbered(classes: int) -> Labels:
+    return Labels(tuple(f"class {i}" for i in range(classes)), default_colours(classes))
+
+
 def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
-    if path.suffix != ".json":
+    if path.suffix != ".json" and not is_source(str(path)):
         raise InvalidInput(f"{path} is no genotype (.json); give that, a run folder, or a bundle's folder")
     genotype = read_genotype(path)
     if not random_weights:
@@ -94,11 +125,10 @@ def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
             f"{path} is a genotype, which has no weights: give the run that trained it or a bundle, "
             "or add --random-weights to export it for timing only"
         )
-    labels = Labels(tuple(f"class {i}" for i in range(classes)), default_colours(classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(genotype, classes)
-    return Trained(network.eval(), genotype, labels, None, {"genotype": genotype.id, "weights": "random"})
+    return Trained(network.eval(), genotype, _numbered(classes), None, {"genotype": genotype.id, "weights": "random"})
 
 
 def _from_bundle(folder: Path) -> Trained:
@@ -190,7 +220,7 @@ def bundle_network(
         trained: the network.
         folder: the bundle.
         size: (H, W) of its input; any size works.
-        output: `native`, `logits` or `labels`.
+        output: `native`, `logits`, `labels` or `panoptic`.
         target: what it is meant for.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
         extra: noted in the manifest besides the facts of `trained`.

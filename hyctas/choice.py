@@ -8,16 +8,19 @@ from pathlib import Path
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json
 from hyctas.genotype import Genotype
+from hyctas.published.source import is_source, read_source
 
 FORMAT_VERSION = 1
 
 
 def read_genotype(path: Path) -> Genotype:
-    """Read a genotype file.
+    """Read a genotype file, or give a released network (`published:S`, see `hyctas.published.source`).
 
     Raises:
         InvalidInput: no such file, or it describes no network.
     """
+    if is_source(str(path)):
+        return read_source(str(path))
     try:
         return Genotype.from_json(path.read_text())
     except UnicodeDecodeError:

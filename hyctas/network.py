@@ -74,9 +74,32 @@ class Network(nn.Module):
         """Map images (N, 3, H, W) to logits at the head's stride s: (N, classes, ceil(H / s), ceil(W / s))."""
         return self.forward_outputs(image)[SEMANTIC]
 
+    def forward_panoptic(self, image: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits, centres and offsets at the heads' stride: (N, classes + 1 + 2, h, w).
+
+        `hyctas.panoptic.split` takes them apart.
+
+        Raises:
+            InvalidInput: the network has no instance head.
+        """
+        return torch.cat(list(self.forward_outputs(image, (SEMANTIC, "centre", "offset")).values()), dim=1)
+
     def forward(self, image: Tensor) -> Tensor:
         """Map normalised images (N, 3, H, W) to logits at the same size: (N, classes, H, W)."""
         return upsample(self.padded_outputs(image)[0], image.shape[2:], self.output_stride)
+
+    def forward_all_logits(self, image: Tensor) -> list[Tensor]:
+        """Map images (N, 3, H, W) to the logits of the head and of every auxiliary head, each (N, classes, H, W)."""
+        names = [SEMANTIC, *(name for name in self.plan.outputs if name.startswith("auxiliary"))]
+        outputs = zip(names, self.padded_outputs(image, names), strict=True)
+        return [upsample(value, image.shape[2:], self.plan.node(name).stride) for name, value in outputs]
+
+    def finished(self) -> Network:
+        """Return a copy without what only training uses (the auxiliary heads)."""
+        network = Network(self.genotype, self.num_classes).to(next(self.parameters()).device)
+        state = self.state_dict()
+        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        return network.train(self.training)
 
     def folded(self) -> Network:
         """Return a copy in eval mode with batch norms merged into the convolutions before them."""
@@ -89,17 +112,16 @@ class Network(nn.Module):
 class Native(nn.Module):
     """A network whose `forward` gives native output: what latency is predicted and measured for.
 
-    A panoptic network's native output is three tensors: logits, centres, offsets.
+    For a network with an instance head that is `Network.forward_panoptic`.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        self.outputs = (SEMANTIC, "centre", "offset") if network.genotype.instance_head else (SEMANTIC,)
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        values = tuple(self.network.forward_outputs(image, self.outputs).values())
-        return values if len(values) > 1 else values[0]
+    def forward(self, image: Tensor) -> Tensor:
+        panoptic = self.network.genotype.instance_head is not None
+        return self.network.forward_panoptic(image) if panoptic else self.network.forward_native(image)
 
     def folded(self) -> Native:
         """Return a copy with batch norms folded."""

@@ -70,7 +70,7 @@ def export_network(job: ExportJob) -> None:
     target = choose_target(job.target, kind, path)
     open_runtime(target, job.threads)
     source = job.network or newest_run()
-    trained = load_trained(source, job.classes, random_weights=job.random_weights)
+    trained = load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint)
     size = size or trained.size
     if size is None:
         raise InvalidInput(f"{source} does not say for which image size; give --size HEIGHTxWIDTH")

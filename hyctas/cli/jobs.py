@@ -15,7 +15,7 @@ import tyro
 
 from export.errors import InvalidInput
 from export.target import Target, parse_size
-from hyctas.training.config import Recipe, SupernetRecipe
+from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 
 R = TypeVar("R", bound=Recipe)
 
@@ -27,7 +27,7 @@ class ProfileJob:
     run: Path = Path("runs/new")
     """Run folder; the table is RUN/latency.json."""
     space: str = "edge"
-    """Search space: edge, tiny, or a Python file with a function `space()`."""
+    """Search space: edge, tiny, published, or a Python file with a function `space()`."""
     size: str = "360x480"
     """Image size, HEIGHTxWIDTH."""
     target: str | None = None
@@ -80,7 +80,7 @@ class TrainJob:
             InvalidInput: a value of the wrong type, or out of range.
         """
         values: dict[str, Any] = json.loads(self.expert)
-        for name in ("minutes", "steps", "batch", "seed", "max_gmacs"):
+        for name in ("minutes", "steps", "batch", "seed", "max_gmacs", "auxiliary"):
             if getattr(self, name, None) is not None:
                 values[name] = getattr(self, name)
         for name in ("size", "crop"):
@@ -96,7 +96,7 @@ class TrainSupernetJob(TrainJob):
     """What `hyctas-train supernet` trains: RUN/supernet.safetensors."""
 
     space: str = "edge"
-    """Search space: edge, tiny, or a Python file with a function `space()`."""
+    """Search space: edge, tiny, published, or a Python file with a function `space()`."""
     max_gmacs: float | None = None
     """Largest network trained, in GMAC at the crop's size; choose it above what your device can run in time."""
 
@@ -108,9 +108,13 @@ class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
     network: Path | None = None
-    """Genotype JSON; default: the chosen network of RUN/pareto.json."""
+    """Genotype JSON, or published:S (M, L); default: the chosen network of RUN/pareto.json."""
     inherit: bool = False
     """Start from the weights of RUN/supernet.safetensors instead of random ones."""
+    auxiliary: float | None = None
+    """Weight of the losses of two more heads, at 1/16 and 1/32, that only training uses; default 0 (published: 0.2)."""
+
+    RECIPE: ClassVar[type[Recipe]] = NetworkRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +176,13 @@ class ExportJob:
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """model.onnx, model.pt2, model.engine, or a folder (no suffix, or a / at its end) for a whole bundle."""
     network: Path | None = None
-    """Run folder, genotype JSON, or bundle; default: the newest run with a trained network, printed."""
+    """Run folder, genotype JSON, published:S (M, L), or bundle; default: the newest run with a trained network, printed."""
+    checkpoint: Path | None = None
+    """Weights of the released code (.pth) for a published network."""
     target: str | None = None
     """What it is meant for, for instance onnxruntime-cpu:fp32; default: the best available one that runs such a file."""
-    output: Literal["native", "logits", "labels"] = "native"
-    """native: logits at the head's stride; logits: at image size; labels: their argmax."""
+    output: Literal["native", "logits", "labels", "panoptic"] = "native"
+    """native: logits at the head's stride; logits: at image size; labels: their argmax; panoptic: centres and offsets too."""
     size: str | None = None
     """Image size, HEIGHTxWIDTH; default: the one that the run or bundle was made for."""
     classes: int | None = None

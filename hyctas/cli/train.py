@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
-from hyctas.training.config import SupernetRecipe
+from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
     from hyctas.training.loop import Trainer
@@ -86,6 +86,7 @@ def train_network(job: TrainNetworkJob) -> None:
 
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
     recipe, data = job.recipe(), open_dataset(job.data)
+    assert isinstance(recipe, NetworkRecipe)
     config = {"recipe": asdict(recipe), "genotype": genotype.id, "inherit": job.inherit, "data": data.identity()}
     outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json")
     run = Run(job.run, "train-network", config, outputs, restart=job.restart)
@@ -105,13 +106,16 @@ def train_network(job: TrainNetworkJob) -> None:
     from hyctas.training.single import Single
 
     torch.manual_seed(recipe.seed)
-    network = load_supernet(job.run).extract(genotype) if job.inherit else build(genotype, data.num_classes)
+    network = build(genotype, data.num_classes, auxiliary=recipe.auxiliary > 0)
+    if job.inherit:
+        network.load_state_dict(load_supernet(job.run).extract(genotype).state_dict(), strict=recipe.auxiliary == 0)
     frames = Frames(data.source, "train", data.train, size=recipe.size)
-    step = Single(network, recipe, frames)
+    step = Single(network, recipe, frames, recipe.auxiliary)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"))
     _train("train network", trainer, step)
     if not is_first_process():
         return
+    network = network.finished()
     reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8), recipe.amp)
     scores = {}
     with bar("score network") as shown:

@@ -7,12 +7,13 @@ that lead from each pixel to its instance's centre: (dy, dx) in pixels.
 |----------------------|--------------------------------------------------|-------|
 | label -> targets     | `make_targets`                                   | numpy |
 | train                | `centre_loss`, `offset_loss`                     | torch |
-| output -> input size | `resize_outputs`                                 | torch |
+| output -> its parts  | `split`                                          | torch |
+| parts -> input size  | `resize_outputs`                                 | torch |
 | output -> segments   | `panoptic`, from `find_centres`, `assign_pixels` | torch |
 | score                | `PanopticQuality`                                | numpy |
 """
 
-from hyctas.panoptic.grouping import Panoptic, assign_pixels, find_centres, panoptic, resize_outputs
+from hyctas.panoptic.grouping import Panoptic, assign_pixels, find_centres, panoptic, resize_outputs, split
 from hyctas.panoptic.losses import centre_loss, offset_loss
 from hyctas.panoptic.quality import PanopticQuality, QualityMean, QualityResult
 from hyctas.panoptic.targets import Targets, make_targets
@@ -30,4 +31,5 @@ __all__ = [
     "offset_loss",
     "panoptic",
     "resize_outputs",
+    "split",
 ]

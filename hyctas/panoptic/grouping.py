@@ -31,6 +31,23 @@ class Panoptic:
     """int32 (H, W): 1..n without gaps on things, best centre first; 0 on stuff and void."""
 
 
+def split(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take a network's joined output (`Network.forward_panoptic`, an ONNX file's `panoptic`) apart.
+
+    Args:
+        output: (N, classes + 3, h, w).
+
+    Returns:
+        Logits (N, classes, h, w), centres (N, 1, h, w), offsets (N, 2, h, w).
+
+    Raises:
+        InvalidInput: another rank, or no channel left for classes.
+    """
+    if output.dim() != 4 or output.shape[1] < 4:
+        raise InvalidInput(f"a joined output has shape (N, classes + 3, h, w); got {tuple(output.shape)}")
+    return output[:, :-3], output[:, -3:-2], output[:, -2:]
+
+
 def find_centres(heatmap: Tensor, threshold: float = THRESHOLD, nms_kernel: int = NMS_KERNEL, top_k: int = TOP_K) -> Tensor:
     """Find the peaks of a heat map.
 

@@ -95,15 +95,6 @@ def drawn(name: str, base_channels: int = 16, head: int | str = 1) -> Genotype:
     return normal_form(complete(tuple(branches), base_channels, head))
 
 
-def by_name(name: str) -> Genotype:
-    """Return any network of this package at base 16 with head 1: S, M, L, drawn2, drawn3.
-
-    Raises:
-        InvalidInput: an unknown name.
-    """
-    return drawn(name) if name in DRAWN else genotype(name)
-
-
 def load_checkpoint(
     network: str | Genotype, state_dict: Mapping[str, Tensor], head: int | str = 1, *, auxiliary: bool = False
 ) -> PublishedNetwork:

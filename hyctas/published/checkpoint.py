@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,6 +152,29 @@ def load_checkpoint(
     module = PublishedNetwork(network, classes, auxiliary=auxiliary)
     module.load_state_dict(state_dict)
     return module.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a file that the released training code saved (torch.save), without executing anything from it.
+
+    A dictionary around the tensors (`state_dict`, `model`) and the prefix `module.` of parallel training are taken off.
+
+    Raises:
+        InvalidInput: no such file, not a file of torch.save, or without tensors.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"there is no checkpoint {path}")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(f"{path} is not a checkpoint of plain tensors as torch.save writes it ({first})") from None
+    for name in ("state_dict", "model"):
+        if isinstance(value, dict) and isinstance(value.get(name), dict):
+            value = value[name]
+    if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value):
+        raise InvalidInput(f"{path} holds no state dict (names and tensors)")
+    return {name.removeprefix("module."): tensor for name, tensor in value.items()}
 
 
 def _leading(name: str, state: Mapping[str, Any]) -> int:

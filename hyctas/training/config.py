@@ -56,6 +56,19 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkRecipe(Recipe):
+    """How one network is trained."""
+
+    auxiliary: float = 0.0
+    """Weight of the losses of two more heads, at 1/16 and 1/32, which the finished network does not have (published: 0.2)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.auxiliary <= 10:
+            raise InvalidInput(f"auxiliary is {self.auxiliary}; the weight of the auxiliary losses must be between 0 and 10")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SupernetRecipe(Recipe):
     """How a supernet is trained: every step the largest network on the labels, then smaller ones that also follow it."""
 

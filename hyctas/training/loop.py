@@ -105,7 +105,7 @@ class Trainer:
         """Say whether the budget is spent; all processes agree on the first one's clock."""
         finished = self.share >= 1
         if dist.is_initialized():
-            flag = torch.tensor([float(finished)])
+            flag = torch.tensor([float(finished)], device=default_device())
             dist.broadcast(flag, 0)
             finished = bool(flag.item())
         return finished
@@ -173,6 +173,16 @@ def average_gradients(model: nn.Module) -> None:
     for gradient in gradients:
         gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
         start += gradient.numel()
+
+
+def average_numbers(numbers: list[float]) -> list[float]:
+    """Average numbers over all processes."""
+    if not dist.is_initialized():
+        return numbers
+    shared = torch.tensor(numbers, dtype=torch.float64, device=default_device())
+    dist.all_reduce(shared)
+    averaged: list[float] = (shared / dist.get_world_size()).tolist()
+    return averaged
 
 
 def default_device() -> torch.device:

@@ -20,7 +20,7 @@ from hyctas.search_space import SearchSpace
 from hyctas.supernet import Supernet
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
-from hyctas.training.loop import default_device, start_processes, to_device
+from hyctas.training.loop import average_numbers, default_device, start_processes, to_device
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
 
 DRAW, LARGEST = 13, 14
@@ -102,6 +102,7 @@ class Sandwich:
         teacher, first = logits.detach(), float(loss.detach())
         for genotype in (self.drawer.smallest, *self.drawer.draw(step, self.ratios)):
             self._follow(genotype, images, labels, teacher, first)
+        self.state["lag"] = average_numbers(self.state["lag"])  # so that all processes draw the same networks
         return {"loss": first, **{f"rho{n}": share for n, share in enumerate(self.ratios, 1)}}
 
     def _follow(self, genotype: Genotype, images: Tensor, labels: Tensor, teacher: Tensor, first: float) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hyctas.data import Frames
+from hyctas.network import Network
 from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import default_device, start_processes, to_device
@@ -13,10 +14,17 @@ from hyctas.training.losses import class_weights, segmentation_loss
 
 
 class Single:
-    """One step of training any network that maps (N, 3, H, W) to logits (N, classes, H, W)."""
+    """One step of training any network that maps (N, 3, H, W) to logits (N, classes, H, W).
 
-    def __init__(self, network: nn.Module, recipe: Recipe, frames: Frames) -> None:
-        self.network, self.recipe = network, recipe
+    Args:
+        network: in place.
+        recipe: batch, loss, seed.
+        frames: images to train on.
+        auxiliary: weight of the loss of each auxiliary head; above 0 the network must have been built with them.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, frames: Frames, auxiliary: float = 0.0) -> None:
+        self.network, self.recipe, self.auxiliary = network, recipe, auxiliary
         rank, world = start_processes()
         self.device = default_device()
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -28,7 +36,17 @@ class Single:
         self.network.train()
         images, labels = to_device(self.feed.batch(step), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits = self.network(images)
+            logits, *others = self._logits(images)
         loss = segmentation_loss(logits, labels, self.weights, self.recipe.loss)
-        loss.backward()
+        total = loss
+        for other in others:
+            total = total + self.auxiliary * segmentation_loss(other, labels, self.weights, self.recipe.loss)
+        total.backward()
         return {"loss": float(loss.detach())}
+
+    def _logits(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of the head and of the auxiliary heads in use, all at the images' size."""
+        if not self.auxiliary:
+            return [self.network(images)]
+        assert isinstance(self.network, Network)
+        return self.network.forward_all_logits(images)
