@@ -1,36 +1,42 @@
-"""List what a supernet must hold: every weight slot of a space with its largest operator. No torch here."""
+"""List what a supernet must hold: every weight slot of a space, with the largest version of each of its layers. No torch here."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 
 from hyctas.node import slot_name
-from hyctas.operators import Operator, SelfAttention
+from hyctas.operators import Layer, Norm, Operator, Scalar
 from hyctas.plan import lower
 from hyctas.search_space import SearchSpace
 
+Layers = dict[str, Layer | Norm | Scalar]
+"""By name."""
 
-def slots(space: SearchSpace, num_classes: int) -> dict[str, Operator]:
-    """Map every slot to an operator at least as wide as any that a network of the space puts there."""
-    found: dict[str, Operator] = {}
+
+def slots(space: SearchSpace, num_classes: int) -> dict[str, Layers]:
+    """Map every slot to layers at least as wide as any that a network of the space puts there."""
+    found: dict[str, Layers] = {}
     for operator, stride, ordinal in space.cells():
-        _grow(found, slot_name("trunk", stride, ordinal, operator), operator, (0,))
+        _grow(found.setdefault(slot_name("trunk", stride, ordinal, operator), {}), operator, (0,))
     # the largest branch set comes first: with it, fusion's blocks appear in order
     for genotype in space.frames():
         for node in lower(genotype, (32, 32), num_classes).nodes:
             if node.part != "trunk":
-                _grow(found, node.slot, node.operator, node.blocks)
+                _grow(found.setdefault(node.slot, {}), node.operator, node.blocks)
     return found
 
 
-def _grow(found: dict[str, Operator], slot: str, operator: Operator, blocks: tuple[int, ...]) -> None:
+def _grow(slot: Layers, operator: Operator, blocks: Sequence[int]) -> None:
     """Widen a slot so that it holds an operator too."""
-    old = found.get(slot)
-    sources = dict(enumerate(old.sources)) if old else {}
-    for block, channels in zip(blocks, operator.sources, strict=True):
-        sources[block] = max(channels, sources.get(block, 0))
-    bigger = operator if old is None or operator.out >= old.out else old
-    if isinstance(operator, SelfAttention) and isinstance(bigger, SelfAttention):
-        known = old.qk_channels if isinstance(old, SelfAttention) else 0
-        bigger = dataclasses.replace(bigger, heads=1, qk_channels=max(known, operator.qk_channels))
-    found[slot] = dataclasses.replace(bigger, sources=tuple(sources[block] for block in range(len(sources))))
+    for layer in operator.layers():
+        known = slot.get(layer.name)
+        if known is None:
+            slot[layer.name] = layer
+        elif isinstance(layer, Norm) and isinstance(known, Norm):
+            slot[layer.name] = replace(known, channels=max(known.channels, layer.channels))
+        elif isinstance(layer, Layer) and isinstance(known, Layer):
+            sources = list(known.sources)
+            for block, channels in zip(blocks if len(sources) > 1 else (0,), layer.sources, strict=True):
+                sources[block] = max(sources[block], channels)
+            slot[layer.name] = replace(known, sources=tuple(sources), out=max(known.out, layer.out))

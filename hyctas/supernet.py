@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyctas.blocks import Block, ConvNorm, compute, upsample
+from hyctas.blocks import ConvNorm, compute, initialise, layer_module, upsample
 from hyctas.genotype import Genotype
 from hyctas.network import Network, attach
 from hyctas.operators import Layer, Norm, Operator, Scalar
 from hyctas.plan import IMAGE, SEMANTIC, Node, lower
 from hyctas.search_space import SearchSpace
-from hyctas.slots import slots
+from hyctas.slots import Layers, slots
 
 
 def slice_weight(weight: Tensor, full: Layer, wanted: Layer, blocks: Sequence[int]) -> Tensor:
@@ -37,13 +37,15 @@ def slice_weight(weight: Tensor, full: Layer, wanted: Layer, blocks: Sequence[in
 class Slot(nn.Module):
     """The shared weights of one slot."""
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, layers: Layers) -> None:
         super().__init__()
-        self.full = {layer.name: layer for layer in operator.layers()}
-        for name, module in Block(operator).named_children():
+        self.full = layers
+        for name, layer in layers.items():
+            module = layer_module(layer)
             if isinstance(module, ConvNorm) and module.norm is not None:
                 module.norm = _without_statistics(module.norm)
             self.add_module(name, _without_statistics(module) if isinstance(module, nn.BatchNorm2d) else module)
+        initialise(self)
 
     def tensors(self, layer: Layer | Norm | Scalar, blocks: Sequence[int]) -> dict[str, Tensor]:
         """Return the sliced tensors of a layer, named as in a network's state dict below the layer's name."""
@@ -84,8 +86,8 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace, num_classes: int) -> None:
         super().__init__()
         self.space, self.num_classes = space, num_classes
-        for name, operator in slots(space, num_classes).items():
-            attach(self, name, Slot(operator))
+        for name, layers in slots(space, num_classes).items():
+            attach(self, name, Slot(layers))
 
     def slot(self, node: Node) -> Slot:
         """Return the slot of a plan's node."""

@@ -318,6 +318,10 @@ class PublishedSpace:
             for ordinal in range(self.layers - position):
                 for op in OPERATORS[1:]:
                     yield cell_operator(cell(op, width, 1), (width,), ARITHMETIC), row, ordinal
+                # an attention that changes the width has one more layer, its shortcut
+                narrow = channels(row, self.base_channels, WIDTHS[0])
+                yield cell_operator(cell("attention", width, 1), (narrow,), ARITHMETIC), row, ordinal
+                yield cell_operator(cell("attention", narrow, 1), (width,), ARITHMETIC), row, ordinal
                 if row == 32 or ordinal > self.layers - 2:
                     continue
                 wide = channels(row * 2, self.base_channels)

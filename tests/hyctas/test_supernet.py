@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hyctas.network import Network
+from hyctas.operators import Layer
 from hyctas.plan import lower
 from hyctas.slots import slots
 from hyctas.space import edge, tiny
@@ -44,10 +45,14 @@ def test_a_slice_computes_the_same_as_the_extracted_network(seed: int, size: tup
 @settings(max_examples=50)
 def test_every_network_of_edge_fits_its_slots(seed: int) -> None:
     for node in lower(EDGE.sample(np.random.default_rng(seed)), (32, 32), 11).nodes:
-        full = EDGE_SLOTS[node.slot]
-        assert type(full) is type(node.operator) and full.out >= node.operator.out
-        for block, channels in zip(node.blocks, node.operator.sources, strict=True):
-            assert full.sources[block] >= channels
+        for layer in node.operator.layers():
+            full = EDGE_SLOTS[node.slot][layer.name]
+            assert type(full) is type(layer)
+            if isinstance(layer, Layer) and isinstance(full, Layer):
+                assert full.out >= layer.out and (full.kernel, full.stride) == (layer.kernel, layer.stride)
+                blocks = node.blocks if len(full.sources) > 1 else (0,)
+                for block, channels in zip(blocks, layer.sources, strict=True):
+                    assert full.sources[block] >= channels
 
 
 def test_only_the_slots_of_a_network_get_gradients() -> None:
