@@ -122,6 +122,8 @@ def test_panoptic_onnx_and_its_parity(tmp_path: Path) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias)  # zeros would be left out of the file
     path = tmp_path / "model.onnx"
     report = export_onnx(network, (64, 96), path, "panoptic")
     assert report.output.name == "panoptic" and report.output.shape == (1, 8, 16, 24)
