@@ -121,6 +121,6 @@ def test_full_disk_keeps_the_old_file(net: Net, tmp_path: Path, monkeypatch: pyt
 
 def test_lazy_names() -> None:
     assert export.export_onnx is export_onnx
-    assert OUTPUTS == ("native", "logits", "labels")
+    assert OUTPUTS == ("native", "logits", "labels", "panoptic")
     with pytest.raises(AttributeError):
         export.nothing  # noqa: B018
