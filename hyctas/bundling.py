@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 RUN_FILES = ("network.safetensors", "genotype.json", "labels.json")
 PREPROCESSING = Preprocessing(mean=MEAN, std=STD)
+RELEASED_PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""ImageNet's, which the released training code normalises with."""
 PROOF = {".onnx": Target("onnxruntime-cpu", "fp32"), ".pt2": Target("torch-cpu", "fp32")}
 """Kinds of files that can be written, and where each is compared with PyTorch whatever target it is meant for."""
 
@@ -48,6 +50,8 @@ class Trained:
     labels: Labels
     size: tuple[int, int] | None
     """(H, W) that it was made for, where that is known."""
+    preprocessing: Preprocessing = PREPROCESSING
+    """What its images need."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For manifests: genotype id, whether the weights are trained or random, and the scores where known."""
 
@@ -109,7 +113,8 @@ def _from_checkpoint(genotype: Genotype, path: Path) -> Trained:
     module = load_checkpoint(genotype, state, auxiliary=any("_head_aux" in name for name in state))
     network = module.network.finished()
     facts = {"genotype": genotype.id, "weights": "released checkpoint", "checkpoint_sha256": sha256(path)}
-    return Trained(network.eval(), network.genotype, _numbered(network.num_classes), None, facts)
+    labels = _numbered(network.num_classes)
+    return Trained(network.eval(), network.genotype, labels, None, RELEASED_PREPROCESSING, facts)
 
 
 def _numbered(classes: int) -> Labels:
@@ -128,14 +133,27 @@ def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(genotype, classes)
-    return Trained(network.eval(), genotype, _numbered(classes), None, {"genotype": genotype.id, "weights": "random"})
+    facts = {"genotype": genotype.id, "weights": "random"}
+    return Trained(network.eval(), genotype, _numbered(classes), None, facts=facts)
 
 
 def _from_bundle(folder: Path) -> Trained:
     bundle = read_bundle(folder)
     genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
     facts = {"weights": "trained", **bundle.manifest.extra, "genotype": genotype.id}
-    return Trained(_with_weights(genotype, labels, bundle.weights), genotype, labels, bundle.manifest.size, facts)
+    network = _with_weights(genotype, labels, bundle.weights)
+    return Trained(network, genotype, labels, bundle.manifest.size, _preprocessing(folder / "model.onnx"), facts)
+
+
+def _preprocessing(path: Path) -> Preprocessing:
+    """Read what the images of a bundle's model need."""
+    import onnx
+
+    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    try:
+        return Preprocessing.from_json(json.loads(found["preprocessing"]))
+    except (KeyError, ValueError, InvalidInput) as error:
+        raise CorruptFile(path, f"lacks the metadata preprocessing ({error})") from None
 
 
 def _from_run(folder: Path) -> Trained:
@@ -150,7 +168,7 @@ def _from_run(folder: Path) -> Trained:
     facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
     if (folder / "scores.json").exists():
         facts["miou"] = _scores(folder / "scores.json")
-    return Trained(network, genotype, labels, _run_size(folder), facts)
+    return Trained(network, genotype, labels, _run_size(folder), facts=facts)
 
 
 def _with_weights(genotype: Genotype, labels: Labels, path: Path) -> Network:
@@ -231,7 +249,7 @@ def bundle_network(
         Unavailable: onnxruntime is missing, so parity cannot be proven.
     """
     return write_bundle(
-        folder, module=trained.network, size=size, labels=trained.labels.to_json(), preprocessing=PREPROCESSING.to_json(),
+        folder, module=trained.network, size=size, labels=trained.labels.to_json(), preprocessing=trained.preprocessing.to_json(),
         genotype_json=trained.genotype.to_json(), weights=weights_bytes(trained.network, {"genotype": trained.genotype.id}),
         output=output, target=target, extra={**trained.facts, **(extra or {})}, examples=examples,
     )  # fmt: skip
@@ -289,7 +307,7 @@ def prove(
     from export.parity import check_parity
     from export.runtimes import open_runtime
 
-    images = [PREPROCESSING.apply(Image.fromarray(example), size) for example in examples]
+    images = [trained.preprocessing.apply(Image.fromarray(example), size) for example in examples]
     with open_runtime(target, threads=1).load_file(path) as session:
         # parity reads from the output's name what to compare with; a .pt2 file does not keep the name
         session.outputs = (replace(session.outputs[0], name=output),)
@@ -323,7 +341,7 @@ def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: st
     from export.onnx_file import Output, export_onnx
 
     about = {
-        "preprocessing": json.dumps(PREPROCESSING.to_json()), "labels": json.dumps(trained.labels.to_json()),
+        "preprocessing": json.dumps(trained.preprocessing.to_json()), "labels": json.dumps(trained.labels.to_json()),
         "genotype": trained.genotype.to_json(), "size": format_size(size), "output": output,
     }  # fmt: skip
     if path.suffix == ".onnx":

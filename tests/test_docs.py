@@ -18,6 +18,7 @@ import pytest
 from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
 from export.parity import ParityReport
+from hyctas import published
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
@@ -27,7 +28,7 @@ from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
 from hyctas.space import AttentionVariant, Space, edge
 from hyctas.space_file import load_space
-from hyctas.training.config import Recipe, SupernetRecipe
+from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 from latency import Protocol
 from latency.calibration import Calibration
 from latency.fidelity import Fidelity
@@ -134,7 +135,7 @@ def test_nothing_is_left_to_fill_in(path: Path) -> None:
     assert "<<" not in path.read_text(), "a marker is left"
 
 
-@pytest.mark.parametrize("kind", [Recipe, SupernetRecipe, ProfileJob, SearchJob])
+@pytest.mark.parametrize("kind", [Recipe, NetworkRecipe, SupernetRecipe, ProfileJob, SearchJob])
 def test_every_setting_is_described(kind: type) -> None:
     text = (ROOT / "docs/configuration.md").read_text()
     for field in dataclasses.fields(kind):
@@ -175,6 +176,31 @@ def test_every_field_of_the_formats_is_described(kind: type) -> None:
 def test_every_field_of_a_space_is_described(kind: type) -> None:
     text = (ROOT / "docs/own_space.md").read_text()
     assert all(f"`{field.name}`" in text for field in dataclasses.fields(kind))
+
+
+def test_every_difference_is_described() -> None:
+    text = (ROOT / "docs/published.md").read_text()
+    assert all(f"| `{field.name}` |" in text for field in dataclasses.fields(Arithmetic))
+
+
+@page
+def test_named_tests_exist(path: Path) -> None:
+    for name, function in re.findall(r"\b(test_\w+\.py)::(test_\w+)", path.read_text()):
+        files = list((ROOT / "tests").rglob(name))
+        assert len(files) == 1 and f"def {function}(" in files[0].read_text(), f"{path.name} names {name}::{function}"
+
+
+def test_the_python_of_published_md_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from hyctas.published.checkpoint import PublishedNetwork
+
+    genotype = published.genotype("S", 6)
+    torch.save(PublishedNetwork(genotype, 19).state_dict(), tmp_path / "best.pth")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/published.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    exec("\n".join(blocks), {})
 
 
 def test_the_example_space() -> None:

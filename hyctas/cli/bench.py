@@ -214,7 +214,7 @@ def _model(path: Path, kind: str, name: str, target: Target, size: tuple[int, in
 
     if kind != RUN and not (kind == BUNDLE and target.runtime.startswith("torch-")):
         return BenchModel(name, path=path, size=size)
-    from hyctas.bundling import PREPROCESSING, load_trained
+    from hyctas.bundling import load_trained
 
     trained = load_trained(path)
     own = trained.size
@@ -222,7 +222,7 @@ def _model(path: Path, kind: str, name: str, target: Target, size: tuple[int, in
         raise InvalidInput(f"{path} is made for {format_size(own)}, asked for {format_size(size)}; leave --size out")
     if (size or own) is None:
         raise InvalidInput(f"{path} does not say for which image size; give --size HEIGHTxWIDTH")
-    return BenchModel(name, module=trained.network, size=size or own, preprocessing=PREPROCESSING)
+    return BenchModel(name, module=trained.network, size=size or own, preprocessing=trained.preprocessing)
 
 
 def _street(model: BenchModel, runtime: Runtime) -> list[bytes]:

@@ -135,3 +135,7 @@ def finish(run: Path, data: DataSet, size: str, target: str, threads: int, secon
     names = ("latency.json", "supernet.safetensors", "history.jsonl", "pareto.json", "pareto.svg", "bundle", "fps.json",
              "report.md", "report.html")  # fmt: skip
     say("\n" + show_front(run) + "\nwrote:\n" + "\n".join(f"  {run / name}" for name in names))
+
+
+if __name__ == "__main__":
+    main()

@@ -187,3 +187,7 @@ def show_front(run: Path) -> str:
         lines.append(f"warning: no measured network of the front keeps {limit_ms:.2f} ms; the fastest needs {latency_ms:.2f} ms. "
                      "Repeat the search with a tighter limit.")  # fmt: skip
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

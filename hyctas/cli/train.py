@@ -143,3 +143,7 @@ def _train(name: str, trainer: Trainer, step: Sandwich | Single) -> None:
     with bar(name) as shown:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.errors import InvalidInput
+from hyctas.blocks import upsample
 
 THRESHOLD, NMS_KERNEL, TOP_K, STUFF_AREA = 0.1, 7, 200, 2048
 """The released configuration for Cityscapes; the released one for COCO has an NMS kernel of 41 and a stuff area of 4096."""
+STRIDES = (1, 2, 4, 8, 16, 32)
+"""Strides that outputs can have."""
 CHUNK_ELEMENTS = 1 << 20
 """Most distances (centres x pixels) held at a time: 4 MiB in fp32."""
 
@@ -188,8 +191,10 @@ def panoptic(
 def resize_outputs(centre: Tensor, offset: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Resize both heads' outputs bilinearly, and scale the offsets to the new pixels.
 
-    The factors are the true ratios, H/h for dy and W/w for dx. The published code multiplies both by the integer
-    (H-1)//(h-1), a known defect: at 1/32 that is 33 instead of 32 for 1024 rows and 34 for 512, and for h = 1 it fails.
+    Where h, w are H, W divided by a head's stride s and rounded up (s a power of two), the outputs are enlarged by exactly s
+    and cropped, as a network's logits are; else they are stretched by the true ratios, H/h for dy and W/w for dx. The
+    published code multiplies both by the integer (H-1)//(h-1), a known defect: at 1/32 that is 33 instead of 32 for 1024 rows
+    and 34 for 512, and for h = 1 it fails.
 
     Args:
         centre: (N, 1, h, w), any float.
@@ -208,6 +213,9 @@ def resize_outputs(centre: Tensor, offset: Tensor, size: tuple[int, int]) -> tup
             f"wanted centre (N, 1, h, w), offset (N, 2, h, w) and a size (H, W) with a pixel at least; "
             f"got {tuple(centre.shape)}, {tuple(offset.shape)} and {tuple(size)}"
         )
+    stride = next((s for s in STRIDES if [-(-size[0] // s), -(-size[1] // s)] == old), None)
+    if stride is not None:
+        return upsample(centre.float(), size, stride), upsample(offset.float(), size, stride) * stride
     centre, offset = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in (centre, offset))
     ratio = torch.tensor([size[0] / old[0], size[1] / old[1]], device=offset.device)
     return centre, offset * ratio[:, None, None]

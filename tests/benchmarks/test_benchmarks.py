@@ -13,8 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compare import account
 from benchmarks.fidelity import run as judge_table
+from benchmarks.published import drawing, numbers
 from benchmarks.yardstick import Yardstick
 from export.errors import InvalidInput
+from hyctas import published
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_yardstick_costs() -> None:
@@ -62,6 +66,12 @@ def test_account(tmp_path: Path) -> None:
                      "| sky | absent | absent | absent | absent |", "MAPE 4.0 %", "takes 0.50 of",
                      "hyctas-bench a b"):  # fmt: skip
         assert (expected in text) == (expected != "secret"), expected
+
+
+def test_pages_of_the_published_networks_are_up_to_date() -> None:
+    assert (DOCS / "published_numbers.md").read_text() == numbers(), "run python -m benchmarks.published --out docs"
+    for name in published.NAMES:
+        assert (DOCS / f"published_{name}.svg").read_text() == drawing(name), name
 
 
 def test_fidelity_refuses_too_few_networks() -> None:

@@ -248,7 +248,7 @@ def test_wrong_input_is_a_sentence(call: object, message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize(("old", "new"), [((32, 64), (1024, 2048)), ((3, 5), (21, 40)), ((1, 1), (7, 9)), ((9, 8), (4, 3))])
+@pytest.mark.parametrize(("old", "new"), [((32, 64), (1024, 2048)), ((3, 5), (24, 40)), ((3, 5), (20, 41)), ((2, 3), (7, 90)), ((9, 8), (4, 3))])
 def test_resized_offsets_lead_to_the_same_point(old: tuple[int, int], new: tuple[int, int]) -> None:
     def towards(point: tuple[float, float], size: tuple[int, int]) -> torch.Tensor:
         """Return offsets to a point given as fractions of height and width."""
@@ -264,6 +264,14 @@ def test_resized_offsets_lead_to_the_same_point(old: tuple[int, int], new: tuple
     constant = resize_outputs(torch.ones(2, 1, *old), torch.ones(2, 2, *old), new)[1]
     for channel in range(2):
         torch.testing.assert_close(constant[:, channel], torch.full((2, *new), new[channel] / old[channel]))
+
+
+def test_sizes_that_are_no_multiple_of_the_stride_are_cropped() -> None:
+    """As a network crops its logits: outputs of 21x38 at stride 8 are those of 24x40, cut."""
+    centre, offset = torch.rand(1, 1, 3, 5), torch.rand(1, 2, 3, 5)
+    whole, cut = resize_outputs(centre, offset, (24, 40)), resize_outputs(centre, offset, (21, 38))
+    for full, part in zip(whole, cut, strict=True):
+        assert torch.equal(part, full[:, :, :21, :38])
 
 
 def test_losses_by_hand_and_their_gradients() -> None:

@@ -22,7 +22,7 @@ from export.errors import InvalidInput
 from export.onnx_file import export_onnx
 from export.parity import check_parity
 from hyctas import published
-from hyctas.bundling import load_trained
+from hyctas.bundling import RELEASED_PREPROCESSING, bundle_network, load_trained
 from hyctas.genotype import Cell, Genotype
 from hyctas.published.checkpoint import PublishedNetwork, read_checkpoint
 from hyctas.published.frame import attention, complete
@@ -203,7 +203,9 @@ def test_checkpoint_files(tmp_path: Path) -> None:
     image = fill.image(33, 47)
     with torch.inference_mode():
         assert torch.equal(trained.network.forward_native(image), published.load_checkpoint("S", state)(image))
-    assert trained.facts["weights"] == "released checkpoint"
+    assert trained.facts["weights"] == "released checkpoint" and trained.preprocessing == RELEASED_PREPROCESSING
+    bundle_network(trained, tmp_path / "bundle", (64, 96))
+    assert load_trained(tmp_path / "bundle").preprocessing == RELEASED_PREPROCESSING, "a bundle keeps what its images need"
     with pytest.raises(InvalidInput, match="goes with a published network"):
         load_trained(tmp_path, checkpoint=path)
     path.write_bytes(path.read_bytes()[:1000])
