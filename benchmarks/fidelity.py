@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.ending import one_sentence
 from export.errors import CheckFailed, InvalidInput
@@ -22,11 +27,16 @@ from export.target import Target, format_size, parse_size
 from hyctas.calibrate import calibrate, measure_networks
 from hyctas.plan import lower
 from hyctas.space_file import load_space
-from hyctas.workloads import CostModel, calibration_networks, units, workloads
+from hyctas.workloads import CostModel, draw_networks, units, workloads
 from latency import LatencyTable, Protocol, judge, predict, profile
+from latency.calibration import Calibration
+from latency.fidelity import Fidelity
+from latency.judge import conformal_bound
+from latency.predict import compare
 
 FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""
+CONFIDENCE = 0.95
 
 
 def main() -> None:
@@ -57,14 +67,16 @@ def run(arguments: argparse.Namespace) -> None:
     if found != (str(target), arguments.threads):
         raise InvalidInput(f"the table was made for {found[0]} with {found[1]} threads, not {target} with {arguments.threads}")
     model = CostModel(space, table, size, arguments.classes)
-    calibrated_ids = {g.id for g in calibration_networks(space, 200, 0, CALIBRATE)}
-    fresh = calibration_networks(space, arguments.networks + 20, arguments.seed, FRESH)
+    calibrated_ids = {g.id for g in draw_networks(space, 2000, 0, CALIBRATE)}
+    fresh = draw_networks(space, arguments.networks + 50, arguments.seed, FRESH)
     networks = [g for g in fresh if g.id not in calibrated_ids][: arguments.networks]
     first, second = measure_networks(networks, runtime, size, arguments.classes, repeats=2)
     plans = [units(lower(g, size, arguments.classes)) for g in networks]
     predicted = [model.costs(g).latency_ms for g in networks]
     sums = [predict(plan, table) for plan in plans]
     judgement, plain = judge(predicted, first, repeat=second), judge(sums, first)
+    models = compare(plans, first, table)
+    covered, factor = coverage(model.calibration, predicted, first)
     if not all(value > 0 for value in first):
         raise CheckFailed("a measured latency is not positive")
     heading = (
@@ -73,19 +85,63 @@ def run(arguments: argparse.Namespace) -> None:
     )
     kind = model.calibration.model if model.calibration else "none"
     text = (
-        f"# Predicted against measured latency\n\n{heading}; {fingerprint()['cpu']}; calibration: {kind}\n\n"
-        f"{judgement.to_markdown()}\n\nPlain sum of operators, without calibration: MAPE {plain.fidelity.mape:.2%}, "
-        f"Spearman {plain.fidelity.spearman:.4f}\n"
+        f"# Predicted against measured latency\n\n{heading}; {fingerprint()['cpu']}, {fingerprint()['cores']} cores; "
+        f"calibration: {kind}\n\n"
+        f"{judgement.to_markdown()}\nPlain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, "
+        f"Spearman {plain.fidelity.spearman:.3f}. Upper bound of {CONFIDENCE:.0%} ({factor:.3f} x prediction): kept by "
+        f"{covered:.0%} of the networks.\n\n{models_table(models)}"
     )
     print(text)
     if arguments.out:
         points = [{"id": g.id, "predicted_ms": p, "sum_ms": s, "measured_ms": m, "repeat_ms": r}
                   for g, p, s, m, r in zip(networks, predicted, sums, first.tolist(), second.tolist(), strict=True)]  # fmt: skip
         result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": table.identity.to_json(),
-                  "judgement": judgement.to_json(), "plain_sum": plain.to_json(), "networks": points}  # fmt: skip
+                  "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
+                  "bound": {"confidence": CONFIDENCE, "factor": factor, "coverage": covered},
+                  "models": {name: asdict(score) for name, score in models.items()}, "networks": points}  # fmt: skip
         write_json(arguments.out.with_suffix(".json"), json.loads(json.dumps(result)))
         command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
         write_text(arguments.out.with_suffix(".md"), f"{text}\n```\n{command}\n```\n")
+        write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
+
+
+def coverage(calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray) -> tuple[float, float]:
+    """Return which share of networks stays below the upper bound, and the bound's factor (nan without a calibration)."""
+    if calibration is None:
+        return math.nan, math.nan
+    factor = max(1.0, conformal_bound(calibration.ratios, CONFIDENCE))
+    return float(np.mean(measured <= factor * np.asarray(predicted))), factor
+
+
+def models_table(models: Mapping[str, Fidelity]) -> str:
+    """Write how every model does where it is fitted on four fifths of these networks and judged on the rest."""
+    lines = [
+        "Models, by five-fold cross-validation on these networks (`latency.calibration`; `macs` uses no table):", "",
+        "| model | MAPE | within 5 % | within 10 % | Spearman | Kendall |", "|---|---:|---:|---:|---:|---:|",
+        *(f"| {name} | {f.mape:.1%} | {f.within5:.0%} | {f.within10:.0%} | {f.spearman:.3f} | {f.kendall:.3f} |"
+          for name, f in models.items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> str:
+    """Draw predicted against measured latency, with lines at equality and 10 % off."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from hyctas.report.plot import STYLE, svg
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 6.0), layout="constrained")
+        axes = figure.add_subplot()
+        ends = np.array([min(*predicted, *measured) * 0.9, max(*predicted, *measured) * 1.1])
+        axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color="#3f86d6", alpha=0.15, label="within 10 %", linewidth=0)
+        axes.plot(ends, ends, color="#75808f", linewidth=1)
+        axes.scatter(measured, predicted, s=14, color="#d9480f", alpha=0.8, label=f"{len(predicted)} networks", zorder=3)
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured (ms)", ylabel="predicted (ms)")
+        axes.set_title(heading, fontsize=8)
+        axes.legend(frameon=False, fontsize=9)
+        return svg(figure)
 
 
 def _profiled(arguments: argparse.Namespace) -> LatencyTable:

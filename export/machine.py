@@ -13,8 +13,8 @@ _EXTENSIONS = "avx2 avx512f avx512_bf16 avx512_vnni avx_vnni amx_bf16 amx_int8 a
 """The instruction sets that decide which kernels a CPU runtime picks."""
 
 
-def fingerprint() -> dict[str, Any]:
-    """Return CPU model, instruction sets, cores, operating system, Python and NVIDIA GPUs; equal on every call."""
+def hardware() -> dict[str, Any]:
+    """Return what decides the speed of a runtime: CPU model, instruction sets, cores, NVIDIA GPUs with their driver."""
     model, flags = _cpu()
     return {
         "cpu": model,
@@ -22,11 +22,14 @@ def fingerprint() -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "usable_cores": usable_cores(),
         "architecture": platform.machine(),
-        "os": _os(),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
         "gpus": gpus(),
     }
+
+
+def fingerprint() -> dict[str, Any]:
+    """Return the hardware, operating system and Python; equal on every call."""
+    system = {"os": _os(), "kernel": f"{platform.system()} {platform.release()}", "python": platform.python_version()}
+    return {**hardware(), **system}
 
 
 def usable_cores() -> int:

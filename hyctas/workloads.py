@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import TableMismatch
+from export.errors import InvalidInput, TableMismatch
 from export.target import format_size
 from hyctas.genotype import Genotype
 from hyctas.operators import DownUp, from_key
@@ -18,6 +18,7 @@ from hyctas.search_space import SearchSpace
 from hyctas.space import SPACES
 from latency import LatencyTable, Unit, Workload
 from latency.calibration import Calibration
+from latency.judge import conformal_bound
 from latency.predict import predict
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Costs:
 
     latency_ms: float
     """Predicted; for native output (logits at the head's stride)."""
+    bound_ms: float
+    """What the latency stays below with the model's confidence; without one, the prediction itself."""
     parameters: int
     macs: int
     memory_mib: float
@@ -70,13 +73,17 @@ class CostModel:
         table: latency table that holds all operators of the space at the size.
         size: height and width of the image.
         num_classes: number of classes.
+        confidence: of the upper bound, above 0 and below 1; none: the bound is the prediction.
 
     Raises:
         MissingKeys: the table lacks operators.
         TableMismatch: the table's calibration was made for another version of the space.
+        InvalidInput: a confidence that the calibration has too few networks for, or without a calibration.
     """
 
-    def __init__(self, space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int) -> None:
+    def __init__(
+        self, space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, confidence: float | None = None
+    ) -> None:
         self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
         name = space.name if space.name in SPACES else "YOUR_SPACE.py"
         command = (
@@ -85,6 +92,7 @@ class CostModel:
         )
         table.require(space.keys(size, num_classes), command)
         self.calibration = find_calibration(space, table, size)
+        self.confidence, self.bound_factor = confidence, _bound_factor(self.calibration, confidence, command)
         self._known: dict[str, Costs] = {}
 
     def costs(self, genotype: Genotype) -> Costs:
@@ -94,8 +102,20 @@ class CostModel:
             plan = lower(genotype, self.size, self.num_classes)
             memory = (plan.peak_bytes + plan.weight_bytes) / 2**20
             latency_ms = predict(units(plan), self.table, self.calibration)
-            self._known[name] = Costs(latency_ms, plan.parameters, plan.macs, memory)
+            self._known[name] = Costs(latency_ms, self.bound_factor * latency_ms, plan.parameters, plan.macs, memory)
         return self._known[name]
+
+
+def _bound_factor(calibration: Calibration | None, confidence: float | None, command: str) -> float:
+    """Return what turns a prediction into an upper bound: at least 1."""
+    if confidence is None:
+        return 1.0
+    if calibration is None:
+        raise InvalidInput(f"a bound of confidence {confidence} needs a calibrated table; measure whole networks: {command}")
+    try:
+        return max(1.0, conformal_bound(calibration.ratios, confidence))
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; measure more: {command} --networks N --restart") from None
 
 
 def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, int]) -> Calibration | None:
@@ -119,8 +139,8 @@ def calibration_name(space: SearchSpace, size: tuple[int, int]) -> str:
     return f"{space.name}@{format_size(size)}"
 
 
-def calibration_networks(space: SearchSpace, count: int, seed: int, purpose: int) -> list[Genotype]:
-    """Draw distinct networks that spread over the space's costs.
+def draw_networks(space: SearchSpace, count: int, seed: int, purpose: int) -> list[Genotype]:
+    """Draw distinct networks of a space.
 
     Args:
         space: where they come from.
@@ -134,6 +154,38 @@ def calibration_networks(space: SearchSpace, count: int, seed: int, purpose: int
         genotype = space.sample(rng)
         found.setdefault(genotype.id, genotype)
     return list(found.values())
+
+
+POOL = 20
+"""Networks drawn per network that a calibration measures."""
+
+
+def calibration_networks(
+    space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, count: int, purpose: int
+) -> list[Genotype]:
+    """Choose the networks that a calibration measures: half as they are drawn, half evenly over the range of latencies.
+
+    A search works where limits are, and draws are thin there: small networks are rare among random ones. Every other network
+    is therefore taken from a large draw, at even steps of the logarithm of the plain sum of its operators.
+
+    Args:
+        space: where they come from.
+        table: holds all operators of the space at the size.
+        size: height and width of the image.
+        num_classes: number of classes.
+        count: how many.
+        purpose: of the random draw.
+    """
+    pool = draw_networks(space, POOL * count, 0, purpose)
+    drawn, rest = pool[: count - count // 2], pool[count - count // 2 :]
+    sums = np.log([predict(units(lower(genotype, size, num_classes)), table) for genotype in rest])
+    chosen: list[int] = []
+    for wanted in np.linspace(sums.min(), sums.max(), count // 2):
+        free = np.setdiff1d(np.arange(len(rest)), chosen)
+        chosen.append(int(free[np.argmin(np.abs(sums[free] - wanted))]))
+    networks = drawn + [rest[index] for index in chosen]
+    order = np.random.default_rng([0, purpose, 1]).permutation(len(networks))  # so that drift favours neither kind
+    return [networks[index] for index in order]
 
 
 def native_modules(genotypes: Sequence[Genotype], size: tuple[int, int], num_classes: int) -> list[tuple[Any, tuple[Any, ...]]]:

@@ -1,22 +1,36 @@
 """Correct a sum of unit latencies into a network's latency: the data of a fitted correction and its formula.
 
-All models share one formula, `constant + per_unit * units + sum over families of weight(op) * ms(op)`:
+All models share one formula,
 
-1. `sum`: constant and per_unit 0, every weight 1.
-2. `affine`: per_unit 0, one weight (`scale`) for all families.
-3. `families`: a weight per family (`op.<name>`); families that the fit never saw take `scale`.
+    constant + per_unit * units + per_branch * (branches - 1) + sum over groups of weight(group) * ms(group),
+
+and differ in which terms are free and in what a group is:
+
+| model       | free                                  | groups                                                            |
+|-------------|---------------------------------------|-------------------------------------------------------------------|
+| `sum`       | nothing; every weight is 1            | all units are one                                                 |
+| `affine`    | constant, one weight (`scale`)        | all units are one                                                 |
+| `overhead`  | and per_unit                          | all units are one                                                 |
+| `branches`  | and per_branch                        | all units are one                                                 |
+| `families`  | constant, per_unit, weights           | operator families                                                 |
+| `resources` | constant, per_unit, per_branch, weights | families, split by what bounds them: arithmetic or memory traffic |
+
+A group that the fit never saw takes `scale`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from latency.fidelity import Fidelity
+from latency.workload import Unit
 
-MODELS = ("sum", "affine", "families")
+MODELS = ("sum", "affine", "overhead", "branches", "families", "resources")
+INTENSITY = 8.0
+"""MACs per byte from which a unit counts as bound by arithmetic."""
 FLOOR = 0.1  # no correction goes below this share of the plain sum: extrapolation must not give zero or negative times
 
 
@@ -29,7 +43,7 @@ class Calibration:
     model: str
     """One of `MODELS`."""
     coefficients: Mapping[str, float]
-    """`constant` (ms), `per_unit` (ms), `scale`, `op.<family>`."""
+    """`constant`, `per_unit`, `per_branch` (ms; the last may be absent: 0), `scale`, `op.<group>`."""
     n: int
     """Networks it was fitted on."""
     holdout: Fidelity
@@ -43,10 +57,11 @@ class Calibration:
     candidates: Mapping[str, float] | None = None
     """Cross-validated MAPE of each model tried."""
 
-    def estimate(self, ms_by_op: Mapping[str, float], units: int) -> float:
-        """Correct the sum of a network's unit latencies (ms), given per family."""
-        total = math.fsum(ms_by_op.values())
-        return max(linear(self.coefficients, ms_by_op, units), FLOOR * total)
+    def estimate(self, units: Sequence[Unit], ms: Sequence[float]) -> float:
+        """Correct a network's unit latencies (ms), given in the order of its units."""
+        by_group = grouped(self.model, units, ms)
+        total = math.fsum(by_group.values())
+        return max(linear(self.coefficients, by_group, len(units), branches(units)), FLOOR * total)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data for JSON."""
@@ -83,12 +98,36 @@ class Calibration:
         return cls(**value | {"holdout": _fidelity(value["holdout"]), "ratios": tuple(ratios)})
 
 
-def linear(coefficients: Mapping[str, float], ms_by_op: Mapping[str, Any], units: Any) -> Any:
+def group(model: str, unit: Unit) -> str:
+    """Name the group of a unit in a model."""
+    if model == "families":
+        return unit.op
+    if model == "resources":
+        return f"{unit.op}/{'arithmetic' if unit.macs >= INTENSITY * unit.bytes else 'memory'}"
+    return "all"
+
+
+def grouped(model: str, units: Sequence[Unit], ms: Sequence[float]) -> dict[str, float]:
+    """Sum unit latencies by the groups of a model."""
+    found: dict[str, float] = {}
+    for unit, value in zip(units, ms, strict=True):
+        name = group(model, unit)
+        found[name] = found.get(name, 0.0) + value
+    return found
+
+
+def branches(units: Sequence[Unit]) -> int:
+    """Count a network's branches; 1 where its units name none."""
+    return max(1, len({final for unit in units for final in unit.branches}))
+
+
+def linear(coefficients: Mapping[str, float], by_group: Mapping[str, Any], units: Any, branches: Any) -> Any:
     """Evaluate the formula above on floats, or on arrays (n,) for many networks at once."""
     scale = coefficients["scale"]
     value = coefficients["constant"] + coefficients["per_unit"] * units
-    for op, ms in ms_by_op.items():
-        value = value + coefficients.get(f"op.{op}", scale) * ms
+    value = value + coefficients.get("per_branch", 0.0) * (branches - 1)
+    for name, ms in by_group.items():
+        value = value + coefficients.get(f"op.{name}", scale) * ms
     return value
 
 

@@ -36,7 +36,7 @@ class Identity:
     target: str
     """For instance `onnxruntime-cpu:fp32`."""
     device: Mapping[str, Any]
-    """Fingerprint of the machine (`export.machine.fingerprint()`)."""
+    """The hardware (`export.machine.hardware()`): updates of the operating system leave a table valid, and in provenance."""
     versions: Mapping[str, str]
     """Versions that decide the speed (`Runtime.versions()`)."""
     threads: int

@@ -7,6 +7,7 @@ budget ends before enough quiet samples came together, and the result is then ma
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import time
@@ -46,18 +47,26 @@ class Protocol:
     """Retake samples while other processes use more than this share of the cores."""
     builds: int = 1
     """Build each workload this often and keep the median of the builds (TensorRT chooses kernels anew in each)."""
+    copies: int = 1
+    """Above 1: time this many and twice as many copies of an operator side by side, and take the difference per copy."""
+    in_context: bool = False
+    """Time an operator behind 1x1 convolutions, and take those off (see `latency.compose`)."""
+    flush_mib: float = 0
+    """Overwrite this much memory before every sample, so that caches are cold; 0: leave them warm."""
 
     def __post_init__(self) -> None:
-        for name in ("min_samples", "max_samples", "builds"):
+        for name in ("min_samples", "max_samples", "builds", "copies"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidInput(f"protocol: {name} is {value!r}; it must be an integer of at least 1")
-        for name in ("warmup_ms", "budget_ms", "ci", "retake_load"):
+        for name in ("warmup_ms", "budget_ms", "ci", "retake_load", "flush_mib"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise InvalidInput(f"protocol: {name} is {value!r}; it must be a finite number of at least 0")
         if self.max_samples < self.min_samples:
             raise InvalidInput(f"protocol: max_samples {self.max_samples} is below min_samples {self.min_samples}")
+        if self.copies > 1 and self.in_context:
+            raise InvalidInput("protocol: copies and in_context exclude each other")
         if self.ci >= 1 or self.retake_load > 1:
             raise InvalidInput(f"protocol: ci {self.ci} must be below 1 and retake_load {self.retake_load} at most 1")
 
@@ -112,10 +121,13 @@ class _Sampler:
     session: Session
     clock: Clock
     limit: int
+    flush: Callable[[], None] | None = None
     discarded: int = 0
     elapsed_ms: float = field(default=0.0)
 
     def step(self) -> float | None:
+        if self.flush is not None:
+            self.flush()
         before = self.clock()
         took_ms = self.session.step()
         passed_ms = (self.clock() - before) * 1e3
@@ -160,10 +172,24 @@ def measure(
     collecting = gc.isenabled()
     gc.disable()  # a collection inside a step would be counted as the operator's time
     try:
-        return _measure(_Sampler(session, clock, limit=protocol.min_samples), protocol, load)
+        flush = flusher(session, protocol.flush_mib) if protocol.flush_mib else None
+        return _measure(_Sampler(session, clock, limit=protocol.min_samples, flush=flush), protocol, load)
     finally:
         if collecting:
             gc.enable()
+
+
+def flusher(session: Session, mib: float) -> Callable[[], None]:
+    """Return what overwrites a buffer: on the session's device where it offers `flush(mib)`, else in main memory."""
+    own: Callable[[float], None] | None = getattr(session, "flush", None)
+    if own is not None:
+        return functools.partial(own, mib)
+    buffer = np.zeros(max(1, round(mib * 2**20 / 8)))
+
+    def overwrite() -> None:
+        buffer.__iadd__(1.0)
+
+    return overwrite
 
 
 def _measure(sampler: _Sampler, protocol: Protocol, load: LoadReader) -> Measurement:

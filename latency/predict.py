@@ -1,8 +1,8 @@
 """Predict a network's latency from the table rows of its units, and fit the correction that this needs.
 
-Plain sums are biased (fusion across units, launch gaps, caches). `fit` compares three corrections by cross-validation
-on measured networks and keeps the simplest that is not clearly beaten. Errors are relative throughout: 1 ms is much for
-a network of 5 ms and nothing for one of 500.
+Plain sums are biased (fusion across units, launch gaps, caches). `fit` compares the corrections of `latency.calibration`
+by cross-validation on measured networks and keeps the simplest that is not clearly beaten. Errors are relative throughout:
+1 ms is much for a network of 5 ms and nothing for one of 500.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.errors import InvalidInput
-from latency.calibration import FLOOR, Calibration, linear
-from latency.fidelity import checked, fidelity
+from latency.calibration import FLOOR, Calibration, branches, grouped, linear
+from latency.fidelity import Fidelity, checked, fidelity
 from latency.workload import Unit
 
 if TYPE_CHECKING:
     from latency.table import LatencyTable
 
-__all__ = ["Calibration", "fit", "predict"]
+__all__ = ["Calibration", "compare", "fit", "predict"]
 
 PENALTIES = 10.0 ** np.arange(-4, 1.5, 0.5)
 MIN_NETWORKS = 5
@@ -30,20 +30,22 @@ Coefficients = dict[str, float]
 
 @dataclass(frozen=True)
 class _Features:
-    """What the corrections see of n networks."""
+    """What a model sees of n networks."""
 
-    ms_by_op: Mapping[str, np.ndarray]  # each (n,)
+    by_group: Mapping[str, np.ndarray]  # ms, each (n,)
     units: np.ndarray  # (n,)
+    branches: np.ndarray  # (n,)
 
     @property
     def total(self) -> np.ndarray:
-        return np.sum(list(self.ms_by_op.values()), axis=0)
+        return np.sum(list(self.by_group.values()), axis=0)
 
     def at(self, index: np.ndarray) -> _Features:
-        return _Features({op: ms[index] for op, ms in self.ms_by_op.items()}, self.units[index])
+        by_group = {name: ms[index] for name, ms in self.by_group.items()}
+        return _Features(by_group, self.units[index], self.branches[index])
 
     def estimate(self, coefficients: Coefficients) -> np.ndarray:
-        return np.maximum(linear(coefficients, self.ms_by_op, self.units), FLOOR * self.total)
+        return np.maximum(linear(coefficients, self.by_group, self.units, self.branches), FLOOR * self.total)
 
 
 def predict(
@@ -60,21 +62,19 @@ def predict(
     Raises:
         MissingKeys: with all the keys that have no row.
     """
-    ms_by_op = _ms_by_op(units, table, command)
-    return sum(ms_by_op.values()) if calibration is None else calibration.estimate(ms_by_op, len(units))
+    ms = _unit_ms(units, table, command)
+    return sum(ms) if calibration is None else calibration.estimate(units, ms)
 
 
-def _ms_by_op(units: Sequence[Unit], table: LatencyTable, command: str | None) -> dict[str, float]:
+def _unit_ms(units: Sequence[Unit], table: LatencyTable, command: str | None) -> list[float]:
     if not units:
         raise InvalidInput("a network without units has no latency to predict")
-    rows, found = table.rows, dict[str, float]()
+    rows = table.rows
     try:
-        for unit in units:
-            found[unit.op] = found.get(unit.op, 0.0) + rows[unit.key].median_ms
+        return [rows[unit.key].median_ms for unit in units]
     except KeyError:
         table.require([unit.key for unit in units], command or f"hyctas-profile --target {table.identity.target}")
         raise
-    return found
 
 
 def fit(
@@ -112,14 +112,14 @@ def fit(
         )
     every_key = [unit.key for units in units_list for unit in units]
     table.require(every_key, command or f"hyctas-profile --target {table.identity.target}")
-    features = _features(units_list, table, command)
-    predicted = {model: _out_of_fold(fitter, features, measured, folds, seed) for model, fitter in FITTERS.items()}
+    features = {model: _features(model, units_list, table, command) for model in FITTERS}
+    predicted = {model: _out_of_fold(fitter, features[model], measured, folds, seed) for model, fitter in FITTERS.items()}
     model = _simplest(predicted, measured)
     ratios = measured / predicted[model]
     return Calibration(
         name=name,
         model=model,
-        coefficients=FITTERS[model](features, measured),
+        coefficients=FITTERS[model](features[model], measured),
         n=int(measured.size),
         holdout=fidelity(predicted[model], measured),
         space_hash=space_hash,
@@ -129,11 +129,32 @@ def fit(
     )
 
 
-def _features(units_list: Sequence[Sequence[Unit]], table: LatencyTable, command: str | None) -> _Features:
-    sums = [_ms_by_op(units, table, command) for units in units_list]
-    ops = sorted({op for found in sums for op in found})
-    by_op = {op: np.array([found.get(op, 0.0) for found in sums]) for op in ops}
-    return _Features(by_op, np.array([float(len(units)) for units in units_list]))
+def compare(
+    units_list: Sequence[Sequence[Unit]], measured_ms: Sequence[float] | np.ndarray, table: LatencyTable, *,
+    folds: int = 5, seed: int = 0,
+) -> dict[str, Fidelity]:  # fmt: skip
+    """Judge every model by cross-validation on measured networks: each is predicted by a fit that has not seen it.
+
+    Besides the models of `latency.calibration` there is `macs`: a constant and a factor on the network's MACs, without a table.
+    Arguments as in `fit`.
+    """
+    measured = checked("measured", measured_ms)
+    found = {}
+    for model, fitter in FITTERS.items():
+        features = _features(model, units_list, table, None)
+        found[model] = fidelity(_out_of_fold(fitter, features, measured, folds, seed), measured)
+    macs = np.array([sum(unit.macs for unit in units) for units in units_list], dtype=float)
+    by_macs = _Features({"all": macs / max(macs.max(), 1.0)}, np.ones_like(macs), np.ones_like(macs))
+    found["macs"] = fidelity(_out_of_fold(_fit_affine, by_macs, measured, folds, seed), measured)
+    return found
+
+
+def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTable, command: str | None) -> _Features:
+    sums = [grouped(model, units, _unit_ms(units, table, command)) for units in units_list]
+    groups = sorted({name for found in sums for name in found})
+    by_group = {name: np.array([found.get(name, 0.0) for found in sums]) for name in groups}
+    counts = np.array([[len(units), branches(units)] for units in units_list], dtype=float)
+    return _Features(by_group, counts[:, 0], counts[:, 1])
 
 
 def _out_of_fold(
@@ -174,32 +195,45 @@ def _fit_affine(features: _Features, measured: np.ndarray) -> Coefficients:
     return {"constant": float(constant), "per_unit": 0.0, "scale": float(scale)}
 
 
-def _fit_families(features: _Features, measured: np.ndarray) -> Coefficients:
-    """Fit non-negative weights per family, pulled towards their mean, and two constants, pulled towards zero.
+def _fit_overhead(features: _Features, measured: np.ndarray) -> Coefficients:
+    return _ridge(features, measured, per_branch=False)
 
-    Minimises sum (1 - prediction / measured)^2 + penalty * (sum (w - mean w)^2 + c^2 + a^2), the constants in units of
-    the mean time of a unit and of a network. The penalty comes from the closed-form leave-one-out error.
+
+def _fit_branches(features: _Features, measured: np.ndarray) -> Coefficients:
+    return _ridge(features, measured, per_branch=True)
+
+
+def _ridge(features: _Features, measured: np.ndarray, *, per_branch: bool) -> Coefficients:
+    """Fit non-negative weights per group, pulled towards their mean, and the constants, pulled towards zero.
+
+    Minimises sum (1 - prediction / measured)^2 + penalty * (sum (w - mean w)^2 + sum of squared constants), the constants in
+    units of the mean time of a network (constant, per_branch) and of a unit. The penalty comes from the closed-form
+    leave-one-out error.
     """
-    ops, n = list(features.ms_by_op), measured.size
+    groups, n = list(features.by_group), measured.size
     network_ms = float(features.total.mean())
     unit_ms = float(features.total.sum() / features.units.sum())
-    columns = [*features.ms_by_op.values(), unit_ms * features.units, np.full(n, network_ms)]
-    a = np.stack(columns, axis=1) / measured[:, None]  # (n, families + 2)
+    columns = [*features.by_group.values(), unit_ms * features.units, np.full(n, network_ms)]
+    columns += [network_ms * (features.branches - 1)] if per_branch else []
+    a = np.stack(columns, axis=1) / measured[:, None]  # (n, groups + constants)
     pull = np.eye(len(columns))
-    pull[: len(ops), : len(ops)] -= 1 / len(ops)
+    pull[: len(groups), : len(groups)] -= 1 / len(groups)
     gram, target = a.T @ a, a.sum(axis=0)
     best, best_error = pull, np.inf
     for penalty in PENALTIES:
         hessian = gram + penalty * pull
-        solved = np.linalg.solve(hessian, a.T)  # (families + 2, n)
+        solved = np.linalg.solve(hessian, a.T)  # (columns, n)
         leverage = np.einsum("nf,fn->n", a, solved)
         left_out = (1 - a @ solved.sum(axis=1)) / np.maximum(1 - leverage, 1e-9)
         if (error := float(left_out @ left_out)) < best_error:
             best, best_error = hessian, error
-    lower = np.array([0.0] * len(ops) + [-np.inf] * 2)
-    *weights, per_unit, constant = _bounded(best, target, lower).tolist()
-    coefficients = {"constant": constant * network_ms, "per_unit": per_unit * unit_ms, "scale": float(np.mean(weights))}
-    return coefficients | {f"op.{op}": weight for op, weight in zip(ops, weights, strict=True)}
+    lower = np.array([0.0] * len(groups) + [-np.inf] * (len(columns) - len(groups)))
+    solution = _bounded(best, target, lower).tolist()
+    weights, constants = solution[: len(groups)], solution[len(groups) :]
+    coefficients = {"constant": constants[1] * network_ms, "per_unit": constants[0] * unit_ms, "scale": float(np.mean(weights))}
+    if per_branch:
+        coefficients["per_branch"] = constants[2] * network_ms
+    return coefficients | {f"op.{name}": weight for name, weight in zip(groups, weights, strict=True)}
 
 
 def _bounded(hessian: np.ndarray, target: np.ndarray, lower: np.ndarray, sweeps: int = 500) -> np.ndarray:
@@ -220,5 +254,8 @@ def _bounded(hessian: np.ndarray, target: np.ndarray, lower: np.ndarray, sweeps:
 FITTERS: dict[str, Callable[[_Features, np.ndarray], Coefficients]] = {
     "sum": _fit_sum,
     "affine": _fit_affine,
-    "families": _fit_families,
-}  # simplest first
+    "overhead": _fit_overhead,
+    "branches": _fit_branches,
+    "families": _fit_overhead,
+    "resources": _fit_branches,
+}  # simplest first; what a group is, `latency.calibration.group` knows

@@ -8,15 +8,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.errors import InvalidInput
-from export.machine import fingerprint, load_average
+from export.machine import fingerprint, hardware, load_average
 from export.runtime import Runtime, Session
+from latency.compose import Composition, compose
 from latency.identity import Identity
 from latency.journal import Journal, fold, journal_path
 from latency.lock import measuring
@@ -54,7 +55,7 @@ def profile(
         runtime: where.
         path: the table's file; made where absent.
         protocol: how; default `Protocol()`.
-        machine: the machine's fingerprint , part of the table's identity; default `export.machine.fingerprint()`.
+        machine: the hardware, part of the table's identity; default `export.machine.hardware()`.
         progress: told after each key.
         batch: workloads exported and loaded at a time.
         reference: measured again and again to notice drift; default the first workload.
@@ -74,7 +75,7 @@ def profile(
     if batch < 1 or reference_every < 1:
         raise InvalidInput(f"batch ({batch}) and reference_every ({reference_every}) must be at least 1")
     wanted = unique(workloads)
-    identity = Identity.of(runtime, protocol, fingerprint() if machine is None else machine)
+    identity = Identity.of(runtime, protocol, hardware() if machine is None else machine)
     complete = _complete(wanted, path, identity, retry_busy)
     if complete is not None:
         return complete
@@ -109,9 +110,22 @@ def _provenance(seed: int) -> dict[str, Any]:
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(),
         "load": load_average(),
+        "machine": fingerprint(),
         "process": os.getpid(),
         "seed": seed,
     }
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One build of a workload, ready to be timed."""
+
+    composition: Composition
+    sessions: tuple[Session, ...]
+
+    def measured(self, measure: Measure, protocol: Protocol) -> Measurement:
+        """Time it."""
+        return self.composition.combine(tuple(measure(session, protocol) for session in self.sessions))
 
 
 class _Pace:
@@ -142,7 +156,9 @@ class _Run:
         self, todo: Sequence[Workload], reference: Workload, batch: int, every: int, known: Mapping[str, Row]
     ) -> None:
         """Measure in batches of workloads loaded together, in blocks of `every` between two looks at the reference."""
-        with self.loaded([reference], builds=1) as ((session,),):
+        plain = replace(self.protocol, builds=1, copies=1, in_context=False)
+        with self.loaded([reference], plain) as ((loaded,),):
+            (session,) = loaded.sessions
             self.measure(session, self.protocol)  # the first look is not yet at speed
             start_ms = self.measure(session, self.protocol).median_ms
             moved = start_ms / known[reference.key].median_ms - 1 if reference.key in known else 0.0
@@ -150,14 +166,14 @@ class _Run:
                 self.note(f"the reference {reference.key} starts at {moved:+.0%} of its row in the table")
             for at in range(0, len(todo), batch):
                 chunk = todo[at : at + batch]
-                with self.loaded(chunk, self.protocol.builds) as sessions:
+                with self.loaded(chunk, self.protocol) as sessions:
                     pairs = list(zip(chunk, sessions, strict=True))
                     for first in range(0, len(pairs), every):
                         self.measure_block(pairs[first : first + every], session, start_ms)
                 self.journal.sync()
 
     def measure_block(
-        self, block: Sequence[tuple[Workload, list[Session]]], reference: Session, start_ms: float
+        self, block: Sequence[tuple[Workload, list[Loaded]]], reference: Session, start_ms: float
     ) -> None:
         """Measure a block, then the reference; where that moved, measure the block once more."""
         busy = []
@@ -177,10 +193,10 @@ class _Run:
         self.journal.note(f"{said}: {', '.join(workload.key for workload, _ in block)}")
         self.notice(said)
 
-    def measure_one(self, workload: Workload, sessions: Sequence[Session]) -> Row:
+    def measure_one(self, workload: Workload, builds: Sequence[Loaded]) -> Row:
         """Measure every build of a workload and keep the row; a later row of the same key replaces it."""
         try:
-            row = Row.of(workload.op, [self.measure(session, self.protocol) for session in sessions])
+            row = Row.of(workload.op, [build.measured(self.measure, self.protocol) for build in builds])
         except MeasurementFailed as error:
             raise MeasurementFailed(f"{workload.key}: {error}") from error
         self.journal.row(workload.key, row)
@@ -191,25 +207,33 @@ class _Run:
         self.notice(text)
 
     @contextlib.contextmanager
-    def loaded(self, workloads: Sequence[Workload], builds: int) -> Iterator[list[list[Session]]]:
-        """Load each workload `builds` times with its inputs bound; close everything at the end."""
+    def loaded(self, workloads: Sequence[Workload], protocol: Protocol) -> Iterator[list[list[Loaded]]]:
+        """Load each workload `protocol.builds` times with its inputs bound; close everything at the end."""
         import torch
 
         arrays = [workload.example_inputs() for workload in workloads]
-        modules = [
-            (workload.build().eval(), tuple(torch.from_numpy(array) for array in inputs))
-            for _ in range(builds)
+        made = [
+            compose(workload.build().eval(), tuple(torch.from_numpy(array) for array in inputs), protocol)
             for workload, inputs in zip(workloads, arrays, strict=True)
+            for _ in range(protocol.builds)
+        ]
+        feeds = [inputs for inputs in arrays for _ in range(protocol.builds)]
+        timed = [
+            (module, inputs * copies)
+            for composition, inputs in zip(made, feeds, strict=True)
+            for module, copies in zip(composition.modules, composition.copies, strict=True)
         ]
         try:
-            sessions = self.runtime.load_modules(modules)
+            sessions = self.runtime.load_modules([(m, tuple(torch.from_numpy(x) for x in inputs)) for m, inputs in timed])
         except Exception as error:
             error.add_note("while loading for profiling: " + ", ".join(workload.key for workload in workloads))
             raise
         with contextlib.ExitStack() as stack:
             for session in sessions:
                 stack.callback(session.close)
-            for session, inputs in zip(sessions, arrays * builds, strict=True):
+            for session, (_, inputs) in zip(sessions, timed, strict=True):
                 specs = zip(session.inputs, inputs, strict=True)
                 session.bind({spec.name: array.astype(spec.dtype, copy=False) for spec, array in specs})
-            yield [sessions[n :: len(workloads)] for n in range(len(workloads))]
+            rest = iter(sessions)
+            loaded = [Loaded(composition, tuple(next(rest) for _ in composition.modules)) for composition in made]
+            yield [loaded[n : n + protocol.builds] for n in range(0, len(loaded), protocol.builds)]

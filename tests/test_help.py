@@ -24,7 +24,8 @@ HELP = [
     ("hyctas-train", "network"),
 ]
 MOST_SECONDS = 1.5
-MOST_FLAGS = 12
+MOST_FLAGS = 14
+"""A dozen, and for hyctas-profile and hyctas-search two more: what makes a latency table trustworthy is not hidden in a file."""
 
 WITHOUT_TORCH = """
 import importlib, importlib.abc, sys

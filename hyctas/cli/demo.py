@@ -66,7 +66,7 @@ def demo(job: DemoJob) -> None:
     say(f"size {size}, space {plan.space}, target {target}, run folder {job.run}\n")
     profile_space(ProfileJob(
         run=job.run, space=plan.space, size=size, target=target, threads=job.threads, classes=data.num_classes,
-        networks=plan.networks, budget_ms=100.0, restart=job.restart,
+        networks=plan.networks, restart=job.restart, expert=json.dumps({"budget_ms": 100.0}),
     ))  # fmt: skip
     check_limit(job.run, plan.space, size, limit, data.num_classes)
     recipe = json.dumps({"warmup_steps": 20, "rate": 3e-3})
@@ -76,7 +76,7 @@ def demo(job: DemoJob) -> None:
     ))  # fmt: skip
     run_search(SearchJob(
         run=job.run, data=spec, size=size, limit=limit, evaluations=plan.evaluations, population=plan.population,
-        images=plan.images, measure=6, restart=job.restart,
+        images=plan.images, measure=6, max_error=100, restart=job.restart,
     ))  # fmt: skip
     train_network(TrainNetworkJob(
         run=job.run, data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8, inherit=True,

@@ -16,8 +16,9 @@ import tyro
 from export.errors import InvalidInput
 from export.target import Target, parse_size
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
+from latency.measure import Protocol
 
-R = TypeVar("R", bound=Recipe)
+R = TypeVar("R", Recipe, Protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,26 @@ class ProfileJob:
     """Data set, to take the number of classes from."""
     networks: int = 30
     """Whole networks measured to calibrate the prediction; 0: none."""
-    budget_ms: float = 250.0
-    """Time for the samples of one operator, in milliseconds."""
+    shard: str | None = None
+    """Measure one part of the operators, for instance 2/4: several equal machines share the work; then --merge."""
+    merge: tuple[Path, ...] = ()
+    """Tables of equal machines that are joined to RUN/latency.json first; what none of them has is measured."""
+    check: Path | None = None
+    """Measure a sample of this table again and say whether it still describes this machine; nothing else happens."""
     restart: bool = False
     """Move the old table aside and start over."""
+    expert: tyro.conf.Suppress[str] = "{}"
+    """Settings of the measuring protocol from a TOML file, as JSON."""
+
+    RECIPE: ClassVar[type[Protocol]] = Protocol
+
+    def protocol(self) -> Protocol:
+        """Return how operators are timed: defaults, then the TOML file.
+
+        Raises:
+            InvalidInput: a value of the wrong type, or out of range.
+        """
+        return fill(Protocol, json.loads(self.expert))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +148,10 @@ class SearchJob:
     """Image size that latency counts for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
     limit: tuple[str, ...] = ()
     """Limits that every network must keep, for instance: fps=30 ms=33 params=2e6 mib=64."""
+    confidence: float | None = None
+    """Keep the latency limit with this confidence in per cent (95), by an upper bound; default: by the prediction."""
+    max_error: float = 10.0
+    """Refuse a latency table whose hold-out error (MAPE) exceeds this many per cent."""
     evaluations: int = 200
     """Networks scored by the search, and as many by the random baseline."""
     population: int = 24

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyctas.cli.entry import command
@@ -11,10 +12,15 @@ from hyctas.cli.jobs import ProfileJob, image_size, parse_target
 from hyctas.operators import from_key
 
 if TYPE_CHECKING:
-    from latency import Workload
+    from export.runtime import Runtime
+    from hyctas.search_space import SearchSpace
+    from latency import LatencyTable, Workload
+    from latency.calibration import Calibration
 
 CALIBRATE = 31
 """Purpose of the draw of calibration networks."""
+SAMPLE = 24
+"""Operators that --check measures again."""
 
 
 def main() -> None:
@@ -26,54 +32,134 @@ def profile_space(job: ProfileJob) -> None:
     """Measure RUN/latency.json."""
     from export.errors import InvalidInput
     from export.runtimes import open_runtime
-    from hyctas.calibrate import calibrate
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
     from hyctas.runs import Run
     from hyctas.space_file import load_space
-    from hyctas.workloads import find_calibration, workloads
-    from latency import LatencyTable, Protocol, profile
-    from latency.calibration import Calibration
+    from hyctas.workloads import workloads
+    from latency import LatencyTable, profile
 
+    if job.check is not None:
+        check(job)
+        return
     if job.networks and job.networks < 5:
         raise InvalidInput(f"--networks {job.networks}: a calibration needs at least 5 networks, or 0 for none")
-    space, size, target = load_space(job.space), image_size(job.size), parse_target(job.target)
+    space, size, target, protocol = load_space(job.space), image_size(job.size), parse_target(job.target), job.protocol()
     classes = job.classes or (open_dataset(job.data, check=False).num_classes if job.data else 19)
+    every_key = space.keys(size, classes)
+    keys = part(every_key, job.shard)
     runtime = open_runtime(target, job.threads)
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
     config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
-              "threads": job.threads, "networks": job.networks, "budget_ms": job.budget_ms}  # fmt: skip
+              "threads": job.threads, "networks": job.networks, "protocol": asdict(protocol), "shard": job.shard,
+              "merge": [str(path) for path in job.merge]}  # fmt: skip
     run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart)
     table_path = run.file("latency.json")
     if run.done:
         say(f"{table_path} is already measured with this configuration")
         show(LatencyTable.load(table_path).calibrations.get(run.record["results"].get("calibration", "")))
         return
-    keys = space.keys(size, classes)
+    join(table_path, job.merge)
     wanted = workloads(keys)
     with bar(f"profile {len(keys)} operators") as shown:
         table = profile(
-            wanted, runtime, table_path, Protocol(budget_ms=job.budget_ms), notice=say, reference=reference(wanted),
+            wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted),
             progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}"),
         )  # fmt: skip
     busy = sum(table.rows[key].busy for key in keys)
     if busy:
         say(f"warning: {busy} of {len(keys)} operators were timed while other processes were running; "
             "for a table to rely on, repeat on a quiet machine with --restart")  # fmt: skip
-    calibration: Calibration | None = None
-    if job.networks:
-        calibration = find_calibration(space, table, size)
-        if calibration is None:
-            with bar(f"measure {job.networks} networks") as shown:
-                calibration = calibrate(
-                    space, table, runtime, size, classes, job.networks, CALIBRATE,
-                    lambda done, total: shown.update(done / total, f"{done}/{total}"),
-                )  # fmt: skip
-            table = replace(table, calibrations={**table.calibrations, calibration.name: calibration})
-            table.save(table_path)
+    if missing := table.missing(every_key):
+        run.finish(keys=len(keys), busy=busy, calibration=None)
+        say(f"wrote {table_path}: {len(keys)} operators; {len(missing)} more belong to other shards. When all are measured: "
+            f"hyctas-profile --merge TABLE TABLE ... (with the same --space, --size, --target)")  # fmt: skip
+        return
+    calibration = calibrated(job, space, table, runtime, size, classes, table_path) if job.networks else None
     run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None)
     show(calibration)
     say(f"wrote {table_path}: {len(keys)} operators")
+
+
+def calibrated(
+    job: ProfileJob, space: SearchSpace, table: LatencyTable, runtime: Runtime, size: tuple[int, int], classes: int, path: Path
+) -> Calibration:
+    """Return the table's calibration; where it has none, measure whole networks and write it into the table."""
+    from hyctas.calibrate import calibrate
+    from hyctas.cli.show import bar
+    from hyctas.workloads import find_calibration
+
+    found = find_calibration(space, table, size)
+    if found is not None:
+        return found
+    with bar(f"measure {job.networks} networks") as shown:
+        found = calibrate(
+            space, table, runtime, size, classes, job.networks, CALIBRATE,
+            lambda done, total: shown.update(done / total, f"{done}/{total}"),
+        )  # fmt: skip
+    replace(table, calibrations={**table.calibrations, found.name: found}).save(path)
+    return found
+
+
+def part(keys: Sequence[str], shard: str | None) -> list[str]:
+    """Return the keys of a shard, written `2/4`; all of them without one.
+
+    Raises:
+        InvalidInput: not of that form.
+    """
+    from export.errors import InvalidInput
+
+    if shard is None:
+        return list(keys)
+    which, _, count = shard.partition("/")
+    if not (which.isdecimal() and count.isdecimal() and 1 <= int(which) <= int(count)):
+        raise InvalidInput(f"--shard {shard!r} must be written PART/PARTS, for instance 2/4")
+    return list(keys[int(which) - 1 :: int(count)])
+
+
+def join(path: Path, others: Sequence[Path]) -> None:
+    """Join tables of equal machines to the one at `path`, which may be absent.
+
+    Raises:
+        TableMismatch: their conditions differ.
+    """
+    from hyctas.cli.show import say
+    from latency import LatencyTable
+
+    tables = [LatencyTable.load(other) for other in ([path] if path.exists() and others else []) + list(others)]
+    for table in tables[1:]:
+        tables[0] = tables[0].merge(table)
+    if others:
+        tables[0].save(path)
+        say(f"joined {len(others)} tables: {len(tables[0])} operators")
+
+
+def check(job: ProfileJob) -> None:
+    """Measure a sample of a table again, and say whether it still describes this machine.
+
+    Raises:
+        TableMismatch: it was made under other conditions.
+        CheckFailed: it does not.
+    """
+    from export.errors import CheckFailed
+    from export.runtimes import open_runtime
+    from export.target import Target
+    from hyctas.cli.show import bar, say
+    from hyctas.workloads import workloads
+    from latency import LatencyTable
+    from latency.check import check_table, sample_keys
+
+    assert job.check is not None
+    table = LatencyTable.load(job.check)
+    runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
+    wanted = workloads(sample_keys(table, SAMPLE))
+    with bar(f"check {len(wanted)} of {len(table)} operators") as shown:
+        found = check_table(
+            table, wanted, runtime, notice=say, progress=lambda done, total, left, key: shown.update(done / total)
+        )
+    if not found.holds:
+        raise CheckFailed(found.summary())
+    say(found.summary())
 
 
 def reference(wanted: Sequence[Workload]) -> Workload:
@@ -93,3 +179,7 @@ def show(calibration: object) -> None:
     held = calibration.holdout
     say(f"calibrated on {calibration.n} networks ({calibration.model}); hold-out error: MAPE {held.mape:.1%}, "
         f"{held.within5:.0%} within 5 %, {held.within10:.0%} within 10 %, Spearman {held.spearman:.3f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -51,19 +51,21 @@ def run_search(job: SearchJob) -> None:
     space, table = load_space(record["config"]["space"]), LatencyTable.load(table_path)
     size = _size(job, space, table, table_path)
     data = open_dataset(job.data or record["results"]["data"], check=False)
-    model = CostModel(space, table, size, data.num_classes)
+    confidence = _confidence(job.confidence)
+    model = CostModel(space, table, size, data.num_classes, confidence)
+    _check_error(model, job.max_error, table_path)
     limits.check_feasible(model)
     trained_size = record["config"]["recipe"]["size"]
     eval_size = image_size(job.eval_size) if job.eval_size else tuple(trained_size) if trained_size else None
     config = {
-        "space_hash": space.hash, "size": size, "limits": asdict(limits), "evaluations": job.evaluations,
+        "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
         "population": job.population, "images": job.images, "eval_size": eval_size, "seed": job.seed,
         "data": data.identity(), "supernet_sha256": sha256(job.run / "supernet.safetensors"),
         "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
     }  # fmt: skip
     run = Run(job.run, "search", {**config, "measure": job.measure}, ("history.jsonl", "pareto.json", "pareto.svg"),
               restart=job.restart)  # fmt: skip
-    reference_ms = limits.latency_ms or model.costs(space.largest()).latency_ms
+    reference_ms = limits.latency_ms or model.costs(space.largest()).bound_ms
     history = History(run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say)
     if run.done and run.file("pareto.json").exists():
         say(f"{run.file('pareto.json')} is already there with this configuration")
@@ -95,11 +97,45 @@ def _conclude(
     table, calibration = model.table, model.calibration
     measured = _measure(pareto(history.of("search")), measure, table, model)
     facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
-             "calibration": calibration.to_json() if calibration else None}  # fmt: skip
+             "calibration": calibration.to_json() if calibration else None, "confidence": model.confidence,
+             "bound_factor": model.bound_factor}  # fmt: skip
     outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
     say(show_front(run.folder))
+
+
+def _confidence(percent: float | None) -> float | None:
+    from export.errors import InvalidInput
+
+    if percent is not None and not 50 <= percent < 100:
+        raise InvalidInput(f"--confidence {percent:g} must be at least 50 and below 100 (per cent), for instance 95")
+    return percent / 100 if percent is not None else None
+
+
+def _check_error(model: CostModel, max_error: float, path: Path) -> None:
+    """Say how good the latency table is, and refuse one that is not good enough.
+
+    Raises:
+        CheckFailed: its hold-out error exceeds the limit.
+    """
+    from export.errors import CheckFailed
+    from hyctas.cli.show import say
+
+    if model.calibration is None:
+        say(f"warning: {path} is not calibrated on whole networks, so the error of its predictions is unknown")
+        return
+    held = model.calibration.holdout
+    say(f"latency table {path}: hold-out error MAPE {held.mape:.1%}, {held.within10:.0%} within 10 %, "
+        f"Spearman {held.spearman:.3f} ({held.n} networks)")  # fmt: skip
+    if 100 * held.mape > max_error:
+        raise CheckFailed(
+            f"the predictions of {path} are off by {held.mape:.1%} on average, allowed are {max_error:g} %: a search would choose "
+            "by noise. Measure it again on a quiet machine (hyctas-profile --restart, more --networks), or accept it with "
+            f"--max-error {100 * held.mape + 1:.0f}"
+        )
+    if model.confidence is not None:
+        say(f"limits on latency hold for the upper bound of {model.confidence:.0%}: {model.bound_factor:.3f} x prediction")
 
 
 def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
@@ -139,7 +175,7 @@ def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None) -> Any
 def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model: CostModel) -> dict[str, float]:
     """Measure members of the front on the table's target, where this is the table's machine."""
     from export.errors import Unavailable
-    from export.machine import fingerprint
+    from export.machine import hardware
     from export.runtimes import open_runtime
     from export.target import Target
     from hyctas.calibrate import measure_networks
@@ -149,7 +185,7 @@ def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model
     members = spread(front, count) if count else []
     if not members:
         return {}
-    if dict(table.identity.device) != fingerprint():
+    if dict(table.identity.device) != hardware():
         say("the front is not measured: the latency table comes from another machine")
         return {}
     try:
@@ -186,6 +222,10 @@ def show_front(run: Path) -> str:
     if limit_ms is not None and latency_ms > limit_ms:
         lines.append(f"warning: no measured network of the front keeps {limit_ms:.2f} ms; the fastest needs {latency_ms:.2f} ms. "
                      "Repeat the search with a tighter limit.")  # fmt: skip
+    if limit_ms is not None and (times := [m["measured_ms"] for m in outcome["front"] if m["measured_ms"] is not None]):
+        kept = sum(time <= limit_ms for time in times)
+        how = f"searched on the bound of {outcome['confidence']:.0%}" if outcome["confidence"] else "searched on the prediction"
+        lines.append(f"{kept} of {len(times)} measured networks keep {limit_ms:.2f} ms ({how})")
     return "\n".join(lines)
 
 

@@ -20,7 +20,10 @@ SPLIT_NAMES = {"val": "val", "choose": "choosing split"}
 MODELS = {
     "sum": "the plain sum",
     "affine": "the sum times a factor, plus a constant",
+    "overhead": "the sum times a factor, plus a constant and a constant per operator",
+    "branches": "the sum times a factor, plus constants, per operator and per branch",
     "families": "a sum with one weight per kind of operator",
+    "resources": "a sum with one weight per kind of operator and what bounds it",
 }
 
 

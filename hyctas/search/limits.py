@@ -46,7 +46,7 @@ class Limits:
     def excess(self, costs: Costs) -> list[float]:
         """Return, per limit, by which share a network exceeds it (negative where it keeps it)."""
         pairs = (
-            (costs.latency_ms, self.latency_ms), (costs.parameters, self.parameters), (costs.memory_mib, self.memory_mib),
+            (costs.bound_ms, self.latency_ms), (costs.parameters, self.parameters), (costs.memory_mib, self.memory_mib),
         )  # fmt: skip
         return [value / limit - 1 for value, limit in pairs if limit is not None]
 
@@ -66,7 +66,7 @@ class Limits:
         lines = [
             f"{name}: limit {limit:.4g}, smallest network {value:.4g}"
             for name, limit, value in (
-                ("latency in ms (predicted)", self.latency_ms, costs.latency_ms),
+                (_latency_name(model), self.latency_ms, costs.bound_ms),
                 ("parameters", self.parameters, costs.parameters),
                 ("memory in MiB", self.memory_mib, costs.memory_mib),
             )
@@ -76,3 +76,8 @@ class Limits:
             f"no network of space {model.space.name} keeps the limits:\n  " + "\n  ".join(lines)
             + "\nRaise the limits, choose a smaller --size, a faster target, or a space with smaller widths."
         )  # fmt: skip
+
+
+def _latency_name(model: CostModel) -> str:
+    kind = "predicted" if model.confidence is None else f"bound of confidence {model.confidence:.0%}"
+    return f"latency in ms ({kind})"

@@ -248,7 +248,9 @@ def test_wrong_input_is_a_sentence(call: object, message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize(("old", "new"), [((32, 64), (1024, 2048)), ((3, 5), (24, 40)), ((3, 5), (20, 41)), ((2, 3), (7, 90)), ((9, 8), (4, 3))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((32, 64), (1024, 2048)), ((3, 5), (24, 40)), ((3, 5), (20, 41)), ((2, 3), (7, 90)), ((9, 8), (4, 3))]
+)
 def test_resized_offsets_lead_to_the_same_point(old: tuple[int, int], new: tuple[int, int]) -> None:
     def towards(point: tuple[float, float], size: tuple[int, int]) -> torch.Tensor:
         """Return offsets to a point given as fractions of height and width."""
