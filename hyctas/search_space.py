@@ -10,6 +10,8 @@ import numpy as np
 from hyctas.genotype import Genotype
 from hyctas.operators import Operator
 
+LAYOUT = 2
+"""Part of every space's hash: raised when equal genotypes are lowered to other operators, or place their weights otherwise."""
 Genes = np.ndarray
 Ratios = tuple[float, float, float]
 

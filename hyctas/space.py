@@ -38,7 +38,7 @@ from hyctas.genotype import (
 from hyctas.node import cell_operator
 from hyctas.operators import Operator
 from hyctas.published.space import PublishedSpace
-from hyctas.search_space import SearchSpace
+from hyctas.search_space import LAYOUT, SearchSpace
 
 Genes = np.ndarray
 ROWS = (8, 16, 32)
@@ -118,7 +118,8 @@ class Space:
     @cached_property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of the sha256 of the table."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        value = {"layout": LAYOUT, **dataclasses.asdict(self)}
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
     @cached_property
     def genes(self) -> tuple[tuple[str, int], ...]:

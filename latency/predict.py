@@ -191,7 +191,8 @@ def _fit_affine(features: _Features, measured: np.ndarray) -> Coefficients:
     columns = np.stack([1 / measured, features.total / measured], axis=1)  # (n, 2), to relative errors
     constant, scale = np.linalg.lstsq(columns, np.ones(measured.size), rcond=None)[0]
     if scale <= 0:  # more work cannot take less time: the data do not determine a slope
-        constant, scale = 0.0, float(columns[:, 1].sum() / (columns[:, 1] @ columns[:, 1]))
+        square = float(columns[:, 1] @ columns[:, 1])
+        constant, scale = (0.0, float(columns[:, 1].sum()) / square) if square else (float(1 / np.mean(1 / measured)), 1.0)
     return {"constant": float(constant), "per_unit": 0.0, "scale": float(scale)}
 
 

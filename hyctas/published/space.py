@@ -29,6 +29,7 @@ from hyctas.node import cell_operator
 from hyctas.operators import Operator
 from hyctas.published.compaction import broken, kept
 from hyctas.published.frame import ARITHMETIC, OPERATORS, SCALES, WIDTHS, cell, channels, check_base, complete, head_kind
+from hyctas.search_space import LAYOUT
 
 Genes = np.ndarray
 FINALS = SCALES
@@ -62,7 +63,7 @@ class PublishedSpace:
     @cached_property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of the sha256 of what defines the space."""
-        value = [self.layers, self.base_channels, head_kind(self.head), OPERATORS, WIDTHS, SCALES]
+        value = [LAYOUT, self.layers, self.base_channels, head_kind(self.head), OPERATORS, WIDTHS, SCALES]
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
     @cached_property

@@ -15,7 +15,7 @@ from latency.calibration import Calibration
 from latency.fidelity import fidelity, kendall, ranks, spearman
 from latency.identity import Identity
 from latency.judge import conformal_bound
-from latency.predict import _bounded
+from latency.predict import _bounded, compare
 from latency.table import Row
 
 OPS = ("conv", "attention", "pool", "resize")
@@ -216,3 +216,49 @@ def test_latency_predict_conformal_bound_covers_as_promised() -> None:
     for confidence in (0.0, 1.0):
         with pytest.raises(InvalidInput, match="confidence"):
             conformal_bound([1.0] * 50, confidence)
+
+
+def branched(networks: list[list[Unit]]) -> list[list[Unit]]:
+    """Give the networks one to three branches in turn."""
+    ends = ((32,), (16, 32), (8, 16, 32))
+    return [[Unit(u.key, u.op, ends[i % 3], u.macs, u.bytes) for u in units] for i, units in enumerate(networks)]
+
+
+def test_latency_predict_finds_a_cost_per_unit_and_per_branch() -> None:
+    table = make_table()
+    networks = branched(draw_networks(table, 80))
+    counts = np.array([len(units) for units in networks])
+    number = np.array([1 + i % 3 for i in range(80)])
+    base = truth(networks, table, dict.fromkeys(OPS, 0.8))
+    noise = 1 + 0.002 * np.random.default_rng(0).standard_normal(80)
+    per_unit = fitted((base + 0.2 * counts) * noise, networks, table)
+    assert per_unit.model == "overhead" and per_unit.coefficients["per_unit"] == pytest.approx(0.2, abs=0.02)
+    per_branch = fitted((base + 2.0 * (number - 1)) * noise, networks, table)
+    assert per_branch.model == "branches" and per_branch.coefficients["per_branch"] == pytest.approx(2.0, abs=0.1)
+    again = Calibration.from_json(json.loads(json.dumps(per_branch.to_json())))
+    assert predict(networks[2], table, again) == pytest.approx((base + 2.0 * (number - 1))[2], rel=0.02)
+
+
+def test_latency_predict_weighs_what_is_bound_by_memory_otherwise() -> None:
+    table = make_table()
+    rng = np.random.default_rng(5)
+    networks = [
+        [Unit(u.key, u.op, u.branches, *((100, 1) if rng.random() < 0.5 else (1, 1))) for u in units]
+        for units in draw_networks(table, 90)
+    ]
+    measured = [sum((0.5 if u.macs == 1 else 1.2) * table.rows[u.key].median_ms for u in units) for units in networks]
+    calibration = fitted(np.array(measured), networks, table)
+    assert calibration.model == "resources" and calibration.holdout.mape < 0.02
+    assert {name.partition("/")[2] for name in calibration.coefficients if "/" in name} == {"memory", "arithmetic"}
+
+
+def test_latency_predict_compares_models_and_macs() -> None:
+    table = make_table()
+    networks = draw_networks(table, 60)
+    networks = [[Unit(u.key, u.op, u.branches, int(1e3 * table.rows[u.key].median_ms), 1) for u in units] for units in networks]
+    found = compare(networks, truth(networks, table, {"conv": 0.5, "pool": 2.0}), table)
+    assert list(found) == ["sum", "affine", "overhead", "branches", "families", "resources", "macs"]
+    assert found["families"].mape < found["affine"].mape
+    assert found["macs"].mape == pytest.approx(found["affine"].mape, rel=0.01), "here MACs are as good as times"
+    idle = [[Unit(u.key, u.op, u.branches, 0, 0) for u in units] for units in networks]
+    assert compare(idle, truth(idle, table, {}), table)["macs"].n == 60, "networks without MACs are no error"

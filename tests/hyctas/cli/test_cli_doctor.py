@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from export.platform import KINDS, install_line
 from export.runtimes import available_targets, default_target
 from export.target import RUNTIMES
 from hyctas.cli import doctor as cli
@@ -111,37 +112,24 @@ def test_quiet_machine_needs_no_advice(found: dict[str, Any]) -> None:
     assert cli.advice(value) == []
 
 
-def test_jetson_is_recognised(tmp_path: Path) -> None:
-    assert not cli.is_jetson(tmp_path, "x86_64", "6.1.0")
-    assert not cli.is_jetson(tmp_path, "aarch64", "6.1.0-arm64")
-    assert cli.is_jetson(tmp_path, "aarch64", "5.15.148-tegra")
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "nv_tegra_release").write_text("# R36 (release)")
-    assert cli.is_jetson(tmp_path, "aarch64", "custom")
+@pytest.mark.parametrize("kind", KINDS)
+def test_install_lines_fit_the_machine(kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from export import onnxruntime_session, platform, runtimes
 
-
-@pytest.mark.parametrize(
-    ("target", "line", "expected"),
-    [
-        ("tensorrt:fp16", "pip install tensorrt", "sudo apt-get install tensorrt"),
-        ("tensorrt:fp16", "pip install 'hyctas[tensorrt]'", "sudo apt-get install tensorrt"),
-        ("onnxruntime-cuda:fp32", "pip install onnxruntime-gpu (CUDA 12 or newer)", "for your JetPack"),
-        ("torch-cuda:fp16", "a CUDA build of PyTorch (https://pytorch.org)", "NVIDIA's PyTorch wheel"),
-        ("onnxruntime-cpu:fp32", "pip install onnxruntime", "pip install onnxruntime"),
-        ("torch-cpu:fp32", "pip install torch", "pip install torch"),
-        ("tensorrt:fp8", "no installation helps until then; take torch-cuda", "no installation helps"),
-    ],
-)
-def test_install_lines_of_a_jetson(target: str, line: str, expected: str) -> None:
-    shown = cli.jetson_install(target, line)
-    assert expected in shown and "pip install tensorrt" not in shown
-
-
-def test_jetson_never_sees_pip_install_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "is_jetson", lambda: True)
+    for module in (onnxruntime_session, platform, runtimes):
+        monkeypatch.setattr(module, "platform_kind", lambda **known: kind)
+    monkeypatch.setattr(onnxruntime_session, "nvidia_driver", lambda: False)
     value = cli.findings()
-    lines = [state["install"] for state in value["targets"]]
-    assert value["machine"]["jetson"] and not any("pip install tensorrt" in line or "-gpu (CUDA" in line for line in lines)
+    assert value["machine"]["platform"] == kind and value["machine"]["jetson"] == (kind == "jetson")
+    states = {state["target"]: state for state in value["targets"]}
+    expected = install_line("onnxruntime-cuda", kind)
+    assert states["onnxruntime-cuda:fp32"]["install"] == expected
+    if kind == "jetson":
+        lines = [state["install"] for state in value["targets"] if "-cpu" not in state["target"]]
+        assert not any("pip install" in line for line in lines)
+    monkeypatch.setattr(cli, "findings", lambda: value)
+    assert call(monkeypatch) == 0
+    assert f"→ {expected}" in capsys.readouterr().out
 
 
 def test_memory_is_optional(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""What makes a latency table trustworthy: its error shown and limited, bounds with confidence, shards, merging, --check."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hyctas.cli.profile import part
+from hyctas.operators import from_key
+from hyctas.search.limits import Limits
+from hyctas.space import tiny
+from hyctas.workloads import CostModel, calibration_networks, family, units
+from latency.calibration import Calibration
+from latency.fidelity import Fidelity
+from latency.identity import Identity
+from latency.predict import predict
+from latency.table import LatencyTable, Row
+
+CLASSES, SIZE = 10, (64, 64)
+TRAIN = ("supernet", "--data", "scenes:train=16,val=4,size=48x64", "--space", "tiny", "--crop", "48x64", "--batch", "2",
+         "--steps", "2")  # fmt: skip
+SEARCH = ("--evaluations", 4, "--population", 3, "--images", 4)
+QUICK = 'warmup_ms = 0\nmin_samples = 6\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n'
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; return its exit code and everything it printed."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"hyctas-{name}", *map(str, arguments)])
+        code = 0
+        try:
+            importlib.import_module(f"hyctas.cli.{name}").main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def made_table(mape: float = 0.02, ratios: tuple[float, ...] = ()) -> LatencyTable:
+    """A table in which latency follows MACs."""
+    identity = Identity(target="onnxruntime-cpu:fp32", device={"cpu": "another"}, versions={}, threads=1, protocol={})
+    rows = {}
+    for key in tiny().keys(SIZE, CLASSES):
+        operator, shapes = from_key(key)
+        ms = 0.01 + 30 * operator.macs(shapes) / 1e9
+        rows[key] = Row(op=family(key), median_ms=ms, p10_ms=ms, p90_ms=ms, n=20, builds=1, busy=False)
+    calibration = Calibration(
+        name="tiny@64x64", model="sum", coefficients={"constant": 0.0, "per_unit": 0.0, "scale": 1.0}, n=20,
+        holdout=Fidelity(mape, 1.0, 1.0, 1.0, 1.0, 20), space_hash=tiny().hash, residual_sd=0.0, ratios=ratios,
+    )  # fmt: skip
+    return LatencyTable(identity, rows, {calibration.name: calibration})
+
+
+RATIOS = tuple(np.linspace(0.9, 1.2, 25).tolist())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a trained supernet."""
+    folder = tmp_path_factory.mktemp("trained")
+    code = "from hyctas.cli.train import main; main()"
+    subprocess.run([sys.executable, "-c", code, *TRAIN, "--run", str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def test_search_shows_the_error_and_refuses_a_bad_table(command: Command, run: Path) -> None:
+    made_table(mape=0.12).save(run / "latency.json")
+    code, text = command("search", "--run", run, *SEARCH, "--restart")
+    assert code == 1 and "hold-out error MAPE 12.0%" in text and "--max-error 13" in text and "Traceback" not in text
+    assert not (run / "history.jsonl").exists()
+    code, text = command("search", "--run", run, *SEARCH, "--max-error", 13, "--restart")
+    assert code == 0 and "hypervolume" in text
+
+
+def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> None:
+    table = made_table(ratios=RATIOS)
+    table.save(run / "latency.json")
+    limit = 1.5 * CostModel(tiny(), table, SIZE, CLASSES).costs(tiny().smallest()).latency_ms
+    arguments = ("--run", run, *SEARCH, "--limit", f"ms={limit}", "--restart")
+    code, text = command("search", *arguments, "--confidence", 95)
+    assert code == 0 and "upper bound of 95%: 1.200 x prediction" in text, text
+    outcome = json.loads((run / "pareto.json").read_text())
+    assert outcome["confidence"] == 0.95 and outcome["bound_factor"] == pytest.approx(1.2)
+    assert max(member["predicted_ms"] for member in outcome["front"]) * 1.2 <= limit * (1 + 1e-9)
+    assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["confidence"] == 0.95
+    for wrong in (30, 100):
+        assert "at least 50 and below 100" in command("search", *arguments, "--confidence", wrong)[1]
+    made_table(ratios=RATIOS[:10]).save(run / "latency.json")
+    code, text = command("search", *arguments, "--confidence", 95)
+    assert code == 2 and "needs at least 19 networks; got 10; measure more: hyctas-profile" in text
+
+
+def test_bounds_and_limits() -> None:
+    table = made_table(ratios=RATIOS)
+    plain, bound = CostModel(tiny(), table, SIZE, CLASSES), CostModel(tiny(), table, SIZE, CLASSES, 0.95)
+    smallest = tiny().smallest()
+    assert plain.costs(smallest).bound_ms == plain.costs(smallest).latency_ms == bound.costs(smallest).latency_ms
+    limits = Limits(latency_ms=1.1 * plain.costs(smallest).latency_ms)
+    assert limits.keeps(plain.costs(smallest)) and not limits.keeps(bound.costs(smallest))
+    fast = made_table(ratios=tuple(np.full(25, 0.5).tolist()))
+    assert CostModel(tiny(), fast, SIZE, CLASSES, 0.9).bound_factor == 1.0, "a bound never lies below the prediction"
+
+
+def test_measured_front_is_counted(command: Command, run: Path) -> None:
+    from hyctas.cli.search import show_front
+
+    made_table(ratios=RATIOS).save(run / "latency.json")
+    assert command("search", "--run", run, *SEARCH, "--limit", "ms=50", "--restart")[0] == 0
+    outcome = json.loads((run / "pareto.json").read_text())
+    for index, member in enumerate(outcome["front"]):
+        member["measured_ms"] = 40.0 if index % 2 == 0 else 60.0
+    (run / "pareto.json").write_text(json.dumps(outcome))
+    count = len(outcome["front"])
+    assert f"{(count + 1) // 2} of {count} measured networks keep 50.00 ms (searched on the prediction)" in show_front(run)
+
+
+def test_calibration_networks_reach_the_ends() -> None:
+    table, space = made_table(), tiny()
+    networks = calibration_networks(space, table, SIZE, CLASSES, 20, 31)
+    assert len({g.id for g in networks}) == 20 and networks == calibration_networks(space, table, SIZE, CLASSES, 20, 31)
+
+    def spread(sample: list[object]) -> float:
+        from hyctas.plan import lower
+
+        sums = [predict(units(lower(g, SIZE, CLASSES)), table) for g in sample]  # type: ignore[arg-type]
+        return max(sums) / min(sums)
+
+    drawn = [space.sample(np.random.default_rng(seed)) for seed in range(20)]
+    assert spread(networks) > spread(drawn)  # type: ignore[arg-type]
+
+
+# -- profiling ----------------------------------------------------------------------------------------------------------------
+
+
+def test_parts() -> None:
+    keys = list("abcdefg")
+    assert part(keys, None) == keys
+    parts = [part(keys, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(sum(parts, [])) == keys and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.slow
+def test_shards_merge_into_a_whole_table(command: Command, tmp_path: Path) -> None:
+    """Two machines measure half each; a third step joins them, calibrates, and --check finds the machine unchanged or noisy."""
+    settings = tmp_path / "quick.toml"
+    settings.write_text(QUICK)
+    common = ("--space", "tiny", "--size", "32x48", "--target", "torch-cpu:fp32", "--classes", 3, "--config", settings)
+    for half in (1, 2):
+        code, text = command("profile", *common, "--run", tmp_path / f"half{half}", "--shard", f"{half}/2")
+        assert code == 0 and "belong to other shards" in text, text
+    tables = [tmp_path / f"half{half}" / "latency.json" for half in (1, 2)]
+    sizes = [len(LatencyTable.load(path)) for path in tables]
+    before = LatencyTable.load(tables[0]).rows
+    code, text = command("profile", *common, "--run", tmp_path / "whole", "--networks", 6, "--merge", *tables)
+    assert code == 0 and f"joined 2 tables: {sum(sizes)} operators" in text, text
+    whole = LatencyTable.load(tmp_path / "whole" / "latency.json")
+    assert set(whole.rows) == set(tiny().keys((32, 48), 3)) and whole.calibrations["tiny@32x48"].n == 6
+    assert {key: whole.rows[key] for key in before} == before, "nothing was measured again"
+    code, text = command("profile", "--check", tmp_path / "whole" / "latency.json")
+    assert (code, "still describes" in text) == (0, True) or (code == 1 and "does not describe this machine as it is now" in text)
+    foreign = replace(whole, identity=replace(whole.identity, device={"cpu": "another"}))
+    foreign.save(tables[1])
+    code, text = command("profile", "--check", tables[1])
+    assert code == 2 and "device." in text
+    code, text = command("profile", *common, "--run", tmp_path / "mixed", "--merge", *tables)
+    assert code == 2 and "cannot be merged: device." in text
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_wrong_shards(command: Command, tmp_path: Path, shard: str) -> None:
+    code, text = command("profile", "--space", "tiny", "--size", "32x48", "--run", tmp_path, "--shard", shard)
+    assert code == 2 and "PART/PARTS" in text
+
+
+def test_protocol_settings_come_from_toml(command: Command, tmp_path: Path) -> None:
+    settings = tmp_path / "protocol.toml"
+    settings.write_text("copies = 0\n")
+    code, text = command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings)
+    assert code == 2 and "copies is 0" in text
+    settings.write_text("budget = 3\n")
+    code, text = command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings)
+    assert code == 2 and "unknown keys ['budget']" in text and "flush_mib" in text
