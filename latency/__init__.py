@@ -1,9 +1,9 @@
 """Measure operators on a target, keep the latencies in a table, predict networks from it and judge the predictions."""
 
 from latency.judge import judge
-from latency.measure import Protocol
 from latency.predict import fit, predict
 from latency.profile import profile
+from latency.protocol import Protocol
 from latency.table import LatencyTable
 from latency.workload import Unit, Workload
 

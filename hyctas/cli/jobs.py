@@ -9,16 +9,18 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
 from export.errors import InvalidInput
 from export.target import Target, parse_size
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
-from latency.measure import Protocol
 
-R = TypeVar("R", Recipe, Protocol)
+if TYPE_CHECKING:
+    from latency.protocol import Protocol
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,21 @@ class ProfileJob:
     """Tables of equal machines that are joined to RUN/latency.json first; what none of them has is measured."""
     check: Path | None = None
     """Measure a sample of this table again and say whether it still describes this machine; nothing else happens."""
+    kit: Path | None = None
+    """Write a folder that measures all this with trtexec on a device without Python; target tensorrt:fp16 or :fp32."""
+    ingest: Path | None = None
+    """Take the table from a kit's folder that came back from the device; --space, --size, --target are the kit's."""
     restart: bool = False
     """Move the old table aside and start over."""
     expert: tyro.conf.Suppress[str] = "{}"
     """Settings of the measuring protocol from a TOML file, as JSON."""
 
-    RECIPE: ClassVar[type[Protocol]] = Protocol
+    @classmethod
+    def settings(cls) -> type[Protocol]:
+        """Return what a TOML file may set besides the flags."""
+        from latency.protocol import Protocol
+
+        return Protocol
 
     def protocol(self) -> Protocol:
         """Return how operators are timed: defaults, then the TOML file.
@@ -60,7 +71,7 @@ class ProfileJob:
         Raises:
             InvalidInput: a value of the wrong type, or out of range.
         """
-        return fill(Protocol, json.loads(self.expert))
+        return fill(self.settings(), json.loads(self.expert))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,11 @@ class TrainJob:
     """Settings of the recipe from a TOML file, as JSON."""
 
     RECIPE: ClassVar[type[Recipe]] = Recipe
+
+    @classmethod
+    def settings(cls) -> type[Recipe]:
+        """Return what a TOML file may set besides the flags."""
+        return cls.RECIPE
 
     def recipe(self) -> Recipe:
         """Return the recipe: defaults, then the TOML file, then the command line.
@@ -236,6 +252,10 @@ class BenchJob:
     """Images to time with: a folder of images, or a data set (see hyctas-train); default: a generated street scene."""
     run: Path | None = None
     """Run folder for the reports (RUN/report.html too); its trained network is timed where no models are given."""
+    kit: Path | None = None
+    """Write a folder that times the models with trtexec on a device without Python; target tensorrt:fp16 or :fp32."""
+    ingest: Path | None = None
+    """Make the report from a kit's folder that came back from the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,5 +359,5 @@ def field_names(kind: type) -> set[str]:
     """Return the names that a TOML file may set for a job: its flags and its recipe's settings."""
     positional = {field.name for field in dataclasses.fields(kind) if "Positional" in str(field.type)}
     names = {field.name for field in dataclasses.fields(kind)} - {"expert"} - positional
-    recipe = getattr(kind, "RECIPE", None)
-    return names | ({field.name for field in dataclasses.fields(recipe)} if recipe else set())
+    settings = getattr(kind, "settings", None)
+    return names | ({field.name for field in dataclasses.fields(settings())} if settings else set())
