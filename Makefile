@@ -69,5 +69,5 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo 'installing hyctas, what it needs, and the tools for its tests'
-	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,dev]' | $(LARGE)
+	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,dev]' | $(LARGE)
 	@touch $@ $(VENV)/.demo

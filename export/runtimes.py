@@ -9,12 +9,12 @@ from typing import Any
 
 from export.errors import Unavailable
 from export.machine import gpus
+from export.platform import install_line, platform_kind
 from export.runtime import Runtime
 from export.target import RUNTIMES, Target
 
 PREFERRED = ("onnxruntime-cuda:fp32", "torch-cuda:fp32", "onnxruntime-cpu:fp32", "torch-cpu:fp32")
 """What `default_target` tries, best first."""
-_TORCH = "pip install torch"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None) -> Run
         from export.onnxruntime_session import OnnxRuntime
 
         return OnnxRuntime(target, threads, cache)
+    if target.runtime == "openvino-cpu":
+        from export.openvino_session import OpenVinoRuntime
+
+        return OpenVinoRuntime(target, threads, cache)
     from export.torch_session import TorchRuntime
 
     return TorchRuntime(target, threads)
@@ -87,6 +91,10 @@ def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]
         from export import onnxruntime_session
 
         return onnxruntime_session.unavailable_reason(target)
+    if target.runtime == "openvino-cpu":
+        from export import openvino_session
+
+        return openvino_session.unavailable_reason(target)
     if target.runtime.startswith("torch-"):
         return _torch_reason(target, has_gpu)
     return _unbuilt_reason(target, has_gpu)
@@ -94,11 +102,11 @@ def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]
 
 def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | None:
     if not _installed("torch"):
-        return "the package torch is not installed", _TORCH
+        return "the package torch is not installed", install_line(target.runtime, platform_kind())
     if target.device == "cpu":
         return None
     if has_gpu is False:  # spares the import of torch
-        return "nvidia-smi finds no NVIDIA GPU", "a machine with an NVIDIA GPU and its driver"
+        return "nvidia-smi finds no NVIDIA GPU", install_line(target.runtime, platform_kind(driver=False))
     from export import torch_session
 
     return torch_session.unavailable_reason(target)
@@ -107,13 +115,14 @@ def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | Non
 def _unbuilt_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]:
     """Describe a runtime that has no implementation yet, with whatever else is missing."""
     package, _, device = target.runtime.partition("-")
-    needed = {"openvino": "openvino", "aotinductor": "torch", "tensorrt": "tensorrt"}[package]
+    needed = {"aotinductor": "torch", "tensorrt": "tensorrt"}[package]
     notes = [f"{target.runtime} is not built into this release yet"]
     if not _installed(needed):
         notes.append(f"the package {needed} is not installed")
-    if device != "cpu" and not (bool(gpus()) if has_gpu is None else has_gpu):
+    on_gpu = device != "cpu" and (bool(gpus()) if has_gpu is None else has_gpu)
+    if device != "cpu" and not on_gpu:
         notes.append("nvidia-smi finds no NVIDIA GPU")
-    instead = "onnxruntime-cpu:fp32 or torch-cpu:fp32" if device == "cpu" else "onnxruntime-cuda:fp32 or torch-cuda"
+    instead = "onnxruntime-cuda:fp32 or torch-cuda:fp16" if on_gpu else "onnxruntime-cpu:fp32 or torch-cpu:fp32"
     return "; ".join(notes), f"no installation helps until then; take {instead}"
 
 

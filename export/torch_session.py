@@ -20,6 +20,7 @@ from torch import nn
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.feeds import check_feeds
 from export.onnx_trace import folded
+from export.platform import install_line, platform_kind
 from export.runtime import Session, TensorSpec
 from export.target import Target
 
@@ -202,8 +203,7 @@ class TorchSession:
 def unavailable_reason(target: Target) -> tuple[str, str] | None:
     """Say why a target of PyTorch cannot run here, with the install line; None when it can."""
     if target.device == "cuda" and not torch.cuda.is_available():
-        found = f"PyTorch {torch.__version__} finds no CUDA device"
-        return found, "a machine with an NVIDIA GPU, its driver, and a CUDA build of PyTorch (https://pytorch.org)"
+        return f"PyTorch {torch.__version__} finds no CUDA device", install_line(target.runtime, platform_kind())
     return None
 
 

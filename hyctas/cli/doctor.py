@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import DoctorJob
-
-if TYPE_CHECKING:
-    from export.runtimes import Availability
 
 FORMAT_VERSION = 1
 PACKAGES = (
@@ -22,13 +18,6 @@ PACKAGES = (
 )  # fmt: skip
 OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 """Packages that only some targets need; those say so themselves."""
-JETSON = (
-    ("tensorrt", "sudo apt-get install tensorrt (part of JetPack; the wheels on PyPI are not for Tegra), and a virtual "
-     "environment made with --system-site-packages, so that it sees JetPack's module"),
-    ("onnxruntime-gpu", "NVIDIA's onnxruntime-gpu wheel for your JetPack (the one on PyPI is not for Tegra)"),
-    ("torch", "NVIDIA's PyTorch wheel for your JetPack (the one on PyPI does not use Tegra's GPU)"),
-)  # fmt: skip
-"""What replaces an install line on a Jetson, by the package that it names."""
 
 
 def main() -> None:
@@ -50,18 +39,20 @@ def examine(job: DoctorJob) -> None:
 def findings() -> dict[str, Any]:
     """Return everything that `hyctas-doctor` knows, as plain values."""
     from export.machine import fingerprint, load_average
+    from export.platform import platform_kind
     from export.runtimes import PREFERRED, available_targets
 
-    machine, jetson = fingerprint(), is_jetson()
+    machine, kind = fingerprint(), platform_kind()
     states = available_targets()
     able = {state.target for state in states if state.ok}
     default = next((name for name in PREFERRED if name in able), None)
     found = {
         "format_version": FORMAT_VERSION,
         "default_target": default,
-        "targets": [_target(state, jetson, bool(machine["gpus"])) for state in states],
+        "targets": [state.to_json() for state in states],
         "machine": machine | _memory() | {
-            "jetson": jetson, "load": load_average(), "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
+            "platform": kind, "jetson": kind == "jetson", "load": load_average(),
+            "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
         },
         "virtual_environment": in_virtual_environment(),
         "versions": versions(),
@@ -89,20 +80,6 @@ def advice(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def is_jetson(root: Path = Path("/"), architecture: str | None = None, kernel: str | None = None) -> bool:
-    """Say whether this is an NVIDIA Jetson, by its release file or by a Tegra kernel on aarch64."""
-    if (root / "etc/nv_tegra_release").exists():
-        return True
-    return (architecture or platform.machine()) == "aarch64" and "tegra" in (kernel or platform.release())
-
-
-def jetson_install(target: str, line: str) -> str:
-    """Return the install line for a Jetson, where PyPI's CUDA wheels do not run."""
-    if target.partition(":")[0].endswith("-cpu") or "no installation helps" in line:
-        return line
-    return next((instead for package, instead in JETSON if package in line), line)
-
-
 def in_virtual_environment() -> bool:
     """Say whether Python runs in a venv or a conda environment."""
     return sys.prefix != sys.base_prefix or (Path(sys.prefix) / "conda-meta").is_dir()
@@ -121,13 +98,6 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _target(state: Availability, jetson: bool, gpu: bool) -> dict[str, Any]:
-    install = jetson_install(state.target, state.install) if jetson else state.install
-    if install.startswith("pip install") and "-cuda" in state.target and not gpu:
-        install += "; it needs an NVIDIA GPU, and nvidia-smi finds none here"
-    return state.to_json() | {"install": install}
-
-
 def _memory(meminfo: Path = Path("/proc/meminfo")) -> dict[str, float | None]:
     """Read total and available memory in GiB; None where the system does not tell."""
     try:
@@ -141,6 +111,7 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> dict[str, float | None]:
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     machine, versions = found["machine"], found["versions"]
@@ -170,7 +141,8 @@ def _show(found: dict[str, Any]) -> None:
                 console.print(f"[green]✓[/] [bold]{names}[/] available")
             else:
                 console.print(f"[red]✗[/] [bold]{names}[/] unavailable because {escape(state['reason'])}")
-                console.print(f"    to make it available: {escape(state['install'])}")
+                line = f"[dim]→[/] {escape(state['install'])}"
+                console.print(Padding(line, (0, 0, 0, 4)) if console.is_terminal else f"    {line}")
     console.print()
     default = found["default_target"]
     console.print(f"Without --target, commands take [bold]{default}[/]." if default else "No target can run on this machine.")

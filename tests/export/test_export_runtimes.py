@@ -11,6 +11,7 @@ import pytest
 from export import machine, runtimes
 from export.errors import Unavailable
 from export.machine import fingerprint
+from export.platform import KINDS, install_line, platform_kind
 from export.runtime import Runtime
 from export.target import RUNTIMES, Target
 
@@ -27,7 +28,7 @@ def test_every_target_is_answered() -> None:
         assert set(state.to_json()) == {"target", "ok", "reason", "install"}
 
 
-@pytest.mark.parametrize("text", ["openvino-cpu:fp32", "aotinductor-cpu:bf16", "aotinductor-cuda:fp16", "tensorrt:fp16"])
+@pytest.mark.parametrize("text", ["aotinductor-cpu:bf16", "aotinductor-cuda:fp16", "tensorrt:fp16"])
 def test_unbuilt_runtimes_say_so(text: str) -> None:
     with pytest.raises(Unavailable, match="not built into this release yet") as caught:
         runtimes.open_runtime(Target.parse(text), 1)
@@ -56,8 +57,9 @@ def test_light_modules_import_neither_torch_nor_runtimes() -> None:
         "import sys, warnings; warnings.simplefilter('error')\n"
         "for name in ('torch', 'rich', 'tyro', 'pymoo', 'matplotlib'): sys.modules[name] = None\n"
         "import export, export.errors, export.target, export.files, export.runtime, export.bundle, export.manifest\n"
-        "import export.bench, export.runtimes, export.machine, export.imaging, export.onnxruntime_session\n"
-        "assert 'onnxruntime' not in sys.modules and 'onnx' not in sys.modules\n"
+        "import export.bench, export.runtimes, export.machine, export.imaging, export.platform\n"
+        "import export.onnxruntime_session, export.openvino_session\n"
+        "assert not {'onnxruntime', 'onnx', 'openvino'} & set(sys.modules)\n"
         "states = {s.target: s for s in export.runtimes.available_targets()}\n"
         "assert states['onnxruntime-cpu:fp32'].ok and not states['torch-cpu:fp32'].ok\n"
     )
@@ -91,3 +93,46 @@ def test_arm_boards(tmp_path: Path) -> None:
     (board,) = machine._jetson(tmp_path / "model", tmp_path / "release")
     assert board["name"] == "NVIDIA Jetson Orin Nano"
     assert machine._jetson(tmp_path / "none", tmp_path / "release") == []
+
+
+def test_platform_kinds(tmp_path: Path) -> None:
+    def kind(system: str, architecture: str = "x86_64", kernel: str = "6.1.0", driver: bool = False) -> str:
+        return platform_kind(tmp_path, system, architecture, kernel, driver)
+
+    assert kind("Linux") == "linux"
+    assert kind("Linux", driver=True) == "linux-nvidia"
+    assert kind("Linux", "aarch64") == "linux"
+    assert kind("Linux", "aarch64", "5.15.148-tegra") == "jetson"
+    assert kind("Darwin", "arm64", driver=True) == "macos"
+    assert kind("Windows", "AMD64") == "windows"
+    assert kind("Windows", "AMD64", driver=True) == "windows-nvidia"
+    board = tmp_path / "proc/device-tree/model"
+    board.parent.mkdir(parents=True)
+    board.write_text("Raspberry Pi 5\0")
+    assert kind("Linux", "aarch64") == "linux"
+    board.write_text("NVIDIA Jetson Orin Nano Developer Kit\0")
+    assert kind("Linux", "aarch64") == kind("Linux", "aarch64", driver=True) == "jetson"
+    board.unlink()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release)")
+    assert kind("Linux", "aarch64", "custom") == "jetson"
+    assert platform_kind() in KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_install_lines(kind: str) -> None:
+    lines = {runtime: install_line(runtime, kind) for runtime in RUNTIMES}
+    assert lines["onnxruntime-cpu"] == "pip install onnxruntime"
+    assert lines["openvino-cpu"] == "pip install 'openvino>=2025.0'"
+    assert lines["torch-cpu"] == lines["aotinductor-cpu"] == "pip install torch"
+    on_gpu = {runtime: line for runtime, line in lines.items() if not runtime.endswith("-cpu")}
+    if kind == "jetson":
+        assert not any("pip install" in line for line in on_gpu.values())
+        assert "comes with JetPack" in lines["tensorrt"] and "--system-site-packages" in lines["tensorrt"]
+        assert all("NVIDIA's" in line and "JetPack" in line for name, line in on_gpu.items() if name != "tensorrt")
+    elif kind == "macos":
+        assert all(line.startswith("nothing: there is no ") and "take onnxruntime-cpu:fp32" in line for line in on_gpu.values())
+    else:
+        assert "pip install 'tensorrt" in lines["tensorrt"] and "onnxruntime-gpu[cuda,cudnn]" in lines["onnxruntime-cuda"]
+        needed = "a machine with an NVIDIA GPU and its driver; on it: "
+        assert all(line.startswith(needed) == (kind in ("linux", "windows")) for line in on_gpu.values())

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 from torch import nn
 
 from export import onnxruntime_session
@@ -24,6 +27,7 @@ from export.target import Target
 from export.torch_session import TorchRuntime
 
 ORT = Target("onnxruntime-cpu", "fp32")
+CUDA = Target("onnxruntime-cuda", "fp32")
 TORCH = Target("torch-cpu", "fp32")
 
 
@@ -40,14 +44,15 @@ def expected() -> tuple[np.ndarray, np.ndarray]:
         return x.numpy(), module(x).numpy()
 
 
-def check_session(session: Session, tolerance: float) -> None:
+def check_session(session: Session, tolerance: float, bound: bool = False) -> None:
     x, wanted = expected()
     assert isinstance(session, Session)
     with session:
-        assert session.inputs[0].shape == x.shape
+        assert session.inputs[0].name == "x0" and session.inputs[0].shape == x.shape
         assert session.outputs[0].shape == wanted.shape
-        with pytest.raises(InvalidInput, match=r"call bind\(feeds\)"):
-            session.step()
+        if not bound:
+            with pytest.raises(InvalidInput, match=r"call bind\(feeds\)"):
+                session.step()
         session.bind({"x0": x})
         assert session.step() > 0
         np.testing.assert_allclose(session.results()[0], wanted, atol=tolerance)  # type: ignore[attr-defined]
@@ -56,6 +61,9 @@ def check_session(session: Session, tolerance: float) -> None:
         assert not np.allclose(other, wanted, atol=tolerance)
         session.step()
         np.testing.assert_allclose(session.results()[0], wanted, atol=tolerance)  # type: ignore[attr-defined]
+        session.bind({"x0": np.zeros_like(x)})
+        session.step()
+        np.testing.assert_allclose(session.results()[0], other, atol=tolerance)  # type: ignore[attr-defined]
         for feeds in ({}, {"x1": x}, {"x0": x.astype(np.float64)}, {"x0": x[:, :, :-1]}):
             with pytest.raises(InvalidInput, match="x0"):
                 session.run(feeds)
@@ -86,11 +94,11 @@ def test_torch_cuda(precision: str, tolerance: float) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_onnxruntime_cuda() -> None:
-    target = Target("onnxruntime-cuda", "fp32")
-    if (why := onnxruntime_session.unavailable_reason(target)) is not None:
+    if (why := onnxruntime_session.unavailable_reason(CUDA)) is not None:
         pytest.skip(why[0])
-    (session,) = OnnxRuntime(target).load_modules([block()])
-    check_session(session, 1e-5)
+    for graph in (True, False):
+        (session,) = OnnxRuntime(CUDA, cuda_graph=graph).load_modules([block()])
+        check_session(session, 1e-5)
 
 
 def test_torch_leaves_the_callers_module_alone() -> None:
@@ -155,7 +163,7 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         OnnxRuntime(Target("onnxruntime-cpu", "int8"))
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(Unavailable, match="no CUDAExecutionProvider") as caught:
-            OnnxRuntime(Target("onnxruntime-cuda", "fp32"))
+            OnnxRuntime(CUDA)
         assert "onnxruntime-gpu" in caught.value.install
     if not torch.cuda.is_available():
         with pytest.raises(Unavailable, match="no CUDA device"):
@@ -174,6 +182,142 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(Unavailable, match="pip install onnxruntime"):
         OnnxRuntime(ORT)
+
+
+class FakeCuda:
+    """ONNX Runtime as with a GPU: the CPU computes, and a run without `gpu_graph_id` -1 captures a graph and replays it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.whole, self.value = onnxruntime.InferenceSession, onnxruntime.OrtValue
+        self.providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        self.said, self.opens, self.captures = "", Exception(), Exception()  # plain ones: nothing is raised
+        self.options: dict[str, str] = {}
+        self.fallback: object = None
+        self.runs: list[str] = []
+        monkeypatch.setattr(onnxruntime, "InferenceSession", self.open)
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: self.providers)
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(self.said), raising=False)
+        monkeypatch.setattr(onnxruntime, "OrtValue", self)
+        monkeypatch.setattr(onnxruntime_session, "nvidia_driver", lambda: True)
+
+    def ortvalue_from_numpy(self, array: np.ndarray, device: str, index: int) -> Any:
+        assert device == "cuda"
+        return self.value.ortvalue_from_numpy(array, "cpu", index)
+
+    def ortvalue_from_shape_and_type(self, shape: Any, kind: Any, device: str, index: int) -> Any:
+        assert device == "cuda"
+        return self.value.ortvalue_from_shape_and_type(shape, kind, "cpu", index)
+
+    def open(self, path: str, options: Any, providers: Any, enable_fallback: int) -> FakeCuda:
+        ((name, self.options),) = providers
+        assert name == "CUDAExecutionProvider"
+        self.fallback = enable_fallback
+        if type(self.opens) is not Exception:
+            raise self.opens
+        self.session = self.whole(path, options, providers=["CPUExecutionProvider"])
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def run(self, names: Any, feeds: Any, options: Any) -> Any:
+        self.runs.append("run " + (options.get_run_config_entry("gpu_graph_id") if options else "graph"))
+        return self.session.run(names, feeds)
+
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+        self.runs.append("bound " + (options.get_run_config_entry("gpu_graph_id") if options else "graph"))
+        if options is None and type(self.captures) is not Exception:
+            raise self.captures
+        self.session.run_with_iobinding(binding)
+
+
+def test_cuda_graph_with_a_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch)
+    runtime = OnnxRuntime(CUDA)
+    assert runtime.versions()["cuda_graph"] == "on"
+    (session,) = runtime.load_modules([block()])
+    assert fake.options == {"use_tf32": "0", "enable_cuda_graph": "1"} and fake.fallback == 0
+    assert fake.runs == []
+    places = []
+    for _ in range(2):
+        session.bind({"x0": expected()[0]})
+        places.append(session._values[0].data_ptr())  # type: ignore[attr-defined]
+    assert fake.runs == ["bound -1", "bound graph"]  # once to warm up, once to capture, although bound twice ...
+    assert places[0] == places[1]  # ... in the same memory
+    check_session(session, 1e-5, bound=True)
+    assert set(fake.runs[2:]) == {"bound graph", "run -1"}  # replays, and runs that leave the graph alone
+
+    plain = OnnxRuntime(CUDA, cuda_graph=False)
+    assert plain.versions()["cuda_graph"] == "off"
+    fake.runs.clear()
+    (session,) = plain.load_modules([block()])
+    check_session(session, 1e-5)
+    assert fake.options["enable_cuda_graph"] == "0" and set(fake.runs) == {"bound graph", "run graph"}
+    assert "cuda_graph" not in OnnxRuntime(ORT).versions()
+
+
+def test_cuda_fails_loudly_with_a_fake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = export_modules([block()], tmp_path, ["m"])
+    fake = FakeCuda(monkeypatch)
+    runtime = OnnxRuntime(CUDA)
+    fake.captures = states.Fail("operation not permitted when stream is capturing")
+    with runtime.load_file(path) as session, pytest.raises(InvalidInput, match=r"cannot be captured: .* is capturing"):
+        session.bind({"x0": expected()[0]})
+    fake.opens = states.Fail("This session cannot use the graph capture feature as requested by the user as ...")
+    with pytest.raises(InvalidInput, match=r"m\.onnx: .* cuda_graph=False"):
+        runtime.load_file(path)
+    fake.opens = states.InvalidGraph("no such operator")
+    with pytest.raises(InvalidInput, match="does not run it: no such operator"):
+        runtime.load_file(path)
+    fake.opens = states.RuntimeException("CUDA failure 100: no CUDA-capable device is detected ; GPU=0")
+    with pytest.raises(Unavailable, match="CUDA does not start: CUDA failure 100") as caught:
+        runtime.load_file(path)
+    assert caught.value.exit_code == 3
+    fake.opens, fake.said = Exception(), "Failed to load libcublas.so.13: libcublas.so.13: cannot open shared object file"
+    fake.providers = ["CPUExecutionProvider"]
+    with pytest.raises(Unavailable, match=r"on CPUExecutionProvider instead of CUDA.*\(libcublas\.so\.13: cannot open"):
+        runtime.load_file(path)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(onnxruntime_session, "nvidia_driver", lambda: False)
+    fake.providers = ["CUDAExecutionProvider"]  # the GPU wheel lists it on every machine
+    with pytest.raises(Unavailable, match="no NVIDIA driver is found"):
+        OnnxRuntime(CUDA)
+
+
+def test_torch_on_cuda_replays_a_graph_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be seen without a device: folded BN, channels-last, and a step that is one replay between two events."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("synchronize")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1.5
+
+    folded = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    module, inputs = block()
+    module.folded = lambda: folded  # type: ignore[assignment]
+    (session,) = TorchRuntime(TORCH).load_modules([(module, inputs)])
+    assert session._module[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in session._module.modules())  # type: ignore[attr-defined]
+    assert session._static[0].is_contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    session.bind({"x0": inputs[0].numpy()})
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(session, "_graph", SimpleNamespace(replay=lambda: done.append("replay")))
+    assert session.step() == 1.5
+    assert done == ["record", "replay", "record", "synchronize"]
 
 
 def test_close_is_final() -> None:

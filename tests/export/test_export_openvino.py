@@ -1,0 +1,219 @@
+"""OpenVINO on the CPU: fp32 and bf16 against PyTorch, settings read back, refusals. Skips where openvino is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from export import check_parity, export_onnx, openvino_session
+from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.onnx_file import export_modules
+from export.openvino_session import OpenVinoRuntime, unavailable_reason
+from export.runtime import Runtime, Session
+from export.runtimes import open_runtime
+from export.target import Target
+from hyctas.network import build
+from hyctas.space import tiny
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed")
+ROOT = Path(__file__).parents[2]
+FP32, BF16 = Target("openvino-cpu", "fp32"), Target("openvino-cpu", "bf16")
+BF16_TOLERANCE = 0.15
+"""Of the standard deviation; the worst of eight random networks was 0.07."""
+
+
+def need(target: Target) -> None:
+    if (why := unavailable_reason(target)) is not None:
+        pytest.skip(why[0])
+
+
+def block() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), (
+        torch.randn(1, 3, 12, 10),
+    )
+
+
+@pytest.mark.parametrize(("target", "tolerance"), [(FP32, 1e-5), (BF16, 3e-2)], ids=str)
+def test_session(target: Target, tolerance: float) -> None:
+    need(target)
+    runtime = open_runtime(target, 1)
+    assert isinstance(runtime, Runtime) and runtime.versions()["openvino"].startswith("20")
+    module, (example,) = block()
+    x = example.numpy()
+    with torch.no_grad():
+        wanted = module(example).numpy()
+    with runtime.load_modules([(module, (example,))])[0] as session:
+        assert isinstance(session, Session)
+        assert session.inputs[0].shape == x.shape and session.inputs[0].name == "x0"
+        assert session.outputs[0].shape == wanted.shape and session.outputs[0].name == "y0"
+        with pytest.raises(InvalidInput, match=r"call bind\(feeds\)"):
+            session.step()
+        session.bind({"x0": x})
+        assert session.step() > 0
+        np.testing.assert_allclose(session.results()[0], wanted, atol=tolerance)  # type: ignore[attr-defined]
+        other = session.run({"x0": np.zeros_like(x)})[0]
+        assert other.dtype == np.float32 and not np.allclose(other, wanted, atol=tolerance)
+        session.step()
+        np.testing.assert_allclose(session.results()[0], wanted, atol=tolerance)  # type: ignore[attr-defined]
+        session.bind({"x0": np.zeros_like(x)})
+        session.step()
+        np.testing.assert_array_equal(session.results()[0], other)  # type: ignore[attr-defined]
+        for feeds in ({}, {"x1": x}, {"x0": x.astype(np.float64)}, {"x0": x[:, :, :-1]}):
+            with pytest.raises(InvalidInput, match="x0"):
+                session.run(feeds)
+    session.close()
+    for call in (session.step, lambda: session.run({}), lambda: session.bind({})):
+        with pytest.raises(InvalidInput):
+            call()
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[nn.Module, Path]]:
+    """Two random networks, one of them with labels as its output."""
+    found, folder = [], tmp_path_factory.mktemp("networks")
+    for seed, output in enumerate(("native", "labels")):
+        torch.manual_seed(seed)
+        network = build(tiny().sample(np.random.default_rng(seed)), 5).eval()
+        found.append((network, export_onnx(network, (64, 96), folder / f"{output}.onnx", output=output).path))
+    return found
+
+
+@pytest.mark.parametrize(("target", "tolerance", "agreement"), [(FP32, 1e-3, 0.999), (BF16, BF16_TOLERANCE, 0.9)], ids=str)
+def test_parity_of_tiny_networks(
+    networks: list[tuple[nn.Module, Path]], target: Target, tolerance: float, agreement: float
+) -> None:
+    need(target)
+    for network, path in networks:
+        with OpenVinoRuntime(target).load_file(path) as session:
+            report = check_parity(network, session, count=1, tolerance=tolerance, min_agreement=agreement)
+            assert report.passed, report.summary()
+
+
+@pytest.mark.parametrize("target", [FP32, BF16], ids=str)
+def test_computes_in_the_precision_asked_for(target: Target, tmp_path: Path) -> None:
+    """Left alone, OpenVINO takes bf16 on every CPU that can."""
+    need(target)
+    (path,) = export_modules([block()], tmp_path, ["m"])
+    with OpenVinoRuntime(target).load_file(path) as session:
+        nodes = session._compiled.get_runtime_model().get_ordered_ops()
+        infos = [{name: node.get_rt_info()[name].astype(str) for name in ("layerType", "runtimePrecision")} for node in nodes]
+        found = Counter(info["runtimePrecision"] for info in infos if info["layerType"] == "Convolution")
+        assert found == {"f32" if target is FP32 else "bf16": 2}
+        asked = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        assert {name: session._compiled.get_property(name) for name in asked} == asked
+
+
+def test_another_precision_than_asked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = export_modules([block()], tmp_path, ["m"])
+    runtime = OpenVinoRuntime(FP32)
+    kept = runtime._core.compile_model
+
+    def ignoring(model: Any, device: str, settings: dict[str, Any]) -> Any:
+        return kept(model, device, settings | {"INFERENCE_PRECISION_HINT": "bf16"})
+
+    monkeypatch.setattr(runtime, "_core", SimpleNamespace(compile_model=ignoring, read_model=runtime._core.read_model))
+    if unavailable_reason(BF16) is None:
+        with pytest.raises(Unavailable, match="took bf16 where f32 was asked for"):
+            runtime.load_file(path)
+
+
+def test_fewer_threads_than_asked_is_an_error(tmp_path: Path) -> None:
+    (path,) = export_modules([block()], tmp_path, ["m"])
+    with pytest.raises(InvalidInput, match=r"INFERENCE_NUM_THREADS \d+ where 4096 was asked for"):
+        OpenVinoRuntime(FP32, 4096).load_file(path)
+    with pytest.raises(InvalidInput, match="threads must be at least 1"):
+        OpenVinoRuntime(FP32, 0)
+
+
+def test_metadata_and_cache(tmp_path: Path) -> None:
+    network = build(tiny().sample(np.random.default_rng(0)), 5).eval()
+    export_onnx(network, (64, 96), tmp_path / "n.onnx", metadata={"size": "64x96", "labels": "[1]"})
+    with OpenVinoRuntime(FP32).load_file(tmp_path / "n.onnx") as session:
+        assert session.metadata == {"size": "64x96", "labels": "[1]"}
+        assert (session.inputs[0].name, session.outputs[0].name) == ("image", "native")
+    runtime = OpenVinoRuntime(FP32, cache=tmp_path / "cache")
+    for _ in range(2):
+        for opened in runtime.load_modules([block(), block()]):
+            opened.close()
+        assert len(list((tmp_path / "cache").glob("*.onnx"))) == 1
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    (path,) = export_modules([block()], tmp_path, ["m"])
+    data, runtime = path.read_bytes(), OpenVinoRuntime(FP32)
+    for cut in (0, 1, len(data) // 3, len(data) - 1):
+        path.write_bytes(data[:cut])
+        with pytest.raises(CorruptFile, match=r"m\.onnx"):
+            runtime.load_file(path)
+    with pytest.raises(InvalidInput, match="no such file"):
+        runtime.load_file(tmp_path / "none.onnx")
+
+
+def test_unknown_operator_and_shapes(tmp_path: Path) -> None:
+    def save(name: str, op: str, domain: str, shape: list[int | str]) -> Path:
+        infos = [onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, shape) for key in ("x", "y")]
+        node = onnx.helper.make_node(op, ["x"], ["y"], domain=domain)
+        opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("mine", 1)]
+        graph = onnx.helper.make_graph([node], "g", infos[:1], infos[1:])
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / name)
+        return tmp_path / name
+
+    runtime = OpenVinoRuntime(FP32)
+    with pytest.raises(InvalidInput, match=r"does not run it: .*mine\.Mine"):
+        runtime.load_file(save("custom.onnx", "Mine", "mine", [1, 2]))
+    with pytest.raises(InvalidInput, match="dynamic shape"):
+        runtime.load_file(save("dynamic.onnx", "Relu", "", ["N", 2]))
+    path = tmp_path / "nonzero.onnx"  # the shape of the output depends on the values
+    info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [2, "n"])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("NonZero", ["x"], ["y"])], "g", [info], [result])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    with runtime.load_file(path) as session:
+        assert session.outputs[0].shape == (2, 0) and session.outputs[0].dtype == "int64"
+
+
+def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unavailable, match="int8 is not built"):
+        open_runtime(Target("openvino-cpu", "int8"), 1)
+    properties = {"OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"], "FULL_DEVICE_NAME": "Old CPU"}
+    core = SimpleNamespace(available_devices=["CPU"], get_property=lambda device, name: properties[name])
+    monkeypatch.setattr(openvino_session, "_openvino", lambda: SimpleNamespace(Core=lambda: core, __version__="2026"))
+    assert unavailable_reason(FP32) is None
+    with pytest.raises(Unavailable, match=r"does not compute in bf16 on this CPU \(Old CPU\), only in FP32, INT8"):
+        OpenVinoRuntime(BF16)
+    core.available_devices = ["GPU.0"]
+    with pytest.raises(Unavailable, match=r"finds no CPU device here, only: GPU\.0"):
+        OpenVinoRuntime(FP32)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(Unavailable, match="openvino cannot be imported") as caught:
+        open_runtime(FP32, 1)
+    assert caught.value.install == "pip install 'openvino>=2025.0'"
+
+
+def test_no_telemetry(tmp_path: Path) -> None:
+    """OpenVINO's own import tells Google Analytics, and writes into the home folder."""
+    code = (
+        "import sys, warnings; warnings.simplefilter('error')\n"
+        "from export.openvino_session import OpenVinoRuntime; from export.target import Target\n"
+        "OpenVinoRuntime(Target.parse('openvino-cpu:fp32'))\n"
+        "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    environment |= {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout and not done.stderr and not list(tmp_path.iterdir())
