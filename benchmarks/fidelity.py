@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     sums = [predict(plan, table) for plan in plans]
     judgement, plain = judge(predicted, first, repeat=second), judge(sums, first)
     models = compare(plans, first, table)
-    covered, factor = coverage(model.calibration, predicted, first)
+    bound = coverage(model.calibration, predicted, first)
     if not all(value > 0 for value in first):
         raise CheckFailed("a measured latency is not positive")
     heading = (
@@ -88,8 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"# Predicted against measured latency\n\n{heading}; {fingerprint()['cpu']}, {fingerprint()['cores']} cores; "
         f"calibration: {kind}\n\n"
         f"{judgement.to_markdown()}\nPlain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, "
-        f"Spearman {plain.fidelity.spearman:.3f}. Upper bound of {CONFIDENCE:.0%} ({factor:.3f} x prediction): kept by "
-        f"{covered:.0%} of the networks.\n\n{models_table(models)}"
+        f"Spearman {plain.fidelity.spearman:.3f}. {_bound_text(bound)}\n\n{models_table(models)}"
     )
     print(text)
     if arguments.out:
@@ -97,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
                   for g, p, s, m, r in zip(networks, predicted, sums, first.tolist(), second.tolist(), strict=True)]  # fmt: skip
         result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": table.identity.to_json(),
                   "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
-                  "bound": {"confidence": CONFIDENCE, "factor": factor, "coverage": covered},
+                  "bound": {"confidence": CONFIDENCE, "coverage": bound[0], "factor": bound[1]} if bound else None,
                   "models": {name: asdict(score) for name, score in models.items()}, "networks": points}  # fmt: skip
         write_json(arguments.out.with_suffix(".json"), json.loads(json.dumps(result)))
         command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
@@ -105,12 +103,20 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
 
 
-def coverage(calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray) -> tuple[float, float]:
-    """Return which share of networks stays below the upper bound, and the bound's factor (nan without a calibration)."""
+def coverage(
+    calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray
+) -> tuple[float, float] | None:
+    """Return which share of networks stays below the upper bound, and the bound's factor; None without a calibration."""
     if calibration is None:
-        return math.nan, math.nan
+        return None
     factor = max(1.0, conformal_bound(calibration.ratios, CONFIDENCE))
     return float(np.mean(measured <= factor * np.asarray(predicted))), factor
+
+
+def _bound_text(bound: tuple[float, float] | None) -> str:
+    if bound is None:
+        return "The table is not calibrated, so there is no bound."
+    return f"Upper bound of {CONFIDENCE:.0%} ({bound[1]:.3f} x prediction): kept by {bound[0]:.0%} of the networks."
 
 
 def models_table(models: Mapping[str, Fidelity]) -> str:
