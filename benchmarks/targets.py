@@ -4,7 +4,7 @@
 
 Each run holds a finished search (hyctas-search) with a latency table of its own; supernet, data and evaluations must be equal, so
 that only the target differs. All members of both fronts are measured on both targets. A front is good on a target when it
-dominates much there: hypervolume from mIoU 0 and from the slowest measured member. Nothing else should run meanwhile.
+dominates much there: hypervolume from mIoU 0 and from the limit on latency (or the slowest measured member). Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -103,15 +103,17 @@ def hypervolume(front: Found, times: Mapping[str, float], reference_ms: float) -
     """Return the share of the rectangle mIoU 0..1, latency 0..reference that a front dominates, as measured."""
     best, volume, last = 0.0, 0.0, 0.0
     for name in sorted(front.miou, key=lambda name: times[name]):
-        ms = min(times[name], reference_ms)
-        volume += best * (ms - last)
-        last, best = ms, max(best, front.miou[name])
+        if times[name] >= reference_ms:
+            break
+        volume += best * (times[name] - last)
+        last, best = times[name], max(best, front.miou[name])
     return (volume + best * (reference_ms - last)) / reference_ms
 
 
 def report(found: Sequence[Found], times: Sequence[Mapping[str, float]], command: str) -> tuple[str, dict[str, Any]]:
     """Return the account as Markdown and as JSON."""
-    references = [max(by_id.values()) for by_id in times]
+    limit_ms = found[0].outcome["limits"]["latency_ms"]
+    references = [limit_ms or max(by_id.values()) for by_id in times]
     volumes = [[hypervolume(one, by_id, ref) for by_id, ref in zip(times, references, strict=True)] for one in found]
     shared = set(found[0].genotypes) & set(found[1].genotypes)
     own = volumes[0][0] > volumes[1][0] and volumes[1][1] > volumes[0][1]
@@ -119,7 +121,7 @@ def report(found: Sequence[Found], times: Sequence[Mapping[str, float]], command
     lines = [
         "# One supernet, two targets", "",
         f"Space {found[0].outcome['space']} at {size}, {fingerprint()['cpu']}, {fingerprint()['cores']} cores. "
-        f"The fronts have {len(found[0].genotypes)} and {len(found[1].genotypes)} members, {len(shared)} of them in both. "
+        f"Limit on both: {f'{limit_ms:.2f} ms' if limit_ms else 'none'}. The fronts have {len(found[0].genotypes)} and {len(found[1].genotypes)} members, {len(shared)} of them in both. "
         "mIoU with shared weights; every member was measured on both targets.", "",
         "| searched for | hypervolume on " + " | hypervolume on ".join(one.name for one in found) + " |", "|---|---:|---:|",
         *(f"| {one.name} | {row[0]:.4f} | {row[1]:.4f} |" for one, row in zip(found, volumes, strict=True)), "",

@@ -129,6 +129,7 @@ class OnnxSession:
     def __init__(self, session: Any, target: Target, cuda_graph: bool = False) -> None:
         self.inputs = tuple(_static(info) for info in session.get_inputs())
         self._session, self._device = session, target.device
+        self.on_gpu = self._device != "cpu"
         self._launched = _launched() if cuda_graph else None  # run options that leave the graph alone
         self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self.outputs = self._describe_outputs()

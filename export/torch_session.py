@@ -112,6 +112,7 @@ class TorchSession:
         self._module: Call | None = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._static = tuple(_placed(x, self._device) for x in examples)
         self._bound = False
+        self._flushed: torch.Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         with self._context():
             self._results = self._capture() if self._device == "cuda" else self._forward(self._static)
@@ -153,13 +154,20 @@ class TorchSession:
             self._results = self._forward(self._static)
             return (time.perf_counter_ns() - start) / 1e6
 
+    def flush(self, mib: float) -> None:
+        """Overwrite this much memory on the device, so that the next `step` finds its caches cold; not part of its time."""
+        elements = max(1, round(mib * 2**20 / 4))
+        if self._flushed is None or self._flushed.numel() != elements:
+            self._flushed = torch.zeros(elements, device=self._device)
+        self._flushed.add_(1.0)
+
     def results(self) -> list[np.ndarray]:
         """Copy out what the last `step` computed."""
         return [_numpy(y) for y in self._results]
 
     def close(self) -> None:
         """Free the module, its buffers and its CUDA graph."""
-        self._module, self._graph, self._bound = None, None, False
+        self._module, self._graph, self._flushed, self._bound = None, None, None, False
         self._static = self._results = ()
 
     def __enter__(self) -> TorchSession:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.errors import CheckFailed
+from export.errors import CheckFailed, InvalidInput
 from export.load import LoadReader, others_share, read_load
 from export.runtime import Session
 from latency.protocol import Protocol
@@ -139,10 +139,16 @@ def measure(
 
 
 def flusher(session: Session, mib: float) -> Callable[[], None]:
-    """Return what overwrites a buffer: on the session's device where it offers `flush(mib)`, else in main memory."""
+    """Return what overwrites a buffer: on the session's device where it offers `flush(mib)`, else in main memory.
+
+    Raises:
+        InvalidInput: the session computes on a GPU and cannot flush there.
+    """
     own: Callable[[float], None] | None = getattr(session, "flush", None)
     if own is not None:
         return functools.partial(own, mib)
+    if getattr(session, "on_gpu", False):
+        raise InvalidInput("flush_mib: this runtime cannot overwrite the GPU's cache; measure on torch-cuda, or set it to 0")
     buffer = np.zeros(max(1, round(mib * 2**20 / 8)))
 
     def overwrite() -> None:

@@ -20,7 +20,7 @@ SPACE = tiny()
 NETWORKS = [SPACE.smallest(), SPACE.largest(), SPACE.sample(np.random.default_rng(1))]
 
 
-def write_run(folder: Path, target: str, miou: list[float], **header: Any) -> Path:
+def write_run(folder: Path, target: str, miou: list[float], limit_ms: float | None = None, **header: Any) -> Path:
     """Write what a search leaves, as far as it is read here."""
     folder.mkdir()
     front = [
@@ -28,7 +28,7 @@ def write_run(folder: Path, target: str, miou: list[float], **header: Any) -> Pa
     ]
     outcome = {
         "format_version": 1, "target": target, "threads": 1, "space": "tiny", "size": [64, 64], "num_classes": 4, "images": 5,
-        "eval_size": None, "front": front,
+        "eval_size": None, "limits": {"latency_ms": limit_ms}, "front": front,
     }  # fmt: skip
     (folder / "pareto.json").write_text(json.dumps(outcome))
     first = {"supernet_sha256": "s", "data": 1, "evaluations": 9, "seed": 0, "population": 4, "limits": {}} | header

@@ -24,7 +24,7 @@ from export.onnx_file import export_modules
 from export.onnxruntime_session import OnnxRuntime
 from export.runtime import Runtime, Session
 from export.target import Target
-from export.torch_session import TorchRuntime
+from export.torch_session import TorchRuntime, TorchSession
 
 ORT = Target("onnxruntime-cpu", "fp32")
 CUDA = Target("onnxruntime-cuda", "fp32")
@@ -327,3 +327,14 @@ def test_close_is_final() -> None:
         session.close()
         with pytest.raises(InvalidInput):
             session.step()
+
+
+def test_flushing_overwrites_a_buffer_of_the_size_asked_for() -> None:
+    module = nn.Conv2d(2, 2, 1).eval()
+    session = TorchRuntime(Target("torch-cpu", "fp32")).load_modules([(module, (torch.zeros(1, 2, 4, 4),))])[0]
+    assert isinstance(session, TorchSession)
+    session.flush(0.5)
+    session.flush(0.5)
+    assert session._flushed is not None and session._flushed.numel() == 2**17 and session._flushed[0] == 2
+    session.close()
+    assert session._flushed is None

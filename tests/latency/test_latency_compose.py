@@ -116,6 +116,10 @@ def test_flushing_happens_before_every_sample_and_is_not_timed(fakes: Any) -> No
     found = measure(session, Protocol(warmup_ms=0, min_samples=10, budget_ms=5, flush_mib=2.5))
     assert found.median_ms == 1.0 and len(flushed) == session.steps and set(flushed) == {2.5}
     del session.flush
+    session.on_gpu = True
+    with pytest.raises(InvalidInput, match="cannot overwrite the GPU's cache"):
+        flusher(session, 1.0)
+    session.on_gpu = False
     overwrite = flusher(session, 1.0)
     overwrite()
     overwrite()
