@@ -42,6 +42,11 @@ def bench_models(job: BenchJob) -> None:
     from hyctas.cli.show import say
     from latency.lock import measuring
 
+    if job.kit is not None or job.ingest is not None:
+        from hyctas.cli.kit_bench import ingest_bench, write_bench_kit
+
+        (write_bench_kit if job.ingest is None else ingest_bench)(job)
+        return
     out = job.out or (job.run / "fps.json" if job.run else Path("bench.json"))
     check_out(out)
     paths = job.models or ((job.run,) if job.run else ())
@@ -61,7 +66,7 @@ def bench_models(job: BenchJob) -> None:
         f"model{'s' * (len(models) != 1)} for {job.seconds:g} s each")  # fmt: skip
     with measuring(say), still_bar("time models") as show:
         report = bench(models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images)
-    _print(report)
+    print_report(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
     if job.run and (job.run / "train-network.json").exists():
@@ -257,7 +262,7 @@ def _spread(items: Sequence[T]) -> list[T]:
     return [items[int(i * step)] for i in range(min(len(items), MAX_IMAGES))]
 
 
-def _print(report: BenchReport) -> None:
+def print_report(report: BenchReport) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape

@@ -39,6 +39,11 @@ def profile_space(job: ProfileJob) -> None:
     from hyctas.workloads import workloads
     from latency import LatencyTable, profile
 
+    if job.kit is not None or job.ingest is not None:
+        from hyctas.cli.kit import ingest_profile, write_profile_kit
+
+        (write_profile_kit if job.ingest is None else ingest_profile)(job)
+        return
     if job.check is not None:
         check(job)
         return

@@ -1,0 +1,529 @@
+"""Device kits: writing one, running its script with a fake trtexec of each generation, and reading the results.
+
+No real trtexec runs here; `fake_trtexec.py` speaks its options, messages, files and exit codes as the reference describes them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+
+from export.errors import CorruptFile, InvalidInput, TableMismatch, Unavailable
+from export.target import Target
+from hyctas.operators import Conv, DownUp, FeatureFusion, Predict, SelfAttention
+from hyctas.workloads import workloads
+from latency.ingest import ALONE, Ingested, ingest
+from latency.kit import CANARY, OPERATORS, Kit, Timing
+from latency.kit_write import MAX_COPIES, grouped, write_kit
+from latency.workload import Workload
+
+pytest.importorskip("onnxruntime")
+HERE = Path(__file__).parent
+KEYS = (
+    Conv((8,), 16).key([(8, 32, 24)]),
+    Conv((16,), 16).key([(16, 32, 24)]),
+    Conv((16,), 16, kernel=1).key([(16, 32, 24)]),
+    DownUp((16,), 16).key([(16, 32, 24)]),
+    DownUp((16, 8), 16, depth=2).key([(16, 16, 12), (8, 32, 24)]),
+    SelfAttention((16,), 16, qk_channels=8).key([(16, 8, 6)]),
+    FeatureFusion((16, 16), 16).key([(16, 16, 12), (16, 32, 24)]),
+    Predict((16,), 10).key([(16, 32, 24)]),
+)
+VERSIONS = {8601: "8.6.1", 100300: "10.3.0", 101600: "10.16.0", 110000: "11.0.0"}
+FP16 = Target.parse("tensorrt:fp16")
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def load_fake() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fake_trtexec", HERE / "fake_trtexec.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAKE = load_fake()
+CACHE = tempfile.mkdtemp(prefix="fake-trtexec-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+def network(channels: int) -> onnx.ModelProto:
+    """Make a small network."""
+    helper, rng = onnx.helper, np.random.default_rng(channels)
+    weight = onnx.numpy_helper.from_array(rng.standard_normal((channels, 3, 3, 3), dtype=np.float32), "w")
+    ends = [helper.make_tensor_value_info("image", 1, [1, 3, 32, 24]), helper.make_tensor_value_info("y", 1, [1, channels, 30, 22])]
+    graph = helper.make_graph([helper.make_node("Conv", ["image", "w"], ["y"], name="n0")], "g", ends[:1], ends[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def write(folder: Path, target: Target = FP16, keys: tuple[str, ...] = KEYS, nets: int = 2, **more: object) -> Kit:
+    sources = {f"net{n}": (lambda n=n: network(n + 4)) for n in range(nets)}
+    arguments = {"about": {"for": "test"}, "cost_ms": dict.fromkeys(keys, 0.05), "alone": ("selfattention",), "rounds": 2}
+    return write_kit(folder, workloads(keys), sources, target, **{**arguments, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kit") / "kit"
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def kit(written: Path, tmp_path: Path) -> Path:
+    """A copy of a kit, as on a device."""
+    return Path(shutil.copytree(written, tmp_path / "kit"))
+
+
+@pytest.fixture(scope="module")
+def measured(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kit whose script ran through."""
+    folder = Path(shutil.copytree(written, tmp_path_factory.mktemp("measured") / "kit"))
+    done = subprocess.run(["sh", "run.sh"], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def environment(kit: Path, **settings: object) -> dict[str, str]:
+    """Set up a fake trtexec for a kit."""
+    state = kit.parent / "state"
+    state.mkdir(exist_ok=True)
+    program = state / "trtexec"
+    if not program.exists():
+        program.write_text(f"#!{sys.executable}\n" + (HERE / "fake_trtexec.py").read_text())
+        program.chmod(0o755)
+    given = {"TRTEXEC": program, "FAKE_STATE": state, "FAKE_CACHE": CACHE, "MIN_FREE_MB": 1, "FAKE_VERSION": 100300} | settings
+    return {**os.environ, **{name: str(value) for name, value in given.items()}}
+
+
+@pytest.fixture
+def script(kit: Path) -> Script:
+    """Run a kit's script."""
+
+    def run(code: int | None = 0, **settings: object) -> subprocess.CompletedProcess[str]:
+        env = environment(kit, **settings)
+        done = subprocess.run(["sh", "run.sh"], cwd=kit, env=env, capture_output=True, text=True, timeout=120)
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def calls(kit: Path) -> list[str]:
+    return (kit.parent / "state" / "calls.txt").read_text().splitlines()
+
+
+def truth(kit: Path) -> dict[str, float]:
+    """Return the time of every operator as the fake has it, in its file."""
+    found = {}
+    description = Kit.load(kit)
+    for file in description.files:
+        if file.kind != OPERATORS:
+            continue
+        layers = FAKE.layer_times(onnx.load(kit / "onnx" / f"{file.name}.onnx"))
+        for operator in file.operators:
+            mine = sum(ms for name, ms in layers.items() if name.startswith(f"{operator.prefix}_"))
+            found[operator.key] = mine / operator.copies
+    return found
+
+
+def check_rows(found: Ingested, kit: Path, tolerance: float = 0.01) -> None:
+    want = truth(kit)
+    assert set(found.table.rows) == set(want) == set(found.kit.keys)
+    for key, row in found.table.rows.items():
+        assert row.median_ms == pytest.approx(want[key], rel=tolerance), key
+        assert row.p10_ms <= row.median_ms <= row.p90_ms and row.n >= 100
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_whole_loop_recovers_every_time(tmp_path: Path, version: int, precision: str) -> None:
+    folder = tmp_path / "kit"
+    keys = KEYS if precision == "fp16" else KEYS[:2]
+    kit = write(folder, Target.parse(f"tensorrt:{precision}"), keys, nets=1, rounds=1)
+    env = environment(folder, FAKE_VERSION=version)
+    done = subprocess.run(["sh", "run.sh"], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = ingest(folder)
+    assert not found.lost and not found.missing
+    check_rows(found, folder)
+    identity = found.table.identity
+    assert identity.target == f"tensorrt:{precision}" and identity.versions["tensorrt"] == VERSIONS[version]
+    assert identity.device["gpus"][0]["name"] == "Orin" and identity.device["compute_capability"] == "8.7"
+    assert identity.protocol["typing"] == ("weak" if version < 100000 else "strong") and identity.protocol["cuda_graph"]
+    net = FAKE.layer_times(onnx.load(folder / "onnx" / "net-0000.onnx"))
+    assert np.median(found.networks["net0"]) == pytest.approx(sum(net.values()), rel=0.01)
+    assert found.table.provenance[0]["floor_ms"] == pytest.approx(0.005 + 2048e-6, rel=0.01)
+    used = "\n".join(calls(folder))
+    assert ("--fp16" in used) == (version < 100000 and precision == "fp16")
+    assert ("--useCudaGraph" in used) == ("--separateProfileRun" in used) == (version < 110000)
+    assert ("--noTF32" in used) == (precision == "fp32")
+    assert len(kit.steps()) == len(list((folder / "results").glob("*.status")))
+    assert not list((folder / "work").glob("*.plan"))
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
+def test_other_shells(tmp_path: Path, shell: str) -> None:
+    """Yocto images have busybox; its tools know fewer options and no character classes."""
+    program = shutil.which(shell.split()[0])
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    folder = tmp_path / "kit"
+    write(folder, keys=KEYS[:2], nets=1, rounds=1)
+    env = environment(folder)
+    if "busybox" in shell:
+        applets = tmp_path / "bin"
+        applets.mkdir()
+        for name in subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split():
+            (applets / name).symlink_to(program)
+        env["PATH"] = str(applets)
+    done = subprocess.run([program, *shell.split()[1:], "run.sh"], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    found = ingest(folder)
+    assert found.table.identity.device["gpus"][0]["name"] == "Orin" and not found.lost
+
+
+def test_what_a_kit_holds(written: Path) -> None:
+    kit = Kit.load(written)
+    assert kit.target == FP16 and kit.about == {"for": "test"} and set(kit.keys) == set(KEYS) and kit.networks == ("net0", "net1")
+    steps = kit.steps()
+    assert steps[0].name == "floor" and steps[1].file.kind == steps[-1].file.kind == CANARY
+    assert [s.name for s in steps if s.file.network] == ["net-0000.r0", "net-0001.r0", "net-0000.r1", "net-0001.r1"]
+    assert {s.name: s.keep for s in steps if s.file.network}["net-0000.r1"] is False and steps[1].keep
+    for file in kit.files:
+        model = onnx.load(written / "onnx" / f"{file.name}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        names = [node.name for node in model.graph.node]
+        assert len(set(names)) == len(names)
+        kinds = {i.type.tensor_type.elem_type for i in (*model.graph.input, *model.graph.output)}
+        assert kinds == {onnx.TensorProto.FLOAT if file.network else onnx.TensorProto.FLOAT16}
+        if file.kind == OPERATORS:
+            prefixes = tuple(f"{o.prefix}_{copy}_" for o in file.operators for copy in range(o.copies))
+            assert all(name.startswith(prefixes) for name in names) and len({o.op for o in file.operators}) == 1
+            assert len(model.graph.output) == len(prefixes)
+    assert not (written / "work").exists()
+
+
+def test_groups_hold_one_family_of_similar_cost() -> None:
+    def made(name: str, op: str = "conv", size: int = 4) -> Workload:
+        return Workload(name, op, lambda: None, ((1, 3, size, size),))  # type: ignore[arg-type,return-value]
+
+    many = [made(f"c{n:02d}") for n in range(50)]
+    cost = {w.key: 0.02 * 1.05**n for n, w in enumerate(many)} | {"d": 0.02, "a1": 0.001, "a2": 5.0}
+    groups = grouped([*many, made("d", "skip"), made("a1", "attention"), made("a2", "attention")], cost, alone=("attention",))
+    assert sorted(w.key for members, _ in groups for w in members) == sorted(cost)
+    for members, copies in groups:
+        costs = [cost[w.key] for w in members]
+        assert len({w.op for w in members}) == 1 and len(members) <= 20
+        assert max(costs) <= 6 * min(costs) and 1 <= copies <= MAX_COPIES
+    by_key = {members[0].key: (len(members), copies) for members, copies in groups}
+    assert by_key["a1"] == (1, MAX_COPIES) and by_key["a2"] == (1, 1)
+    big = grouped([made("x", size=2000), made("y", size=2000), made("z", size=4000)], {"x": 0.01, "y": 0.01, "z": 0.01})
+    assert [(len(members), copies) for members, copies in big] == [(2, 2), (1, 1)]
+
+
+def test_a_folder_holds_one_kit(written: Path, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()}
+    assert write(written).id == Kit.load(written).id
+    assert {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()} == before
+    with pytest.raises(InvalidInput, match="another device kit"):
+        write(written, keys=KEYS[:3])
+    again = tmp_path / "again"
+    (again / "onnx").mkdir(parents=True)
+    (again / "onnx" / "left.onnx").write_text("by a stopped writer")
+    assert write(again).id == Kit.load(written).id, "the same kit has the same bytes"
+    assert not (again / "onnx" / "left.onnx").exists()
+    (again / "onnx" / "net-0000.onnx").write_text("damaged")
+    assert write(again).id == Kit.load(written).id
+    (again / "onnx" / "net-0000.onnx").write_text("damaged")
+    (again / "results").mkdir()
+    with pytest.raises(InvalidInput, match="lost or changed net-0000"):
+        write(again)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "photo.jpg").write_text("")
+    with pytest.raises(InvalidInput, match="not empty"):
+        write(foreign)
+    with pytest.raises(InvalidInput, match="is a file"):
+        write(foreign / "photo.jpg")
+
+
+def test_targets_that_a_kit_cannot_have(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="tensorrt:fp16"):
+        write(tmp_path / "kit", Target.parse("onnxruntime-cpu:fp32"))
+    for precision in ("bf16", "int8"):
+        with pytest.raises(Unavailable, match=precision):
+            write(tmp_path / "kit", Target.parse(f"tensorrt:{precision}"))
+    assert not (tmp_path / "kit").exists()
+    with pytest.raises(InvalidInput, match="operators or networks"):
+        write(tmp_path / "kit", keys=(), nets=0)
+    with pytest.raises(InvalidInput, match="no device kit"):
+        ingest(tmp_path)
+    (tmp_path / "kit.json").write_text('{"format_version": 1, "files": 3}')
+    with pytest.raises(CorruptFile):
+        ingest(tmp_path)
+
+
+def test_a_second_call_has_nothing_to_do(measured: Path, tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(measured, tmp_path / "kit"))
+    done = subprocess.run(["sh", "kit/run.sh"], cwd=tmp_path, env=environment(kit), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and len(calls(kit)) == 1, done.stdout
+    device = (kit / "results" / "device.txt").read_text()
+    assert device.count("[before ") == 2 and "tensorrt=10.3.0" in device and os.uname().nodename not in device
+
+
+def test_no_trtexec(script: Script, kit: Path) -> None:
+    done = script(3, TRTEXEC="", PATH="/usr/bin:/bin")
+    assert "libnvinfer-bin" in done.stderr and not (kit / "results").exists()
+    assert "is no program" in script(3, TRTEXEC="./nothing").stderr
+    assert "lists no options" in script(3, TRTEXEC="/bin/true").stderr
+
+
+def test_a_relative_trtexec_and_one_in_the_path(kit: Path) -> None:
+    env = environment(kit, FAKE_FAIL="no-device", TRTEXEC="state/trtexec")
+    done = subprocess.run(["sh", "kit/run.sh"], cwd=kit.parent, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Cannot find any available devices" in done.stdout, done.stdout + done.stderr
+    env |= {"TRTEXEC": "", "PATH": f"{kit.parent / 'state'}:{env['PATH']}"}
+    done = subprocess.run(["sh", "kit/run.sh"], cwd=kit.parent, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and str(kit.parent / "state" / "trtexec") in done.stdout
+
+
+def test_killed_in_the_middle_it_continues(kit: Path) -> None:
+    env = environment(kit, FAKE_SECONDS=0.3)
+    first = subprocess.Popen(["sh", "run.sh"], cwd=kit, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    results = kit / "results"
+    while len(list(results.glob("*.status"))) < 4:
+        time.sleep(0.02)
+        assert first.poll() is None
+    second = subprocess.run(["sh", "run.sh"], cwd=kit, env=env, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2 and f"process {first.pid}" in second.stderr
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert first.stdout is not None
+    first.stdout.close()
+    kept = {path.name: path.stat().st_mtime_ns for path in results.glob("*.status")}
+    last = subprocess.run(["sh", "run.sh"], cwd=kit, env=environment(kit), capture_output=True, text=True, timeout=60)
+    assert last.returncode == 0, last.stdout + last.stderr
+    now = {path.name: path.stat().st_mtime_ns for path in results.glob("*.status")}
+    assert kept.items() <= now.items() and len(now) > len(kept)
+    check_rows(ingest(kit), kit)
+    assert not (kit / "work" / "lock").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_it_and_its_trtexec(kit: Path, sent: signal.Signals, code: int) -> None:
+    env = environment(kit, FAKE_FAIL="hang")
+    process = subprocess.Popen(["sh", "run.sh"], cwd=kit, env=env, stdout=subprocess.PIPE, text=True)
+    while not (kit / "work" / "floor.plan").exists() or not (kit / "work" / "run.log").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    time.sleep(0.1)
+    child = int((kit / "work" / "lock" / "child").read_text().split()[0])
+    process.send_signal(sent)
+    out, _ = process.communicate(timeout=15)
+    assert process.returncode == code and "sh run.sh continues" in out
+    assert not Path(f"/proc/{child}").exists() and not (kit / "work" / "lock").exists()
+    assert not list((kit / "results").glob("*.status")) and not list((kit / "work").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "reason"),
+    [
+        ("oom", "oom", "workspace of 256 MiB at level 2"),
+        ("unsupported", "unsupported", "No importer registered"),
+        ("no-passed", "failed", "code 0"),
+        ("nan", "failed", "torn or not numbers"),
+        ("torn", "failed", "torn or not numbers"),
+        ("empty", "failed", "missing, torn"),
+        ("kill", "oom", "out of memory while timing"),
+        ("no-profile", "failed", "no layer profile"),
+    ],
+)
+def test_a_broken_file_is_reported_and_the_rest_goes_on(kit: Path, script: Script, fail: str, status: str, reason: str) -> None:
+    broken = next(f for f in Kit.load(kit).files if f.kind == OPERATORS and len(f.operators) > 1)
+    done = script(1, FAKE_FAIL=fail, FAKE_ONLY=broken.name)
+    assert f"1 {status}" in done.stdout and "Not timed:" in done.stdout and reason in done.stdout
+    found = ingest(kit)
+    assert [lost.name for lost in found.lost] == [broken.name] and reason in found.lost[0].reason
+    assert found.missing == [o.key for o in broken.operators] and len(found.table) == len(KEYS) - len(found.missing)
+    assert found.table.provenance[0]["lost"][0]["name"] == broken.name
+    before = len(calls(kit))
+    script(1 if fail == "unsupported" else 0)
+    assert (len(calls(kit)) - before == 1) == (fail == "unsupported"), "only what cannot work is not tried again"
+    assert len(ingest(kit).lost) == (fail == "unsupported")
+
+
+def test_what_helps_against_failures_that_pass(kit: Path, script: Script) -> None:
+    script(FAKE_FAIL="oom-once,plan-once")
+    check_rows(ingest(kit), kit)
+    state = next((kit / "results").glob("ops-*.status")).read_text()
+    assert "workspace=256\n" in state and "tries=2\n" in state
+
+
+def test_a_bad_timing_cache_is_moved_aside(kit: Path, script: Script) -> None:
+    (kit / "work").mkdir()
+    script(None, FAKE_FAIL="no-device")
+    cache = kit / "work" / f"cache-10.3.0-{slug(kit)}.bin"
+    cache.write_text("bad")
+    script(FAKE_FAIL="crash-cache")
+    assert cache.read_text() == "cache" and Path(f"{cache}.bad").read_text() == "bad"
+
+
+def slug(kit: Path) -> str:
+    board = next(line for line in (kit / "results" / "device.id").read_text().splitlines() if line.startswith("board="))
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in board.removeprefix("board="))
+
+
+def test_builds_that_take_too_long_try_a_lower_level(kit: Path, script: Script) -> None:
+    name = next(f.name for f in Kit.load(kit).files if f.kind == OPERATORS)
+    script(FAKE_FAIL="slow-build", FAKE_ONLY=name, BUILD_LIMIT=2)
+    assert "level=1\n" in (kit / "results" / f"{name}.status").read_text()
+
+
+def edit(path: Path, values: Mapping[str, str]) -> None:
+    lines = [line.partition("=") for line in path.read_text().splitlines()]
+    path.write_text("".join(f"{name}={values.get(name, value)}\n" for name, _, value in lines))
+
+
+def test_results_of_two_devices_are_refused(measured: Path, tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(measured, tmp_path / "kit"))
+    states = sorted((kit / "results").glob("*.status"))
+    for values in ({"gpu": "Other"}, {"trt": "10.7.0"}, {"power": "15W"}):
+        original = states[-1].read_text()
+        edit(states[-1], values)
+        with pytest.raises(TableMismatch, match=next(iter(values))):
+            ingest(kit)
+        states[-1].write_text(original)
+    edit(states[0], {"kit": "0123456789ab"})
+    with pytest.raises(InvalidInput, match="belongs to device kit 0123456789ab"):
+        ingest(kit)
+
+
+def test_the_script_refuses_to_continue_elsewhere(measured: Path, tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(measured, tmp_path / "kit"))
+    env = environment(kit, FAKE_VERSION=101600)
+    done = subprocess.run(["sh", "run.sh"], cwd=kit, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "trt=10.16.0" in done.stdout and "move results/ away" in done.stderr
+
+
+def test_damage_after_the_fact_is_reported(measured: Path, tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(measured, tmp_path / "kit"))
+    files = [f for f in Kit.load(kit).files if f.kind == OPERATORS]
+    results = kit / "results"
+    edit(results / f"{files[0].name}.status", {"sha256": "0" * 64})
+    torn = results / f"{files[1].name}.times.json.gz"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    (results / f"{files[2].name}.status").unlink()
+    (results / "net-0001.r1.status").unlink()
+    found = ingest(kit)
+    reasons = {lost.name: lost.reason for lost in found.lost}
+    assert set(reasons) == {files[0].name, files[1].name, files[2].name, "net-0001.r1"}
+    assert "another ONNX file" in reasons[files[0].name] and "torn" in reasons[files[1].name]
+    assert reasons[files[2].name] == "not measured" and list(found.networks) == ["net0"]
+    lost = [o.key for file in files[:3] for o in file.operators]
+    assert sorted(found.missing) == sorted(lost) and len(found.table) == len(KEYS) - len(lost)
+    shutil.rmtree(results)
+    with pytest.raises(InvalidInput, match="holds no results"):
+        ingest(kit)
+
+
+def test_a_changed_onnx_file_is_not_measured(kit: Path, script: Script) -> None:
+    file = next(f for f in Kit.load(kit).files if f.kind == OPERATORS)
+    (kit / "onnx" / f"{file.name}.onnx").write_bytes(b"something else")
+    assert "missing or damaged" in script(1).stdout
+    assert [lost.name for lost in ingest(kit).lost] == [file.name]
+
+
+def test_layers_that_cannot_be_attributed(kit: Path, script: Script) -> None:
+    """Shared layers are spread and noted; a file that is mostly shared is lost, unless it holds one operator only."""
+    several = [f for f in Kit.load(kit).files if f.kind == OPERATORS and len(f.operators) > 1]
+    single = [f for f in Kit.load(kit).files if f.kind == OPERATORS and len(f.operators) == 1]
+    script(FAKE_FAIL="shared", FAKE_ONLY=several[0].name)
+    found = ingest(kit)
+    assert found.table.provenance[0]["shared"] == {several[0].name: pytest.approx(0.1 / 1.1, rel=0.01)}
+    check_rows(found, kit, tolerance=0.06)
+    shutil.rmtree(kit / "results")
+    script(FAKE_FAIL="unattributable")
+    found = ingest(kit)
+    assert {lost.name for lost in found.lost} == {file.name for file in several}
+    assert set(found.table.rows) == {o.key for file in single for o in file.operators}
+    assert all("second kit" in lost.remedy and "50%" in lost.reason for lost in found.lost)
+
+
+def test_fused_kernels_are_attributed_by_the_nodes_they_come_from(kit: Path, script: Script) -> None:
+    script(FAKE_FAIL="myelin")
+    found = ingest(kit)
+    assert not found.lost and not found.table.provenance[0]["shared"]
+    check_rows(found, kit)
+    for path in (kit / "results").glob("*.layers.json.gz"):
+        path.unlink()
+    assert {lost.remedy for lost in ingest(kit).lost} == {ALONE}
+
+
+def test_conversions_at_the_ends_are_left_out(kit: Path, script: Script) -> None:
+    script(FAKE_FAIL="conversions")
+    found = ingest(kit)
+    want = truth(kit)
+    assert all(share == pytest.approx(0.2 / 1.2, rel=0.01) for share in found.table.provenance[0]["conversions"].values())
+    for key, row in found.table.rows.items():  # the fake's timing run has no conversions in it, so their share is missing
+        assert row.median_ms == pytest.approx(want[key] / 1.2, rel=0.01)
+
+
+def test_drift_marks_the_block(tmp_path: Path) -> None:
+    folder = tmp_path / "kit"
+    kit = write(folder, keys=KEYS[:3], nets=4, rounds=6, alone=("conv",))
+    steps = [step for step in kit.steps() if step.file.kind == CANARY]
+    assert len(steps) == 4
+    last = len(kit.steps()) - 4
+    env = environment(folder, FAKE_DRIFT=f"{last}:1.10")
+    assert subprocess.run(["sh", "run.sh"], cwd=folder, env=env, capture_output=True, timeout=120).returncode == 0
+    found = ingest(folder)
+    assert found.table.provenance[0]["drift"] == {"4": pytest.approx(0.1, abs=0.01), "3": pytest.approx(0.1, abs=0.01)}
+    assert not any(row.busy for row in found.table.rows.values()) and all(found.notes.values())
+    shutil.rmtree(folder / "results")
+    (folder.parent / "state" / "timings.txt").unlink()
+    env = environment(folder, FAKE_DRIFT="2:0.9")
+    assert subprocess.run(["sh", "run.sh"], cwd=folder, env=env, capture_output=True, timeout=120).returncode == 0
+    assert all(row.busy for row in ingest(folder).table.rows.values())
+
+
+def test_a_board_that_goes_down_is_not_asked_three_times(kit: Path, script: Script) -> None:
+    name = next(f.name for f in Kit.load(kit).files if f.kind == OPERATORS)
+    (kit / "work").mkdir()
+    (kit / "work" / f"{name}.begun").write_text("begun\nbegun\n")
+    assert "went down twice" in script(1).stdout
+    script(0)
+    assert not ingest(kit).lost
+
+
+def test_without_a_graph_rows_are_marked(kit: Path, script: Script) -> None:
+    file = next(f for f in Kit.load(kit).files if f.kind == OPERATORS)
+    script(FAKE_FAIL="no-graph", FAKE_ONLY=file.name)
+    found = ingest(kit)
+    assert found.table.provenance[0]["no_graph"] == [file.name]
+    assert {key for key, row in found.table.rows.items() if row.busy} == {o.key for o in file.operators}
+
+
+def test_timing_is_part_of_the_request(written: Path) -> None:
+    with pytest.raises(InvalidInput, match="another device kit"):
+        write(written, timing=Timing(duration_s=1))
+    with pytest.raises(InvalidInput, match="impossible"):
+        Timing(iterations=0)
+    text = (written / "run.sh").read_text()
+    assert "@" not in text.replace("$@", "") and subprocess.run(["sh", "-n", str(written / "run.sh")]).returncode == 0
+    assert json.loads((written / "kit.json").read_text())["format_version"] == 1
