@@ -352,10 +352,14 @@ def from_key(key: str) -> tuple[Operator, tuple[Shape, ...]]:
     Raises:
         ValueError: not a key that `Operator.key` writes.
     """
-    fields: dict[str, Any] = json.loads(key)
-    kind, shapes = OPERATORS[fields.pop("operator")], fields.pop("inputs")
-    fields["sources"] = tuple(fields["sources"])
-    operator, inputs = kind(**fields), tuple((c, h, w) for c, h, w in shapes)
-    if operator.key(inputs) != key:
-        raise ValueError(f"not a canonical operator key: {key}")
+    try:
+        fields: dict[str, Any] = json.loads(key)
+        kind, shapes = OPERATORS[fields.pop("operator")], fields.pop("inputs")
+        fields["sources"] = tuple(fields["sources"])
+        operator, inputs = kind(**fields), tuple((c, h, w) for c, h, w in shapes)
+        canonical = operator.key(inputs) == key
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"not the key of an operator of this release ({error}): {key}") from None
+    if not canonical:
+        raise ValueError(f"not the key of an operator of this release, which writes it otherwise: {key}")
     return operator, inputs

@@ -146,7 +146,7 @@ def check(job: ProfileJob) -> None:
         TableMismatch: it was made under other conditions.
         CheckFailed: it does not.
     """
-    from export.errors import CheckFailed
+    from export.errors import CheckFailed, CorruptFile
     from export.runtimes import open_runtime
     from export.target import Target
     from hyctas.cli.show import bar, say
@@ -157,7 +157,10 @@ def check(job: ProfileJob) -> None:
     assert job.check is not None
     table = LatencyTable.load(job.check)
     runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
-    wanted = workloads(sample_keys(table, SAMPLE))
+    try:
+        wanted = workloads(sample_keys(table, SAMPLE))
+    except ValueError as error:
+        raise CorruptFile(job.check, str(error)) from None
     with bar(f"check {len(wanted)} of {len(table)} operators") as shown:
         found = check_table(
             table, wanted, runtime, notice=say, progress=lambda done, total, left, key: shown.update(done / total)

@@ -149,7 +149,7 @@ def test_parts() -> None:
     keys = list("abcdefg")
     assert part(keys, None) == keys
     parts = [part(keys, f"{i}/3") for i in (1, 2, 3)]
-    assert sorted(sum(parts, [])) == keys and max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert sorted(key for found in parts for key in found) == keys and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.slow
@@ -193,3 +193,21 @@ def test_protocol_settings_come_from_toml(command: Command, tmp_path: Path) -> N
     settings.write_text("budget = 3\n")
     code, text = command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings)
     assert code == 2 and "unknown keys ['budget']" in text and "flush_mib" in text
+
+
+@pytest.mark.parametrize("key", ["conv", "[]", '{"operator":"Warp","inputs":[]}', '{"operator":"Conv","sources":[3],"inputs":[[3,4,4]]}'])
+def test_check_of_a_table_with_an_unknown_key(command: Command, tmp_path: Path, key: str) -> None:
+    table = made_table()
+    table.rows = {key: next(iter(table.rows.values()))}
+    table.save(tmp_path / "t.json")
+    code, text = command("profile", "--check", tmp_path / "t.json")
+    assert code == 2 and "not the key of an operator of this release" in text and "Traceback" not in text
+
+
+def test_check_of_what_is_no_table(command: Command, tmp_path: Path) -> None:
+    made_table().save(tmp_path / "t.json")
+    whole = (tmp_path / "t.json").read_text()
+    (tmp_path / "t.json").write_text(whole[: len(whole) // 2])
+    for path, says in ((tmp_path / "t.json", "t.json"), (tmp_path / "none.json", "there is no latency table")):
+        code, text = command("profile", "--check", path)
+        assert code == 2 and says in text and "Traceback" not in text
