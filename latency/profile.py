@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float, str], None]
 """Told (keys done, keys in all, seconds left, key just measured)."""
 Measure = Callable[[Session, Protocol], Measurement]
-DRIFT = 0.10
+DRIFT, STEADY = 0.10, 0.03
+"""A block is measured again where the reference moved by more than DRIFT; where the machine stayed faster or slower than at the
+start by more than STEADY before and behind a block, its rows are scaled to the speed of the start."""
 
 
 def profile(
@@ -151,6 +153,8 @@ class _Run:
     measure: Measure
     pace: _Pace
     notice: Callable[[str], None]
+    moved: float = 0.0
+    """Where the reference stood last, against the start."""
 
     def measure_all(
         self, todo: Sequence[Workload], reference: Workload, batch: int, every: int, known: Mapping[str, Row]
@@ -175,23 +179,35 @@ class _Run:
     def measure_block(
         self, block: Sequence[tuple[Workload, list[Loaded]]], reference: Session, start_ms: float
     ) -> None:
-        """Measure a block, then the reference; where that moved, measure the block once more."""
-        busy = []
-        for workload, sessions in block:
-            if self.measure_one(workload, sessions).busy:
-                busy.append((workload, sessions))
+        """Measure a block, then the reference; where that moved, measure the block once more, and scale it if it stays so."""
+        rows, busy = dict[str, Row](), []
+        for workload, builds in block:
+            rows[workload.key] = self.measure_one(workload, builds)
+            if rows[workload.key].busy:
+                busy.append((workload, builds))
             self.pace.tick(workload.key)
-        for workload, sessions in busy:  # the disturbance may have passed
-            self.measure_one(workload, sessions)
-        moved = self.measure(reference, self.protocol).median_ms / start_ms - 1
-        if abs(moved) <= DRIFT:
+        for workload, builds in busy:  # the disturbance may have passed
+            rows[workload.key] = self.measure_one(workload, builds)
+        before, after = self.moved, self.measure(reference, self.protocol).median_ms / start_ms - 1
+        if abs(after) > DRIFT:
+            for workload, builds in block:
+                rows[workload.key] = self.measure_one(workload, builds)
+            before, after = after, self.measure(reference, self.protocol).median_ms / start_ms - 1
+            said = f"the reference moved by {before:+.0%}; {len(block)} operators were measured again, then it stood at {after:+.0%}"
+            self.journal.note(f"{said}: {', '.join(rows)}")
+            self.notice(said)
+        self.moved = after
+        self.scale(rows, before, after)
+
+    def scale(self, rows: Mapping[str, Row], before: float, after: float) -> None:
+        """Bring rows to the speed of the start, where the reference stood apart from it on the same side before and after."""
+        if min(before, after) <= STEADY and max(before, after) >= -STEADY:
             return
-        for workload, sessions in block:
-            self.measure_one(workload, sessions)
-        still = self.measure(reference, self.protocol).median_ms / start_ms - 1
-        said = f"the reference moved by {moved:+.0%}; {len(block)} operators were measured again, then it stood at {still:+.0%}"
-        self.journal.note(f"{said}: {', '.join(workload.key for workload, _ in block)}")
-        self.notice(said)
+        factor = 1 / (1 + (before + after) / 2)
+        for key, row in rows.items():
+            self.journal.row(key, row.scaled(factor))
+        where = f"the reference stood at {before:+.1%} before and {after:+.1%} behind"
+        self.journal.note(f"{len(rows)} operators were scaled by {factor:.3f}, because {where} them: {', '.join(rows)}")
 
     def measure_one(self, workload: Workload, builds: Sequence[Loaded]) -> Row:
         """Measure every build of a workload and keep the row; a later row of the same key replaces it."""

@@ -130,6 +130,27 @@ def test_latency_profile_measures_a_block_again_after_drift(fakes: Any, tmp_path
     assert len(told) == 1 and note.startswith(told[0])
 
 
+def test_latency_profile_scales_rows_of_a_machine_that_stays_slower(fakes: Any, tmp_path: Path) -> None:
+    """The machine slows down by a quarter for good after the first block of 2; every true row is 4 ms."""
+    speed = {"now": 1.0}
+    readings = iter([10.0, 10.0, 10.0, 12.5, 12.5, 12.5, 12.5])
+
+    def reference() -> float:
+        value = next(readings)
+        speed["now"] = 1.25  # from the first look behind a block on
+        return value
+
+    table = profile(
+        [fakes["workload"](f"k{i}", lambda: 4.0 * speed["now"]) for i in range(6)], fakes["Runtime"](), tmp_path / "t", FAST,
+        machine={}, measure=one_step, reference=fakes["workload"]("ref", reference), reference_every=2,
+        notice=lambda text: None,
+    )  # fmt: skip
+    values = sorted(row.median_ms for row in table.rows.values())
+    assert values == pytest.approx([4.0, 4.0, 4.0, 4.0, 5.0, 5.0]), "the first block began before the change was seen"
+    assert sum("scaled by 0.800" in note for note in table.provenance[0]["notes"]) == 2
+    assert all(row.p10_ms == row.median_ms == row.p90_ms for row in table.rows.values())
+
+
 def test_latency_profile_notes_a_reference_that_left_its_row(fakes: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"machine": {}, "measure": one_step, "notice": lambda text: None}
     path, runtime = tmp_path / "t", fakes["Runtime"]()
