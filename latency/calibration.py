@@ -2,18 +2,23 @@
 
 All models share one formula,
 
-    constant + per_unit * units + per_branch * (branches - 1) + sum over groups of weight(group) * ms(group),
+    constant + per_unit * units + per_branch * (branches - 1) + per_gmac * GMACs + per_mib * MiB moved
+    + sum over groups of weight(group) * ms(group),
 
 and differ in which terms are free and in what a group is:
 
-| model       | free                                  | groups                                                            |
-|-------------|---------------------------------------|-------------------------------------------------------------------|
-| `sum`       | nothing; every weight is 1            | all units are one                                                 |
-| `affine`    | constant, one weight (`scale`)        | all units are one                                                 |
-| `overhead`  | and per_unit                          | all units are one                                                 |
-| `branches`  | and per_branch                        | all units are one                                                 |
-| `families`  | constant, per_unit, weights           | operator families                                                 |
-| `resources` | constant, per_unit, per_branch, weights | families, split by what bounds them: arithmetic or memory traffic |
+| model       | free                                              | groups                                                  |
+|-------------|---------------------------------------------------|---------------------------------------------------------|
+| `sum`       | nothing; every weight is 1                        | all units are one                                       |
+| `affine`    | constant, one weight (`scale`)                    | all units are one                                       |
+| `overhead`  | and per_unit                                      | all units are one                                       |
+| `branches`  | and per_branch                                    | all units are one                                       |
+| `families`  | constant, per_unit, weights                       | operator families                                       |
+| `work`      | and per_gmac, per_mib                             | operator families                                       |
+| `resources` | constant, per_unit, per_branch, weights           | families, split by what bounds them: arithmetic or memory |
+
+`work` is for runtimes that convert precision or layout at the edges of a graph: an operator alone then takes longer by what
+it reads and writes, which a weight on its time cannot take back.
 
 A group that the fit never saw takes `scale`.
 """
@@ -28,7 +33,7 @@ from typing import Any
 from latency.fidelity import Fidelity
 from latency.workload import Unit
 
-MODELS = ("sum", "affine", "overhead", "branches", "families", "resources")
+MODELS = ("sum", "affine", "overhead", "branches", "families", "work", "resources")
 INTENSITY = 8.0
 """MACs per byte from which a unit counts as bound by arithmetic."""
 FLOOR = 0.1  # no correction goes below this share of the plain sum: extrapolation must not give zero or negative times
@@ -43,7 +48,7 @@ class Calibration:
     model: str
     """One of `MODELS`."""
     coefficients: Mapping[str, float]
-    """`constant`, `per_unit`, `per_branch` (ms; the last may be absent: 0), `scale`, `op.<group>`."""
+    """`constant`, `per_unit`, `per_branch`, `per_gmac`, `per_mib` (ms; the last three may be absent: 0), `scale`, `op.<group>`."""
     n: int
     """Networks it was fitted on."""
     holdout: Fidelity
@@ -61,7 +66,7 @@ class Calibration:
         """Correct a network's unit latencies (ms), given in the order of its units."""
         by_group = grouped(self.model, units, ms)
         total = math.fsum(by_group.values())
-        return max(linear(self.coefficients, by_group, len(units), branches(units)), FLOOR * total)
+        return max(linear(self.coefficients, by_group, extent(units)), FLOOR * total)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data for JSON."""
@@ -100,7 +105,7 @@ class Calibration:
 
 def group(model: str, unit: Unit) -> str:
     """Name the group of a unit in a model."""
-    if model == "families":
+    if model in ("families", "work"):
         return unit.op
     if model == "resources":
         return f"{unit.op}/{'arithmetic' if unit.macs >= INTENSITY * unit.bytes else 'memory'}"
@@ -116,16 +121,23 @@ def grouped(model: str, units: Sequence[Unit], ms: Sequence[float]) -> dict[str,
     return found
 
 
-def branches(units: Sequence[Unit]) -> int:
-    """Count a network's branches; 1 where its units name none."""
-    return max(1, len({final for unit in units for final in unit.branches}))
+def extent(units: Sequence[Unit]) -> dict[str, float]:
+    """Return what the constants of the formula are multiplied by: units, branches beyond the first, GMACs, MiB moved."""
+    ends = {final for unit in units for final in unit.branches}
+    return {
+        "per_unit": float(len(units)),
+        "per_branch": float(max(0, len(ends) - 1)),
+        "per_gmac": sum(unit.macs for unit in units) / 1e9,
+        "per_mib": sum(unit.bytes for unit in units) / 2**20,
+    }
 
 
-def linear(coefficients: Mapping[str, float], by_group: Mapping[str, Any], units: Any, branches: Any) -> Any:
+def linear(coefficients: Mapping[str, float], by_group: Mapping[str, Any], extent: Mapping[str, Any]) -> Any:
     """Evaluate the formula above on floats, or on arrays (n,) for many networks at once."""
     scale = coefficients["scale"]
-    value = coefficients["constant"] + coefficients["per_unit"] * units
-    value = value + coefficients.get("per_branch", 0.0) * (branches - 1)
+    value = coefficients["constant"]
+    for name, amount in extent.items():
+        value = value + coefficients.get(name, 0.0) * amount
     for name, ms in by_group.items():
         value = value + coefficients.get(f"op.{name}", scale) * ms
     return value

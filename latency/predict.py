@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export.errors import InvalidInput
-from latency.calibration import FLOOR, Calibration, branches, grouped, linear
+from latency.calibration import FLOOR, Calibration, extent, grouped, linear
 from latency.fidelity import Fidelity, checked, fidelity
 from latency.workload import Unit
 
@@ -33,8 +34,7 @@ class _Features:
     """What a model sees of n networks."""
 
     by_group: Mapping[str, np.ndarray]  # ms, each (n,)
-    units: np.ndarray  # (n,)
-    branches: np.ndarray  # (n,)
+    extent: Mapping[str, np.ndarray]  # see `latency.calibration.extent`, each (n,)
 
     @property
     def total(self) -> np.ndarray:
@@ -42,10 +42,10 @@ class _Features:
 
     def at(self, index: np.ndarray) -> _Features:
         by_group = {name: ms[index] for name, ms in self.by_group.items()}
-        return _Features(by_group, self.units[index], self.branches[index])
+        return _Features(by_group, {name: amount[index] for name, amount in self.extent.items()})
 
     def estimate(self, coefficients: Coefficients) -> np.ndarray:
-        return np.maximum(linear(coefficients, self.by_group, self.units, self.branches), FLOOR * self.total)
+        return np.maximum(linear(coefficients, self.by_group, self.extent), FLOOR * self.total)
 
 
 def predict(
@@ -144,7 +144,7 @@ def compare(
         features = _features(model, units_list, table, None)
         found[model] = fidelity(_out_of_fold(fitter, features, measured, folds, seed), measured)
     macs = np.array([sum(unit.macs for unit in units) for units in units_list], dtype=float)
-    by_macs = _Features({"all": macs / max(macs.max(), 1.0)}, np.ones_like(macs), np.ones_like(macs))
+    by_macs = _Features({"all": macs / max(macs.max(), 1.0)}, {})
     found["macs"] = fidelity(_out_of_fold(_fit_affine, by_macs, measured, folds, seed), measured)
     return found
 
@@ -153,8 +153,8 @@ def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTa
     sums = [grouped(model, units, _unit_ms(units, table, command)) for units in units_list]
     groups = sorted({name for found in sums for name in found})
     by_group = {name: np.array([found.get(name, 0.0) for found in sums]) for name in groups}
-    counts = np.array([[len(units), branches(units)] for units in units_list], dtype=float)
-    return _Features(by_group, counts[:, 0], counts[:, 1])
+    extents = [extent(units) for units in units_list]
+    return _Features(by_group, {name: np.array([found[name] for found in extents]) for name in extents[0]})
 
 
 def _out_of_fold(
@@ -196,26 +196,17 @@ def _fit_affine(features: _Features, measured: np.ndarray) -> Coefficients:
     return {"constant": float(constant), "per_unit": 0.0, "scale": float(scale)}
 
 
-def _fit_overhead(features: _Features, measured: np.ndarray) -> Coefficients:
-    return _ridge(features, measured, per_branch=False)
-
-
-def _fit_branches(features: _Features, measured: np.ndarray) -> Coefficients:
-    return _ridge(features, measured, per_branch=True)
-
-
-def _ridge(features: _Features, measured: np.ndarray, *, per_branch: bool) -> Coefficients:
+def _ridge(features: _Features, measured: np.ndarray, extras: Sequence[str]) -> Coefficients:
     """Fit non-negative weights per group, pulled towards their mean, and the constants, pulled towards zero.
 
-    Minimises sum (1 - prediction / measured)^2 + penalty * (sum (w - mean w)^2 + sum of squared constants), the constants in
-    units of the mean time of a network (constant, per_branch) and of a unit. The penalty comes from the closed-form
-    leave-one-out error.
+    Minimises sum (1 - prediction / measured)^2 + penalty * (sum (w - mean w)^2 + sum of squared constants), every constant in
+    units of the mean time of a network. The penalty comes from the closed-form leave-one-out error.
     """
     groups, n = list(features.by_group), measured.size
     network_ms = float(features.total.mean())
-    unit_ms = float(features.total.sum() / features.units.sum())
-    columns = [*features.by_group.values(), unit_ms * features.units, np.full(n, network_ms)]
-    columns += [network_ms * (features.branches - 1)] if per_branch else []
+    amounts = {"constant": np.ones(n), **{name: features.extent[name] for name in extras}}
+    per_network = {name: network_ms / max(float(amount.mean()), 1e-12) for name, amount in amounts.items()}
+    columns = [*features.by_group.values(), *(per_network[name] * amount for name, amount in amounts.items())]
     a = np.stack(columns, axis=1) / measured[:, None]  # (n, groups + constants)
     pull = np.eye(len(columns))
     pull[: len(groups), : len(groups)] -= 1 / len(groups)
@@ -228,13 +219,12 @@ def _ridge(features: _Features, measured: np.ndarray, *, per_branch: bool) -> Co
         left_out = (1 - a @ solved.sum(axis=1)) / np.maximum(1 - leverage, 1e-9)
         if (error := float(left_out @ left_out)) < best_error:
             best, best_error = hessian, error
-    lower = np.array([0.0] * len(groups) + [-np.inf] * (len(columns) - len(groups)))
+    lower = np.array([0.0] * len(groups) + [-np.inf] * len(amounts))
     solution = _bounded(best, target, lower).tolist()
-    weights, constants = solution[: len(groups)], solution[len(groups) :]
-    coefficients = {"constant": constants[1] * network_ms, "per_unit": constants[0] * unit_ms, "scale": float(np.mean(weights))}
-    if per_branch:
-        coefficients["per_branch"] = constants[2] * network_ms
-    return coefficients | {f"op.{name}": weight for name, weight in zip(groups, weights, strict=True)}
+    weights = dict(zip(groups, solution, strict=False))
+    constants = {name: value * per_network[name] for name, value in zip(amounts, solution[len(groups) :], strict=True)}
+    coefficients = {"per_unit": 0.0, **constants, "scale": float(np.mean(list(weights.values())))}
+    return coefficients | {f"op.{name}": weight for name, weight in weights.items()}
 
 
 def _bounded(hessian: np.ndarray, target: np.ndarray, lower: np.ndarray, sweeps: int = 500) -> np.ndarray:
@@ -255,8 +245,9 @@ def _bounded(hessian: np.ndarray, target: np.ndarray, lower: np.ndarray, sweeps:
 FITTERS: dict[str, Callable[[_Features, np.ndarray], Coefficients]] = {
     "sum": _fit_sum,
     "affine": _fit_affine,
-    "overhead": _fit_overhead,
-    "branches": _fit_branches,
-    "families": _fit_overhead,
-    "resources": _fit_branches,
+    "overhead": partial(_ridge, extras=("per_unit",)),
+    "branches": partial(_ridge, extras=("per_unit", "per_branch")),
+    "families": partial(_ridge, extras=("per_unit",)),
+    "work": partial(_ridge, extras=("per_unit", "per_gmac", "per_mib")),
+    "resources": partial(_ridge, extras=("per_unit", "per_branch")),
 }  # simplest first; what a group is, `latency.calibration.group` knows

@@ -193,7 +193,8 @@ class _Run:
             for workload, builds in block:
                 rows[workload.key] = self.measure_one(workload, builds)
             before, after = after, self.measure(reference, self.protocol).median_ms / start_ms - 1
-            said = f"the reference moved by {before:+.0%}; {len(block)} operators were measured again, then it stood at {after:+.0%}"
+            again = f"{len(block)} operators were measured again"
+            said = f"the reference moved by {before:+.0%}; {again}, then it stood at {after:+.0%}"
             self.journal.note(f"{said}: {', '.join(rows)}")
             self.notice(said)
         self.moved = after

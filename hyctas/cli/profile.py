@@ -89,13 +89,13 @@ def profile_space(job: ProfileJob) -> None:
 def calibrated(
     job: ProfileJob, space: SearchSpace, table: LatencyTable, runtime: Runtime, size: tuple[int, int], classes: int, path: Path
 ) -> Calibration:
-    """Return the table's calibration; where it has none, measure whole networks and write it into the table."""
+    """Return the table's calibration; where it has none on that many networks, measure them and write it into the table."""
     from hyctas.calibrate import calibrate
     from hyctas.cli.show import bar
     from hyctas.workloads import find_calibration
 
     found = find_calibration(space, table, size)
-    if found is not None:
+    if found is not None and found.n == job.networks:
         return found
     with bar(f"measure {job.networks} networks") as shown:
         found = calibrate(

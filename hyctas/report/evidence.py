@@ -23,6 +23,7 @@ MODELS = {
     "overhead": "the sum times a factor, plus a constant and a constant per operator",
     "branches": "the sum times a factor, plus constants, per operator and per branch",
     "families": "a sum with one weight per kind of operator",
+    "work": "a sum with one weight per kind of operator, corrected by the network's MACs and memory traffic",
     "resources": "a sum with one weight per kind of operator and what bounds it",
 }
 

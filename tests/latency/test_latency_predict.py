@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,21 @@ def test_latency_predict_finds_a_cost_per_unit_and_per_branch() -> None:
     assert predict(networks[2], table, again) == pytest.approx((base + 2.0 * (number - 1))[2], rel=0.02)
 
 
+def test_latency_predict_takes_back_what_conversions_cost_alone() -> None:
+    """Rows that hold the operator and a conversion of all it reads and writes, which a network pays at its ends only."""
+    rng = np.random.default_rng(7)
+    table = make_table()
+    mib = {key: float(rng.lognormal(0, 0.7)) for key in table.rows}
+    rows = {key: replace(row, median_ms=row.median_ms + 0.3 * mib[key], p90_ms=1e9) for key, row in table.rows.items()}
+    alone = LatencyTable(table.identity, rows)
+    networks = [[Unit(u.key, u.op, (8,), 1, round(mib[u.key] * 2**20)) for u in units] for units in draw_networks(table, 80)]
+    measured = truth(networks, table, dict.fromkeys(OPS, 1.0), constant=0.5, noise=0.003)
+    calibration = fitted(measured, networks, alone)
+    assert calibration.model == "work" and calibration.holdout.mape < 0.01
+    assert calibration.coefficients["per_mib"] == pytest.approx(-0.3, abs=0.03)
+    assert calibration.candidates is not None and calibration.candidates["families"] > 3 * calibration.holdout.mape
+
+
 def test_latency_predict_weighs_what_is_bound_by_memory_otherwise() -> None:
     table = make_table()
     rng = np.random.default_rng(5)
@@ -257,7 +273,7 @@ def test_latency_predict_compares_models_and_macs() -> None:
     networks = draw_networks(table, 60)
     networks = [[Unit(u.key, u.op, u.branches, int(1e3 * table.rows[u.key].median_ms), 1) for u in units] for units in networks]
     found = compare(networks, truth(networks, table, {"conv": 0.5, "pool": 2.0}), table)
-    assert list(found) == ["sum", "affine", "overhead", "branches", "families", "resources", "macs"]
+    assert list(found) == ["sum", "affine", "overhead", "branches", "families", "work", "resources", "macs"]
     assert found["families"].mape < found["affine"].mape
     assert found["macs"].mape == pytest.approx(found["affine"].mape, rel=0.01), "here MACs are as good as times"
     idle = [[Unit(u.key, u.op, u.branches, 0, 0) for u in units] for units in networks]
