@@ -4,7 +4,8 @@
 
 Each run holds a finished search (hyctas-search) with a latency table of its own; supernet, data and evaluations must be equal, so
 that only the target differs. All members of both fronts are measured on both targets. A front is good on a target when it
-dominates much there: hypervolume from mIoU 0 and from the limit on latency (or the slowest measured member). Nothing else should run meanwhile.
+dominates much there: hypervolume from mIoU 0 and from the limit on latency (or the slowest measured member).
+Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def report(found: Sequence[Found], times: Sequence[Mapping[str, float]], command
     lines = [
         "# One supernet, two targets", "",
         f"Space {found[0].outcome['space']} at {size}, {fingerprint()['cpu']}, {fingerprint()['cores']} cores. "
-        f"Limit on both: {f'{limit_ms:.2f} ms' if limit_ms else 'none'}. The fronts have {len(found[0].genotypes)} and {len(found[1].genotypes)} members, {len(shared)} of them in both. "
+        f"Limit on both: {f'{limit_ms:.2f} ms' if limit_ms else 'none'}. The fronts have {len(found[0].genotypes)} and "
+        f"{len(found[1].genotypes)} members, {len(shared)} of them in both. "
         "mIoU with shared weights; every member was measured on both targets.", "",
         "| searched for | hypervolume on " + " | hypervolume on ".join(one.name for one in found) + " |", "|---|---:|---:|",
         *(f"| {one.name} | {row[0]:.4f} | {row[1]:.4f} |" for one, row in zip(found, volumes, strict=True)), "",

@@ -195,7 +195,9 @@ def test_protocol_settings_come_from_toml(command: Command, tmp_path: Path) -> N
     assert code == 2 and "unknown keys ['budget']" in text and "flush_mib" in text
 
 
-@pytest.mark.parametrize("key", ["conv", "[]", '{"operator":"Warp","inputs":[]}', '{"operator":"Conv","sources":[3],"inputs":[[3,4,4]]}'])
+@pytest.mark.parametrize(
+    "key", ["conv", "[]", '{"operator":"Warp","inputs":[]}', '{"operator":"Conv","sources":[3],"inputs":[[3,4,4]]}']
+)
 def test_check_of_a_table_with_an_unknown_key(command: Command, tmp_path: Path, key: str) -> None:
     table = made_table()
     table.rows = {key: next(iter(table.rows.values()))}
