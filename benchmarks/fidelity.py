@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.ending import one_sentence
 from export.errors import CheckFailed, InvalidInput
-from export.files import write_json, write_text
+from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
 from export.runtimes import open_runtime
 from export.target import Target, format_size, parse_size
@@ -49,10 +49,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", type=Path, help="latency table to judge; default: profile now")
     parser.add_argument("--classes", type=int, default=19)
-    parser.add_argument("--out", type=Path, help="write FILE.json and FILE.md")
+    parser.add_argument("--out", type=Path, help="write FILE.json, FILE.md and FILE.svg")
+    parser.add_argument("--redraw", type=Path, help="draw FILE.svg again from FILE.json, and nothing else")
     arguments = parser.parse_args()
     with one_sentence():
-        run(arguments)
+        redraw(arguments.redraw) if arguments.redraw else run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,6 +104,14 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
 
 
+def redraw(path: Path) -> None:
+    """Draw a result again."""
+    value = read_json(path, 1)
+    networks = value["networks"]
+    measured = np.array([network["measured_ms"] for network in networks])
+    write_text(path.with_suffix(".svg"), scatter(value["heading"], [network["predicted_ms"] for network in networks], measured))
+
+
 def coverage(
     calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray
 ) -> tuple[float, float] | None:
@@ -134,6 +143,7 @@ def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> s
     """Draw predicted against measured latency, with lines at equality and 10 % off."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     from hyctas.report.plot import STYLE, svg
 
@@ -145,7 +155,12 @@ def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> s
         axes.plot(ends, ends, color="#75808f", linewidth=1)
         axes.scatter(measured, predicted, s=14, color="#d9480f", alpha=0.8, label=f"{len(predicted)} networks", zorder=3)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured (ms)", ylabel="predicted (ms)")
-        axes.set_title(heading, fontsize=8)
+        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if ends[0] <= t <= ends[1]]
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(FixedLocator(ticks))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_title(heading.replace(", space", ",\nspace"), fontsize=9)
         axes.legend(frameon=False, fontsize=9)
         return svg(figure)
 
