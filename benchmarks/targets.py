@@ -29,6 +29,7 @@ from export.target import Target, format_size
 from hyctas.calibrate import measure_networks
 from hyctas.choice import FORMAT_VERSION
 from hyctas.genotype import Genotype
+from hyctas.search.front import dominated
 from latency.fidelity import spearman
 
 SAME = ("space", "size", "num_classes", "images", "eval_size")
@@ -102,13 +103,7 @@ def measure(found: Sequence[Found], size: tuple[int, int], classes: int) -> list
 
 def hypervolume(front: Found, times: Mapping[str, float], reference_ms: float) -> float:
     """Return the share of the rectangle mIoU 0..1, latency 0..reference that a front dominates, as measured."""
-    best, volume, last = 0.0, 0.0, 0.0
-    for name in sorted(front.miou, key=lambda name: times[name]):
-        if times[name] >= reference_ms:
-            break
-        volume += best * (times[name] - last)
-        last, best = times[name], max(best, front.miou[name])
-    return (volume + best * (reference_ms - last)) / reference_ms
+    return dominated([(miou, times[name]) for name, miou in front.miou.items()], reference_ms)
 
 
 def report(found: Sequence[Found], times: Sequence[Mapping[str, float]], command: str) -> tuple[str, dict[str, Any]]:

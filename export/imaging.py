@@ -78,10 +78,18 @@ def labels_of(output: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def head_stride(native: tuple[int, int], size: tuple[int, int]) -> float:
     """Return the stride s with native = ceil(size / s); powers of two first, else the ratio of the heights."""
-    for stride in (1, 2, 4, 8, 16, 32, 64):
+    stride = exact_stride(native, size)
+    return size[0] / native[0] if stride is None else float(stride)
+
+
+def exact_stride(native: tuple[int, int], size: tuple[int, int], largest: int = 64) -> int | None:
+    """Return the smallest power of two s with native = ceil(size / s), at most `largest`; None where there is none."""
+    stride = 1
+    while stride <= largest:
         if native == (-(-size[0] // stride), -(-size[1] // stride)):
-            return float(stride)
-    return size[0] / native[0]
+            return stride
+        stride *= 2
+    return None
 
 
 def upsample_argmax(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -21,7 +21,7 @@ def static_onnx(path: Path, size: tuple[int, int] | None, folder: Path) -> tuple
             contradicts a static one.
         CorruptFile: not an ONNX file.
     """
-    model = _load(path)
+    model = load_graph(path)
     info = _image_input(model, path)
     dims = info.type.tensor_type.shape.dim
     found = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
@@ -47,7 +47,13 @@ def static_onnx(path: Path, size: tuple[int, int] | None, folder: Path) -> tuple
     return fixed, [f"its dynamic input shape {before} was fixed to (1, 3, {height}, {width})"]
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file without its external data.
+
+    Raises:
+        InvalidInput: no such file.
+        CorruptFile: not a whole ONNX file, or one without a graph.
+    """
     if not path.is_file():
         raise InvalidInput(f"no such file: {path}")
     try:

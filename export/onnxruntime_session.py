@@ -23,7 +23,7 @@ import numpy as np
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.feeds import check_feeds, zeros
 from export.platform import install_line, nvidia_driver, platform_kind
-from export.runtime import Session, TensorSpec
+from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
 
 if TYPE_CHECKING:
@@ -56,11 +56,7 @@ class OnnxRuntime:
     """
 
     def __init__(self, target: Target, threads: int = 1, cache: Path | None = None, cuda_graph: bool = True) -> None:
-        if threads < 1:
-            raise InvalidInput(f"threads must be at least 1, got {threads}")
-        why = unavailable_reason(target)
-        if why is not None:
-            raise Unavailable(str(target), *why)
+        check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads, self._cache = target, threads, cache
         self._cuda_graph = cuda_graph and target.device == "cuda"
 

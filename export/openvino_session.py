@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds
 from export.onnxruntime_session import load_exported
 from export.platform import install_line, platform_kind
-from export.runtime import Session, TensorSpec
+from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
 
 if TYPE_CHECKING:
@@ -46,11 +46,7 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, target: Target, threads: int = 1, cache: Path | None = None) -> None:
-        if threads < 1:
-            raise InvalidInput(f"threads must be at least 1, got {threads}")
-        why = unavailable_reason(target)
-        if why is not None:
-            raise Unavailable(str(target), *why)
+        check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads, self._cache = target, threads, cache
         self._core = _openvino().Core()
 
@@ -226,18 +222,9 @@ def _described(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
 
     OpenVINO's own answer to a broken file does not tell it from a model that it cannot run.
     """
-    import onnx
+    from export.onnx_shape import load_graph
 
-    if not path.is_file():
-        raise InvalidInput(f"no such file: {path}")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError derives from Exception alone
-        if isinstance(error, OSError):
-            raise
-        raise CorruptFile(path, f"is not a whole ONNX file ({type(error).__name__})") from None
-    if not model.graph.node:
-        raise CorruptFile(path, "holds no ONNX graph")
+    model = load_graph(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [info for info in model.graph.input if info.name not in weights]
     for info in inputs:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from export.errors import InvalidInput, Unavailable
 from export.target import Target
 
 if TYPE_CHECKING:
@@ -68,3 +69,21 @@ class Runtime(Protocol):
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Load modules (in eval mode) with their example inputs; runtimes that need an export do it for all at once."""
         ...
+
+
+def check_can_run(target: Target, threads: int, why_not: tuple[str, str] | None) -> None:
+    """Refuse a runtime that cannot be opened.
+
+    Args:
+        target: what was asked for.
+        threads: threads inside one operator.
+        why_not: the reason and the install line where the target is unavailable, as `unavailable_reason` gives them.
+
+    Raises:
+        InvalidInput: fewer than one thread.
+        Unavailable: the target cannot run here.
+    """
+    if threads < 1:
+        raise InvalidInput(f"threads must be at least 1, got {threads}")
+    if why_not is not None:
+        raise Unavailable(str(target), *why_not)

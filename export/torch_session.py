@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.errors import CorruptFile, InvalidInput
 from export.feeds import check_feeds
 from export.onnx_trace import folded
 from export.platform import install_line, platform_kind
-from export.runtime import Session, TensorSpec
+from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
 
 Call = Callable[..., Any]
@@ -43,11 +43,7 @@ class TorchRuntime:
     """
 
     def __init__(self, target: Target, threads: int = 1) -> None:
-        if threads < 1:
-            raise InvalidInput(f"threads must be at least 1, got {threads}")
-        why = unavailable_reason(target)
-        if why is not None:
-            raise Unavailable(str(target), *why)
+        check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads = target, threads
 
     def versions(self) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from export.errors import InvalidInput
 from hyctas.genotype import Genotype
 from hyctas.operators import Operator
 
@@ -79,3 +81,68 @@ class SearchSpace(Protocol):
 
     def frames(self) -> Iterator[Genotype]:
         """Yield networks that together have every other operator at its largest, most branches first."""
+
+
+class GeneVectors:
+    """What follows from a space's named genes, whatever they mean: the spaces of this project share it.
+
+    A space adds `name`, `genes`, `decode`, `encode` and `sample_genes`, and says in `varied` how one gene changes.
+    """
+
+    @cached_property
+    def index(self: SearchSpace) -> dict[str, int]:
+        """Position of every gene in a vector."""
+        return {name: position for position, (name, _) in enumerate(self.genes)}
+
+    @cached_property
+    def cardinality(self: SearchSpace) -> Genes:
+        """Number of values of every gene, int64."""
+        return np.array([count for _, count in self.genes], dtype=np.int64)
+
+    def checked(self: SearchSpace, genes: Genes) -> Genes:
+        """Return a gene vector as an array.
+
+        Raises:
+            InvalidInput: wrong length, or a gene outside its range; the text names it.
+        """
+        genes = np.asarray(genes)
+        if genes.shape != self.cardinality.shape:
+            raise InvalidInput(f"space {self.name} has {len(self.genes)} genes, got a vector of shape {genes.shape}")
+        if wrong := [name for (name, count), value in zip(self.genes, genes, strict=True) if not 0 <= value < count]:
+            raise InvalidInput(f"genes out of range: {', '.join(wrong)}")
+        return genes
+
+    def sample(self: SearchSpace, rng: np.random.Generator, ratios: Ratios = (1.0, 1.0, 1.0)) -> Genotype:
+        """Draw a genotype (see `sample_genes`)."""
+        return self.decode(self.sample_genes(rng, ratios))
+
+    def mutate(self, genes: Genes, rng: np.random.Generator, rate: float | None = None) -> Genes:
+        """Change every gene with probability `rate` (default: two genes on average, at least one); see `varied`."""
+        rate = 2 / len(genes) if rate is None else rate
+        chosen = rng.random(len(genes)) < rate
+        chosen[rng.integers(len(genes))] = True
+        mutated = genes.copy()
+        for position in np.flatnonzero(chosen):
+            mutated[position] = self.varied(int(position), int(genes[position]), rng)
+        return mutated
+
+    def varied(self, position: int, value: int, rng: np.random.Generator) -> int:
+        """Return a gene's mutated value: widths mostly move by one step, everything else is redrawn."""
+        name, count = self.genes[position]  # type: ignore[attr-defined]
+        if ".width" in name and rng.random() < 0.8:
+            return int(np.clip(value + rng.choice((-1, 1)), 0, count - 1))
+        return int(rng.integers(count))
+
+    def crossover(self: SearchSpace, first: Genes, second: Genes, rng: np.random.Generator) -> tuple[Genes, Genes]:
+        """Exchange genes between two vectors: whole branches half of the time, else gene by gene."""
+        if rng.random() < 0.5:
+            groups = np.array([name.split(".")[0] for name, _ in self.genes])
+            names = np.unique(groups)
+            swap = np.isin(groups, names[rng.random(len(names)) < 0.5])
+        else:
+            swap = rng.random(len(first)) < 0.5
+        return np.where(swap, second, first), np.where(swap, first, second)
+
+    def repair(self: SearchSpace, genes: Genes) -> Genes:
+        """Return the canonical vector of the same network (ignored genes at 0), values clipped into range."""
+        return self.encode(self.decode(np.clip(genes, 0, self.cardinality - 1)))

@@ -38,9 +38,8 @@ from hyctas.genotype import (
 from hyctas.node import cell_operator
 from hyctas.operators import Operator
 from hyctas.published.space import PublishedSpace
-from hyctas.search_space import LAYOUT, SearchSpace
+from hyctas.search_space import LAYOUT, Genes, GeneVectors, SearchSpace
 
-Genes = np.ndarray
 ROWS = (8, 16, 32)
 
 
@@ -62,7 +61,7 @@ class AttentionVariant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(GeneVectors):
     """A search space."""
 
     name: str
@@ -143,16 +142,6 @@ class Space:
                     genes += [(f"b{final}.s{row}.{i}.op", len(self.operators)), (f"b{final}.s{row}.{i}.width", widths(row))]
         return tuple(genes)
 
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Position of every gene in a vector."""
-        return {name: position for position, (name, _) in enumerate(self.genes)}
-
-    @cached_property
-    def cardinality(self) -> Genes:
-        """Number of values of every gene, int64."""
-        return np.array([count for _, count in self.genes], dtype=np.int64)
-
     # -- genes and genotypes ---------------------------------------------------------------------------------------------
 
     def decode(self, genes: Genes) -> Genotype:
@@ -161,12 +150,7 @@ class Space:
         Raises:
             InvalidInput: wrong length, or a gene outside its range; the text names it.
         """
-        genes = np.asarray(genes)
-        if genes.shape != self.cardinality.shape:
-            raise InvalidInput(f"space {self.name} has {len(self.genes)} genes, got a vector of shape {genes.shape}")
-        if wrong := [name for (name, count), value in zip(self.genes, genes, strict=True) if not 0 <= value < count]:
-            raise InvalidInput(f"genes out of range: {', '.join(wrong)}")
-        g = {name: int(value) for (name, _), value in zip(self.genes, genes, strict=True)}
+        g = {name: int(value) for (name, _), value in zip(self.genes, self.checked(genes), strict=True)}
         return normal_form(
             Genotype(
                 stem=self._stem(g),
@@ -288,42 +272,12 @@ class Space:
             self._share_prefix(genes, rng)
         return genes
 
-    def sample(self, rng: np.random.Generator, ratios: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Genotype:
-        """Draw a genotype (see `sample_genes`)."""
-        return self.decode(self.sample_genes(rng, ratios))
-
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float | None = None) -> Genes:
-        """Change every gene with probability `rate` (default: two genes on average, at least one); sometimes share a prefix.
-
-        Widths mostly move by one step, everything else is redrawn.
-        """
-        rate = 2 / len(genes) if rate is None else rate
-        chosen = rng.random(len(genes)) < rate
-        chosen[rng.integers(len(genes))] = True
-        mutated = genes.copy()
-        for position in np.flatnonzero(chosen):
-            name, count = self.genes[position]
-            if ".width" in name and rng.random() < 0.8:
-                mutated[position] = np.clip(genes[position] + rng.choice((-1, 1)), 0, count - 1)
-            else:
-                mutated[position] = rng.integers(count)
+        """Change some genes (see `GeneVectors.mutate`); sometimes share a prefix among the branches."""
+        mutated = super().mutate(genes, rng, rate)
         if rng.random() < 0.1:
             self._share_prefix(mutated, rng)
         return mutated
-
-    def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> tuple[Genes, Genes]:
-        """Exchange genes between two vectors: whole branches half of the time, else gene by gene."""
-        if rng.random() < 0.5:
-            groups = np.array([name.split(".")[0] for name, _ in self.genes])
-            names = np.unique(groups)
-            swap = np.isin(groups, names[rng.random(len(names)) < 0.5])
-        else:
-            swap = rng.random(len(first)) < 0.5
-        return np.where(swap, second, first), np.where(swap, first, second)
-
-    def repair(self, genes: Genes) -> Genes:
-        """Return the canonical vector of the same network (ignored genes at 0), values clipped into range."""
-        return self.encode(self.decode(np.clip(genes, 0, self.cardinality - 1)))
 
     def _share_prefix(self, genes: Genes, rng: np.random.Generator) -> None:
         """Copy a random number of leading cells from one branch to all others, in place."""

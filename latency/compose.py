@@ -15,11 +15,11 @@ that keep another layout between operators than at the edge of a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latency.measure import Measurement, MeasurementFailed, Protocol
+from latency.measure import Measurement, MeasurementFailed
+from latency.protocol import Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -65,48 +65,13 @@ class Composition:
 def compose(operator: nn.Module, inputs: tuple[torch.Tensor, ...], protocol: Protocol) -> Composition:
     """Make what a protocol times for an operator."""
     if protocol.in_context:
-        before = _pointwise(inputs)
-        return Composition((_Behind(before, operator), _Behind(before, None)), (1, 1), 1)
+        from latency.composed import Before, Behind
+
+        before = Before(inputs).eval()
+        return Composition((Behind(before, operator).eval(), before), (1, 1), 1)
     if protocol.copies > 1:
+        from latency.composed import Copies
+
         k = protocol.copies
-        return Composition((_Copies(operator, 2 * k), _Copies(operator, k)), (2 * k, k), k)
+        return Composition((Copies(operator, 2 * k).eval(), Copies(operator, k).eval()), (2 * k, k), k)
     return Composition((operator,), (1,), 1)
-
-
-def _pointwise(inputs: tuple[torch.Tensor, ...]) -> nn.ModuleList:
-    from torch import nn
-
-    return nn.ModuleList(nn.Conv2d(x.shape[1], x.shape[1], 1) if x.dim() == 4 else nn.Identity() for x in inputs)
-
-
-def _module(forward: Callable[..., object], **children: object) -> nn.Module:
-    """Make a module from a function of its inputs and the children that it uses."""
-    from torch import nn
-
-    class Composed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, child in children.items():
-                if isinstance(child, nn.Module):
-                    self.add_module(name, child)
-
-        def forward(self, *inputs: torch.Tensor) -> object:
-            return forward(*inputs)
-
-    return Composed().eval()
-
-
-def _Behind(before: nn.ModuleList, operator: nn.Module | None) -> nn.Module:
-    def forward(*inputs: torch.Tensor) -> object:
-        made = tuple(module(x) for module, x in zip(before, inputs, strict=True))
-        return operator(*made) if operator is not None else made
-
-    return _module(forward, before=before, operator=operator)
-
-
-def _Copies(operator: nn.Module, count: int) -> nn.Module:
-    def forward(*inputs: torch.Tensor) -> object:
-        arity = len(inputs) // count
-        return tuple(operator(*inputs[i * arity : (i + 1) * arity]) for i in range(count))
-
-    return _module(forward, operator=operator)

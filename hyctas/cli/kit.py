@@ -26,14 +26,13 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = "tensorrt:fp16"
 ALONE = ("selfattention",)
 """Families that TensorRT may compile into one layer with their neighbours: each operator gets a file of its own."""
-MIN_NETWORKS = 5
 BATCH = 8
 
 
 def write_profile_kit(job: ProfileJob) -> None:
     """Write a kit for what RUN/latency.json lacks (everything, where there is none)."""
     from export.errors import InvalidInput
-    from hyctas.cli.datasets import open_dataset
+    from hyctas.cli.profile import check_networks, num_classes
     from hyctas.cli.show import bar, say
     from hyctas.space_file import load_space
     from hyctas.workloads import workloads
@@ -43,10 +42,9 @@ def write_profile_kit(job: ProfileJob) -> None:
     refuse(job, "shard", "merge", "check")
     if job.expert != "{}":
         raise InvalidInput("a device kit has a measuring protocol of its own; leave the settings of the TOML file out")
-    if job.networks and job.networks < MIN_NETWORKS:
-        raise InvalidInput(f"--networks {job.networks}: a calibration needs at least {MIN_NETWORKS} networks, or 0 for none")
+    check_networks(job)
     space, size, target = load_space(job.space), image_size(job.size), kit_target(job.target)
-    classes = job.classes or (open_dataset(job.data, check=False).num_classes if job.data else 19)
+    classes = num_classes(job)
     every_key = space.keys(size, classes)
     costs = {key: estimate_ms(key) for key in every_key}
     genotypes = _networks(space, size, classes, job.networks, target, costs) if job.networks else []
@@ -225,7 +223,7 @@ def _calibrated(
     from hyctas.genotype import Genotype
     from hyctas.plan import lower
     from hyctas.workloads import calibration_name, units
-    from latency.predict import fit
+    from latency.predict import MIN_NETWORKS, fit
 
     networks = _measured_networks(table)
     lacking = ""

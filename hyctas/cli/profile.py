@@ -30,9 +30,7 @@ def main() -> None:
 
 def profile_space(job: ProfileJob) -> None:
     """Measure RUN/latency.json."""
-    from export.errors import InvalidInput
     from export.runtimes import open_runtime
-    from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
     from hyctas.runs import Run
     from hyctas.space_file import load_space
@@ -47,10 +45,9 @@ def profile_space(job: ProfileJob) -> None:
     if job.check is not None:
         check(job)
         return
-    if job.networks and job.networks < 5:
-        raise InvalidInput(f"--networks {job.networks}: a calibration needs at least 5 networks, or 0 for none")
+    check_networks(job)
     space, size, target, protocol = load_space(job.space), image_size(job.size), parse_target(job.target), job.protocol()
-    classes = job.classes or (open_dataset(job.data, check=False).num_classes if job.data else 19)
+    classes = num_classes(job)
     every_key = space.keys(size, classes)
     keys = part(every_key, job.shard)
     runtime = open_runtime(target, job.threads)
@@ -84,6 +81,26 @@ def profile_space(job: ProfileJob) -> None:
     run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None)
     show(calibration)
     say(f"wrote {table_path}: {len(keys)} operators")
+
+
+def check_networks(job: ProfileJob) -> None:
+    """Refuse a number of calibration networks that no fit can do with.
+
+    Raises:
+        InvalidInput: above 0, and too few.
+    """
+    from export.errors import InvalidInput
+    from latency.predict import MIN_NETWORKS
+
+    if job.networks and job.networks < MIN_NETWORKS:
+        raise InvalidInput(f"--networks {job.networks}: a calibration needs at least {MIN_NETWORKS} networks, or 0 for none")
+
+
+def num_classes(job: ProfileJob) -> int:
+    """Return the number of classes asked for, or that of the data set, or 19."""
+    from hyctas.cli.datasets import open_dataset
+
+    return job.classes or (open_dataset(job.data, check=False).num_classes if job.data else 19)
 
 
 def calibrated(

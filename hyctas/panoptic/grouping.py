@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.errors import InvalidInput
+from export.imaging import exact_stride
 from hyctas.blocks import upsample
 
 THRESHOLD, NMS_KERNEL, TOP_K, STUFF_AREA = 0.1, 7, 200, 2048
 """The released configuration for Cityscapes; the released one for COCO has an NMS kernel of 41 and a stuff area of 4096."""
-STRIDES = (1, 2, 4, 8, 16, 32)
-"""Strides that outputs can have."""
+LARGEST_STRIDE = 32
+"""Of any output."""
 CHUNK_ELEMENTS = 1 << 20
 """Most distances (centres x pixels) held at a time: 4 MiB in fp32."""
 
@@ -213,7 +214,7 @@ def resize_outputs(centre: Tensor, offset: Tensor, size: tuple[int, int]) -> tup
             f"wanted centre (N, 1, h, w), offset (N, 2, h, w) and a size (H, W) with a pixel at least; "
             f"got {tuple(centre.shape)}, {tuple(offset.shape)} and {tuple(size)}"
         )
-    stride = next((s for s in STRIDES if [-(-size[0] // s), -(-size[1] // s)] == old), None)
+    stride = exact_stride((old[0], old[1]), size, LARGEST_STRIDE)
     if stride is not None:
         return upsample(centre.float(), size, stride), upsample(offset.float(), size, stride) * stride
     centre, offset = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in (centre, offset))

@@ -14,7 +14,8 @@ from export.errors import InvalidInput
 from hyctas.blocks import Block
 from hyctas.genotype import Genotype
 from hyctas.network import Network, attach
-from hyctas.plan import Plan, lower
+from hyctas.operators import FeatureFusion
+from hyctas.plan import lower
 from hyctas.published.names import Key, keys, unsupported
 
 SHOWN = 5
@@ -39,7 +40,7 @@ class PublishedNetwork(nn.Module):
         plan = lower(genotype, (size[0], size[1]), num_classes, auxiliary=True)
         self.places: dict[str, str] = {node.name: f"network.{node.name}" for node in self.network.nodes}
         for node in plan.nodes:
-            if node.name not in self.places and _is_fusion(plan, node.name):
+            if node.name not in self.places and isinstance(node.operator, FeatureFusion):
                 self.places[node.name] = f"held.{node.name}"
                 attach(self, self.places[node.name], Block(node.operator))
         self.keys = [key for key in keys(plan) if key.node in self.places]
@@ -186,10 +187,6 @@ def _leading(name: str, state: Mapping[str, Any]) -> int:
             'without the prefix "module.")'
         )
     return int(tensor.shape[0])
-
-
-def _is_fusion(plan: Plan, name: str) -> bool:
-    return name.startswith("auxiliary.") and name.endswith(".fusion") and any(node.name == name for node in plan.nodes)
 
 
 def _some(names: list[str]) -> str:

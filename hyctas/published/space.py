@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,14 +30,13 @@ from hyctas.node import cell_operator
 from hyctas.operators import Operator
 from hyctas.published.compaction import broken, kept
 from hyctas.published.frame import ARITHMETIC, OPERATORS, SCALES, WIDTHS, cell, channels, check_base, complete, head_kind
-from hyctas.search_space import LAYOUT
+from hyctas.search_space import LAYOUT, Genes, GeneVectors
 
-Genes = np.ndarray
 FINALS = SCALES
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedSpace:
+class PublishedSpace(GeneVectors):
     """The released space; what a search needs of it is as in `hyctas.space.Space`."""
 
     layers: int = 20
@@ -87,30 +87,14 @@ class PublishedSpace:
             genes += [(f"b{final}.{layer}.width", len(WIDTHS)) for layer in range(self.layers - 1)]
         return tuple(genes)
 
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Position of every gene in a vector."""
-        return {name: position for position, (name, _) in enumerate(self.genes)}
-
-    @cached_property
-    def cardinality(self) -> Genes:
-        """Number of values of every gene, int64."""
-        return np.array([count for _, count in self.genes], dtype=np.int64)
-
     def count(self, branches: int) -> int:
         """Return how many vectors describe networks with a number of branches: an upper bound on the networks.
 
         Skips count as operators; the rules of compaction and equal networks are not taken off.
         """
         per_branch = len(OPERATORS) ** self.layers * len(WIDTHS) ** (self.layers - 1)
-        total = 0
-        for chosen in self.branch_sets:
-            if len(chosen) == branches:
-                product = 1
-                for final in chosen:
-                    product *= len(self.paths[final]) * per_branch
-                total += product
-        return total
+        sets = [chosen for chosen in self.branch_sets if len(chosen) == branches]
+        return sum(math.prod(len(self.paths[final]) * per_branch for final in chosen) for chosen in sets)
 
     # -- genes and genotypes ---------------------------------------------------------------------------------------------
 
@@ -120,11 +104,7 @@ class PublishedSpace:
         Raises:
             InvalidInput: wrong length, or a gene outside its range; the text names it.
         """
-        genes = np.asarray(genes)
-        if genes.shape != self.cardinality.shape:
-            raise InvalidInput(f"space {self.name} has {len(self.genes)} genes, got a vector of shape {genes.shape}")
-        if wrong := [name for (name, count), value in zip(self.genes, genes, strict=True) if not 0 <= value < count]:
-            raise InvalidInput(f"genes out of range: {', '.join(wrong)}")
+        genes = self.checked(genes)
         chosen = self.branch_sets[int(genes[0])]
         return normal_form(complete(tuple(self._branch(genes, final) for final in chosen), self.base_channels, self.head))
 
@@ -198,28 +178,12 @@ class PublishedSpace:
             if not any(broken(*self._grid(genes, final)[:2]) for final in chosen):
                 return genes
 
-    def sample(self, rng: np.random.Generator, ratios: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Genotype:
-        """Draw a genotype (see `sample_genes`)."""
-        return self.decode(self.sample_genes(rng, ratios))
-
-    def mutate(self, genes: Genes, rng: np.random.Generator, rate: float | None = None) -> Genes:
-        """Change every gene with probability `rate` (default: two genes on average, at least one).
-
-        A down-sampling moves by up to three layers, a width mostly by one step; everything else is redrawn.
-        """
-        rate = 2 / len(genes) if rate is None else rate
-        chosen = rng.random(len(genes)) < rate
-        chosen[rng.integers(len(genes))] = True
-        mutated = genes.copy()
-        for position in np.flatnonzero(chosen):
-            name, count = self.genes[position]
-            if name.endswith(".downs") and count > 1:
-                mutated[position] = self._moved(name, int(genes[position]), rng)
-            elif name.endswith(".width") and rng.random() < 0.8:
-                mutated[position] = np.clip(genes[position] + rng.choice((-1, 1)), 0, count - 1)
-            else:
-                mutated[position] = rng.integers(count)
-        return mutated
+    def varied(self, position: int, value: int, rng: np.random.Generator) -> int:
+        """Return a gene's mutated value: a down-sampling moves by up to three layers, else as in any space."""
+        name, count = self.genes[position]
+        if name.endswith(".downs") and count > 1:
+            return self._moved(name, value, rng)
+        return super().varied(position, value, rng)
 
     def _moved(self, name: str, value: int, rng: np.random.Generator) -> int:
         """Return a choice of down-sampling layers that moves one of them by up to three."""
@@ -229,20 +193,6 @@ class PublishedSpace:
         downs[which] += int(rng.choice((-3, -2, -1, 1, 2, 3)))
         moved = tuple(sorted(min(max(down, 0), self.layers - 2) for down in downs))
         return paths.index(moved) if moved in paths else value
-
-    def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> tuple[Genes, Genes]:
-        """Exchange genes between two vectors: whole branches half of the time, else gene by gene."""
-        if rng.random() < 0.5:
-            groups = np.array([name.split(".")[0] for name, _ in self.genes])
-            names = np.unique(groups)
-            swap = np.isin(groups, names[rng.random(len(names)) < 0.5])
-        else:
-            swap = rng.random(len(first)) < 0.5
-        return np.where(swap, second, first), np.where(swap, first, second)
-
-    def repair(self, genes: Genes) -> Genes:
-        """Return the canonical vector of the same network (ignored genes at 0), values clipped into range."""
-        return self.encode(self.decode(np.clip(genes, 0, self.cardinality - 1)))
 
     # -- extent ------------------------------------------------------------------------------------------------------------
 

@@ -27,10 +27,15 @@ def hypervolume(evaluations: Sequence[Evaluation], reference_ms: float) -> float
         evaluations: any networks; those slower than the reference count nothing.
         reference_ms: fixed before the search.
     """
+    return dominated([(e.miou, e.predicted_ms) for e in evaluations], reference_ms)
+
+
+def dominated(points: Sequence[tuple[float, float]], reference_ms: float) -> float:
+    """Return the share of the rectangle mIoU 0..1, latency 0..reference that points (mIoU, ms) dominate."""
     from pymoo.indicators.hv import HV
 
-    points = np.array([[-e.miou, e.predicted_ms / reference_ms] for e in evaluations if e.predicted_ms < reference_ms])
-    return float(HV(ref_point=np.array([0.0, 1.0]))(points)) if len(points) else 0.0
+    inside = np.array([[-miou, ms / reference_ms] for miou, ms in points if ms < reference_ms])
+    return float(HV(ref_point=np.array([0.0, 1.0]))(inside)) if len(inside) else 0.0
 
 
 def spread(front: Sequence[Evaluation], count: int) -> list[Evaluation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -29,23 +28,6 @@ DATA = "scenes:train=16,val=4,size=48x64"
 CLASSES = 10
 TRAIN = ("supernet", "--data", DATA, "--space", "tiny", "--crop", "48x64", "--batch", "2", "--steps", "2")
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process; return its exit code and everything it printed."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [f"hyctas-{name}", *map(str, arguments)])
-        code = 0
-        try:
-            importlib.import_module(f"hyctas.cli.{name}").main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
 
 
 def write_table(path: Path, ms_per_gmac: float = 30.0) -> None:

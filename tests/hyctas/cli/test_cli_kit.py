@@ -28,23 +28,6 @@ PROFILE = ("--space", "tiny", "--size", "64x64", "--networks", "6", "--target", 
 Command = Callable[..., tuple[int, str]]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process; return its exit code and everything it printed."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [f"hyctas-{name}", *map(str, arguments)])
-        code = 0
-        try:
-            importlib.import_module(f"hyctas.cli.{name}").main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
-
-
 def measure(kit: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run a kit's script with a fake trtexec."""
     state = kit.parent / "state"

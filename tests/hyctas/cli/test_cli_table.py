@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -30,23 +29,6 @@ TRAIN = ("supernet", "--data", "scenes:train=16,val=4,size=48x64", "--space", "t
 SEARCH = ("--evaluations", 4, "--population", 3, "--images", 4)
 QUICK = 'warmup_ms = 0\nmin_samples = 6\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n'
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process; return its exit code and everything it printed."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [f"hyctas-{name}", *map(str, arguments)])
-        code = 0
-        try:
-            importlib.import_module(f"hyctas.cli.{name}").main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
 
 
 def made_table(mape: float = 0.02, ratios: tuple[float, ...] = ()) -> LatencyTable:
