@@ -84,7 +84,7 @@ class TorchRuntime:
         """Load copies of modules; the session's inputs are named `x0, ...`, its outputs `y0, ...`."""
         sessions: list[Session] = []
         for module, inputs in modules:
-            own = folded(module)
+            own = prepared(module, self.target.device)
             own = (copy.deepcopy(module) if own is module else own).eval()
             names = [f"x{i}" for i in range(len(inputs))]
             sessions.append(TorchSession(own, inputs, names, self.target, self.threads))
@@ -220,6 +220,12 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def prepared(module: nn.Module, device: str) -> nn.Module:
+    """Return a module's copy for running only: with fused kernels on CUDA where it offers `fused()`, else with BN folded."""
+    fuse = getattr(module, "fused", None)
+    return fuse() if device == "cuda" and callable(fuse) else folded(module)
 
 
 def _convert_weights(module: nn.Module, dtype: torch.dtype) -> None:

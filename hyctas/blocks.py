@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyctas.attention import self_attention
+from hyctas.attention import exact_logits, self_attention
 from hyctas.operators import (
     Conv,
     DownUp,
@@ -88,26 +88,41 @@ def _down_up(op: DownUp, apply: Apply, x: Tensor) -> Tensor:
 
 
 def _attention(op: SelfAttention, apply: Apply, x: Tensor) -> Tensor:
+    x, shortcut, y = before_attention(op, apply, x)
+    return after_attention(op, apply, x, shortcut, attend(op, apply, y))
+
+
+def before_attention(op: SelfAttention, apply: Apply, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x at the operator's own resolution, its shortcut, and what the attention works on (N, C, h, w)."""
     x = x if op.pool_last else average_down(x, op.stride)
     has_shortcut = any(layer.name == "shortcut" for layer in op.layers())
     shortcut = F.relu(apply("shortcut", x)) if has_shortcut else x
     down = 2 if op.half_resolution else 1
     if op.wide_projections:
-        y = average_down(F.relu(apply("reduce", x)), down)
-    else:
-        y = F.relu(apply("reduce", average_down(x, down)))  # (N, C, h, w)
+        return x, shortcut, average_down(F.relu(apply("reduce", x)), down)
+    return x, shortcut, F.relu(apply("reduce", average_down(x, down)))
+
+
+def attend(op: SelfAttention, apply: Apply, y: Tensor) -> Tensor:
+    """Attend among the positions of y (N, C, h, w), join the result to y, normalise and rectify."""
     pooled = average_down(y, op.pool)
     batch, channels, height, width = y.shape
     # (N, heads, channels per head, positions)
-    q = apply("query", y).reshape(batch, op.heads, op.qk_channels // op.heads, height * width)
-    k = apply("key", pooled).reshape(batch, op.heads, op.qk_channels // op.heads, -1)
+    with exact_logits(y.device):
+        q = apply("query", y).reshape(batch, op.heads, op.qk_channels // op.heads, height * width)
+        k = apply("key", pooled).reshape(batch, op.heads, op.qk_channels // op.heads, -1)
     v = apply("value", pooled).reshape(batch, op.heads, channels // op.heads, -1)
     o = self_attention(q, k, v, 1.0 if op.scale is None else op.scale)
     o = o.reshape(batch, channels, height, width)
     y = y + (apply("gamma", o) if op.residual == "gamma" else apply("joint", o))
     if op.pool_last:
         y = average_down(y, op.stride)
-    y = F.relu(apply("norm", y))
+    return F.relu(apply("norm", y))
+
+
+def after_attention(op: SelfAttention, apply: Apply, x: Tensor, shortcut: Tensor, y: Tensor) -> Tensor:
+    """Return the operator's output from what `attend` gave."""
+    down = 2 if op.half_resolution else 1
     if op.wide_projections:
         y = apply("expand", upsample(y, x.shape[2:], down))
     else:
@@ -215,6 +230,12 @@ class Block(nn.Module):
         block = copy.deepcopy(self).eval()
         block.fold()
         return block
+
+    def fused(self) -> nn.Module:
+        """Return a folded copy, its attention in one launch on GPUs where that computes the same."""
+        from hyctas.fused import fused
+
+        return fused(self)
 
 
 def initialise(module: nn.Module) -> None:

@@ -23,7 +23,7 @@ from export.imaging import Preprocessing
 from export.manifest import FORMAT_VERSION, Manifest, versions
 from export.manifest import NAME as BUNDLE_MARK
 from export.target import Target, format_size, parse_size
-from hyctas.attention import query_chunked
+from hyctas.attention import self_attention_graph
 from hyctas.choice import read_genotype
 from hyctas.data import MEAN, STD, Labels, default_colours
 from hyctas.genotype import Genotype
@@ -352,6 +352,6 @@ def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: st
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch 2.13 about itself
         program = torch.export.export(Output(trained.network.folded(), output).eval(), (torch.zeros(1, 3, *size),))
         # our operator would make the file unreadable without this package
-        program = program.run_decompositions({torch.ops.hyctas.self_attention.default: query_chunked})
+        program = program.run_decompositions({torch.ops.hyctas.self_attention.default: self_attention_graph})
     torch.export.save(program, buffer, extra_files=about)
     write_bytes(path, buffer.getvalue())

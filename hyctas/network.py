@@ -51,7 +51,7 @@ class Network(nn.Module):
         nodes, wanted = self.plan.needed(outputs), [self.plan.outputs[name] for name in outputs]
         values, remaining = {IMAGE: x}, _uses(nodes, wanted)
         for node in nodes:
-            values[node.name] = self.block(node.name)(*(values[name] for name in node.inputs))
+            values[node.name] = self.get_submodule(node.name)(*(values[name] for name in node.inputs))
             for name in node.inputs:
                 remaining[name] -= 1
                 if not remaining[name]:
@@ -108,6 +108,13 @@ class Network(nn.Module):
             network.block(node.name).fold()
         return network
 
+    def fused(self) -> Network:
+        """Return a folded copy whose attention blocks are single launches on GPUs (`hyctas.fused`); it cannot be folded again."""
+        network = self.folded()
+        for node in network.nodes:
+            attach(network, node.name, network.block(node.name).fused())
+        return network
+
 
 class Native(nn.Module):
     """A network whose `forward` gives native output: what latency is predicted and measured for.
@@ -126,6 +133,10 @@ class Native(nn.Module):
     def folded(self) -> Native:
         """Return a copy with batch norms folded."""
         return Native(self.network.folded())
+
+    def fused(self) -> Native:
+        """Return a copy with its attention blocks fused."""
+        return Native(self.network.fused())
 
 
 def build(genotype: Genotype, num_classes: int, *, auxiliary: bool = False) -> Network:

@@ -1,57 +1,64 @@
-"""Compute self-attention channels-first, exactly and in bounded memory.
+"""Compute self-attention channels-first, exactly and in bounded memory, on CPUs and CUDA GPUs (README.md beside this file).
 
-`torch.ops.hyctas.self_attention(q, k, v, scale)` is the one entry. In plain torch it goes over the queries in chunks, so that no
-more than `CHUNK_ELEMENTS` logits exist at a time; torch.export and the ONNX exporter see the standard operators inside.
+`torch.ops.hyctas.self_attention(q, k, v, scale)` is the operator; importing this package defines it.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 22
-"""Most logits (heads x queries x keys) held at a time: 16 MiB in fp32."""
+from hyctas.attention import block as _block
+from hyctas.attention import op as _op  # these define the operators
+from hyctas.attention.check import check
+from hyctas.attention.chunked import self_attention_graph
+from hyctas.attention.dispatch import Choice, explain
+from hyctas.attention.onnx_nodes import as_node, emitting_nodes
 
-_LIBRARY = torch.library.Library("hyctas", "DEF")
-_LIBRARY.define("self_attention(Tensor q, Tensor k, Tensor v, float scale=1.0) -> (Tensor, Tensor)")
+__all__ = ["Choice", "exact_logits", "explain", "self_attention", "self_attention_graph"]
+_ = (_op, _block)
 
 
-def query_chunked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend from every query to all keys.
+def exact_logits(device: torch.device) -> AbstractContextManager[object]:
+    """Make the projections inside compute q and k in fp16 where autocast asks for bfloat16 on a GPU, without gradients.
+
+    Logits are unscaled, so that bfloat16's 8 bits in q and k cost up to 1 % of the output. With gradients they stay in
+    bfloat16: fp16 gradients would underflow, since training in bfloat16 scales no loss.
+    """
+    if device.type != "cuda" or torch.is_grad_enabled() or not torch.is_autocast_enabled("cuda"):
+        return nullcontext()
+    if torch.get_autocast_dtype("cuda") != torch.bfloat16:
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.float16)
+
+
+def self_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """Attend from every query to all keys: o = v softmax(scale * q^T k)^T.
+
+    While a network is exported to ONNX, the result is traced as standard operators (`self_attention_graph`), or as one
+    `hyctas::SelfAttention` node inside `hyctas.attention.onnx_nodes.nodes()`.
 
     Args:
-        q: (B, h, d, N), float.
-        k: (B, h, d, M).
-        v: (B, h, e, M).
-        scale: factor on the logits q.k.
+        q: (B, h, d, N) float16, bfloat16, float32 or float64; any strides.
+        k: (B, h, d, M), of q's dtype.
+        v: (B, h, e, M); its dtype may differ (fp16 logits with bfloat16 values).
+        scale: factor on the logits q.k; 1: none, as published.
 
     Returns:
-        o (B, h, e, N) in q's dtype, and the logits' log-sum-exp (B, h, N) in fp32.
+        o (B, h, e, N), contiguous, in v's dtype. A query of which a logit is NaN or +inf, or all are -inf, gives NaN, as
+        softmax does; others are not touched by it. No batch, no heads, no queries or no values (e = 0) give an empty result.
+
+    Gradients are those of the same formula, but have no gradients themselves: a second derivative raises RuntimeError
+    (`self_attention_graph` has them).
 
     Raises:
-        ValueError: ranks or sizes do not fit together.
+        ValueError: ranks other than 4, sizes that do not fit together, no keys, different devices.
+        TypeError: other dtypes; q and k of different dtypes.
     """
-    if not (q.dim() == k.dim() == v.dim() == 4):
-        raise ValueError(f"self_attention takes rank-4 tensors, got {q.dim()}, {k.dim()}, {v.dim()}")
-    if q.shape[:3] != k.shape[:3] or k.shape[:2] != v.shape[:2] or k.shape[3] != v.shape[3]:
-        raise ValueError(f"self_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit together")
-    heads, queries, keys = q.shape[1], q.shape[3], k.shape[3]
-    chunk = max(1, min(queries, CHUNK_ELEMENTS // max(1, heads * keys)))
-    outputs, sums = [], []
-    for start in range(0, max(queries, 1), chunk):
-        part = q[..., start : start + chunk]  # (B, h, d, n)
-        logits = torch.matmul(part.transpose(2, 3), k).float() * scale  # (B, h, n, M)
-        weights = torch.softmax(logits, dim=3).to(v.dtype)
-        outputs.append(torch.matmul(v, weights.transpose(2, 3)))  # (B, h, e, n)
-        sums.append(torch.logsumexp(logits, dim=3))  # (B, h, n)
-    if len(outputs) == 1:
-        return outputs[0], sums[0]
-    return torch.cat(outputs, dim=3), torch.cat(sums, dim=2)
-
-
-_LIBRARY.impl("self_attention", query_chunked, "CompositeImplicitAutograd")
-
-
-def self_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Return only the output of `torch.ops.hyctas.self_attention` (shapes and errors there)."""
-    output: torch.Tensor = torch.ops.hyctas.self_attention(q, k, v, scale)[0]
+    if torch.onnx.is_in_onnx_export():
+        check(q, k, v)
+        return as_node(q, k, v, scale) if emitting_nodes() else self_attention_graph(q, k, v, scale)[0]
+    output: Tensor = torch.ops.hyctas.self_attention(q, k, v, scale)[0]
     return output

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import hyctas.attention
 from export.errors import CorruptFile, InvalidInput
+from hyctas.attention import chunked
 from hyctas.blocks import average_down, upsample
 from hyctas.network import Network, build, load_weights, save_weights
 from hyctas.space import tiny
@@ -108,8 +108,8 @@ def test_attention_equals_the_formula(seed: int, lengths: tuple[int, int]) -> No
 def test_attention_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = torch.randn(1, 2, 4, 50), torch.randn(1, 2, 4, 30), torch.randn(1, 2, 8, 30)
     whole = torch.ops.hyctas.self_attention(q, k, v, 1.0)
-    monkeypatch.setattr(hyctas.attention, "CHUNK_ELEMENTS", 2 * 30 * 7)
+    monkeypatch.setattr(chunked, "CACHE_ELEMENTS", 30 * 7)
     parts = torch.ops.hyctas.self_attention(q, k, v, 1.0)
     torch.testing.assert_close(parts, whole)
-    with pytest.raises(ValueError, match="fit together"):
+    with pytest.raises(ValueError, match="keys M"):
         torch.ops.hyctas.self_attention(q, k[..., :29], v, 1.0)

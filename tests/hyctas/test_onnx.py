@@ -9,11 +9,11 @@ import onnx
 import pytest
 import torch
 
-import hyctas.attention
 from export import check_parity, export_onnx
 from export.onnx_file import export_modules
 from export.runtimes import open_runtime
 from export.target import Target
+from hyctas.attention import chunked
 from hyctas.blocks import Block
 from hyctas.network import Native, build
 from hyctas.operators import Conv, DownUp, FeatureFusion, Operator, Predict, SelfAttention, Skip
@@ -81,7 +81,7 @@ def test_attention_in_chunks_exports_the_same(tmp_path: Path, monkeypatch: pytes
     block, x = Block(SelfAttention((8,), 8)).eval(), torch.randn(1, 8, 12, 10)
     with torch.inference_mode():
         expected = block(x).numpy()
-    monkeypatch.setattr(hyctas.attention, "CHUNK_ELEMENTS", 120 * 30)
+    monkeypatch.setattr(chunked, "GRAPH_ELEMENTS", 120 * 30)
     (path,) = export_modules([(block, (x,))], tmp_path, ["a"])
     softmaxes = [node for node in onnx.load(path).graph.node if node.op_type == "Softmax"]
     assert len(softmaxes) == 4, "120 queries, 30 at a time"
