@@ -15,7 +15,7 @@ TARGET =
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test clean
+.PHONY: help demo test gate clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
@@ -31,6 +31,7 @@ help:
 	@echo '              TARGET=T       where it is to run, for instance onnxruntime-cpu:fp32'
 	@echo '              RUN=FOLDER     where the results go; the same command continues what it began there'
 	@echo 'make test     lint, type check and all tests'
+	@echo 'make gate     compile the GPU kernels that changed, for all architectures, and check and record what they need (no GPU)'
 	@echo 'make clean    remove .venv, caches and build products; runs/ stays'
 	@echo
 	@echo 'TORCH_INDEX=URL   take torch from this package index. Without a GPU, choose CPU on the "Get started" page of'
@@ -44,6 +45,11 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Linux alone: Triton, which is the compiler, has no wheels for other systems.
+gate: $(VENV)/.test
+	$(BIN)/python -m hyctas.attention.gate --update
+	$(BIN)/pytest tests/hyctas/attention
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
