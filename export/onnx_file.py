@@ -20,6 +20,7 @@ from torch import nn
 
 from export.errors import InvalidInput
 from export.files import write_bytes
+from export.onnx_function import OnnxFunction, attach, nodes_of
 from export.onnx_split import Splitter, spec_of
 from export.onnx_trace import checked_bytes, evaluating, folded, on_cpu, trace
 from export.runtime import TensorSpec
@@ -87,6 +88,7 @@ def export_onnx(
     output: str = "native",
     metadata: Mapping[str, str] | None = None,
     opset: int = 18,
+    functions: Sequence[OnnxFunction] = (),
 ) -> OnnxReport:
     """Write a network as one static-shape fp32 ONNX file: input `image` (1, 3, H, W), one output named like `output`.
 
@@ -99,9 +101,11 @@ def export_onnx(
             offsets at the head's stride, joined along the channels).
         metadata: written to the model's metadata.
         opset: ONNX operator set.
+        functions: operators of other domains that the module writes as nodes; those that occur get their default bodies. Such
+            a file is an intermediate for `export.onnx_function.attach`; without any it is standard ONNX.
 
     Raises:
-        InvalidInput: unknown output, a module that cannot be exported, or a model beyond 2 GiB.
+        InvalidInput: unknown output, a function for another opset, a module that cannot be exported, or a model beyond 2 GiB.
     """
     path = Path(path)
     wrong = [item for item in (metadata or {}).items() if not all(isinstance(part, str) for part in item)]
@@ -111,7 +115,10 @@ def export_onnx(
     model = trace(network, (torch.zeros(1, 3, *size),), ["image"], [output], opset)
     for key in sorted(metadata or {}):
         model.metadata_props.add(key=key, value=(metadata or {})[key])
-    data = checked_bytes(model, type(module).__name__)
+    for function in functions:
+        if nodes_of(model, function):
+            model = attach(model, function)
+    data = checked_bytes(model, type(module).__name__, functions)
     write_bytes(path, data)
     return OnnxReport(
         path=path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from export.errors import InvalidInput
+from export.onnx_function import STANDARD, OnnxFunction
 from export.onnx_split import clean, walk
 
 MAX_BYTES = 2**31 - 1
@@ -90,12 +91,18 @@ def on_cpu(module: nn.Module) -> nn.Module:
     return module if all(tensor.device.type == "cpu" for tensor in tensors) else copy.deepcopy(module).cpu()
 
 
-def checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
-    """Serialise a model after checking it in full: standard domain, no functions, no external data, below 2 GiB."""
-    domains = {node.domain for node in walk(model.graph)} - {"", "ai.onnx"}
-    if domains or model.functions:
-        found = sorted(domains) or [f"function {function.name}" for function in model.functions]
+def checked_bytes(model: onnx.ModelProto, name: str, functions: Sequence[OnnxFunction] = ()) -> bytes:
+    """Serialise a model after checking it in full: standard domain and `functions` alone, no external data, below 2 GiB."""
+    foreign = [node for node in walk(model.graph) if node.domain not in STANDARD]
+    domains = {node.domain for node in foreign if not _owned(functions, node.domain, node.op_type)}
+    others = [function for function in model.functions if not _owned(functions, function.domain, function.name)]
+    if domains or others:
+        found = sorted(domains) or [f"function {function.name}" for function in others]
         raise InvalidInput(f"the export of {name} is not standard ONNX: it uses {', '.join(found)}")
     assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
+
+
+def _owned(functions: Sequence[OnnxFunction], domain: str, op_type: str) -> bool:
+    return any(function.owns(domain, op_type) for function in functions)

@@ -1,0 +1,265 @@
+"""The kernel for TensorRT: its arithmetic in Triton's interpreter, its PTX and launch as data, what is refused.
+
+Kernels are compiled and interpreted in processes of their own: in this one Triton may have been imported either way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import CheckFailed, InvalidInput
+from export.plugin_kernel import AXES, CeilDiv, PluginKernel, evaluate, parameters, target
+from hyctas.attention import plugin
+from hyctas.attention.cases import Case
+from hyctas.attention.compiled import Compiled
+from hyctas.attention.plugin import grid_rule, plugin_kernel, unfit, without_hidden
+from hyctas.attention.tiles import TENSOR_CORE, Tile
+
+ROOT = Path(__file__).parents[3]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+INTERPRET = """
+import json, sys
+import torch
+from export.plugin_kernel import evaluate
+from hyctas.attention.kernel_plugin import plugin_kernel
+from hyctas.attention.plugin import grid_rule
+from hyctas.attention.tiles import block
+
+torch.manual_seed(0)
+for batch, heads, d, e, n, m, rows, columns, channels, kind in json.loads(sys.argv[1]):
+    dtype = getattr(torch, kind)
+    q, k, v = (torch.randn(batch, heads, *size).mul(1.5).to(dtype) for size in ((d, n), (d, m), (e, m)))
+    o, canary = torch.empty(batch, heads, e, n, dtype=dtype), torch.full((64,), 7.0, dtype=dtype)
+    whole = torch.cat([o.flatten(), canary])
+    o = whole[: o.numel()].view(o.shape)
+    grid = evaluate(grid_rule(rows, channels), {"B": batch, "h": heads, "d": d, "N": n, "M": m, "e": e})
+    plugin_kernel[grid](
+        q, k, v, n, m, o, D=d, C=e, ROWS=rows, COLUMNS=columns, CHANNELS=channels, BLOCK_D=block(d),
+        EVEN_KEYS=m % columns == 0, PRECISION="ieee", UPCAST=dtype == torch.bfloat16,
+    )
+    weights = torch.softmax(q.double().transpose(2, 3) @ k.double(), 3)
+    expected = v.double() @ weights.transpose(2, 3)
+    error = (o.double() - expected).norm() / expected.norm()
+    print(json.dumps([float(error), bool((whole[o.numel():] == 7).all())]))
+"""
+
+COMPILE = """
+import json, sys
+from hyctas.attention.cases import Case
+from hyctas.attention.compiled import compile_case
+from hyctas.attention.plugin import plugin_kernel
+from hyctas.attention.tiles import Tile
+for arguments, options in json.loads(sys.argv[1]):
+    if tile := options.get("tile"):
+        options["tile"] = Tile(**tile)
+    print(json.dumps(plugin_kernel(*arguments, **options).to_json()))
+"""
+
+
+def python(code: str, value: Any, **settings: str) -> list[Any]:
+    """Run code in a fresh process with a JSON argument; return the JSON lines that it prints."""
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"} | settings
+    command = [sys.executable, "-c", code, json.dumps(value)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+PROBLEMS: dict[str, tuple[Any, ...]] = {  # batch, heads, d, e, N, M, rows, columns, channels
+    "published": (1, 1, 8, 64, 96, 96, 32, 32, 64),
+    "odd": (2, 1, 5, 40, 77, 77, 16, 16, 64),
+    "pooled": (1, 2, 16, 32, 65, 17, 32, 32, 32),
+    "channel blocks": (1, 1, 12, 48, 33, 64, 16, 32, 32),
+    "one": (1, 1, 1, 1, 1, 1, 16, 16, 16),
+}
+BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_arithmetic(dtype: str) -> None:
+    results = python(INTERPRET, [[*numbers, dtype] for numbers in PROBLEMS.values()], TRITON_INTERPRET="1")
+    assert len(results) == len(PROBLEMS)
+    for name, (error, untouched) in zip(PROBLEMS, results, strict=True):
+        assert error < BOUNDS[dtype], f"{name}: {error}"
+        assert untouched, f"{name} wrote behind its output"
+    assert dtype == "float32" or max(error for error, _ in results) > 1e-6, "half precision was computed in"
+
+
+KERNELS: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
+    "sm_80 even": ((80, 8, 64, "float16"), {"queries": 8192, "keys": 8192}),
+    "sm_80 ragged": ((80, 8, 64, "float16"), {}),
+    "sm_80 quads": ((80, 16, 128, "float16"), {"queries": 2700, "keys": 2700}),
+    "sm_90 even": ((90, 16, 128, "bfloat16"), {"queries": 2048, "keys": 2048}),
+    "sm_90 aligned keys": ((90, 5, 40, "float16"), {"keys": 16 * 9}),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PluginKernel]:
+    """Compile the sample, without a cache; each comes back through JSON."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    lines = python(COMPILE, list(KERNELS.values()), TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("cache")))
+    return {name: PluginKernel.from_json(line) for name, line in zip(KERNELS, lines, strict=True)}
+
+
+def test_kernels_are_what_their_data_say(kernels: dict[str, PluginKernel]) -> None:
+    for name, kernel in kernels.items():
+        arguments, _ = KERNELS[name]
+        assert (kernel.architecture, kernel.qk_channels, kernel.value_channels, kernel.dtype) == arguments
+        assert kernel.name == f"SelfAttention_d{arguments[1]}_e{arguments[2]}"
+        assert target(kernel.ptx) == {80: "sm_80", 90: "sm_90a"}[kernel.architecture]
+        assert parameters(kernel.ptx, kernel.symbol) == ("u64", "u64", "u64", "u32", "u32", "u64")
+        assert kernel.scalars == ("N", "M") and kernel.hidden == 0
+        assert f".reqntid {kernel.threads}" in kernel.ptx, "blocks are launched with as many threads as the code is made for"
+        used = set(re.findall(rf"\[{kernel.symbol}_param_(\d+)", kernel.ptx))
+        assert used == set("012345"), "all of them, and none that is not declared"
+        assert kernel.ptx_version >= (7, 0) and kernel.registers <= 255 and len(kernel.source) == 16
+        assert kernel.compiler.startswith("triton ") and ".file" not in kernel.ptx, "no paths of this machine"
+
+
+def test_multiples_and_launches(kernels: dict[str, PluginKernel]) -> None:
+    even, ragged, quads = kernels["sm_80 even"], kernels["sm_80 ragged"], kernels["sm_80 quads"]
+    assert (even.query_multiple, even.key_multiple) == (16, even.columns)
+    assert (ragged.query_multiple, ragged.key_multiple) == (1, 1)
+    assert (quads.query_multiple, quads.key_multiple) == (4, 4)
+    assert (kernels["sm_90 aligned keys"].query_multiple, kernels["sm_90 aligned keys"].key_multiple) == (1, 16)
+    assert re.search(r"cp\.async\.cg[^;]*, 0x10,", even.ptx) and "cp.async" not in ragged.ptx
+    assert re.search(r"cp\.async\.ca[^;]*, 0x8,", quads.ptx), "8 bytes at a time past the registers"
+    assert ragged.grid(1, 1, 2701, 2701) == (-(-2701 // ragged.rows), 1, 1)
+    assert ragged.grid(3, 2, 1, 9) == (1, 1, 6)
+    with pytest.raises(InvalidInput, match="compiled for multiples of 16 queries; there are 2701"):
+        even.grid(1, 1, 2701, 2701)
+    with pytest.raises(InvalidInput, match=f"multiples of {even.columns} keys; there are 16"):
+        even.grid(1, 1, 32, 16)
+    with pytest.raises(InvalidInput, match="above 0"):
+        ragged.grid(1, 1, 0, 5)
+    with pytest.raises(InvalidInput, match=r"less than 2\^31"):
+        ragged.grid(1, 1, 1 << 25, 5)
+    with pytest.raises(InvalidInput, match="a launch has at most"):
+        ragged.grid(1 << 10, 1 << 10, 16, 16)
+    assert ragged.refusal(1, 1, 2701, 2701) == ""
+
+
+def test_grids_as_numbers_for_odd_sizes() -> None:
+    sizes = {"B": 2, "h": 3, "d": 8, "N": 2701, "M": 675, "e": 320}
+    assert evaluate(grid_rule(64, 256), sizes) == (43, 2, 6)
+    assert evaluate(grid_rule(128, 64), sizes) == (22, 5, 6)
+    assert [factor.value(sizes) for factor in map(CeilDiv, AXES)] == [2, 3, 8, 2701, 675, 320]
+    for dim, divisor in (("x", 1), ("N", 0), ("N", 1.5)):
+        with pytest.raises(InvalidInput, match="from 1 on"):
+            CeilDiv(dim, divisor)  # type: ignore[arg-type]
+
+
+@needs_triton
+def test_removed_parameters_leave_the_same_machine_code(kernels: dict[str, PluginKernel], tmp_path: Path) -> None:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    for name, kernel in kernels.items():
+        file, cubin = tmp_path / "k.ptx", tmp_path / "k.cubin"
+        file.write_text(kernel.ptx)
+        assemble = [tools / "ptxas", f"-arch={target(kernel.ptx)}", "-o", cubin, file]
+        subprocess.run(assemble, check=True, capture_output=True)
+        usage = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", cubin], check=True, capture_output=True, text=True)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
+        assert found is not None and (int(found[1]), int(found[2])) == (kernel.registers, 0), name
+
+
+def test_parameters_that_are_read_are_not_removed() -> None:
+    listed = ".visible .entry k(\n\t.param .u64 .ptr .global .align 1 k_param_0,\n\t.param .u64 k_param_1\n)"
+    ptx = f".version 8.7\n.target sm_80\n{listed}\n{{\n}}\n"
+    assert parameters(without_hidden(ptx, "k", 1), "k") == ("u64",)
+    assert without_hidden(ptx, "k", 2).split() == ptx.split()
+    with pytest.raises(CheckFailed, match="reads its parameter k_param_1"):
+        without_hidden(ptx.replace("{\n", "{\nld.param.u64 %rd1, [k_param_1];\n"), "k", 1)
+    with pytest.raises(InvalidInput, match="no entry point 'other'"):
+        without_hidden(ptx, "other", 1)
+
+
+def test_data_must_agree_with_the_ptx(kernels: dict[str, PluginKernel]) -> None:
+    kernel = kernels["sm_80 ragged"]
+    json.dumps(kernel.to_json(), allow_nan=False)
+    assert PluginKernel.from_json(json.loads(json.dumps(kernel.to_json()))) == kernel
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"architecture": 90}, "said to be for sm_90; its PTX is for sm_80"),
+        ({"hidden": 2}, "takes u64, u64, u64, u32, u32, u64, u64, u64; its PTX has"),
+        ({"scalars": ("N",)}, "its PTX has the parameters"),
+        ({"scalars": ("N", "X")}, "no such fields: scalars"),
+        ({"symbol": "other"}, "no entry point"),
+        ({"ptx": "nothing"}, "has no .target"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"threads": 0, "rows": "64"}, "threads=0, rows='64'"),
+        ({"grid_rule": ((), (), ())}, "grid_rule"),
+    ]
+    for changes, text in wrong:
+        with pytest.raises(InvalidInput, match=re.escape(text)):
+            replace(kernel, **changes)
+
+
+def test_json_is_checked(kernels: dict[str, PluginKernel]) -> None:
+    good = kernels["sm_80 ragged"].to_json()
+    for value, text in (
+        ([], "format_version 1; got None"),
+        (good | {"format_version": 2}, "format_version 1; got 2"),
+        (good | {"more": 1}, "missing or unknown: more"),
+        ({name: item for name, item in good.items() if name != "ptx"}, "missing or unknown: ptx"),
+        (good | {"grid_rule": [[{"dim": "N"}], 5, []]}, "cannot have such values"),
+        (good | {"grid_rule": [[{"dim": "Z", "divisor": 1}], [], []]}, "one of B, h, d, N, M, e"),
+    ):
+        with pytest.raises(InvalidInput, match=re.escape(text)):
+            PluginKernel.from_json(value)
+
+
+def test_kernels_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, text in (
+        ((75, 8, 64, "float16"), "not for sm_75"),
+        ((80, 8, 64, "int8"), "got int8"),
+        ((80, 0, 64, "float16"), "sizes from 1 on"),
+    ):
+        with pytest.raises(InvalidInput, match=text):
+            plugin_kernel(*arguments)
+    monkeypatch.setattr(plugin, "compile_case", lambda case, multiples: compiled(spill_instructions=12, stack_bytes=48))
+    monkeypatch.setattr(plugin, "shipped", lambda *of: Tile(64, 128, 64, 4, 2))
+    with pytest.raises(CheckFailed, match=r"queries and 5 keys holds: .*64x128x64 .*64x64x64 .*64x32x64 .*64x16x64 ") as caught:
+        plugin_kernel(80, 8, 64, "float16", queries=2700, keys=5)
+    assert str(caught.value).count("spills: 48 B of stack, 12 loads and stores") == 4
+    with pytest.raises(CheckFailed, match=r"holds: \S+ plugin c64 d8 float16 ragged-queries ragged-keys 64x64x64 w4 s2 spills"):
+        plugin_kernel(80, 8, 64, "float16", Tile(64, 64, 64, 4, 2))
+
+
+def compiled(metadata: dict[str, Any] | None = None, **changes: Any) -> Compiled:
+    """Make a result of the compiler that holds, but for changes."""
+    numbers: dict[str, Any] = {"registers": 100, "stack_bytes": 0, "spill_instructions": 0, "shared_bytes": 4096}
+    numbers |= {"tensor_columns": 0, "tensor_core": {TENSOR_CORE[80]: 8}, "scalar_dots": 0, "warps": 4}
+    code = {"name": "k", "ptx": "", "cubin": b"", "hidden_parameters": 2, "metadata": metadata or {"shared": 4096}}
+    return Compiled(**numbers | code | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, ""),
+        ({"shared_bytes": 1 << 20}, "shared memory"),
+        ({"tensor_core": {}}, "has no HMMA"),
+        ({"scalar_dots": 1}, "outside the tensor cores"),
+        ({"metadata": {"global_scratch_size": 64}}, "asks for 64 B of global_scratch, which TensorRT does not give"),
+        ({"metadata": {"num_ctas": 2}}, "clusters of blocks"),
+    ],
+)
+def test_what_a_plugin_must_not_need(changes: dict[str, Any], text: str) -> None:
+    case = Case(kernel="plugin", arch=80, tile=Tile(64, 64, 64, 4, 2), channels=64, qk_channels=8, dtype="float16")
+    found = unfit(case, compiled(**changes))
+    assert (len(found) == 1 and text in found[0]) if text else found == []
