@@ -1,0 +1,29 @@
+"""Build, check, run and time TensorRT engines, 10.3 to 11.x. Nothing here imports TensorRT or torch before it is used.
+
+| file                      | does                                                                                  |
+|---------------------------|---------------------------------------------------------------------------------------|
+| `guard`                   | prove a usable GPU before any TensorRT object exists, and import TensorRT              |
+| `versions`                | everything that differs between versions of TensorRT                                   |
+| `log`                     | collect TensorRT's own messages, and turn None and False into exceptions with them     |
+| `api_build`, `api_run`    | what our code uses of TensorRT, as protocols that real classes and fakes must fit      |
+| `options`                 | how an engine is to be built, as plain data                                            |
+| `precision`               | give a graph its precision, and refuse one whose types do not fit                      |
+| `mixed`                   | find the nodes that must stay in fp32, by parity on a CPU                              |
+| `build`                   | ONNX to engine                                                                         |
+| `timing_cache`            | keep what TensorRT timed, per TensorRT, GPU and driver                                 |
+| `progress`                | show how far a build is, and end it on Ctrl-C                                          |
+| `engine_file`             | the manifest beside an engine; refuse what does not fit this machine before loading it |
+| `device`                  | device memory, streams, events and graphs behind one protocol                          |
+| `device_torch`, `device_cuda_bindings`, `device_pycuda` | who talks to CUDA                                       |
+| `engine_io`               | an engine's inputs and outputs: names, types, shapes                                   |
+| `onnx_metadata`           | read an ONNX file's metadata without the package onnx                                  |
+| `runner`                  | run and time an engine behind `export.runtime.Session`                                 |
+| `layers`                  | per-layer times and descriptions in trtexec's schema; is the attention fused?          |
+| `run`                     | `python -m export.trt.run`: time an engine where there is no torch                     |
+| `runtime`                 | TensorRT behind `export.runtime.Runtime`: files, modules, operators                    |
+| `grouped`                 | several operators in one engine, for latency tables                                    |
+| `attribution`             | which layer belongs to which of them; the device kit uses it, too                      |
+| `plugin`                  | the attention kernel as an ahead-of-time plugin                                        |
+| `attention_case`          | one shape of attention: its graph alone, examples, and a float64 reference             |
+| `choose`                  | plugin, native fused, decomposed or chunked attention, by measurement                  |
+"""

@@ -1,0 +1,291 @@
+"""Build TensorRT engines from ONNX graphs, one way for 10.3 to 11.x: strongly typed, precision from the graph. No torch here.
+
+Nothing here changes the graph: `export.trt.precision.prepared` gives it its precision before, and a graph that does not fit what is
+asked for is refused. Building needs the GPU that the engine is for. Ctrl-C ends a build after the step at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.errors import InvalidInput
+from export.files import sha256
+from export.trt.api_build import BuilderLike, ConfigLike, NetworkLike, ParserErrorLike, ParserLike, ProfileLike, TensorLike
+from export.trt.engine_file import EngineManifest, Machine, machine_of
+from export.trt.guard import import_tensorrt
+from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, logger_of
+from export.trt.options import BuildOptions, ShapeRange
+from export.trt.progress import Cancel, Progress, interruptible, monitor_of
+from export.trt.timing_cache import TimingCache, attach, cache_path, host_bytes, store
+from export.trt.versions import network_flags, newest_opset
+
+SHOWN_ERRORS = 5
+"""Refused nodes that a message lists."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine as bytes, and how it came about."""
+
+    plan: bytes = field(repr=False)
+    seconds: float
+    """Time that TensorRT took to build it."""
+    layers: int
+    """Layers of the network that TensorRT was given, before it fused them; `export.trt.layers` describes the engine's own."""
+    computed: dict[str, int]
+    """How many convolutions and products compute in which type."""
+    options: BuildOptions
+    graph_sha256: str
+    """Of the ONNX graph that was parsed."""
+    lines: tuple[str, ...]
+    """TensorRT's warnings."""
+    notices: tuple[str, ...]
+    """What happened to the timing cache, where something did."""
+
+    @property
+    def sha256(self) -> str:
+        """The engine's hash."""
+        return hashlib.sha256(self.plan).hexdigest()
+
+    def manifest(
+        self,
+        machine: Machine,
+        onnx: Path,
+        command: str,
+        *,
+        attention: dict[str, Any] | None = None,
+        parity: dict[str, Any] | None = None,
+        latency: dict[str, Any] | None = None,
+    ) -> EngineManifest:
+        """Return the manifest to save beside the engine.
+
+        Args:
+            machine: where it was built.
+            onnx: the file that it can be rebuilt from; it must stand beside the engine.
+            command: what builds it anew.
+            attention: implementation of each attention, and why.
+            parity: how far its outputs are from the network's.
+            latency: what was measured of its speed.
+        """
+        return EngineManifest(
+            machine=machine,
+            engine_sha256=self.sha256,
+            size_bytes=len(self.plan),
+            onnx=onnx.name,
+            onnx_sha256=sha256(onnx),
+            graph_sha256=self.graph_sha256,
+            precision=self.options.precision,
+            options=self.options.to_json(),
+            command=command,
+            attention=attention or {},
+            parity=parity,
+            latency=latency,
+        )
+
+
+def build_engine(
+    onnx: Path | bytes,
+    options: BuildOptions,
+    *,
+    timing_cache: Path | None = None,
+    machine: Machine | None = None,
+    trt: Any = None,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build an engine for this machine's GPU.
+
+    Args:
+        onnx: the graph, a single file or its bytes, with the types of `options.precision`.
+        options: how to build.
+        timing_cache: folder of timing caches (see `export.trt.timing_cache`); None builds without one.
+        machine: this machine, where the caller knows it already.
+        trt: the module `tensorrt`; imported, after a GPU is proven, where it is None.
+        progress: told how far the build is; what it raises ends the build and is raised here.
+
+    Raises:
+        Unavailable: no usable GPU, or no TensorRT that this code is for.
+        InvalidInput: no such file, no ONNX graph, or a graph whose types or shapes do not fit the options.
+        TensorRTFailed: TensorRT failed, with what it logged and what to try; where its parser did, with the nodes it refused.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    from export.trt.precision import check_graph
+
+    data = _read(onnx)
+    computed = check_graph(data, options.precision)
+    trt = import_tensorrt() if trt is None else trt
+    lines: list[str] = []
+    builder: BuilderLike = checked("creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)))
+    network = _parsed(trt, builder, data, options)
+    lines += MESSAGES.take()
+    config = _configured(trt, builder, options)
+    _add_shapes(builder, network, config, options.shapes)
+    cache = None
+    if timing_cache is not None:
+        cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
+    cancel = Cancel()
+    attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
+    start = time.perf_counter()
+    with interruptible(cancel):
+        plan = _built(builder, network, config, cache, cancel, options)
+    seconds = time.perf_counter() - start
+    lines += MESSAGES.take()
+    if cache is not None:
+        store(config, cache)
+    notices = tuple(cache.notices) if cache is not None else ()
+    graph = hashlib.sha256(data).hexdigest()
+    return BuildResult(plan, seconds, network.num_layers, computed, options, graph, tuple(lines), notices)
+
+
+def _read(onnx: Path | bytes) -> bytes:
+    if isinstance(onnx, bytes):
+        return onnx
+    if not onnx.is_file():
+        raise InvalidInput(f"no such file: {onnx}")
+    return onnx.read_bytes()
+
+
+def _parsed(trt: Any, builder: BuilderLike, data: bytes, options: BuildOptions) -> NetworkLike:
+    flags = network_flags(trt, plugins=options.plugins)
+    network: NetworkLike = checked("creating a strongly typed network", lambda: builder.create_network(flags))
+    parser: ParserLike = checked("creating TensorRT's ONNX parser", lambda: trt.OnnxParser(network, logger_of(trt)))
+    try:
+        checked("parsing the ONNX graph", lambda: parser.parse(data))
+    except TensorRTFailed as error:
+        raise TensorRTFailed(error.what, [*_refused(parser), *error.lines], _opset_advice(trt, data)) from None
+    if not network.num_outputs:
+        raise InvalidInput("the parsed network has no outputs")
+    return network
+
+
+def _refused(parser: ParserLike) -> list[str]:
+    """List the nodes that the parser refused, and why."""
+    count = parser.num_errors
+    listed = [_told(parser.get_error(index)) for index in range(min(count, SHOWN_ERRORS))]
+    return listed + ([f"... and {count - SHOWN_ERRORS} more nodes"] if count > SHOWN_ERRORS else [])
+
+
+def _told(error: ParserErrorLike) -> str:
+    code = str(error.code()).rpartition(".")[2]
+    where = f"node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else f"node {error.node()}"
+    return f"{where}: {code}: {error.desc()}"
+
+
+def _opset_advice(trt: Any, data: bytes) -> str:
+    """Say whether the operator set is newer than what the parser is documented for."""
+    import onnx
+
+    entries = onnx.ModelProto.FromString(data).opset_import
+    found = max((entry.version for entry in entries if entry.domain in ("", "ai.onnx")), default=1)
+    known = newest_opset(trt)
+    if found <= known:
+        return ""
+    instead = ", take fp16 instead of bf16 (which needs 22)" if known < 22 <= found else ""
+    text = f"The graph is of operator set {found}; TensorRT {trt.__version__} is documented for {known} at least. "
+    return f"{text}Export the graph with that{instead}, or take a newer TensorRT"
+
+
+def _configured(trt: Any, builder: BuilderLike, options: BuildOptions) -> ConfigLike:
+    config: ConfigLike = checked("creating a build configuration", builder.create_builder_config)
+
+    def configure() -> None:
+        config.builder_optimization_level = options.level
+        config.avg_timing_iterations = options.timing_iterations
+        detailed, names = trt.ProfilingVerbosity.DETAILED, trt.ProfilingVerbosity.LAYER_NAMES_ONLY
+        config.profiling_verbosity = detailed if options.detailed else names
+        # TensorRT's default is TF32, which would make "fp32" a promise of 10 mantissa bits
+        (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+        if options.max_aux_streams is not None:
+            config.max_aux_streams = options.max_aux_streams
+        if options.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+
+    attempted("configuring the build", configure)
+    return config
+
+
+def _add_shapes(builder: BuilderLike, network: NetworkLike, config: ConfigLike, ranges: Sequence[ShapeRange]) -> None:
+    """Give every dynamic input its range; inputs of static shape need none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(network.num_inputs):
+        tensor: TensorLike = network.get_input(index)
+        shapes[tensor.name] = tuple(tensor.shape)
+    given = {entry.name: entry for entry in ranges}
+    unknown = [name for name in given if name not in shapes]
+    if unknown:
+        raise InvalidInput(f"shapes are given for {unknown}, but the inputs are {list(shapes)}")
+    for name, shape in shapes.items():
+        if -1 in shape and name not in given:
+            advice = "give its range (BuildOptions.shapes), or export it with a static shape"
+            raise InvalidInput(f"input {name!r} has the dynamic shape {shape}; {advice}")
+        if name in given:
+            _check_range(given[name], shape)
+    if not given:
+        return
+    profile: ProfileLike = checked("creating an optimisation profile", builder.create_optimization_profile)
+    for entry in ranges:
+        attempted(f"setting the shapes of {entry.name!r}", _setter(profile, entry))
+    index = attempted("adding the optimisation profile", lambda: config.add_optimization_profile(profile))
+    if index < 0:
+        raise TensorRTFailed("adding the optimisation profile", MESSAGES.take())
+
+
+def _setter(profile: ProfileLike, entry: ShapeRange) -> Callable[[], None]:
+    return lambda: profile.set_shape(entry.name, entry.min, entry.opt, entry.max)
+
+
+def _check_range(entry: ShapeRange, shape: tuple[int, ...]) -> None:
+    fits = len(entry.min) == len(shape) and all(
+        wanted in (-1, low) and (wanted == -1 or low == high)
+        for wanted, low, high in zip(shape, entry.min, entry.max, strict=True)
+    )
+    if not fits:
+        raise InvalidInput(f"the range {entry.min} to {entry.max} of input {entry.name!r} does not fit its shape {shape}")
+
+
+def _built(
+    builder: BuilderLike,
+    network: NetworkLike,
+    config: ConfigLike,
+    cache: TimingCache | None,
+    cancel: Cancel,
+    options: BuildOptions,
+) -> bytes:
+    """Build; what an ended build has timed so far is kept for the next."""
+    plan: Any = None
+    try:
+        plan = checked(
+            "building the engine",
+            lambda: builder.build_serialized_network(network, config),
+            lambda lines: _advice(lines, options),
+        )
+    except TensorRTFailed:
+        if not cancel:
+            raise
+    if cancel:
+        if cache is not None:
+            store(config, cache)
+        cancel.raise_reason()
+    return host_bytes(plan)
+
+
+def _advice(lines: Sequence[str], options: BuildOptions) -> str:
+    """Say what to try; TensorRT reports memory that ran out as "could not find any implementation", too."""
+    text = "\n".join(lines)
+    if re.search(r"out of memory|OutOfMemory|insufficient memory|memory is insufficient", text, re.I):
+        limit = f"it is {options.workspace_mib} MiB" if options.workspace_mib else "it is not limited"
+        return f"The GPU's memory ran out. Close what else uses it, or set a lower workspace_mib, for instance 256 ({limit})"
+    if re.search(r"could not find any implementation", text, re.I):
+        if options.workspace_mib:
+            return f"No kernel fits into workspace_mib={options.workspace_mib}, or none exists for these types: raise the limit"
+        return "No kernel exists for these types and shapes on this GPU: take fp16, or a newer TensorRT"
+    if re.search(r"unsupported SM|CUDA initialization failure|no kernel image|insufficient driver|driver version", text, re.I):
+        return "TensorRT does not fit this GPU or driver: update the driver, or take the TensorRT made for its CUDA version"
+    if re.search(r"No space left|disk", text):
+        return "The disk is full: TensorRT writes temporary files"
+    return ""

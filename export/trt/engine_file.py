@@ -1,0 +1,292 @@
+"""Keep a manifest beside each engine, and refuse before loading what does not fit this machine. No torch or ONNX here.
+
+An engine runs where it was built: same TensorRT, same GPU. On anything else TensorRT returns None at best. Worse, deserialising an
+engine executes code that stands in it, so only engines are loaded whose content is the one that their manifest names:
+
+| beside `model.engine`                       | without trust         | trusted               |
+|---------------------------------------------|-----------------------|-----------------------|
+| manifest, hash and machine fit              | loaded                | loaded                |
+| no manifest                                 | refused               | loaded                |
+| another hash (or a kill between files)      | refused               | loaded                |
+| built for another TensorRT, GPU, CUDA or OS | refused               | refused               |
+| built under another driver                  | loaded, with a notice | loaded, with a notice |
+
+A manifest proves that an engine is the one that was built, not who built it: whoever sends you both can write both. Take engines
+from sources whose programs you would run, or rebuild them from the ONNX file (`rebuild`), which is data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from export.errors import CorruptFile, HyctasError, InvalidInput
+from export.files import read_json, sha256, write_bytes, write_json
+from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
+
+FORMAT_VERSION = 1
+
+
+class EngineRefused(HyctasError):
+    """An engine file must not be loaded here.
+
+    Attributes:
+        path: the engine.
+        field: what does not fit: a field of `EngineManifest`, or `manifest` where there is none.
+        built: what the engine was built with.
+        found: what is here.
+        command: what builds one that fits.
+    """
+
+    def __init__(self, path: Path, reason: str, *, field: str, built: str, found: str, command: str) -> None:
+        self.path, self.reason, self.field, self.built, self.found, self.command = path, reason, field, built, found, command
+        super().__init__(f"{path.name} is refused: {reason}\nTo get one that fits: {command}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine depends on. Texts may be `unknown`."""
+
+    tensorrt: str
+    cuda: str
+    """Version of CUDA's runtime."""
+    driver: str
+    gpu: str
+    """The GPU's name as the driver gives it."""
+    capability: tuple[int, int]
+    """Compute capability (major, minor)."""
+    system: str
+    """Operating system and processor, for instance `Linux-x86_64`."""
+
+
+def machine_of(trt: Any, index: int = 0) -> Machine:
+    """Gather the facts of this machine.
+
+    Raises:
+        Unavailable: no usable GPU.
+    """
+    gpu = require_gpu(index)
+    system = f"{platform.system()}-{platform.machine()}"
+    return Machine(str(trt.__version__), cuda_runtime_version(), driver_version(), gpu.name, gpu.capability, system)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineManifest:
+    """The content of `model.engine.json`."""
+
+    machine: Machine
+    """What it was built with."""
+    engine_sha256: str
+    size_bytes: int
+    """Of the engine."""
+    onnx: str
+    """Name of the ONNX file, in the same folder, that it can be rebuilt from."""
+    onnx_sha256: str
+    """Of that file."""
+    graph_sha256: str
+    """Of the graph as TensorRT parsed it: another one where the file was converted to the precision first."""
+    precision: str
+    options: dict[str, Any]
+    """`export.trt.options.BuildOptions` as plain values."""
+    command: str
+    """What builds the engine anew."""
+    attention: dict[str, Any] = field(default_factory=dict)
+    """Implementation of each attention: plugin, fused or decomposed, and why."""
+    parity: dict[str, Any] | None = None
+    """How far the engine's outputs are from the network's; None where it was not measured."""
+    latency: dict[str, Any] | None = None
+    """What was measured of its speed, with spread and protocol; None where nothing was."""
+
+    def __post_init__(self) -> None:
+        if Path(self.onnx).name != self.onnx or self.onnx in ("", ".", "..") or "\\" in self.onnx:
+            raise InvalidInput(f"the ONNX file must stand beside the engine and be named without a folder; got {self.onnx!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "machine"}
+        machine = {entry.name: getattr(self.machine, entry.name) for entry in fields(Machine)}
+        machine["capability"] = ".".join(map(str, self.machine.capability))
+        return {"format_version": FORMAT_VERSION, "machine": machine, **values}
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where an engine's manifest stands: `model.engine` has `model.engine.json`."""
+    return path.with_name(path.name + ".json")
+
+
+def read_manifest(path: Path) -> EngineManifest | None:
+    """Read the manifest of an engine, without looking at the engine; None where there is none.
+
+    Args:
+        path: the engine.
+
+    Raises:
+        CorruptFile: not JSON, of another format version, or fields are missing, wrong or unknown.
+    """
+    beside = manifest_path(path)
+    if not beside.is_file():
+        return None
+    value = read_json(beside, FORMAT_VERSION)
+    try:
+        return _from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
+        raise CorruptFile(beside, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
+
+
+def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
+    """Write an engine and its manifest, each safely; a kill in between leaves a pair that is refused, since hashes differ.
+
+    Raises:
+        InvalidInput: the manifest is not that of the plan.
+        OSError: a file cannot be written.
+    """
+    if manifest.engine_sha256 != hashlib.sha256(plan).hexdigest() or manifest.size_bytes != len(plan):
+        raise InvalidInput(f"the manifest for {path.name} names another engine than the {len(plan)} bytes that are to be saved")
+    write_bytes(path, plan)
+    write_json(manifest_path(path), manifest.to_json())
+
+
+@dataclass(frozen=True)
+class CheckedEngine:
+    """An engine that may be deserialised here."""
+
+    plan: bytes = field(repr=False)
+    manifest: EngineManifest | None
+    """None for a trusted engine without one."""
+    notices: tuple[str, ...]
+    """What a user should know, though nothing forbids loading it."""
+
+
+def read_engine(path: Path, machine: Machine, *, trust: bool = False) -> CheckedEngine:
+    """Read an engine, once its manifest fits the machine and its content fits the manifest.
+
+    The bytes that are returned are those that were hashed: deserialise them, not the file again.
+
+    Args:
+        path: the engine.
+        machine: where it is to run.
+        trust: load it without a manifest, or with another content than the manifest's. Its code will be executed.
+
+    Raises:
+        InvalidInput: no such file.
+        EngineRefused: names the first thing that does not fit, and the command that builds one that does.
+        CorruptFile: the manifest cannot be read.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"no such engine: {path}")
+    manifest = read_manifest(path)
+    if manifest is None:
+        if not trust:
+            raise _without_manifest(path)
+        return CheckedEngine(path.read_bytes(), None, (f"{path.name} has no manifest and was trusted",))
+    _check_machine(path, manifest, machine)
+    plan = path.read_bytes()
+    notices = _notices(manifest, machine)
+    found = hashlib.sha256(plan).hexdigest()
+    if found != manifest.engine_sha256:
+        if not trust:
+            raise _changed(path, manifest, found)
+        notices += (f"{path.name} is not the engine that its manifest names, and was trusted",)
+    return CheckedEngine(plan, manifest, notices)
+
+
+def check_engine(path: Path, machine: Machine, *, trust: bool = False) -> EngineManifest | None:
+    """Check an engine as `read_engine` does, and return its manifest alone (None: trusted without one)."""
+    return read_engine(path, machine, trust=trust).manifest
+
+
+def needs_rebuild(path: Path, machine: Machine) -> str | None:
+    """Say why an engine must be built anew before it runs here, or None where it need not.
+
+    A missing engine, a missing or unreadable manifest, another machine, another content and a changed ONNX file are reasons.
+    """
+    try:
+        manifest = check_engine(path, machine)
+    except EngineRefused as error:
+        return error.reason
+    except (InvalidInput, CorruptFile) as error:
+        return str(error)
+    assert manifest is not None, "an engine without a manifest passes only where it is trusted"
+    source = path.with_name(manifest.onnx)
+    if source.is_file() and sha256(source) != manifest.onnx_sha256:
+        return f"{source.name} changed since {path.name} was built from it"
+    return None
+
+
+Rebuilder = Callable[[Path, EngineManifest], "tuple[bytes, EngineManifest]"]
+"""Builds an engine from an ONNX file with what a manifest says (precision, options): returns the plan and its manifest."""
+
+
+def rebuild(path: Path, builder: Rebuilder) -> EngineManifest:
+    """Build an engine anew from the ONNX file beside it, and replace both files.
+
+    Raises:
+        EngineRefused: the engine has no manifest, so what it was built from is not known.
+        CorruptFile: the manifest cannot be read, or the ONNX file is missing or not the one that it names.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise _without_manifest(path)
+    source = path.with_name(manifest.onnx)
+    if not source.is_file():
+        raise CorruptFile(source, f"is missing; {path.name} was built from it")
+    if sha256(source) != manifest.onnx_sha256:
+        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
+    plan, fresh = builder(source, manifest)
+    save_engine(path, plan, fresh)
+    return fresh
+
+
+def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
+    built = manifest.machine
+    major = [version.partition(".")[0] for version in (built.cuda, here.cuda)]
+    pairs = (
+        ("tensorrt", "TensorRT", built.tensorrt, here.tensorrt),
+        ("capability", "compute capability", *(".".join(map(str, side.capability)) for side in (built, here))),
+        ("gpu", "GPU", built.gpu, here.gpu),
+        ("system", "system", built.system, here.system),
+        ("cuda", "CUDA", *(major if UNKNOWN not in major else ("", ""))),
+    )
+    for name, what, was, found in pairs:
+        if was != found:
+            reason = f"it was built for {what} {was}, and here is {what} {found}"
+            raise EngineRefused(path, reason, field=name, built=was, found=found, command=manifest.command)
+
+
+def _notices(manifest: EngineManifest, here: Machine) -> tuple[str, ...]:
+    if manifest.machine.driver == here.driver:
+        return ()
+    return (f"built under driver {manifest.machine.driver}, here is {here.driver}: its times may differ",)
+
+
+def _without_manifest(path: Path) -> EngineRefused:
+    reason = f"it has no manifest ({manifest_path(path).name}), so nobody knows what it is; loading an engine executes code in it"
+    command = f"hyctas-export {path.name} --network BUNDLE --target tensorrt:fp16 (or trust it explicitly if you built it)"
+    return EngineRefused(path, reason, field="manifest", built=UNKNOWN, found="none", command=command)
+
+
+def _changed(path: Path, manifest: EngineManifest, found: str) -> EngineRefused:
+    reason = f"its content (sha256 {found[:12]}...) is not what its manifest names ({manifest.engine_sha256[:12]}...): "
+    reason += "it was changed, or writing it was interrupted"
+    built = manifest.engine_sha256
+    return EngineRefused(path, reason, field="engine_sha256", built=built, found=found, command=manifest.command)
+
+
+def _from_json(value: Mapping[str, Any]) -> EngineManifest:
+    values = {name: entry for name, entry in value.items() if name != "format_version"}
+    machine = dict(values["machine"])
+    major, minor = (int(part) for part in machine.pop("capability").split("."))
+    texts = {name: str(machine.pop(name)) for name in ("tensorrt", "cuda", "driver", "gpu", "system")}
+    if machine:
+        raise ValueError(f"unknown facts of a machine: {sorted(machine)}")
+    values["machine"] = Machine(**texts, capability=(major, minor))
+    for name in ("engine_sha256", "onnx", "onnx_sha256", "graph_sha256", "precision", "command"):
+        if not isinstance(values[name], str):
+            raise TypeError(f"{name} is {values[name]!r}, not a text")
+    if not isinstance(values["size_bytes"], int) or not isinstance(values["options"], dict):
+        raise TypeError(f"size_bytes is {values['size_bytes']!r} and options are {values['options']!r}")
+    return EngineManifest(**values)

@@ -1,0 +1,174 @@
+"""Prove that a GPU can be used before TensorRT is touched, and say what the machine is. No torch here.
+
+Without a usable GPU `tensorrt.Runtime(...)` returns an object whose first use ends the process with a segmentation fault, so
+nothing of TensorRT is constructed before `require_gpu` returned. It asks the driver itself, through its library. A process that
+has asked must not fork and use CUDA in the child: start such children afresh (`spawn`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from export.errors import Unavailable
+from export.platform import install_line, platform_kind
+from export.trt.versions import check_supported
+
+_COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS = 75, 76, 16
+"""`CUdevice_attribute` numbers (CUDA driver API)."""
+UNKNOWN = "unknown"
+"""A fact that this machine does not tell."""
+_DRIVER_FILE, _TEGRA_FILE = "proc/driver/nvidia/version", "etc/nv_tegra_release"
+_CUDA_FILE = "usr/local/cuda/version.json"
+_CUDA_PACKAGES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the driver says of one GPU."""
+
+    name: str
+    capability: tuple[int, int]
+    """Compute capability (major, minor)."""
+    memory_bytes: int
+    multiprocessors: int
+    driver_cuda: tuple[int, int]
+    """Newest CUDA version that the driver supports (major, minor)."""
+
+
+def require_gpu(index: int = 0) -> Gpu:
+    """Return the GPU that TensorRT is to use.
+
+    Raises:
+        Unavailable: no driver, no GPU, or none of this index; with the driver's own error.
+    """
+    driver = _driver()
+    _call(driver, "cuInit", 0)
+    count, version = ctypes.c_int(), ctypes.c_int()
+    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+    if not 0 <= index < count.value:
+        raise _unavailable(f"CUDA sees {count.value} GPUs, and GPU {index} was asked for (CUDA_VISIBLE_DEVICES may hide some)")
+    _call(driver, "cuDriverGetVersion", ctypes.byref(version))
+    device = ctypes.c_int()
+    _call(driver, "cuDeviceGet", ctypes.byref(device), index)
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    _call(driver, "cuDeviceGetName", name, 256, device)
+    _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    attributes = [_attribute(driver, number, device) for number in (_COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS)]
+    cuda = (version.value // 1000, version.value % 1000 // 10)
+    return Gpu(name.value.decode(errors="replace"), (attributes[0], attributes[1]), memory.value, attributes[2], cuda)
+
+
+def import_tensorrt(index: int = 0) -> ModuleType:
+    """Return the module `tensorrt`, once a GPU is proven.
+
+    Raises:
+        Unavailable: no usable GPU, TensorRT not installed, of a version that this code is not for, or its libraries cannot be
+            loaded (with the loader's words).
+    """
+    require_gpu(index)
+    if importlib.util.find_spec("tensorrt") is None:
+        raise _unavailable("the package tensorrt is not installed")
+    try:
+        module = importlib.import_module("tensorrt")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _unavailable(f"tensorrt cannot be imported: {error}") from error
+    if not hasattr(module, "__version__"):  # a folder of that name is a package to Python, an empty one
+        where = ", ".join(getattr(module, "__path__", ())) or UNKNOWN
+        raise _unavailable(f"`import tensorrt` finds {where}, which is not TensorRT; rename that folder or run elsewhere")
+    check_supported(module)
+    return module
+
+
+def unavailable_reason() -> tuple[str, str] | None:
+    """Say why TensorRT cannot be used here, with the install line; None when it can."""
+    try:
+        import_tensorrt()
+    except Unavailable as error:
+        return error.reason, error.install
+    return None
+
+
+def driver_version(root: Path = Path("/")) -> str:
+    """Return the version of NVIDIA's driver, on a Jetson that of L4T; `unknown` where neither the driver nor a file tells.
+
+    Args:
+        root: where the files are looked for.
+    """
+    kernel = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", _text(root / _DRIVER_FILE))
+    tegra = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / _TEGRA_FILE))
+    if kernel:
+        return kernel[0]
+    return f"L4T {tegra[1]}.{tegra[2]}" if tegra else _nvml_driver()
+
+
+def cuda_runtime_version(root: Path = Path("/")) -> str:
+    """Return the version of CUDA's runtime that Python packages brought, or that is installed; `unknown` if neither is found.
+
+    Args:
+        root: where an installation is looked for.
+    """
+    for package in _CUDA_PACKAGES:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        return str(json.loads(_text(root / _CUDA_FILE))["cuda"]["version"])
+    except (ValueError, KeyError, TypeError):
+        return UNKNOWN
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _nvml_driver() -> str:
+    """Ask the management library, which Windows and containers have without the kernel's files."""
+    name = "nvml.dll" if platform.system() == "Windows" else "libnvidia-ml.so.1"
+    text = ctypes.create_string_buffer(96)
+    try:
+        library = ctypes.CDLL(name)
+        if library.nvmlInit_v2() or library.nvmlSystemGetDriverVersion(text, 96):
+            return UNKNOWN
+    except (OSError, AttributeError):
+        return UNKNOWN
+    return text.value.decode(errors="replace")
+
+
+def _driver() -> ctypes.CDLL:
+    name = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise _unavailable(f"NVIDIA's driver is not there ({error})") from None
+
+
+def _attribute(driver: ctypes.CDLL, number: int, device: ctypes.c_int) -> int:
+    value = ctypes.c_int()
+    _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), number, device)
+    return value.value
+
+
+def _call(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
+    code: int = getattr(driver, function)(*arguments)
+    if code:
+        name = ctypes.c_char_p()
+        named = driver.cuGetErrorName(code, ctypes.byref(name)) == 0 and name.value
+        said = f"{code} ({name.value.decode()})" if named and name.value else f"{code}"
+        raise _unavailable(f"the driver's {function} failed with error {said}")
+
+
+def _unavailable(reason: str) -> Unavailable:
+    return Unavailable("tensorrt", reason, install_line("tensorrt", platform_kind()))

@@ -1,0 +1,302 @@
+"""Find which nodes of a network must stay in fp32 for its fp16 engine to be right, without a GPU.
+
+How fp16 goes wrong is computed on ONNX Runtime's CPU, on a graph that computes in fp32 and rounds every tensor to fp16 where the
+fp16 graph stores one (`emulated`): sums in fp32, results in fp16, overflow to infinity, as tensor cores do it. ONNX Runtime's own
+fp16 on a CPU would not show it: it computes in fp32 and leaves roundings out. What TensorRT fuses is rounded less often.
+
+The list grows from the nodes most at fault: those whose output is further off than what they read. Keeping one in fp32 moves the
+fault to whatever stores its result next, so faults are measured anew after every few nodes; then the list is shortened from its end
+by bisection. Equal inputs give an equal list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import CheckFailed, InvalidInput, Unavailable
+from export.precision import ERROR_BOUND
+from export.trt.precision import HALVES, fp16, named, tensor_types
+
+Feeds = Mapping[str, np.ndarray]
+OutputError = Callable[[onnx.ModelProto], float]
+"""Maps a half-precision graph to the error of its outputs; infinity where they are not finite."""
+_CHUNK_BYTES = 256 << 20
+"""What the intermediate tensors of one run may take, about."""
+_UNKNOWN_BYTES = 16 << 20
+"""What a tensor whose shape cannot be told is taken for."""
+
+
+@dataclass(frozen=True)
+class KeepList:
+    """Which nodes stay in fp32, and why."""
+
+    nodes: tuple[str, ...]
+    """Worst first; without the operator types that every fp16 graph keeps in fp32."""
+    of: int
+    """How many nodes could be in fp16."""
+    error_fp16: float
+    """Error without the list, as a share of the output's largest magnitude; infinity where values were not finite."""
+    error: float
+    """Error with it."""
+    limit: float
+    trials: int
+    """How many graphs were compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; an error that is not finite becomes null."""
+        value = {**asdict(self), "nodes": list(self.nodes)}
+        value["error_fp16"] = self.error_fp16 if math.isfinite(self.error_fp16) else None
+        return value
+
+
+def keep_list(
+    model: onnx.ModelProto,
+    examples: Sequence[Feeds],
+    *,
+    keep_io: bool = True,
+    limit: float = ERROR_BOUND,
+    error_of: OutputError | None = None,
+) -> KeepList:
+    """Return a short list of nodes that, kept in fp32, hold the error of an fp16 graph within a limit.
+
+    Args:
+        model: folded, fp32, static shapes, without local functions.
+        examples: inputs by name; at least one. Faults are looked for in the first.
+        keep_io: as `export.trt.precision.prepared`.
+        limit: largest error that is allowed, in the measure of `error_of`.
+        error_of: how wrong a half-precision graph is; by default the largest difference of an output from fp32's over all examples,
+            as a share of its largest magnitude.
+
+    Raises:
+        InvalidInput: no examples, or a graph with local functions.
+        CheckFailed: no list meets the limit.
+        Unavailable: ONNX Runtime is not installed.
+    """
+    if not examples:
+        raise InvalidInput("mixed precision is decided by parity, which needs at least one example input")
+    if model.functions:
+        raise InvalidInput("mixed precision is decided node by node; inline the local functions first (onnx.inliner)")
+    model = named(model)
+    error_of = error_of or output_error(model, examples)
+    trials: dict[int, float] = {}
+    kept: list[str] = []
+
+    def error(count: int) -> float:
+        if count not in trials:
+            trials[count] = error_of(fp16(model, keep_io=keep_io, keep_nodes=kept[:count]))
+        return trials[count]
+
+    passed = 0
+    while not error(len(kept)) <= limit:
+        passed = len(kept)
+        half = fp16(model, keep_io=keep_io, keep_nodes=kept)
+        found = faults(model, half, examples[0], set(kept))
+        if not found:
+            raise CheckFailed(
+                f"fp16 is {_percent(error(0))} off, and {_percent(error(passed))} with the {passed} nodes at fault in fp32; "
+                f"the limit is {_percent(limit)}. Take bf16 or fp32, or allow more"
+            )
+        kept += found[: max(1, passed)]
+    least = _least(passed, len(kept), lambda count: error(count) <= limit)
+    nodes = sum(node.op_type not in ("Cast", "Constant") for node in model.graph.node)
+    return KeepList(tuple(kept[:least]), nodes, error(0), error(least), limit, len(trials))
+
+
+def output_error(model: onnx.ModelProto, examples: Sequence[Feeds]) -> OutputError:
+    """Return the default measure of `keep_list`, against an fp32 graph.
+
+    Raises:
+        InvalidInput: the fp32 graph gives values that are not finite.
+        Unavailable: ONNX Runtime is not installed.
+    """
+    names = [info.name for info in model.graph.output]
+    wanted = [_run(model, feeds, names) for feeds in examples]
+    if not all(np.isfinite(value).all() for want in wanted for value in want.values()):
+        raise InvalidInput("the fp32 graph itself gives values that are not finite for an example")
+
+    def error(half: onnx.ModelProto) -> float:
+        rounding = emulated(half)
+        worst = 0.0
+        for feeds, want in zip(examples, wanted, strict=True):
+            got = _run(rounding, feeds, names)
+            worst = max(worst, *(_off(want[name], got[name]) for name in names))
+        return worst
+
+    return error
+
+
+def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph that computes in fp32 and rounds each tensor to the half type in which the given graph stores it.
+
+    Inputs and outputs that were of half precision become fp32.
+    """
+    types = tensor_types(half)
+    result = onnx.ModelProto.FromString(half.SerializeToString())
+    graph = result.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    reads = {}
+    nodes: list[onnx.NodeProto] = []
+    for info in graph.input:
+        if types[info.name] in HALVES:
+            reads[info.name] = f"{info.name}__read"
+            nodes += _rounding(info.name, reads[info.name], types[info.name])
+    for node in graph.node:
+        node.input[:] = [reads.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            _widen(attribute.t)
+            if attribute.name == "to" and attribute.i in HALVES:
+                attribute.i = TensorProto.FLOAT
+        stored = [(index, name) for index, name in enumerate(node.output) if types.get(name) in HALVES]
+        for index, name in stored:
+            node.output[index] = f"{name}__exact"
+        nodes.append(node)
+        for _, name in stored:
+            nodes += _rounding(f"{name}__exact", name, types[name])
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(copies)
+    for info in (*graph.input, *graph.output):
+        if info.type.tensor_type.elem_type in HALVES:
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    return result
+
+
+def faults(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Feeds, kept: set[str]) -> list[str]:
+    """Return the nodes of a half-precision graph whose output is further off than their inputs, worst first.
+
+    Args:
+        model: the fp32 graph; every node has a name.
+        half: its conversion; nodes keep their names.
+        feeds: inputs by name.
+        kept: nodes that are in fp32 already; they are left out.
+    """
+    types = tensor_types(half)
+    narrowed = {
+        node.output[0]: node.input[0]
+        for node in half.graph.node
+        if node.op_type == "Cast" and types.get(node.input[0]) == TensorProto.FLOAT and types.get(node.output[0]) in HALVES
+    }
+    mine = {node.name: node for node in half.graph.node}
+    original = dict(_same_tensors(model, half, narrowed))
+    errors = {name: 0.0 for name in original if name in {info.name for info in model.graph.input}}
+    for name, want, got in _both(model, emulated(half), original, feeds):
+        errors[name] = _off(want, got)
+    found = []
+    for index, node in enumerate(model.graph.node):
+        if node.name in kept or node.op_type in ("Cast", "Constant"):
+            continue
+        here = mine[node.name]
+        # what a node in fp32 hands on is rounded for the node that reads it, which therefore bears that fault
+        read = max((errors.get(narrowed.get(name, name), 0.0) for name in here.input), default=0.0)
+        made = max((errors.get(name, 0.0) for name in here.output), default=0.0)
+        fault = 0.0 if math.isinf(read) else made - read
+        if fault > 0 and any(types.get(name) in HALVES for name in here.output):
+            found.append((-fault, index, node.name))
+    return [name for _, _, name in sorted(found)]
+
+
+def _least(fails: int, holds: int, check: Callable[[int], bool]) -> int:
+    """Return the least count that holds, between one that fails (or is 0, and may hold) and one that holds."""
+    if holds == 0:
+        return 0
+    while holds - fails > 1:
+        middle = (fails + holds) // 2
+        if check(middle):
+            holds = middle
+        else:
+            fails = middle
+    return holds
+
+
+def _same_tensors(model: onnx.ModelProto, half: onnx.ModelProto, narrowed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield tensors of a half-precision graph with the fp32 graph's tensor that each stands for, node by node."""
+    mine = {node.name: node for node in half.graph.node}
+    floats = {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        here = mine[node.name]
+        pairs = (*zip(here.output, node.output, strict=True), *zip(here.input, node.input, strict=True))
+        for name, same in pairs:
+            if same in floats and same not in weights:
+                yield name, same
+                if name in narrowed:
+                    yield narrowed[name], same
+
+
+def _both(
+    model: onnx.ModelProto, rounding: onnx.ModelProto, original: Mapping[str, str], feeds: Feeds
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield name, fp32 value and emulated value of tensors, in runs that each hold a bounded amount of memory."""
+    inputs = {info.name for info in model.graph.input}
+    names = [name for name in original if name not in inputs and original[name] not in inputs]
+    sizes = _sizes(model)
+    while names:
+        chunk, total = list[str](), 0
+        while names and (not chunk or total <= _CHUNK_BYTES):
+            total += 2 * sizes.get(original[names[0]], _UNKNOWN_BYTES)
+            chunk.append(names.pop(0))
+        wants = _run(model, feeds, list(dict.fromkeys(original[name] for name in chunk)))
+        gots = _run(rounding, feeds, chunk)
+        for name in chunk:
+            yield name, wants[original[name]], gots[name]
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    infos = (*graph.value_info, *graph.input, *graph.output)
+    return {info.name: 4 * math.prod(max(d.dim_value, 1) for d in info.type.tensor_type.shape.dim) for info in infos}
+
+
+def _rounding(source: str, target: str, kind: int) -> list[onnx.NodeProto]:
+    half = f"{target}__half"
+    down = helper.make_node("Cast", [source], [half], to=kind, name=f"{half}_cast")
+    return [down, helper.make_node("Cast", [half], [target], to=TensorProto.FLOAT, name=f"{target}__wide_cast")]
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    """Make a tensor of half precision fp32 with the same values, in place."""
+    if tensor.data_type == TensorProto.BFLOAT16:
+        values = (np.frombuffer(tensor.raw_data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    elif tensor.data_type == TensorProto.FLOAT16:
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+    else:
+        return
+    tensor.CopyFrom(TensorProto(name=tensor.name, data_type=TensorProto.FLOAT, dims=tensor.dims, raw_data=values.tobytes()))
+
+
+def _run(model: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Compute any tensors of an fp32 graph."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        reason = f"onnxruntime cannot be imported ({error})"
+        raise Unavailable("deciding mixed precision", reason, "pip install onnxruntime") from None
+    own = {info.name for info in model.graph.output}
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in own)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+
+
+def _off(want: np.ndarray, got: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest magnitude; infinity where a value is not finite."""
+    if not np.isfinite(got).all():
+        return math.inf
+    largest, difference = float(np.max(np.abs(want), initial=0.0)), float(np.max(np.abs(want - got), initial=0.0))
+    if difference == 0.0:
+        return 0.0
+    return difference / largest if largest else math.inf
+
+
+def _percent(share: float) -> str:
+    return f"{share:.3%}" if math.isfinite(share) else "not finite"

@@ -1,0 +1,108 @@
+"""Keep what TensorRT measured while building, so that the next build is quicker and chooses the same kernels. No torch here.
+
+One file per TensorRT version, GPU and driver, since times hold for nothing else; the file is TensorRT's own format, which trtexec
+(`--timingCacheFile`) shares. Another process may write meanwhile: what it wrote is combined with ours; of two that write in the
+same instant one loses its entries, which costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from export.files import write_bytes
+from export.trt.api_build import ConfigLike, HostMemoryLike, TimingCacheLike
+from export.trt.engine_file import Machine
+from export.trt.log import TensorRTFailed, checked
+
+
+def cache_path(folder: Path, machine: Machine) -> Path:
+    """Return the file for a machine: `trt-<version>_<gpu>_sm<capability>_driver-<version>.timing`."""
+    major, minor = machine.capability
+    parts = [f"trt-{machine.tensorrt}", machine.gpu, f"sm{major}{minor}", f"driver-{machine.driver}"]
+    return folder / ("_".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts) + ".timing")
+
+
+@dataclass
+class TimingCache:
+    """A cache that a build uses.
+
+    Attributes:
+        path: its file, there or not.
+        cache: TensorRT's object, attached to a build's configuration.
+        loaded: sha256 of what was read; empty where nothing was.
+        notices: what happened to an unusable file.
+    """
+
+    path: Path
+    cache: TimingCacheLike
+    loaded: str
+    notices: list[str]
+
+
+def attach(config: ConfigLike, path: Path) -> TimingCache:
+    """Give a build the cache of a file, or an empty one; an unusable file is moved aside, and a notice says so.
+
+    Raises:
+        TensorRTFailed: TensorRT takes not even an empty cache.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    if data:
+        try:
+            return TimingCache(path, _attached(config, data), hashlib.sha256(data).hexdigest(), [])
+        except TensorRTFailed as error:
+            notices = [_moved_aside(path, error)]
+    else:
+        notices = []
+    return TimingCache(path, _attached(config, b""), "", notices)
+
+
+def store(config: ConfigLike, used: TimingCache) -> None:
+    """Write a cache after a build, with what other processes wrote to its file since it was read.
+
+    A failure is a notice: the engine that was built meanwhile is worth more than its cache.
+    """
+    try:
+        _store(config, used)
+    except (TensorRTFailed, OSError) as error:
+        used.notices.append(f"the timing cache {used.path.name} was not written: {error}")
+
+
+def host_bytes(memory: HostMemoryLike) -> bytes:
+    """Copy memory of TensorRT's into Python's, where it lives as long as is needed."""
+    data = bytes(memoryview(cast(Any, memory)))
+    assert len(data) == memory.nbytes, f"TensorRT announced {memory.nbytes} bytes and gave {len(data)}"
+    return data
+
+
+def _store(config: ConfigLike, used: TimingCache) -> None:
+    # the attached one, not ours: a TensorRT that worked on a copy would otherwise be forgotten without a word
+    cache: TimingCacheLike = checked("reading the timing cache", config.get_timing_cache)
+    data = used.path.read_bytes() if used.path.is_file() else b""
+    if data and hashlib.sha256(data).hexdigest() != used.loaded:
+        try:
+            other = checked("reading the timing cache that another process wrote", lambda: config.create_timing_cache(data))
+            checked("combining two timing caches", lambda: cache.combine(other, False))
+        except TensorRTFailed as error:
+            used.notices.append(_moved_aside(used.path, error))
+    write_bytes(used.path, host_bytes(checked("writing the timing cache", cache.serialize)))
+
+
+def _attached(config: ConfigLike, data: bytes) -> TimingCacheLike:
+    cache: TimingCacheLike = checked("reading the timing cache", lambda: config.create_timing_cache(data))
+    checked("using the timing cache", lambda: config.set_timing_cache(cache, False))
+    return cache
+
+
+def _moved_aside(path: Path, error: TensorRTFailed) -> str:
+    """Move a file out of the way, and return the notice; the next build writes a fresh one."""
+    aside = path.with_name(path.name + ".unusable")
+    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        os.replace(path, aside)
+    said = f": {error.lines[-1]}" if error.lines else ""
+    return f"the timing cache {path.name} cannot be used here and was moved to {aside.name} ({error.what} failed{said})"

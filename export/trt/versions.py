@@ -1,0 +1,86 @@
+"""Hold everything that differs between versions of TensorRT (10.3 to 11.x): no other file asks for a version. No torch here.
+
+What is named here and missing in a version is reached by `getattr`; every other name our code uses exists in all of them (a
+contract test holds it against the bindings of 10.3.0, 10.16.1 and 11.4.0).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from export.errors import Unavailable
+
+OLDEST = (10, 3)
+NEWEST_MAJOR = 11
+PLUGINS_FROM = (10, 16)
+"""Ahead-of-time plugins exist from 10.9 on; up to 10.15 arrays read back under NumPy 2 are corrupt."""
+ATTENTION_FROM = (10, 14)
+"""`INetworkDefinition.add_attention`."""
+OPSETS = (((10, 3), 20), ((10, 15), 24), ((11, 5), 25))
+"""From which version on the ONNX parser takes at least which opset, as its documentation says."""
+
+
+def version_of(trt: Any) -> tuple[int, ...]:
+    """Return TensorRT's version as numbers, for instance (10, 16, 1)."""
+    return tuple(int(part) for part in re.findall(r"\d+", str(trt.__version__))[:3])
+
+
+def check_supported(trt: Any) -> None:
+    """Refuse versions that this code is not for.
+
+    Raises:
+        Unavailable: before 10.3 or after 11.
+    """
+    version = version_of(trt)
+    if version[:2] < OLDEST or version[0] > NEWEST_MAJOR:
+        text = ".".join(map(str, version))
+        wanted = "pip install 'tensorrt>=10.16,<12' (on a Jetson, a JetPack with TensorRT 10.3 or newer)"
+        raise Unavailable("tensorrt", f"version {text} is not one of 10.3 to 11.x", wanted)
+
+
+def check_arrays(trt: Any) -> None:
+    """Refuse where TensorRT would hand out corrupt arrays; call it before anything that reads arrays back (plugins).
+
+    Building and running read none: shapes are integers, and tensors live in our own memory.
+
+    Raises:
+        Unavailable: before 10.16 together with NumPy 2, under which every array read back repeats its first element.
+    """
+    import numpy
+
+    version = version_of(trt)
+    if version[:2] < PLUGINS_FROM and int(numpy.__version__.partition(".")[0]) >= 2:
+        reason = f"TensorRT {'.'.join(map(str, version))} returns wrong arrays under NumPy {numpy.__version__}"
+        raise Unavailable("tensorrt", reason, "pip install 'tensorrt>=10.16,<12', or pip install 'numpy<2'")
+
+
+def network_flags(trt: Any, *, plugins: bool) -> int:
+    """Return the flags of a strongly typed network, by name: 11 renumbered them, and is always strongly typed.
+
+    Args:
+        trt: the module.
+        plugins: prefer the ahead-of-time implementation of Python plugins.
+    """
+    flags = trt.NetworkDefinitionCreationFlag
+    names = ["STRONGLY_TYPED", *(["PREFER_AOT_PYTHON_PLUGINS"] if plugins else [])]
+    value = 0
+    for name in names:
+        value |= 1 << int(getattr(flags, name))
+    return value
+
+
+def has_plugins(trt: Any) -> bool:
+    """Return whether ahead-of-time plugins can be relied on."""
+    return version_of(trt)[:2] >= PLUGINS_FROM
+
+
+def newest_opset(trt: Any) -> int:
+    """Return the ONNX operator set that the parser is documented to take at least."""
+    version = version_of(trt)[:2]
+    return max(opset for first, opset in OPSETS if first <= max(version, OLDEST))
+
+
+def device_memory_bytes(engine: Any) -> int:
+    """Return the device memory that an execution context of an engine needs."""
+    return int(engine.device_memory_size_v2) if hasattr(engine, "device_memory_size_v2") else int(engine.device_memory_size)

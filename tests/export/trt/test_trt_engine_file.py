@@ -1,0 +1,323 @@
+"""Manifests beside engines: what is refused before anything is deserialised, rebuilding; none of it needs torch or ONNX."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.trt import engine_file
+from export.trt.engine_file import (
+    EngineManifest,
+    EngineRefused,
+    Machine,
+    check_engine,
+    machine_of,
+    manifest_path,
+    needs_rebuild,
+    read_engine,
+    read_manifest,
+    rebuild,
+    save_engine,
+)
+from export.trt.guard import Gpu
+from tests.export.trt.fakes_build import fake_tensorrt
+
+ROOT = Path(__file__).parents[3]
+HERE = Machine("10.16.1.11", "12.6.77", "565.57.01", "NVIDIA H200", (9, 0), "Linux-x86_64")
+PLAN, ONNX = b"an engine", b"a graph"
+COMMAND = "hyctas-export model.engine --network bundle --target tensorrt:fp16"
+
+
+def manifest_of(plan: bytes = PLAN, **changes: Any) -> EngineManifest:
+    made = EngineManifest(
+        machine=HERE,
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        size_bytes=len(plan),
+        onnx="model.onnx",
+        onnx_sha256=hashlib.sha256(ONNX).hexdigest(),
+        graph_sha256="0" * 64,
+        precision="fp16",
+        options={"precision": "fp16", "level": 5},
+        command=COMMAND,
+        attention={"trunk.s16.3": {"implementation": "fused"}},
+        parity={"passed": True},
+        latency={"median_ms": 1.25},
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """Return a saved engine with the ONNX file that it was built from."""
+    path = tmp_path / "model.engine"
+    (tmp_path / "model.onnx").write_bytes(ONNX)
+    save_engine(path, PLAN, manifest_of())
+    return path
+
+
+def test_what_is_saved_is_read(engine: Path) -> None:
+    assert manifest_path(engine).name == "model.engine.json"
+    assert read_manifest(engine) == check_engine(engine, HERE) == manifest_of()
+    found = read_engine(engine, HERE)
+    assert (found.plan, found.manifest, found.notices) == (PLAN, manifest_of(), ())
+    assert "an engine" not in repr(found)
+    assert needs_rebuild(engine, HERE) is None
+    value = json.loads(manifest_path(engine).read_text())
+    assert value["format_version"] == 1 and value["machine"]["capability"] == "9.0" and value["machine"]["gpu"] == "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("tensorrt", "10.3.0", "it was built for TensorRT 10.16.1.11, and here is TensorRT 10.3.0"),
+        ("capability", (8, 7), "it was built for compute capability 9.0, and here is compute capability 8.7"),
+        ("gpu", "NVIDIA H100", "it was built for GPU NVIDIA H200, and here is GPU NVIDIA H100"),
+        ("system", "Windows-AMD64", "it was built for system Linux-x86_64, and here is system Windows-AMD64"),
+        ("cuda", "13.0.1", "it was built for CUDA 12, and here is CUDA 13"),
+    ],
+)
+def test_the_first_thing_that_does_not_fit_is_named_trusted_or_not(engine: Path, field: str, value: Any, reason: str) -> None:
+    machine = dataclasses.replace(HERE, **{field: value})
+    engine.write_bytes(b"also changed")  # the machine is looked at first
+    for trust in (False, True):
+        with pytest.raises(EngineRefused) as found:
+            check_engine(engine, machine, trust=trust)
+        assert (found.value.field, found.value.reason, found.value.command) == (field, reason, COMMAND)
+        assert str(found.value) == f"model.engine is refused: {reason}\nTo get one that fits: {COMMAND}"
+        assert found.value.exit_code == 2
+    assert needs_rebuild(engine, machine) == reason
+
+
+def test_several_mismatches_name_the_one_that_matters_most(engine: Path) -> None:
+    other = Machine("11.4.0", "13.0", "580.1", "NVIDIA B200", (10, 0), "Linux-x86_64")
+    with pytest.raises(EngineRefused) as found:
+        check_engine(engine, other)
+    assert found.value.field == "tensorrt"
+    with pytest.raises(EngineRefused) as found:
+        check_engine(engine, dataclasses.replace(other, tensorrt=HERE.tensorrt))
+    assert (found.value.field, found.value.built, found.value.found) == ("capability", "9.0", "10.0")
+
+
+def test_what_differs_without_harm(engine: Path) -> None:
+    assert read_engine(engine, dataclasses.replace(HERE, cuda="12.9")).notices == ()
+    assert read_engine(engine, dataclasses.replace(HERE, cuda="unknown")).notices == ()
+    found = read_engine(engine, dataclasses.replace(HERE, driver="580.1"))
+    assert found.notices == ("built under driver 565.57.01, here is 580.1: its times may differ",)
+
+
+def test_an_engine_without_a_manifest_needs_trust(engine: Path) -> None:
+    manifest_path(engine).unlink()
+    with pytest.raises(EngineRefused, match=r"no manifest \(model.engine.json\).*loading an engine executes code in it") as found:
+        check_engine(engine, HERE)
+    assert found.value.field == "manifest" and found.value.command.startswith("hyctas-export model.engine --network BUNDLE")
+    assert check_engine(engine, HERE, trust=True) is None
+    assert read_engine(engine, HERE, trust=True).notices == ("model.engine has no manifest and was trusted",)
+    assert "no manifest" in (needs_rebuild(engine, HERE) or "")
+
+
+def test_another_content_needs_trust(engine: Path) -> None:
+    engine.write_bytes(b"another engine")
+    with pytest.raises(EngineRefused, match=r"its content \(sha256 [0-9a-f]{12}\.\.\.\) is not what its manifest names") as found:
+        check_engine(engine, HERE)
+    assert found.value.field == "engine_sha256" and found.value.found == hashlib.sha256(b"another engine").hexdigest()
+    trusted = read_engine(engine, HERE, trust=True)
+    assert trusted.plan == b"another engine" and trusted.manifest == manifest_of()
+    assert trusted.notices == ("model.engine is not the engine that its manifest names, and was trusted",)
+
+
+@pytest.mark.parametrize("function", ["write_bytes", "write_json"])
+def test_a_kill_while_saving_leaves_nothing_that_passes(engine: Path, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, content: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine_file, function, killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_engine(engine, b"a newer engine", manifest_of(b"a newer engine"))
+    if function == "write_bytes":
+        assert check_engine(engine, HERE) == manifest_of(), "nothing was replaced"
+    else:
+        with pytest.raises(EngineRefused, match="writing it was interrupted"):
+            check_engine(engine, HERE)
+    fresh = engine.with_name("fresh.engine")
+    with pytest.raises(KeyboardInterrupt):
+        save_engine(fresh, PLAN, manifest_of())
+    with pytest.raises((EngineRefused, InvalidInput), match=r"no manifest|no such engine"):
+        check_engine(fresh, HERE)
+
+
+def test_a_manifest_of_another_plan_is_not_saved(tmp_path: Path) -> None:
+    for manifest in (manifest_of(b"an Engine"), manifest_of(size_bytes=1)):
+        with pytest.raises(InvalidInput, match="names another engine than the 9 bytes"):
+            save_engine(tmp_path / "model.engine", PLAN, manifest)
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed(**changes: Any) -> str:
+    value = {**manifest_of().to_json(), **changes}
+    return json.dumps({name: entry for name, entry in value.items() if entry != "absent"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "has format_version None; this release reads 1"),
+        (changed(format_version=2), "has format_version 2; this release reads 1"),
+        (changed(machine="absent"), "KeyError: 'machine'"),
+        (changed(machine={"tensorrt": "10"}), "KeyError: 'capability'"),
+        (changed(machine={**manifest_of().to_json()["machine"], "capability": "nine"}), "ValueError"),
+        (changed(machine={**manifest_of().to_json()["machine"], "colour": "red"}), r"unknown facts of a machine: \['colour'\]"),
+        (changed(precision="absent"), "KeyError: 'precision'"),
+        (changed(engine_sha256=5), "engine_sha256 is 5, not a text"),
+        (changed(size_bytes="9"), "size_bytes is '9'"),
+        (changed(options=None), "options are None"),
+        (changed(speed=1), "unexpected keyword argument 'speed'"),
+        (changed(onnx="../model.onnx"), "named without a folder; got '../model.onnx'"),
+        (changed(onnx="..\\model.onnx"), "without a folder"),
+    ],
+)
+def test_manifests_that_cannot_be_read(engine: Path, text: str, reason: str) -> None:
+    manifest_path(engine).write_text(text)
+    for trust in (False, True):
+        with pytest.raises(CorruptFile, match=reason) as found:
+            check_engine(engine, HERE, trust=trust)
+        assert found.value.path == manifest_path(engine)
+    assert str(manifest_path(engine)) in (needs_rebuild(engine, HERE) or "")
+
+
+def test_reasons_to_build_anew(engine: Path) -> None:
+    (engine.parent / "model.onnx").write_bytes(b"another graph")
+    assert needs_rebuild(engine, HERE) == "model.onnx changed since model.engine was built from it"
+    (engine.parent / "model.onnx").unlink()
+    assert needs_rebuild(engine, HERE) is None, "an engine runs without the file that it was built from"
+    engine.unlink()
+    assert "no such engine" in (needs_rebuild(engine, HERE) or "")
+
+
+def test_rebuilding_uses_the_onnx_file_beside_it(engine: Path) -> None:
+    there = dataclasses.replace(HERE, tensorrt="11.4.0.106")
+    asked: list[tuple[bytes, dict[str, Any]]] = []
+
+    def builder(onnx: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
+        asked.append((onnx.read_bytes(), manifest.options))
+        return b"anew", manifest_of(b"anew", machine=there)
+
+    assert needs_rebuild(engine, there)
+    assert rebuild(engine, builder).machine == there
+    assert asked == [(ONNX, {"precision": "fp16", "level": 5})]
+    assert read_engine(engine, there).plan == b"anew" and needs_rebuild(engine, there) is None
+
+
+def test_rebuilding_refuses_what_it_does_not_know(engine: Path) -> None:
+    def builder(onnx: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
+        raise AssertionError("must not be called")
+
+    source = engine.parent / "model.onnx"
+    source.write_bytes(b"another graph")
+    with pytest.raises(CorruptFile, match=r"is not the file .* build anew on purpose: hyctas-export model"):
+        rebuild(engine, builder)
+    source.unlink()
+    with pytest.raises(CorruptFile, match=r"is missing; model\.engine was built from it"):
+        rebuild(engine, builder)
+    manifest_path(engine).unlink()
+    with pytest.raises(EngineRefused, match="no manifest"):
+        rebuild(engine, builder)
+    assert engine.read_bytes() == PLAN
+
+
+def test_the_facts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu("NVIDIA H200", (9, 0), 141 << 30, 132, (12, 6))
+    monkeypatch.setattr(engine_file, "require_gpu", lambda index: gpu)
+    monkeypatch.setattr(engine_file, "driver_version", lambda: "565.57.01")
+    monkeypatch.setattr(engine_file, "cuda_runtime_version", lambda: "12.6.77")
+    monkeypatch.setattr(engine_file.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(engine_file.platform, "machine", lambda: "x86_64")
+    assert machine_of(fake_tensorrt("10.16.1.11")) == HERE
+
+    def none(index: int) -> Gpu:
+        raise Unavailable("tensorrt", "no GPU", "buy one")
+
+    monkeypatch.setattr(engine_file, "require_gpu", none)
+    with pytest.raises(Unavailable, match="no GPU"):
+        machine_of(fake_tensorrt("10.16.1.11"))
+
+
+BLOCKED = """
+import json, sys
+from pathlib import Path
+
+ALLOWED = {"export", "numpy", "tensorrt", "cuda"}
+NEWER = {"tomllib", "_zstd", "annotationlib", "compression"}  # standard library of Python after 3.10
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in ALLOWED and (top in NEWER or top not in sys.stdlib_module_names):
+            raise ImportError(f"{name} is blocked")
+
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import onnx
+except ImportError:
+    pass
+else:
+    raise AssertionError("the block does not work")
+from export.trt import engine_file, guard, log, options, progress, versions, timing_cache, api_build
+
+path = Path(sys.argv[1]) / "model.engine"
+machine = engine_file.Machine("10.3.0", "12.6", "540.4.0", "Orin", (8, 7), "Linux-aarch64")
+hashed = __import__("hashlib").sha256(b"plan").hexdigest()
+manifest = engine_file.EngineManifest(
+    machine=machine, engine_sha256=hashed, size_bytes=4, onnx="m.onnx", onnx_sha256="", graph_sha256="",
+    precision="fp16", options=options.BuildOptions.release("fp16").to_json(), command="",
+)
+engine_file.save_engine(path, b"plan", manifest)
+assert engine_file.read_engine(path, machine).plan == b"plan"
+assert engine_file.needs_rebuild(path, machine) is None
+guard.unavailable_reason(), guard.driver_version(), guard.cuda_runtime_version()
+files = [m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "export"]
+print(json.dumps([f for f in files if f]))
+"""
+NEWER_NAMES = {"Self", "override", "assert_never", "reveal_type", "LiteralString", "Never", "NotRequired", "Required"}
+NEWER_NAMES |= {"Unpack", "TypeVarTuple", "StrEnum", "UTC", "ExceptionGroup", "TaskGroup", "chdir", "batched", "tomllib"}
+"""What the standard library has got since Python 3.10."""
+
+
+@pytest.fixture(scope="module")
+def device_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Run the device's part with all but NumPy, TensorRT and cuda-bindings blocked; return our files that it imported."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", BLOCKED, str(tmp_path_factory.mktemp("device"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [Path(file) for file in json.loads(done.stdout)]
+
+
+def test_the_devices_part_needs_neither_torch_nor_onnx(device_files: list[Path]) -> None:
+    names = {path.name for path in device_files}
+    assert {"engine_file.py", "guard.py", "versions.py", "log.py", "errors.py", "files.py", "platform.py"} <= names
+
+
+def test_the_devices_part_is_python_3_10(device_files: list[Path]) -> None:
+    for path in device_files:
+        tree = ast.parse(path.read_text(), feature_version=(3, 10))
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                used |= {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+        assert not used & NEWER_NAMES, f"{path.name} uses what Python 3.10 does not have"
+    with pytest.raises(SyntaxError):
+        ast.parse("try:\n  pass\nexcept* ValueError:\n  pass\n", feature_version=(3, 10))
