@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from export.errors import InvalidInput, Unavailable
+from export.errors import HyctasError, InvalidInput, Unavailable
 from export.target import Target
 
 if TYPE_CHECKING:
@@ -68,6 +68,24 @@ class Runtime(Protocol):
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Load modules (in eval mode) with their example inputs; runtimes that need an export do it for all at once."""
+        ...
+
+
+@runtime_checkable
+class OperatorRuntime(Runtime, Protocol):
+    """A runtime that loads parts of networks in another way than whole ones, for latency tables."""
+
+    def operator_versions(self) -> dict[str, str]:
+        """Name what decides the times of operators besides `versions()`, for a latency table's identity."""
+        ...
+
+    def load_operators(
+        self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
+    ) -> list[Session | HyctasError]:
+        """Load operators to be timed; in the place of one that cannot be loaded stands why.
+
+        A module that comes several times is built as often, independently.
+        """
         ...
 
 

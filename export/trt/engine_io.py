@@ -1,0 +1,108 @@
+"""Deserialise an engine and describe its inputs and outputs in numpy's terms. No torch here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from export.errors import InvalidInput
+from export.runtime import TensorSpec
+from export.trt.api_run import ContextLike, EngineLike, RuntimeLike
+from export.trt.log import MESSAGES, TensorRTFailed, checked, logger_of
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+"""TensorRT's own map (`nptype`) raises for types that numpy lacks."""
+_EXTENDED = {"BF16": ("bfloat16", "uint16"), "FP8": ("float8_e4m3fn", "uint8")}
+"""Types that numpy has through ml_dtypes only; without it their bits are seen as the second."""
+_FOREIGN = "An engine runs on the GPU and the TensorRT that it was built with; build it here from its ONNX file."
+
+
+def deserialised(trt: Any, plan: bytes) -> tuple[RuntimeLike, EngineLike]:
+    """Return TensorRT's runtime and the engine, which needs the runtime for as long as it lives.
+
+    Raises:
+        TensorRTFailed: the runtime has complaints, or refuses the plan.
+    """
+    runtime: RuntimeLike = checked("creating TensorRT's runtime", lambda: trt.Runtime(logger_of(trt)))
+    said = MESSAGES.take()
+    if any(line.startswith(("error:", "internal error:")) for line in said):
+        # it returns an object even then, whose first use may end the process
+        raise TensorRTFailed("creating TensorRT's runtime", said)
+    return runtime, checked("loading the engine", lambda: runtime.deserialize_cuda_engine(plan), _FOREIGN)
+
+
+def tensor_names(trt: Any, engine: EngineLike) -> tuple[list[str], list[str]]:
+    """Return the names of an engine's inputs and outputs, in its own order."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    modes = {name: engine.get_tensor_mode(name) for name in names}
+    inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+    return inputs, [name for name in names if name not in inputs]
+
+
+def chosen_shapes(
+    engine: EngineLike, inputs: list[str], given: Mapping[str, tuple[int, ...]], notes: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """Return a shape for each dynamic input: the one given, else the one that the engine was tuned for, with a note.
+
+    Raises:
+        InvalidInput: a shape was given for no input, for a static one, or outside of what the engine takes.
+    """
+    unknown = sorted(set(given) - set(inputs))
+    if unknown:
+        raise InvalidInput(f"shapes were given for {unknown}; the engine has the inputs {inputs}")
+    chosen = {}
+    for name in inputs:
+        built, wanted = tuple(engine.get_tensor_shape(name)), tuple(given.get(name, ()))
+        if -1 not in built:
+            if name in given and wanted != built:
+                raise InvalidInput(f"input {name!r} has the static shape {built}; asked for {wanted}")
+            continue
+        least, best, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
+        if name not in given:
+            notes.append(f"input {name!r} is dynamic, {least} to {most}; it runs at {best}, which it was tuned for")
+        elif len(wanted) != len(least) or not all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True)):
+            raise InvalidInput(f"input {name!r} takes the shapes {least} to {most}; asked for {wanted}")
+        chosen[name] = wanted if name in given else best
+    return chosen
+
+
+def tensor_spec(trt: Any, engine: EngineLike, context: ContextLike, name: str, notes: list[str]) -> TensorSpec:
+    """Describe an input or output, whose shape the context knows once all inputs have one.
+
+    Raises:
+        InvalidInput: it is of a kind that a session does not run: a shape tensor, not linear, sized by the data, of 4 bits.
+    """
+    if engine.is_shape_inference_io(name):
+        raise InvalidInput(f"{name!r} holds a shape, not data; a session runs engines without such inputs and outputs")
+    form = engine.get_tensor_format(name)
+    if form != trt.TensorFormat.LINEAR:
+        raise InvalidInput(f"{name!r} has the format {form}; build the engine with linear inputs and outputs")
+    shape = tuple(context.get_tensor_shape(name))
+    if not all(extent > 0 for extent in shape):
+        raise InvalidInput(f"{name!r} has the shape {shape}; a session allocates once, so no extent may depend on the data or be 0")
+    return TensorSpec(name, shape, _dtype(engine, name, notes))
+
+
+def _dtype(engine: EngineLike, name: str, notes: list[str]) -> str:
+    kind = str(engine.get_tensor_dtype(name)).rpartition(".")[2]
+    if kind in _DTYPES:
+        return _DTYPES[kind]
+    if kind not in _EXTENDED:
+        known = ", ".join([*_DTYPES, *_EXTENDED])
+        raise InvalidInput(f"{name!r} is of type {kind}, which no array can hold; a session knows {known}")
+    extended, plain = _EXTENDED[kind]
+    try:
+        importlib.import_module("ml_dtypes")  # teaches numpy the names
+    except ImportError:
+        notes.append(f"{name!r} is {kind}, seen as the bits of {plain} for want of ml_dtypes (pip install ml_dtypes)")
+        return plain
+    return extended

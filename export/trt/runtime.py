@@ -1,0 +1,272 @@
+"""Offer TensorRT behind `export.runtime.Runtime`: engines are checked and loaded, ONNX files and modules built. No torch here.
+
+Whole networks (`load_file`, `load_modules`) get an engine each, with fp32 inputs and outputs. Operators of a latency table
+(`load_operators`) share engines, see `export.trt.grouped`; their inputs and outputs are of the target's precision, as parts of
+networks have them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.errors import HyctasError, InvalidInput
+from export.runtime import Session, check_can_run
+from export.target import Target
+from export.trt.device import open_backend
+from export.trt.engine_file import machine_of
+from export.trt.guard import import_tensorrt, unavailable_reason
+from export.trt.onnx_metadata import onnx_metadata
+from export.trt.options import BuildOptions
+from export.trt.runner import EngineSession, open_engine
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from export.trt.grouped import Operator
+
+_OF_TARGET = {"mixed": "fp16"}
+"""Precisions of engines that run under the name of another."""
+
+
+class TensorRTRuntime:
+    """TensorRT on one target, `tensorrt:<precision>`: builds engines and runs them.
+
+    Args:
+        target: its precision is the graphs'; fp32 ones are converted to fp16 and bf16, for int8 and fp8 they come quantised.
+        threads: of the host; TensorRT takes none.
+        cache: folder for exported modules, and for timing caches where `timing_cache` names none; without it both are forgotten.
+        backend: name of the CUDA backend, see `export.trt.device`; default the first that works.
+        options: how engines are built; default `BuildOptions` for files, `BuildOptions.search` for modules.
+        trust: load engine files without a manifest, or that differ from it. Code in them is executed.
+        keep_io: modules keep fp32 inputs and outputs, with casts inside. Without it those are of the target's precision.
+        cuda_graph: whether `step` times CUDA graphs; for modules, whose times make tables, graphs are then required.
+        repeats: runs in one graph, see `EngineSession`.
+        timing_cache: folder of timing caches.
+        group: operators that share an engine at most; default `export.trt.grouped.GROUP`, 1 gives each an engine of its own.
+
+    Attributes:
+        tell: told of every engine that operators get; a caller may replace it.
+
+    Raises:
+        InvalidInput: another target, or options of another precision.
+        Unavailable: no usable GPU, TensorRT or CUDA backend.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        threads: int = 1,
+        cache: Path | None = None,
+        *,
+        backend: str | None = None,
+        options: BuildOptions | None = None,
+        trust: bool = False,
+        keep_io: bool = True,
+        cuda_graph: bool = True,
+        repeats: int = 1,
+        timing_cache: Path | None = None,
+        group: int | None = None,
+    ) -> None:
+        if target.runtime != "tensorrt":
+            raise InvalidInput(f"TensorRTRuntime is for targets tensorrt:<precision>, not {target}")
+        if options is not None and _OF_TARGET.get(options.precision, options.precision) != target.precision:
+            raise InvalidInput(f"the options build {options.precision}; the target is {target}")
+        if group is not None and group < 1:
+            raise InvalidInput(f"an engine holds at least 1 operator, got group={group}")
+        check_can_run(target, threads, unavailable_reason())
+        self.target, self.threads, self._cache = target, threads, cache
+        self._backend = open_backend(backend)
+        self._options, self._trust, self._keep_io = options, trust, keep_io
+        self._cuda_graph, self._repeats = cuda_graph, repeats
+        self._timing = timing_cache if timing_cache is not None or cache is None else cache / "timing"
+        self._group = group
+        self.tell: Callable[[str], None] = _say_nothing
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of TensorRT, CUDA and driver, the GPU, and what else of this runtime decides times."""
+        machine = machine_of(import_tensorrt())
+        graphs = self._cuda_graph and not self._backend.why_no_graphs
+        versions = {
+            "tensorrt": machine.tensorrt,
+            "cuda": machine.cuda,
+            "driver": machine.driver,
+            "gpu0": f"{machine.gpu}, compute capability {'.'.join(map(str, machine.capability))}",
+            "cuda_graph": "on" if graphs else "off",
+            "inputs_outputs": "fp32" if self._keep_io else self.target.precision,
+        }
+        return versions | ({"runs_per_graph": str(self._repeats)} if self._repeats > 1 else {})
+
+    def operator_versions(self) -> dict[str, str]:
+        """Return what else decides the times of operators: how they are built, and how many share an engine."""
+        from export.trt.grouped import GROUP
+
+        return {"build": _described(self._module_options()), "operators": f"at most {self._group or GROUP} per engine"}
+
+    def load_file(self, path: Path) -> EngineSession:
+        """Load an engine, checked against its manifest, or build one from an ONNX file of static shape.
+
+        Raises:
+            InvalidInput: no such file, neither an engine nor ONNX by its name, of another precision, or not fit to be built.
+            EngineRefused: an engine that does not fit this machine or its manifest.
+            CorruptFile: a manifest that cannot be read.
+            TensorRTFailed: TensorRT failed, with its own words.
+        """
+        path, graph = Path(path), "auto" if self._cuda_graph else "off"
+        if not path.is_file():
+            raise InvalidInput(f"no such file: {path}")
+        if path.suffix == ".onnx":
+            options = self._options or BuildOptions(precision=self.target.precision)
+            return self._built(path, options, graph, keep_io=True)
+        if path.suffix not in (".engine", ".plan"):
+            raise InvalidInput(f"{self.target} runs .engine and .plan files, and builds .onnx files; got {path.name}")
+        session = open_engine(path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats)
+        found = session.manifest.precision if session.manifest is not None else self.target.precision
+        if _OF_TARGET.get(found, found) != self.target.precision:
+            session.close()
+            raise InvalidInput(f"{path.name} computes in {found}; open it with the target tensorrt:{_OF_TARGET.get(found, found)}")
+        return session
+
+    def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
+        """Export the modules, build an engine for each, and load them; inputs are named `x0, ...`, outputs `y0, ...`.
+
+        A module that comes twice is built twice: TensorRT may choose other kernels.
+
+        Raises:
+            InvalidInput: a module cannot be exported or converted, or its engine not be captured in a CUDA graph (by `bind`).
+            TensorRTFailed: TensorRT failed, with its own words.
+        """
+        from export.onnxruntime_session import load_exported
+
+        opened: list[Session] = []
+
+        def load(path: Path) -> Session:
+            opened.append(self._built(path, self._module_options(), self._module_graph(), keep_io=self._keep_io))
+            return opened[-1]
+
+        try:
+            return load_exported(modules, self._cache, load)
+        except BaseException:
+            for session in opened:
+                session.close()
+            raise
+
+    def load_operators(
+        self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
+    ) -> list[Session | HyctasError]:
+        """Export operators, and measure several in one engine; see `export.trt.grouped`.
+
+        Returns:
+            A session per operator, or why there is none: the graph cannot be converted (`InvalidInput`), or TensorRT or CUDA
+            failed (`TensorRTFailed`, `CudaFailed`) for an engine that holds it alone.
+
+        Raises:
+            InvalidInput: an operator cannot be exported.
+            Unavailable: the GPU is gone.
+        """
+        from export.trt.grouped import GROUP, load_operators
+
+        parts = self._parts(modules)
+        found: dict[int, Session | HyctasError] = {n: part for n, part in enumerate(parts) if isinstance(part, HyctasError)}
+        operators = [part for part in parts if not isinstance(part, HyctasError)]
+        found |= load_operators(operators, self._open_operators, self._group or GROUP, self.tell)
+        return [found[n] for n in range(len(modules))]
+
+    def _parts(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Operator | HyctasError]:
+        """Return every operator in the target's precision; one that comes several times is exported once."""
+        from export.onnxruntime_session import load_exported
+        from export.trt.grouped import Operator
+
+        keys = [(id(module), tuple(tuple(x.shape) for x in inputs)) for module, inputs in modules]
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        models = dict(zip(first, load_exported([modules[place] for place in first.values()], self._cache, self._part), strict=True))
+        seen: Counter[object] = Counter()
+        parts: list[Operator | HyctasError] = []
+        for place, (key, (_, inputs)) in enumerate(zip(keys, modules, strict=True)):
+            model = models[key]
+            arrays = tuple(x.detach().cpu().numpy() for x in inputs)
+            parts.append(model if isinstance(model, HyctasError) else Operator(place, model, arrays, seen[key]))
+            seen[key] += 1
+        return parts
+
+    def _part(self, path: Path) -> onnx.ModelProto | InvalidInput:
+        import onnx
+
+        from export.trt.precision import check_graph
+
+        precision = self._module_options().precision
+        try:
+            graph = _graph_in(path.read_bytes(), precision, keep_io=False)
+            check_graph(graph, precision)  # before operators share an engine, where one would be everybody's failure
+        except InvalidInput as error:
+            return error
+        return onnx.ModelProto.FromString(graph)
+
+    def _open_operators(self, graph: bytes, cached: bool) -> EngineSession:
+        from export.trt.build import build_engine
+
+        start = time.monotonic()
+        result = build_engine(graph, self._module_options(), timing_cache=self._timing if cached else None)
+        session = EngineSession(result.plan, backend=self._backend, cuda_graph=self._module_graph(), repeats=self._repeats)
+        for notice in result.notices:
+            self.tell(notice)
+        again = "" if cached else ", once more"
+        self.tell(f"an engine of {result.layers} layers built{again} ({time.monotonic() - start:.0f} s)")
+        return session
+
+    def _module_options(self) -> BuildOptions:
+        return self._options or BuildOptions.search(self.target.precision)
+
+    def _module_graph(self) -> str:
+        return "require" if self._cuda_graph and not self._backend.why_no_graphs else "off"
+
+    def _built(self, path: Path, options: BuildOptions, cuda_graph: str, keep_io: bool) -> EngineSession:
+        from export.trt.build import build_engine
+
+        result = build_engine(_graph_in(path.read_bytes(), options.precision, keep_io), options, timing_cache=self._timing)
+        session = EngineSession(
+            result.plan,
+            backend=self._backend,
+            cuda_graph=cuda_graph,
+            repeats=self._repeats,
+            metadata=onnx_metadata(path),
+        )
+        session.notes[:0] = result.notices
+        return session
+
+
+def _say_nothing(_text: str) -> None:
+    pass
+
+
+def _described(options: BuildOptions) -> str:
+    """Put what decides the speed of a build in a few words."""
+    count = "any number of" if options.max_aux_streams is None else options.max_aux_streams
+    workspace = f", workspace of {options.workspace_mib} MiB" if options.workspace_mib else ""
+    tf32 = ", TF32" if options.tf32 else ""
+    timings = f"{options.timing_iterations} timings"
+    return f"{options.precision}, level {options.level}, {timings}, {count} auxiliary streams{workspace}{tf32}"
+
+
+def _graph_in(data: bytes, precision: str, keep_io: bool) -> bytes:
+    """Return an ONNX graph in a precision; one that is in half precision or quantised already stays as it is.
+
+    Raises:
+        InvalidInput: it does not fit the precision.
+        CorruptFile: not an ONNX file.
+    """
+    from export.trt.precision import check_graph, prepared
+
+    if precision in ("fp16", "bf16"):
+        try:
+            check_graph(data, "fp32")
+        except InvalidInput:  # in half precision already: the builder says whether it is the right one
+            return data
+        import onnx
+
+        return prepared(onnx.ModelProto.FromString(data), precision, keep_io=keep_io).model.SerializeToString()
+    return data

@@ -1,0 +1,207 @@
+"""`TensorRTRuntime`: what it loads and what it has built, on a fake TensorRT; with a GPU, `test_on_a_gpu` does it for real."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.runtime import Runtime
+from export.target import Target
+from export.trt import build, device_pycuda, guard, runtime
+from export.trt.build import BuildResult
+from export.trt.device import BACKENDS
+from export.trt.engine_file import machine_of, save_engine
+from export.trt.log import TensorRTFailed
+from export.trt.onnx_metadata import onnx_metadata
+from export.trt.options import BuildOptions
+from export.trt.runtime import TensorRTRuntime
+from tests.export.trt.fakes_cuda import fake_pycuda
+from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
+from tests.export.trt.fakes_run import SHAPE, VERSIONS, Rig, make_rig, plan, save
+
+X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+FP32 = Target("tensorrt", "fp32")
+
+
+@pytest.fixture(params=VERSIONS)
+def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return make_rig(monkeypatch, request.param)
+
+
+def write_onnx(path: Path, metadata: dict[str, str], kind: int = TensorProto.FLOAT, names: Sequence[str] = ("x", "y")) -> Path:
+    """Write a network that doubles its input."""
+    x, y = (helper.make_tensor_value_info(name, kind, SHAPE) for name in names)
+    graph = helper.make_graph([helper.make_node("Add", [names[0], names[0]], [names[1]])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def test_metadata_of_onnx_files(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", {"a": "1", "long": "x" * 1000, "empty": ""})
+    assert onnx_metadata(path) == {"a": "1", "long": "x" * 1000, "empty": ""}
+    whole = path.read_bytes()
+    for data in (whole[:-1], whole[:-900], b"\xff", b"\x0f"):
+        path.write_bytes(data)
+        with pytest.raises(CorruptFile, match="not a whole ONNX file"):
+            onnx_metadata(path)
+
+
+class TestRuntime:
+    """What it builds, loads and refuses, with a builder that notes what it is asked for."""
+
+    @pytest.fixture
+    def built(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[onnx.ModelProto, BuildOptions, Path | None]]:
+        asked: list[tuple[onnx.ModelProto, BuildOptions, Path | None]] = []
+        kinds = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16"}
+
+        def tensors(infos: Any) -> dict[str, list[Any]]:
+            types = {info.name: info.type.tensor_type for info in infos}
+            return {name: [kinds[t.elem_type], *(d.dim_value for d in t.shape.dim)] for name, t in types.items()}
+
+        def build_engine(graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None) -> BuildResult:
+            model = onnx.ModelProto.FromString(graph)
+            asked.append((model, options, timing_cache))
+            data = plan(tensors(model.graph.input), tensors(model.graph.output), version=rig.trt.version)
+            return BuildResult(data, 0.1, 1, {}, options, "0", (), ("the timing cache was new",))
+
+        monkeypatch.setattr(build, "build_engine", build_engine)
+        monkeypatch.setattr(runtime, "open_backend", lambda name=None: rig.backend)
+        return asked
+
+    def test_files(self, rig: Rig, built: list[Any], tmp_path: Path) -> None:
+        opened = TensorRTRuntime(FP32)
+        assert isinstance(opened, Runtime)
+        path = write_onnx(tmp_path / "m.onnx", {"preprocessing": "{}"})
+        with opened.load_file(path) as session:
+            np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
+            assert session.metadata == {"preprocessing": "{}"} and session.notes == ["the timing cache was new"]
+        assert [(options, cache) for _, options, cache in built] == [(BuildOptions(precision="fp32"), None)]
+        with opened.load_file(save(tmp_path / "m.engine", rig.trt, plan(version=rig.trt.version))) as session:
+            np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
+
+    @pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
+    def test_graphs_get_the_targets_precision(
+        self, rig: Rig, built: list[Any], tmp_path: Path, precision: str, kind: int
+    ) -> None:
+        opened = TensorRTRuntime(Target("tensorrt", precision), cache=tmp_path)
+        with opened.load_file(write_onnx(tmp_path / "m.onnx", {})) as session:
+            assert session.inputs[0].dtype == "float32"
+        model, options, cache = built[0]
+        assert (options.precision, cache) == (precision, tmp_path / "timing")
+        assert any(a.i == kind for node in model.graph.node for a in node.attribute if a.name == "to")
+        with opened.load_file(write_onnx(tmp_path / "half.onnx", {}, kind)) as session:
+            assert built[1][0] == onnx.load(tmp_path / "half.onnx"), "it is in half precision already"
+
+    @pytest.fixture
+    def modules(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Return one module twice; exporting is other tests' matter."""
+        torch = pytest.importorskip("torch")
+        onnx_file = importlib.import_module("export.onnx_file")
+
+        def export_modules(modules: Sequence[Any], folder: Path, names: Sequence[str]) -> list[Path]:
+            return [write_onnx(folder / f"{name}.onnx", {}, names=("x0", "y0")) for name in names]
+
+        monkeypatch.setattr(onnx_file, "export_modules", export_modules)
+        return [(torch.nn.ReLU(), (torch.ones(SHAPE),))] * 2
+
+    def test_modules(self, rig: Rig, built: list[Any], modules: list[Any], tmp_path: Path) -> None:
+        opened = TensorRTRuntime(Target("tensorrt", "fp16"), cache=tmp_path, keep_io=False, repeats=4)
+        first, second = opened.load_modules(modules)
+        assert len(built) == 2, "two builds of one module may differ"
+        assert built[0][1] == BuildOptions.search("fp16")
+        for session in (first, second):
+            specs = [(spec.name, spec.dtype) for spec in (*session.inputs, *session.outputs)]
+            assert specs == [("x0", "float16"), ("y0", "float16")]
+        assert opened.versions()["inputs_outputs"] == "fp16" and opened.versions()["runs_per_graph"] == "4"
+        first.bind({"x0": X.astype(np.float16)})
+        assert first.step() == pytest.approx(0.25)
+        first.close()
+        second.close()
+        assert rig.gpu.leaks() == []
+
+    def test_a_module_that_fails_closes_those_before_it(
+        self, rig: Rig, built: list[Any], modules: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = build.build_engine
+
+        def second_fails(*arguments: Any, **named: Any) -> BuildResult:
+            if built:
+                raise TensorRTFailed("building the engine", ["error: no tactic"])
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(build, "build_engine", second_fails)
+        with pytest.raises(TensorRTFailed, match="no tactic"):
+            TensorRTRuntime(FP32).load_modules(modules)
+        assert rig.gpu.leaks() == []
+
+    def test_tables_take_no_times_without_graphs(self, rig: Rig, built: list[Any], modules: list[Any]) -> None:
+        rig.gpu.fail["end_capture"] = (CAPTURE_UNSUPPORTED, "operation not permitted")
+        for session in TensorRTRuntime(FP32).load_modules(modules):
+            with session, pytest.raises(InvalidInput, match="required here"):
+                session.bind({"x0": X})
+
+    def test_versions(self, rig: Rig, built: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = {
+            "tensorrt": rig.trt.version, "cuda": "12.8.90", "driver": "570.86.15", "gpu0": "Fake RTX, compute capability 8.6",
+            "cuda_graph": "on", "inputs_outputs": "fp32",
+        }  # fmt: skip
+        assert TensorRTRuntime(FP32).versions() == expected
+        assert TensorRTRuntime(FP32, cuda_graph=False).versions() == expected | {"cuda_graph": "off"}
+        monkeypatch.setattr(runtime, "open_backend", lambda name=None: device_pycuda.PycudaBackend(fake_pycuda(rig.gpu)))
+        assert TensorRTRuntime(FP32).versions() == expected | {"cuda_graph": "off"}
+
+    def test_engines_of_another_precision(self, rig: Rig, built: list[Any], tmp_path: Path) -> None:
+        path = save(tmp_path / "m.engine", rig.trt, plan(version=rig.trt.version), precision="mixed")
+        with pytest.raises(InvalidInput, match=r"m\.engine computes in mixed; open it with the target tensorrt:fp16"):
+            TensorRTRuntime(FP32).load_file(path)
+        assert rig.gpu.leaks() == []
+        TensorRTRuntime(Target("tensorrt", "fp16")).load_file(path).close()
+
+    def test_what_it_refuses(self, rig: Rig, built: list[Any], tmp_path: Path) -> None:
+        (tmp_path / "m.pt2").write_bytes(b"")
+        for name, message in (("none.engine", "no such file"), ("m.pt2", "runs .engine and .plan files, and builds .onnx files")):
+            with pytest.raises(InvalidInput, match=message):
+                TensorRTRuntime(FP32).load_file(tmp_path / name)
+        with pytest.raises(InvalidInput, match="not torch-cpu:fp32"):
+            TensorRTRuntime(Target("torch-cpu", "fp32"))
+        with pytest.raises(InvalidInput, match="the options build fp16; the target is tensorrt:fp32"):
+            TensorRTRuntime(FP32, options=BuildOptions(precision="fp16"))
+        with pytest.raises(InvalidInput, match="threads"):
+            TensorRTRuntime(FP32, threads=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_on_a_gpu(tmp_path: Path, backend: str) -> None:
+    if (why := guard.unavailable_reason()) is not None:
+        pytest.skip("; ".join(why))
+    try:
+        opened = TensorRTRuntime(FP32, cache=tmp_path, backend=backend)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    onnx_path = write_onnx(tmp_path / "model.onnx", {"preprocessing": "{}"})
+    result = build.build_engine(onnx_path, BuildOptions(precision="fp32"))
+    machine = machine_of(guard.import_tensorrt())
+    save_engine(tmp_path / "model.engine", result.plan, result.manifest(machine, onnx_path, "none"))
+    for path in (tmp_path / "model.engine", onnx_path):
+        with opened.load_file(path) as session:
+            assert session.metadata == {"preprocessing": "{}"}
+            np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
+            session.bind({"x": X + 1})
+            assert 0 < min(session.step() for _ in range(5)) < 100
+            session.flush(8)
+            assert session.step() > 0
+            np.testing.assert_array_equal(session.results()[0], 2 * (X + 1))
+            assert session.notes == [] or backend == "pycuda"
+            assert sum(sum(times) for times in session.time_layers(3).times_ms.values()) > 0
+            assert session.layer_info()["Layers"]
