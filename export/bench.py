@@ -17,6 +17,7 @@ from export.bench_report import MAX_CV, BenchReport, BenchResult, summarise
 from export.errors import InvalidInput
 from export.load import others_share, read_load
 from export.machine import fingerprint, usable_cores
+from export.runtime import Runtime
 from export.runtimes import open_runtime
 from export.target import Target, format_size
 
@@ -46,6 +47,7 @@ def bench(
     mode: str = "model",
     progress: Callable[[int, int], None] | None = None,
     images: Sequence[bytes] = (),
+    runtime: Runtime | None = None,
 ) -> BenchReport:
     """Time models, ours or foreign, against the first of them.
 
@@ -59,13 +61,14 @@ def bench(
             numpy unless the model does them) or `end-to-end` (JPEG bytes to overlay).
         progress: called with (percent, 100).
         images: JPEG files in memory, used in turn; by default one smooth random image of each model's size.
+        runtime: the target's, where it is open already or has settings of its own.
 
     Raises:
         InvalidInput: unknown mode, or a model that does not take one image.
         Unavailable: the target cannot run here.
     """
     _check_arguments(mode, seconds, warmup_s)
-    runtime = open_runtime(target, threads)
+    runtime = runtime or open_runtime(target, threads)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
         opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
         lanes = [_Lane(model, frame(model, mode, images or [synthetic_jpeg(model.size, seed=0)])) for model in opened]
@@ -131,7 +134,7 @@ def _result(lane: _Lane, first: _Lane) -> BenchResult:
         sha256=model.sha256,
         size=format_size(model.size),
         output=f"{output.name}: {output.dtype} {output.shape}",
-        notes=tuple(model.notes),
+        notes=model.remarks,
         **numbers,
     )
 

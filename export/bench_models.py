@@ -26,7 +26,7 @@ MODES = ("model", "labels", "end-to-end")
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A model to time: a file (`.onnx`, `.pt2`, or a bundle's folder) or a module."""
+    """A model to time: a file (`.onnx`, `.pt2`, `.engine`, `.plan`, or a bundle's folder) or a module."""
 
     name: str
     """Shown in the report."""
@@ -63,6 +63,11 @@ class OpenModel:
     def input(self) -> TensorSpec:
         """The image input."""
         return self.session.inputs[0]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the times should know; the session's own notes (no CUDA graph, chosen shapes) come with its use."""
+        return tuple(dict.fromkeys([*self.notes, *getattr(self.session, "notes", ())]))
 
     def labels(self, tensor: np.ndarray) -> np.ndarray:
         """Run the model on an image (1, 3, H, W) and return labels (H, W)."""
@@ -107,7 +112,7 @@ def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
 
         path = read_bundle(path).model
     original = path
-    if path.suffix != ".pt2":
+    if path.suffix not in (".pt2", ".engine", ".plan"):
         from export.onnx_shape import static_onnx
 
         path, notes = static_onnx(path, model.size, folder)
@@ -119,11 +124,14 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
     import torch
 
     from export.onnx_file import Output
-    from export.onnx_trace import evaluating, folded
+    from export.onnx_trace import evaluating
+    from export.torch_session import prepared
 
     assert model.module is not None and model.size is not None
     output = "native" if hasattr(model.module, "forward_native") else "logits"
-    network = Output(folded(model.module), output)
+    # TensorRT gets an export, and fused kernels are none
+    device = "cpu" if runtime.target.runtime == "tensorrt" else runtime.target.device
+    network = Output(prepared(model.module, device), output)
     with evaluating(network):
         network.eval()
         session = runtime.load_modules([(network, (torch.zeros(1, 3, *model.size),))])[0]

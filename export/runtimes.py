@@ -33,13 +33,14 @@ class Availability:
         return {"target": self.target, "ok": self.ok, "reason": self.reason, "install": self.install}
 
 
-def open_runtime(target: Target, threads: int, cache: Path | None = None) -> Runtime:
+def open_runtime(target: Target, threads: int, cache: Path | None = None, **tensorrt: Any) -> Runtime:
     """Open the runtime of a target; never another one in its place.
 
     Args:
         target: what to run on.
         threads: threads inside one operator.
         cache: where exported modules are kept between runs, for runtimes that export.
+        tensorrt: more arguments of `export.trt.runtime.TensorRTRuntime`; other targets ignore them.
 
     Raises:
         Unavailable: it cannot run here, with the reason and the install line.
@@ -55,6 +56,10 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None) -> Run
         from export.openvino_session import OpenVinoRuntime
 
         return OpenVinoRuntime(target, threads, cache)
+    if target.runtime == "tensorrt":
+        from export.trt.runtime import TensorRTRuntime
+
+        return TensorRTRuntime(target, threads, cache, **tensorrt)
     from export.torch_session import TorchRuntime
 
     return TorchRuntime(target, threads)
@@ -97,6 +102,10 @@ def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]
         return openvino_session.unavailable_reason(target)
     if target.runtime.startswith("torch-"):
         return _torch_reason(target, has_gpu)
+    if target.runtime == "tensorrt":
+        from export.trt import guard
+
+        return guard.unavailable_reason()  # asks the driver itself: a Jetson may have no nvidia-smi
     return _unbuilt_reason(target, has_gpu)
 
 
@@ -114,11 +123,10 @@ def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | Non
 
 def _unbuilt_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]:
     """Describe a runtime that has no implementation yet, with whatever else is missing."""
-    package, _, device = target.runtime.partition("-")
-    needed = {"aotinductor": "torch", "tensorrt": "tensorrt"}[package]
+    device = target.runtime.partition("-")[2]
     notes = [f"{target.runtime} is not built into this release yet"]
-    if not _installed(needed):
-        notes.append(f"the package {needed} is not installed")
+    if not _installed("torch"):
+        notes.append("the package torch is not installed")
     on_gpu = device != "cpu" and (bool(gpus()) if has_gpu is None else has_gpu)
     if device != "cpu" and not on_gpu:
         notes.append("nvidia-smi finds no NVIDIA GPU")

@@ -57,7 +57,7 @@ def bench_models(job: BenchJob) -> None:
     if size and ".pt2" in kinds:
         raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
     target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
-    runtime = open_runtime(target, job.threads)
+    runtime = open_runtime(target, job.threads, **(job.loading().arguments() if target.runtime == "tensorrt" else {}))
     models = [_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
     images = load_images(job.data) if job.data else _street(models[0], runtime) if job.mode == "end-to-end" else []
     if images:
@@ -65,7 +65,9 @@ def bench_models(job: BenchJob) -> None:
     say(f"target: {target}, {job.threads} thread{'s' * (job.threads != 1)}; mode {job.mode}; {len(models)} "
         f"model{'s' * (len(models) != 1)} for {job.seconds:g} s each")  # fmt: skip
     with measuring(say), still_bar("time models") as show:
-        report = bench(models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images)
+        report = bench(
+            models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images, runtime=runtime
+        )
     print_report(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
@@ -76,13 +78,12 @@ def bench_models(job: BenchJob) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """Return `.onnx`, `.pt2`, `bundle` or `run folder`.
+    """Return `.onnx`, `.pt2`, `.engine`, `bundle` or `run folder`.
 
     Raises:
         InvalidInput: nothing there, or nothing that can be timed.
-        Unavailable: a TensorRT engine.
     """
-    from export.errors import InvalidInput, Unavailable
+    from export.errors import InvalidInput
 
     if not path.exists():
         raise InvalidInput(f"no such file or folder: {path}")
@@ -92,11 +93,8 @@ def kind_of(path: Path) -> str:
         if (path / "network.safetensors").exists():
             return RUN
         raise InvalidInput(f"{path} is no bundle (manifest.json) and no run with a trained network (network.safetensors)")
-    if path.suffix == ".engine":
-        raise Unavailable(f"{path} (a TensorRT engine)", "running engines is not in this release",
-                          "time it on the device with `trtexec --loadEngine=FILE`")  # fmt: skip
-    if path.suffix not in (".onnx", ".pt2"):
-        raise InvalidInput(f"{path}: suffix {path.suffix!r} is unknown; give .onnx or .pt2 files, bundles, or run folders")
+    if path.suffix not in (".onnx", ".pt2", ".engine"):
+        raise InvalidInput(f"{path}: suffix {path.suffix!r} is unknown; give .onnx, .pt2 or .engine files, bundles, or run folders")
     return path.suffix
 
 
@@ -109,7 +107,12 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
     from export.errors import InvalidInput
     from export.target import Target
 
-    onnx, pt2 = (next((path for path, kind in models if kind == suffix), None) for suffix in (".onnx", ".pt2"))
+    suffixes = (".onnx", ".pt2", ".engine")
+    onnx, pt2, engine = (next((path for path, kind in models if kind == suffix), None) for suffix in suffixes)
+    if engine and pt2:
+        raise InvalidInput(f"{engine} runs on tensorrt, {pt2} on torch: no target runs both; time them in two commands")
+    if engine:
+        return _target_of_engine(text, engine)
     if onnx and pt2:
         raise InvalidInput(f"{onnx} runs on onnxruntime, {pt2} on torch: no target runs both; time them in two commands")
     runtimes = ("onnxruntime-",) if onnx else ("torch-",) if pt2 else ("onnxruntime-", "torch-")
@@ -119,6 +122,20 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
             raise InvalidInput(f"{target} does not run {onnx or pt2}; take {runtimes[0]}cpu:fp32, or a bundle (runs on both)")
         return target
     return best_target(runtimes)
+
+
+def _target_of_engine(text: str | None, engine: Path) -> Target:
+    """Return the target asked for, or the one that an engine's manifest says it was built for."""
+    from export.errors import InvalidInput
+    from export.target import Target
+    from export.trt.engine_file import read_manifest
+
+    manifest = read_manifest(engine)
+    precision = manifest.precision if manifest is not None else "fp16"
+    target = Target("tensorrt", "fp16" if precision == "mixed" else precision) if text is None else Target.parse(text)
+    if target.runtime != "tensorrt":
+        raise InvalidInput(f"{target} does not run {engine}; take tensorrt:{precision}, or time {engine.with_suffix('.onnx')}")
+    return target
 
 
 def names(paths: Sequence[Path]) -> list[str]:

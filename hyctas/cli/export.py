@@ -1,7 +1,8 @@
-"""hyctas-export: write a trained network as an ONNX file, a torch.export file or a whole bundle, with parity proof."""
+"""hyctas-export: write a trained network as an ONNX file, a torch.export file, a TensorRT engine or a bundle, with parity proof."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from export.target import Target
     from hyctas.bundling import Trained
 
-BUNDLE = "bundle"
-RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), BUNDLE: ("onnxruntime-", "torch-")}
+BUNDLE, ENGINE = "bundle", ".engine"
+RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: ("tensorrt",), BUNDLE: ("onnxruntime-", "torch-")}
 """What runs each kind of output."""
 EXAMPLES = 2
 """Street scenes that parity is checked on besides random images."""
@@ -29,24 +30,16 @@ def main() -> None:
 
 
 def kind_of(file: str) -> str:
-    """Return what is asked for: `.onnx`, `.pt2`, or `bundle`.
+    """Return what is asked for: `.onnx`, `.pt2`, `.engine` or `bundle`.
 
     Raises:
         InvalidInput: a suffix that means nothing here.
-        Unavailable: a TensorRT engine.
     """
-    from export.errors import InvalidInput, Unavailable
+    from export.errors import InvalidInput
 
     path = Path(file)
     if file.endswith("/") or path.is_dir() or not path.suffix:
         return BUNDLE
-    if path.suffix == ".engine":
-        onnx = path.with_suffix(".onnx")
-        raise Unavailable(
-            f"{path} (a TensorRT engine)", "building engines is not in this release; nothing else is written in its place",
-            f"write {onnx} and run `trtexec --onnx={onnx.name} --saveEngine={path.name}` on the device "
-            "(trtexec is part of TensorRT's system packages)",
-        )  # fmt: skip
     if path.suffix not in RUNS_ON:
         raise InvalidInput(f"{file}: suffix {path.suffix!r} is unknown; write .onnx, .pt2, .engine, or a folder ending in /")
     return path.suffix
@@ -65,10 +58,13 @@ def export_network(job: ExportJob) -> None:
     size = image_size(job.size) if job.size else None
     if job.classes is not None and not 1 <= job.classes <= 255:
         raise InvalidInput(f"--classes {job.classes} must be between 1 and 255")
-    if kind != BUNDLE:
-        check_free(path)
     target = choose_target(job.target, kind, path)
-    open_runtime(target, job.threads)
+    if kind == ENGINE:
+        _check_engine(job, path, target)
+    else:
+        open_runtime(target, job.threads)
+    if kind != BUNDLE:
+        check_free(path.with_suffix(".onnx") if kind == ENGINE else path)
     source = job.network or newest_run()
     trained = load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint)
     size = size or trained.size
@@ -79,6 +75,8 @@ def export_network(job: ExportJob) -> None:
         f"{trained.facts['weights']} weights")  # fmt: skip
     if kind == BUNDLE:
         _bundle(job, trained, path, size, target)
+    elif kind == ENGINE:
+        _engine(job, trained, path, size, target, source)
     else:
         _file(job, trained, path, size, target)
     say(f"next: hyctas-bench {path} --target {target} --threads {job.threads}")
@@ -95,11 +93,13 @@ def choose_target(text: str | None, kind: str, path: Path) -> Target:
 
     if text is not None:
         target = Target.parse(text)
+        if kind == ENGINE and target.runtime != "tensorrt":
+            raise InvalidInput(f"{target} does not run engines; take tensorrt:fp16, or write {path.with_suffix('.onnx')}")
         other = {".onnx": ".pt2", ".pt2": ".onnx"}.get(kind)
         if other and target.runtime.startswith(RUNS_ON[other]):
             raise InvalidInput(f"{target} does not run {kind} files; write {path.with_suffix(other)}, or a bundle")
         return target
-    return best_target(RUNS_ON[kind])
+    return Target("tensorrt", "fp16") if kind == ENGINE else best_target(RUNS_ON[kind])
 
 
 def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
@@ -136,6 +136,63 @@ def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], t
     say(f"wrote {path}: {megabytes(report.size_bytes)}, image {format_size(size)}, {job.output}; and {report.manifest.name}")
     say(report.parity.summary())
     _prove_on_target(trained, path, size, job.output, target, examples)
+
+
+def _check_engine(job: ExportJob, path: Path, target: Target) -> None:
+    """Refuse, before any work, an engine that cannot be built here or that would replace a file of the user's.
+
+    Raises:
+        Unavailable: TensorRT cannot be used here; says what builds an engine elsewhere.
+        InvalidInput: a file stands in the way, or a setting is not allowed.
+    """
+    from export.errors import Unavailable
+    from export.runtimes import open_runtime
+    from hyctas.engine import built_precision, check_engine_free
+
+    settings = job.engine()
+    settings.options(built_precision(target.precision, settings))
+    try:
+        open_runtime(target, job.threads, backend=settings.cuda_backend)
+    except Unavailable as error:
+        onnx = path.with_suffix(".onnx").name
+        raise Unavailable(
+            f"{path} ({target})", f"{error.reason}; nothing else is written in its place",
+            f"{error.install}\nOn the device itself: hyctas-export {onnx}, copy that, and there run "
+            f"`trtexec --onnx={onnx} --saveEngine={path.name}` (of TensorRT's system packages; it builds fp32), "
+            f"or take a kit that builds and times {target} there: hyctas-bench {onnx} --target {target} --kit FOLDER",
+        ) from None  # fmt: skip
+    check_engine_free(path)
+
+
+def _engine(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target, source: Path) -> None:
+    from hyctas.cli.show import bar, say
+    from hyctas.engine import open_workshop, write_engine
+
+    asked = ["--network", str(source), "--target", str(target), "--output", job.output, "--size", format_size(size)]
+    asked += ["--checkpoint", str(job.checkpoint)] if job.checkpoint else []
+    asked += ["--classes", str(job.classes)] if job.classes else []
+    again = shlex.join(["hyctas-export", path.name, *asked, *(["--random-weights"] if job.random_weights else [])])
+    settings = job.engine()
+    with bar(f"export {path.name}") as shown:
+        report = write_engine(
+            trained, path, size, job.output, target.precision, again, settings, open_workshop(settings),
+            street_scenes(size, EXAMPLES), {"threads": job.threads}, say,
+            lambda text, done, total: shown.update(done / total if total else 0.0, text),
+        )  # fmt: skip
+    built, times = report.build, report.latency
+    say(f"wrote {path}: {megabytes(len(built.plan))}, {built.options.precision}, built in {built.seconds:.0f} s; "
+        f"{path.name}.json; and {report.onnx.path.name}, which it can be rebuilt from")  # fmt: skip
+    for choice in report.attention.choices:
+        shown_times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in choice.times_ms.items())
+        say(f"attention of {choice.case}: {choice.implementation}, {choice.reason}" + (f" ({shown_times})" * bool(shown_times)))
+        for name, why in choice.refused.items():
+            say(f"  no {name}: {why}")
+    if report.fused.verdict != "unknown":
+        say(report.fused.summary())
+    say(report.parity.summary())
+    say(f"latency: median {times.median_ms:.3f} ms, p99 {times.p99_ms:.3f} ms over {times.n} runs, without transfers")
+    for note in report.notes:
+        say(f"note: {note}")
 
 
 def _prove_on_target(

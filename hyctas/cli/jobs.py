@@ -18,6 +18,7 @@ from export.target import Target, parse_size
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 
 if TYPE_CHECKING:
+    from hyctas.engine import EngineSettings, LoadSettings
     from latency.protocol import Protocol
 
 R = TypeVar("R")
@@ -228,6 +229,23 @@ class ExportJob:
     """Threads that it is meant to run with, for the manifest and the hyctas-bench command that is printed."""
     random_weights: bool = False
     """Export a genotype with random weights: to time it, not to segment with it."""
+    expert: tyro.conf.Suppress[str] = "{}"
+    """Settings of an engine's build from a TOML file, as JSON."""
+
+    @classmethod
+    def settings(cls) -> type[EngineSettings]:
+        """Return what a TOML file may set besides the flags."""
+        from hyctas.engine import EngineSettings
+
+        return EngineSettings
+
+    def engine(self) -> EngineSettings:
+        """Return how an engine is built: defaults, then the TOML file.
+
+        Raises:
+            InvalidInput: a value of the wrong type, or one that is not allowed.
+        """
+        return fill(self.settings(), json.loads(self.expert))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +253,7 @@ class BenchJob:
     """What hyctas-bench times."""
 
     models: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[MODEL ...]")] = ()
-    """.onnx files (anybody's), .pt2 files, bundles, run folders; the first is what the others are compared with."""
+    """.onnx files (anybody's), .pt2 files, .engine files, bundles, run folders; the first is what the others are compared with."""
     target: str | None = None
     """Where to time, for instance onnxruntime-cpu:fp32; default: the best available one that runs the models, printed."""
     threads: int = 1
@@ -256,6 +274,23 @@ class BenchJob:
     """Write a folder that times the models with trtexec on a device without Python; target tensorrt:fp16 or :fp32."""
     ingest: Path | None = None
     """Make the report from a kit's folder that came back from the device."""
+    expert: tyro.conf.Suppress[str] = "{}"
+    """Settings of how engines are loaded from a TOML file, as JSON."""
+
+    @classmethod
+    def settings(cls) -> type[LoadSettings]:
+        """Return what a TOML file may set besides the flags."""
+        from hyctas.engine import LoadSettings
+
+        return LoadSettings
+
+    def loading(self) -> LoadSettings:
+        """Return how TensorRT engines are loaded: defaults, then the TOML file.
+
+        Raises:
+            InvalidInput: a value of the wrong type.
+        """
+        return fill(self.settings(), json.loads(self.expert))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from export.machine import fingerprint
 from export.platform import KINDS, install_line, platform_kind
 from export.runtime import Runtime
 from export.target import RUNTIMES, Target
+from export.trt import guard
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,11 +29,27 @@ def test_every_target_is_answered() -> None:
         assert set(state.to_json()) == {"target", "ok", "reason", "install"}
 
 
-@pytest.mark.parametrize("text", ["aotinductor-cpu:bf16", "aotinductor-cuda:fp16", "tensorrt:fp16"])
+@pytest.mark.parametrize("text", ["aotinductor-cpu:bf16", "aotinductor-cuda:fp16"])
 def test_unbuilt_runtimes_say_so(text: str) -> None:
     with pytest.raises(Unavailable, match="not built into this release yet") as caught:
         runtimes.open_runtime(Target.parse(text), 1)
     assert caught.value.target == text
+
+
+def test_tensorrt_is_answered_by_its_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
+        raise Unavailable("tensorrt", "the driver's cuInit failed with error 100 (CUDA_ERROR_NO_DEVICE)", "plug one in")
+
+    monkeypatch.setattr(guard, "import_tensorrt", no_driver)
+    with pytest.raises(Unavailable, match=r"tensorrt:fp16 is unavailable: the driver's cuInit failed.*\n.*plug one in") as caught:
+        runtimes.open_runtime(Target.parse("tensorrt:fp16"), 1, trust=True)
+    assert caught.value.target == "tensorrt:fp16"
+    opened: list[tuple[object, ...]] = []
+    monkeypatch.setattr(guard, "import_tensorrt", lambda: None)
+    monkeypatch.setattr("export.trt.runtime.TensorRTRuntime", lambda *given, **named: opened.append((*given, named)))
+    runtimes.open_runtime(Target.parse("tensorrt:fp16"), 2, Path("cache"), trust=True)
+    assert opened == [(Target("tensorrt", "fp16"), 2, Path("cache"), {"trust": True})]
+    assert all(state.ok for state in runtimes.available_targets() if state.target.startswith("tensorrt:"))
 
 
 def test_open_runtime() -> None:

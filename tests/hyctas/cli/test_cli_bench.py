@@ -201,7 +201,7 @@ def test_pt2_takes_torch(pt2: Path, foreign: Path, monkeypatch: pytest.MonkeyPat
         (("missing.onnx",), 2, "no such file or folder"),
         (("folder",), 2, "is no bundle"),
         (("theirs.json",), 2, "suffix '.json' is unknown"),
-        (("m.engine",), 3, "not in this release"),
+        (("m.engine",), 3, "tensorrt:fp16 is unavailable: "),
         (("broken.onnx",), 2, "broken.onnx: is not a whole ONNX file"),
         (("broken.pt2",), 2, "broken.pt2: is not a readable .pt2 file"),
         (("tampered",), 2, "genotype.json: differs from the manifest"),

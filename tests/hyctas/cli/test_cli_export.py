@@ -186,12 +186,6 @@ def test_genotype_needs_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_engine_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, tmp_path / "m.engine", "--network", tmp_path) == 3
-    err = capsys.readouterr().err
-    assert "not in this release" in err and "trtexec --onnx=m.onnx" in err and list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [

@@ -1,0 +1,336 @@
+"""Choose how each attention of a network is computed, per shape, by measurement: plugin, native fused, decomposed. No torch here.
+
+For every distinct shape of the network's attention nodes, each implementation on offer is built into a small engine of its own,
+held against a float64 reference, and timed in turns with the others. The fastest that is right is taken; the plugin only where it
+is faster by `PLUGIN_GAIN`, since native code fuses with what surrounds it. What was refused or failed is kept with its reason.
+
+| implementation | is                                                            | refused where                                   |
+|----------------|---------------------------------------------------------------|-------------------------------------------------|
+| `plugin`       | our kernel (`export.trt.plugin`)                              | TensorRT < 10.16; no kernel for GPU or shape    |
+| `fused`        | a body that TensorRT turns into one kernel of its own         | channels, dtype or number of keys do not suit   |
+| `decomposed`   | a body of plain products and softmax                          | its logits take too much memory                 |
+| `chunked`      | the same, some queries at a time                              | the whole fits                                  |
+
+What is on offer comes from the caller (`Offer`), as do the means to build and run (`Lab`): nothing here knows an operator's bodies.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from export.errors import HyctasError, InvalidInput
+from export.onnx_function import OnnxFunction, attach, nodes_of
+from export.runtime import Session
+from export.trt.attention_case import KINDS, LIMITS, AttentionCase, Example, as_float, example, feeds, graph_of
+from export.trt.plugin import PLUGINS, with_plugins
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.plugin_kernel import PluginKernel
+    from export.trt.device import DeviceBackend
+    from export.trt.engine_file import Machine
+
+IMPLEMENTATIONS = ("plugin", "fused", "decomposed", "chunked")
+"""In the order in which they are taken where nothing is measured."""
+PLUGIN_GAIN = 0.05
+"""Share by which the plugin must be faster than the best of the others."""
+
+
+class NoAttention(HyctasError):
+    """No implementation computes an attention of this shape here.
+
+    Attributes:
+        case: the shape.
+        refused: why, by implementation.
+    """
+
+    exit_code = 1
+
+    def __init__(self, case: AttentionCase, refused: Mapping[str, str]) -> None:
+        self.case, self.refused = case, dict(refused)
+        reasons = "\n".join(f"  {name}: {why}" for name, why in refused.items()) or "  nothing was on offer"
+        memory = f"Holding all its logits takes {case.logits_bytes / 2**30:.2f} GiB"
+        advice = "take a smaller image, or fewer heads or channels of attention"
+        super().__init__(f"no implementation computes attention of {case}:\n{reasons}\n{memory}; {advice}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """An implementation for one case: a body of the function, or a kernel, or why there is none."""
+
+    name: str
+    """One of `IMPLEMENTATIONS`."""
+    body: str = ""
+    """Name of the body in the `OnnxFunction`."""
+    kernel: PluginKernel | None = None
+    refused: str = ""
+    """Why the implementation cannot be taken; empty where it can."""
+
+    def __post_init__(self) -> None:
+        if self.name not in IMPLEMENTATIONS:
+            raise InvalidInput(f"unknown implementation {self.name!r}; there are {', '.join(IMPLEMENTATIONS)}")
+        if (bool(self.body), self.kernel is not None, bool(self.refused)).count(True) != 1:
+            raise InvalidInput(f"an offer has either a body, a kernel or a reason for none; {self.name} has {self}")
+
+
+class Lab(Protocol):
+    """Builds and runs small engines."""
+
+    def register(self, kernels: Sequence[PluginKernel]) -> None:
+        """Make kernels known to the builder."""
+        ...
+
+    def build(self, graph: bytes, precision: str, plugins: bool) -> bytes:
+        """Return the engine of an ONNX graph; raise a `HyctasError` where it cannot be built."""
+        ...
+
+    def open(self, plan: bytes) -> Session:
+        """Load an engine."""
+        ...
+
+
+@dataclass
+class EngineLab:
+    """The `Lab` of this machine's GPU."""
+
+    trt: Any
+    machine: Machine
+    backend: DeviceBackend
+    timing_cache: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`BuildOptions` other than precision and plugins."""
+
+    def register(self, kernels: Sequence[PluginKernel]) -> None:
+        """Make kernels known to the builder."""
+        PLUGINS.register(kernels, self.trt)
+
+    def build(self, graph: bytes, precision: str, plugins: bool) -> bytes:
+        """Build an engine with the effort of the network's own, since it is the same kernels that compete."""
+        from export.trt.build import build_engine
+        from export.trt.options import BuildOptions
+
+        options = BuildOptions.release(precision, plugins=plugins, **self.settings)
+        return build_engine(graph, options, timing_cache=self.timing_cache, machine=self.machine, trt=self.trt).plan
+
+    def open(self, plan: bytes) -> Session:
+        """Load an engine."""
+        from export.trt.runner import EngineSession
+
+        return EngineSession(plan, backend=self.backend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How implementations are timed: in turns, so that drift hits all alike."""
+
+    warm_up: int = 20
+    """Untimed runs of each."""
+    rounds: int = 60
+    """Turns."""
+    steps: int = 5
+    """Runs of one in a turn; the first is not counted, in which it finds the caches that the others left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen for one case, and why."""
+
+    case: AttentionCase
+    nodes: tuple[str, ...]
+    """The nodes of this shape."""
+    implementation: str
+    reason: str
+    body: str = ""
+    """Of the function; empty for the plugin."""
+    plugin: str = ""
+    """The plugin's name; empty for the others."""
+    times_ms: Mapping[str, float] = field(default_factory=dict)
+    """Median by implementation; empty where nothing was measured."""
+    parity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Relative error by implementation and kind of inputs (`KINDS`)."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why not, by implementation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; errors that are infinite (an output was not finite) become the text `not finite`."""
+        finite = {name: {kind: _plain(value) for kind, value in errors.items()} for name, errors in self.parity.items()}
+        return {**asdict(self), "nodes": list(self.nodes), "parity": finite}
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """A network's graph with an implementation in every attention's place, and how it came about."""
+
+    model: onnx.ModelProto = field(repr=False)
+    """Standard operators and plugin nodes alone: the bodies stand in their nodes' places."""
+    choices: tuple[Choice, ...]
+    """Per shape; none for a network without attention."""
+    measured: bool
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """The names of the plugins that the graph has nodes of."""
+        return tuple(sorted({choice.plugin for choice in self.choices if choice.plugin}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a manifest holds as `attention`."""
+        return {"measured": self.measured, "choices": [choice.to_json() for choice in self.choices]}
+
+
+def choose_attention(
+    model: onnx.ModelProto,
+    function: OnnxFunction,
+    offers: Callable[[AttentionCase], Sequence[Offer]],
+    lab: Lab,
+    *,
+    measure: bool = True,
+    rounds: Rounds | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> AttentionChoice:
+    """Choose an implementation for every attention node of a model, and put it in its place.
+
+    Args:
+        model: in the precision that it is to be built in, with nodes of the function.
+        function: the operator, with every body that `offers` names.
+        offers: gives for a case each implementation once, or why it cannot be taken.
+        lab: builds and runs.
+        measure: without it the first of `IMPLEMENTATIONS` that is not refused is taken, unproven: for quick builds.
+        rounds: how to time.
+        tell: is told what is being done.
+
+    Raises:
+        NoAttention: for some shape nothing works, with every reason.
+        InvalidInput: the nodes are not those of attention.
+    """
+    cases: dict[AttentionCase, list[str]] = {}
+    for node in nodes_of(model, function):
+        cases.setdefault(AttentionCase.of(node), []).append(node.name)
+    choices: list[Choice] = []
+    kernels: dict[str, PluginKernel] = {}
+    for number, (case, nodes) in enumerate(cases.items(), 1):
+        if tell is not None:
+            tell(f"attention {number} of {len(cases)}: {case}")
+        on_offer = {offer.name: offer for offer in sorted(offers(case), key=lambda offer: IMPLEMENTATIONS.index(offer.name))}
+        refused = {name: offer.refused for name, offer in on_offer.items() if offer.refused}
+        taken = {name: offer for name, offer in on_offer.items() if not offer.refused}
+        trial = _Trial(case, graph_of(case, model, nodes[0], function), function, lab, rounds or Rounds())
+        chosen = trial.choose(taken, refused) if measure else _first(case, taken, refused)
+        offer = taken[chosen["implementation"]]
+        if offer.kernel is not None:
+            lab.register([offer.kernel])
+            kernels |= dict.fromkeys(nodes, offer.kernel)
+        plugin = offer.kernel.name if offer.kernel is not None else ""
+        choices.append(Choice(case=case, nodes=tuple(nodes), body=offer.body, plugin=plugin, **chosen))
+    bodies = {name: choice.body for choice in choices for name in choice.nodes if choice.body}
+    return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices), measure)
+
+
+def placed(
+    model: onnx.ModelProto, function: OnnxFunction, bodies: Mapping[str, str], kernels: Mapping[str, PluginKernel]
+) -> onnx.ModelProto:
+    """Return a copy of a model in which every node of a function is a plugin node, or a body's operators.
+
+    Raises:
+        InvalidInput: the choice misses nodes, or names unknown ones.
+    """
+    from onnx import inliner
+
+    result = with_plugins(model, function, kernels)
+    if bodies or nodes_of(result, function):
+        result = attach(result, function, bodies)
+    if result.functions:
+        result = inliner.inline_local_functions(result)
+    if not kernels:  # a domain that no node is of would only be a question to the parser
+        kept = [item for item in result.opset_import if item.domain != function.domain]
+        del result.opset_import[:]
+        result.opset_import.extend(kept)
+    return result
+
+
+class _Trial:
+    """One case's implementations, each in an engine of its own."""
+
+    def __init__(self, case: AttentionCase, graph: onnx.ModelProto, function: OnnxFunction, lab: Lab, rounds: Rounds) -> None:
+        self.case, self.graph, self.function, self.lab, self.rounds = case, graph, function, lab, rounds
+        self.node = graph.graph.node[0].name
+        self.parity: dict[str, dict[str, float]] = {}
+
+    def choose(self, offers: Mapping[str, Offer], refused: Mapping[str, str]) -> dict[str, Any]:
+        """Return the fields of a `Choice` that measuring decides."""
+        examples = [example(self.case, kind) for kind in KINDS] if offers else []
+        refused = dict(refused)
+        with ExitStack() as stack:
+            sessions: dict[str, Session] = {}
+            for name, offer in offers.items():
+                try:
+                    sessions[name] = self._proven(stack, offer, examples)
+                except HyctasError as error:
+                    refused[name] = " ".join(str(error).split())
+            if not sessions:
+                raise NoAttention(self.case, refused)
+            times = self._times(sessions, examples[0])
+        implementation, reason = _winner(times)
+        found = {"times_ms": times, "parity": self.parity, "refused": refused}
+        return {"implementation": implementation, "reason": reason, **found}
+
+    def _proven(self, stack: ExitStack, offer: Offer, examples: Sequence[Example]) -> Session:
+        """Build, load and check one; on failure nothing of it stays open."""
+        if offer.kernel is not None:
+            self.lab.register([offer.kernel])
+            graph = placed(self.graph, self.function, {}, {self.node: offer.kernel})
+        else:
+            graph = placed(self.graph, self.function, {self.node: offer.body}, {})
+        plan = self.lab.build(graph.SerializeToString(), self.case.precision, offer.kernel is not None)
+        with ExitStack() as local:
+            session = local.enter_context(self.lab.open(plan))
+            limit = LIMITS[self.case.dtype]
+            errors = {e.kind: e.error(as_float(session.run(feeds(session.inputs, e))[0])) for e in examples}
+            self.parity[offer.name] = errors
+            if wrong := {kind: error for kind, error in errors.items() if not error <= limit}:
+                listed = ", ".join(f"{error:.2e} for {kind} logits" for kind, error in wrong.items())
+                raise InvalidInput(f"its output is wrong: relative error {listed}; the limit is {limit:.0e}")
+            stack.push(local.pop_all())
+        return session
+
+    def _times(self, sessions: Mapping[str, Session], values: Example) -> dict[str, float]:
+        """Return the median time of each in milliseconds."""
+        samples: dict[str, list[float]] = {name: [] for name in sessions}
+        for session in sessions.values():
+            session.bind(feeds(session.inputs, values))
+            for _ in range(self.rounds.warm_up):
+                session.step()
+        for _ in range(self.rounds.rounds):
+            for name, session in sessions.items():
+                samples[name] += [session.step() for _ in range(self.rounds.steps)][1:]
+        return {name: statistics.median(taken) for name, taken in samples.items()}
+
+
+def _winner(times_ms: Mapping[str, float]) -> tuple[str, str]:
+    """Return the implementation to take, and why."""
+    ranked = sorted(times_ms, key=lambda name: times_ms[name])
+    if len(ranked) == 1:
+        return ranked[0], "the only one that works here"
+    best = ranked[0]
+    native = next(name for name in ranked if name != "plugin")
+    if best == "plugin":
+        gain = 1 - times_ms["plugin"] / times_ms[native]
+        told = f"the plugin is {gain:.1%} faster than {native}"
+        return ("plugin", told) if gain >= PLUGIN_GAIN else (native, f"{told}, less than the {PLUGIN_GAIN:.0%} asked for")
+    second = ranked[1]
+    return best, f"{1 - times_ms[best] / times_ms[second]:.1%} faster than {second}"
+
+
+def _first(case: AttentionCase, offers: Mapping[str, Offer], refused: Mapping[str, str]) -> dict[str, Any]:
+    if not offers:
+        raise NoAttention(case, refused)
+    return {"implementation": next(iter(offers)), "reason": "not measured", "refused": dict(refused)}
+
+
+def _plain(error: float) -> float | str:
+    return error if error < float("inf") else "not finite"

@@ -1,0 +1,236 @@
+"""Register attention kernels with TensorRT as ahead-of-time plugins, from 10.16 on, and put them into ONNX graphs. No torch here.
+
+One plugin per family of kernels (`PluginKernel.name`), in the namespace `hyctas`, without attributes: a plugin that has any cannot
+be created by some versions. Everything is read from the shapes; another scale than 1 is multiplied into q by a node before. The
+engine holds the compiled kernel and needs neither Python nor this package when it runs.
+"""
+
+# no `from __future__ import annotations`: NVIDIA's validators read the annotations below, and refuse strings
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from export.errors import InvalidInput, Unavailable
+from export.plugin_kernel import AXES, CeilDiv, PluginKernel
+from export.trt.guard import Gpu
+from export.trt.versions import PLUGINS_FROM, check_arrays, has_plugins, version_of
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.onnx_function import OnnxFunction
+
+NAMESPACE, VERSION = "hyctas", "1"
+TYPES = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
+"""As `AutoTuneCombination` writes them."""
+_NUMPY = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+"""Our names by those of `tensorrt.DataType`."""
+PTX_OF_CUDA = (
+    ((11, 8), (7, 8)), ((12, 0), (8, 0)), ((12, 1), (8, 1)), ((12, 2), (8, 2)), ((12, 3), (8, 3)), ((12, 4), (8, 4)),
+    ((12, 5), (8, 5)), ((12, 7), (8, 6)), ((12, 8), (8, 7)), ((12, 9), (8, 8)), ((13, 0), (9, 0)), ((13, 1), (9, 1)),
+)  # fmt: skip
+"""The newest PTX that a driver reads, from which CUDA version of it on (PTX ISA, release notes); later ones are not known here."""
+
+
+class Plugins:
+    """The kernels of this process's plugins.
+
+    TensorRT takes a plugin's functions once per process and name. So they look kernels up here while an engine is built, and
+    kernels may be added to a plugin, or replaced, at any time before.
+    """
+
+    def __init__(self) -> None:
+        self._kernels: dict[str, dict[tuple[str, int, int], PluginKernel]] = {}
+
+    def register(self, kernels: Sequence[PluginKernel], trt: Any) -> None:
+        """Make kernels known to TensorRT's plugin registry; kernels that are known already are no error.
+
+        Args:
+            kernels: of any families.
+            trt: the module `tensorrt`, of a process in which a GPU is proven.
+
+        Raises:
+            Unavailable: a TensorRT before 10.16.
+            InvalidInput: the kernels of one plugin are for different channels.
+        """
+        if why := version_refusal(trt):
+            raise Unavailable("attention plugins", why, "pip install 'tensorrt>=10.16,<12', or build without plugins")
+        check_arrays(trt)
+        for kernel in kernels:
+            family = self._kernels.get(kernel.name, {})
+            channels = {(known.qk_channels, known.value_channels) for known in (*family.values(), kernel)}
+            if len(channels) > 1:
+                raise InvalidInput(f"plugin {kernel.name} cannot be for several pairs of channels: {sorted(channels)}")
+            if kernel.name not in self._kernels:
+                _declare(f"{NAMESPACE}::{kernel.name}", kernel.name, self)
+                self._kernels[kernel.name] = family
+            family[kernel.dtype, kernel.query_multiple, kernel.key_multiple] = kernel
+
+    def dtypes(self, name: str) -> list[str]:
+        """Return the dtypes that a plugin has kernels for."""
+        return sorted({kernel.dtype for kernel in self._kernels[name].values()})
+
+    def kernel(self, name: str, dtype: str, q: Sequence[int], k: Sequence[int]) -> PluginKernel:
+        """Return the kernel of a plugin for tensors: among those that can, the one that was compiled for most.
+
+        Args:
+            name: the plugin's.
+            dtype: of the tensors, as numpy names it.
+            q: its shape (B, h, d, N).
+            k: its shape (B, h, d, M).
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        found = [kernel for kernel in self._kernels[name].values() if kernel.dtype == dtype]
+        reasons = {kernel: kernel.refusal(q[0], q[1], q[3], k[3]) for kernel in found if kernel.qk_channels == q[2]}
+        fitting = [kernel for kernel, why in reasons.items() if not why]
+        if not fitting:
+            why = "; ".join(reasons.values()) or f"none is for {dtype} and {q[2]} channels"
+            raise InvalidInput(f"plugin {name} has no kernel for q {tuple(q)} and k {tuple(k)}: {why}")
+        return max(fitting, key=lambda kernel: (kernel.query_multiple, kernel.key_multiple))
+
+
+PLUGINS = Plugins()
+"""This process's; TensorRT's registry is one per process, too."""
+
+
+def version_refusal(trt: Any) -> str:
+    """Say why this TensorRT takes no plugins of ours; empty where it does."""
+    if has_plugins(trt):
+        return ""
+    return f"they need TensorRT {'.'.join(map(str, PLUGINS_FROM))}, and here is {'.'.join(map(str, version_of(trt)))}"
+
+
+def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[int]]) -> str:
+    """Say why a kernel cannot be built into an engine for this GPU and these tensors; empty where nothing is known against it.
+
+    What cannot be told beforehand is left to the build: whether a driver newer than `PTX_OF_CUDA` reads still newer PTX.
+
+    Args:
+        kernel: the kernel.
+        trt: the module `tensorrt`.
+        gpu: as `export.trt.guard.require_gpu` gives it.
+        shapes: of q (B, h, d, N), k (B, h, d, M), v (B, h, e, M).
+    """
+    q, k, v = shapes
+    if why := version_refusal(trt):
+        return why
+    if (here := gpu.capability[0] * 10 + gpu.capability[1]) != kernel.architecture:
+        return f"the kernel is compiled for sm_{kernel.architecture}, and this GPU is sm_{here}"
+    known = [ptx for cuda, ptx in PTX_OF_CUDA if cuda <= gpu.driver_cuda]
+    newer = gpu.driver_cuda > PTX_OF_CUDA[-1][0]
+    if not newer and kernel.ptx_version > max(known, default=(0, 0)):
+        driver, ptx = (".".join(map(str, version)) for version in (gpu.driver_cuda, kernel.ptx_version))
+        return f"the kernel is PTX {ptx}, newer than what this driver (CUDA {driver}) reads; update the driver"
+    if (q[2], v[2]) != (kernel.qk_channels, kernel.value_channels):
+        return f"the kernel is for {kernel.qk_channels} and {kernel.value_channels} channels, not {q[2]} and {v[2]}"
+    return kernel.refusal(q[0], q[1], q[3], k[3])
+
+
+def with_plugins(model: "onnx.ModelProto", function: "OnnxFunction", kernels: Mapping[str, PluginKernel]) -> "onnx.ModelProto":
+    """Return a copy of a model in which nodes of a function are plugin nodes; all others stay as they are.
+
+    Args:
+        model: with nodes of the function, whose attribute `scale` is multiplied into q where it is not 1.
+        function: the operator: inputs q, k, v, one output.
+        kernels: by the name of the node.
+
+    Raises:
+        InvalidInput: no node has such a name, or its dtype or channels are not the kernel's.
+    """
+    import onnx
+
+    from export.onnx_function import nodes_of
+
+    nodes = {node.name: node for node in nodes_of(model, function)}
+    if unknown := sorted(set(kernels) - set(nodes)):
+        raise InvalidInput(f"the model has no {function.label} nodes {unknown}; it has {sorted(nodes)}")
+    result = onnx.ModelProto.FromString(model.SerializeToString())
+    typed = {info.name for info in (*result.graph.value_info, *result.graph.output)}
+    made: list[onnx.NodeProto] = []
+    for node in result.graph.node:
+        kernel = kernels.get(node.name) if function.owns(node.domain, node.op_type) else None
+        if kernel is None:
+            made.append(node)
+            continue
+        found = nodes[node.name]
+        q, _, v = found.inputs
+        if (q.dtype, q.shape[2], v.shape[2]) != (kernel.dtype, kernel.qk_channels, kernel.value_channels):
+            wanted = f"{kernel.dtype}, {kernel.qk_channels} and {kernel.value_channels} channels"
+            raise InvalidInput(f"kernel {kernel.name} is for {wanted}; node {node.name} has {q.dtype}, q {q.shape} and v {v.shape}")
+        inputs = list(node.input)
+        if (scale := float(found.attributes.get("scale", 1.0))) != 1.0:
+            made.append(_scaling(result.graph, node, scale, q.dtype))
+            inputs[0] = made[-1].output[0]
+        made.append(_plugin_node(node, inputs, kernel.name))
+        if node.output[0] not in typed:  # nothing infers the type of a plugin's output
+            kind = _element_type(q.dtype)
+            result.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], kind, found.outputs[0].shape))
+    made = [onnx.NodeProto.FromString(node.SerializeToString()) for node in made]
+    del result.graph.node[:]
+    result.graph.node.extend(made)
+    return result
+
+
+def _plugin_node(node: Any, inputs: list[str], name: str) -> Any:
+    import onnx
+
+    # `aot`: this implementation and no other; the parser finds the plugin by op_type, version and namespace
+    fields: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION, "aot": 1}
+    return onnx.helper.make_node(name, inputs, list(node.output), name=node.name, domain=NAMESPACE, **fields)
+
+
+def _scaling(graph: Any, node: Any, scale: float, dtype: str) -> Any:
+    import onnx
+
+    constant, scaled = f"{node.name}_scale", f"{node.name}_q_scaled"
+    graph.initializer.append(onnx.helper.make_tensor(constant, _element_type(dtype), [], [scale]))
+    return onnx.helper.make_node("Mul", [node.input[0], constant], [scaled], name=f"{node.name}_scaling")
+
+
+def _element_type(dtype: str) -> int:
+    import onnx
+
+    kinds = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "float32": onnx.TensorProto.FLOAT}
+    return int(kinds[dtype])
+
+
+def _declare(label: str, name: str, plugins: Plugins) -> None:
+    """Give TensorRT the functions of one plugin."""
+    import tensorrt.plugin as trtp  # type: ignore[import-not-found, unused-ignore]  # there where a GPU is
+
+    @trtp.register(label)
+    def describe(q: trtp.TensorDesc, k: trtp.TensorDesc, v: trtp.TensorDesc) -> trtp.TensorDesc:
+        batch, heads, channels, _ = v.shape_expr
+        return trtp.from_shape_expr((batch, heads, channels, q.shape_expr[3]), dtype=v.dtype)
+
+    @trtp.autotune(label)
+    def tune(
+        q: trtp.TensorDesc, k: trtp.TensorDesc, v: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
+    ) -> list[trtp.AutoTuneCombination]:
+        kinds = [TYPES[dtype] for dtype in plugins.dtypes(name)]
+        return [trtp.AutoTuneCombination(", ".join([kind] * 4), "LINEAR") for kind in kinds]
+
+    @trtp.aot_impl(label)
+    def implement(
+        q: trtp.TensorDesc, k: trtp.TensorDesc, v: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc], tactic: int
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        kernel = plugins.kernel(name, _NUMPY[q.dtype.name], tuple(q.shape), tuple(k.shape))
+        sizes = {dim: {"q": q, "k": k, "v": v}[tensor].shape_expr[axis] for dim, (tensor, axis) in AXES.items()}
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x, launch.grid_y, launch.grid_z = (_blocks(trtp, axis, sizes) for axis in kernel.grid_rule)
+        launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_bytes
+        scalars = trtp.SymIntExprs(len(kernel.scalars))
+        for index, dim in enumerate(kernel.scalars):
+            scalars[index] = trtp.SymInt32(sizes[dim])
+        return kernel.symbol, kernel.ptx, launch, scalars
+
+
+def _blocks(trtp: Any, axis: Sequence[CeilDiv], sizes: Mapping[str, Any]) -> Any:
+    """Return the expression of a launch's blocks along one axis; expressions of TensorRT's have their operators on the left."""
+    factors = [sizes[factor.dim] if factor.divisor == 1 else trtp.cdiv(sizes[factor.dim], factor.divisor) for factor in axis]
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product * factor
+    return product

@@ -1,0 +1,329 @@
+"""Which attention is taken: by parity, by times, by what is refused, without measuring, and what then stands in the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from export.errors import InvalidInput, Unavailable
+from export.onnx_function import attach
+from export.plugin_kernel import PluginKernel
+from export.runtime import TensorSpec
+from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
+from export.trt.choose import AttentionChoice, NoAttention, Offer, Rounds, choose_attention
+from export.trt.log import TensorRTFailed
+from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
+from hyctas.attention.onnx_function import self_attention_function
+from tests.export.trt import attention_plugin as made
+from tests.export.trt.test_trt_plugin import graph
+
+CHUNKED = body_name(32, 12)
+FUNCTION = with_chunks(self_attention_function(), [(32, 12)])
+CASE = AttentionCase(1, 1, 8, 64, 32, 32, "float16", 0.5)
+TIMES = {"plugin": 1.0, "fused": 2.0, "decomposed": 3.0, "chunked": 4.0}
+BODIES = {"fused": "padded", "decomposed": "plain", "chunked": CHUNKED}
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
+    """Compute attention plainly, in float64."""
+    logits = np.swapaxes(q.astype(np.float64) * scale, 2, 3) @ k
+    weights = np.exp(logits - logits.max(3, keepdims=True))
+    return np.asarray(v @ np.swapaxes(weights / weights.sum(3, keepdims=True), 2, 3))
+
+
+def implementation_of(model: onnx.ModelProto) -> str:
+    """Tell from its operators what a graph of one attention is."""
+    operators = {node.op_type for node in model.graph.node}
+    if any(name.startswith("SelfAttention") for name in operators):
+        return "plugin"
+    return "fused" if "Pad" in operators else "chunked" if "Slice" in operators else "decomposed"
+
+
+@dataclass
+class Session:
+    """Attention in numpy that takes as long as it is told."""
+
+    lab: Lab
+    name: str
+    dtype: str
+    shapes: Mapping[str, tuple[int, ...]]
+    bound: bool = False
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.inputs = tuple(TensorSpec(name, self.shapes[name], self.dtype) for name in self.lab.names)
+        self.outputs = (TensorSpec("o", self.shapes["o"], self.dtype),)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        assert not self.closed and all(array.dtype == self.dtype for array in feeds.values())
+        q, k, v = (as_float(feeds[name]).astype(np.float64) for name in "qkv")
+        output = attention(q, k, v, self.lab.scale)
+        return [as_fed(self.lab.spoil.get(self.name, lambda o, _: o)(output, k).astype(np.float32), self.outputs[0])]
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
+        self.bound = set(feeds) == {"q", "k", "v"}
+
+    def step(self) -> float:
+        assert self.bound and not self.closed
+        self.lab.steps.append(self.name)
+        return self.lab.times[self.name]
+
+    def results(self) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+@dataclass
+class Lab:
+    """Builds nothing, and looks up times."""
+
+    times: dict[str, float] = field(default_factory=lambda: dict(TIMES))
+    fails: dict[str, Exception] = field(default_factory=dict)
+    """What building raises."""
+    spoil: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = field(default_factory=dict)
+    """What becomes of an output, given it and k."""
+    scale: float = 0.5
+    dtype: str = ""
+    names: tuple[str, ...] = ("q", "k", "v")
+    registered: list[PluginKernel] = field(default_factory=list)
+    built: list[tuple[str, str, bool]] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    def register(self, kernels: Sequence[PluginKernel]) -> None:
+        self.registered += kernels
+
+    def build(self, graph: bytes, precision: str, plugins: bool) -> bytes:
+        model = onnx.ModelProto.FromString(graph)
+        assert not model.functions, "bodies stand in their nodes' places"
+        onnx.checker.check_model(model, full_check=True)
+        name = implementation_of(model)
+        assert not plugins or self.registered, "the plugin is known before it is parsed"
+        self.built.append((name, precision, plugins))
+        if name in self.fails:
+            raise self.fails[name]
+        return graph
+
+    def open(self, plan: bytes) -> Session:
+        model = onnx.ModelProto.FromString(plan)
+        values = {info.name: info for info in (*model.graph.input, *model.graph.output)}
+        shapes = {name: tuple(d.dim_value for d in info.type.tensor_type.shape.dim) for name, info in values.items()}
+        kinds = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.BFLOAT16: "uint16"}
+        dtype = self.dtype or kinds[values["o"].type.tensor_type.elem_type]
+        session = Session(self, implementation_of(model), dtype, shapes)
+        self.sessions.append(session)
+        return session
+
+
+def all_offers(case: AttentionCase) -> list[Offer]:
+    """Offer everything, in no order."""
+    kernel = made.kernel(case.qk_channels, case.value_channels, case.dtype)
+    return [*(Offer(name=name, body=body) for name, body in BODIES.items()), Offer(name="plugin", kernel=kernel)]
+
+
+def without(**refused: str) -> Callable[[AttentionCase], list[Offer]]:
+    """Offer everything but some, with the reasons."""
+    return lambda case: [Offer(name=o.name, refused=refused[o.name]) if o.name in refused else o for o in all_offers(case)]
+
+
+def choose(lab: Lab, scales: tuple[float, ...] = (0.5,), dtype: str = "float16", **options: Any) -> AttentionChoice:
+    model, _ = graph(scales, dtype, typed=True)
+    options = {"offers": all_offers, "rounds": Rounds(warm_up=2, rounds=4, steps=3), **options}
+    return choose_attention(model, FUNCTION, lab=lab, **options)
+
+
+def test_the_fastest_is_taken_and_everything_is_told() -> None:
+    lab, said = Lab(), list[str]()
+    found = choose(lab, tell=said.append)
+    (choice,) = found.choices
+    assert (choice.implementation, choice.plugin, choice.body) == ("plugin", "SelfAttention_d8_e64", "")
+    assert choice.reason == "the plugin is 50.0% faster than fused" and choice.case == CASE and choice.times_ms == TIMES
+    assert set(choice.parity) == set(TIMES) and choice.refused == {}
+    assert all(0 < error < 1e-3 for errors in choice.parity.values() for error in errors.values())
+    assert lab.built == [(name, "fp16", name == "plugin") for name in TIMES]
+    assert all(session.closed for session in lab.sessions) and len(lab.sessions) == 4
+    assert lab.steps[8:20] == [name for name in TIMES for _ in range(3)], "in turns, after the warm-up"
+    assert found.plugins == ("SelfAttention_d8_e64",) and "attention 1 of 1: 1x1 heads, 8/64 channels" in said[0]
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert told["measured"] and told["choices"][0]["nodes"] == ["a0"] and told["choices"][0]["case"]["keys"] == 32
+    assert [node.op_type for node in found.model.graph.node] == ["Mul", "SelfAttention_d8_e64", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("times", "implementation", "reason"),
+    [
+        ({"plugin": 1.96}, "fused", "the plugin is 2.0% faster than fused, less than the 5% asked for"),
+        ({"plugin": 1.90}, "plugin", "the plugin is 5.0% faster than fused"),
+        ({"plugin": 9.0}, "fused", "33.3% faster than decomposed"),
+        ({"plugin": 2.9, "fused": 5.0}, "decomposed", "the plugin is 3.3% faster than decomposed"),
+        ({"chunked": 0.5}, "chunked", "50.0% faster than plugin"),
+    ],
+)
+def test_the_plugin_must_be_worth_it(times: dict[str, float], implementation: str, reason: str) -> None:
+    found = choose(Lab(times={**TIMES, **times}))
+    assert found.choices[0].implementation == implementation and reason in found.choices[0].reason
+    assert implementation_of(found.model) == implementation
+    assert {node.domain for node in found.model.graph.node} == ({"", "hyctas"} if implementation == "plugin" else {""})
+    assert ("hyctas" in {item.domain for item in found.model.opset_import}) == (implementation == "plugin")
+
+
+def test_the_chain_falls_back_with_reasons() -> None:
+    failing = TensorRTFailed("building the engine", ["error: no kernel"], "take fp16")
+    lab = Lab(fails={"fused": failing}, spoil={"decomposed": lambda o, _: o * 1.02})
+    (choice,) = choose(lab, offers=without(plugin="TensorRT is too old")).choices
+    assert (choice.implementation, choice.reason) == ("chunked", "the only one that works here")
+    assert choice.refused["plugin"] == "TensorRT is too old" and not lab.registered
+    assert choice.refused["fused"] == "building the engine failed. TensorRT: error: no kernel take fp16"
+    assert choice.refused["decomposed"] == (
+        "its output is wrong: relative error 2.00e-02 for varied logits, 2.00e-02 for constant logits; the limit is 1e-02"
+    )
+    assert choice.parity["decomposed"]["varied"] == pytest.approx(0.02, rel=0.01)
+    assert all(session.closed for session in lab.sessions)
+
+
+def test_what_overflows_with_equal_weights_is_not_taken() -> None:
+    """As a sum of weights does in fp16: with varied logits everything is well."""
+    lab = Lab(spoil={"plugin": lambda o, k: o * np.nan if np.abs(k).max() < 0.1 else o})
+    (choice,) = choose(lab).choices
+    assert choice.implementation == "fused" and "inf for constant logits" in choice.refused["plugin"]
+    assert choice.parity["plugin"]["varied"] < 1e-3
+    assert choice.to_json()["parity"]["plugin"]["constant"] == "not finite"
+
+
+def test_one_wrong_block_of_queries_is_seen() -> None:
+    def tail(output: np.ndarray, _: np.ndarray) -> np.ndarray:
+        output[..., -1] = 0
+        return output
+
+    assert choose(Lab(spoil={"plugin": tail})).choices[0].implementation == "fused"
+
+
+def test_nothing_works() -> None:
+    why = Unavailable("x", "not here", "buy one")
+    lab = Lab(fails=dict.fromkeys(("fused", "decomposed"), why))
+    with pytest.raises(NoAttention) as caught:
+        choose(lab, offers=without(plugin="no kernel", chunked="the whole fits"))
+    error = caught.value
+    assert error.exit_code == 1 and error.case == CASE and list(error.refused) == ["plugin", "chunked", "fused", "decomposed"]
+    assert "Holding all its logits takes 0.00 GiB; take a smaller image" in str(error)
+    big = NoAttention(replace(CASE, queries=32768, keys=32768), {})
+    assert "nothing was on offer" in str(big) and "takes 8.00 GiB" in str(big)
+    with pytest.raises(NoAttention, match="no kernel"):
+        choose(lab, measure=False, offers=without(**dict.fromkeys(TIMES, "no kernel")))
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    for error in (KeyboardInterrupt(), ZeroDivisionError()):
+        lab = Lab(fails={"decomposed": error})  # type: ignore[dict-item]
+        with pytest.raises(type(error)):
+            choose(lab)
+        assert all(session.closed for session in lab.sessions) and len(lab.sessions) == 2
+
+
+def test_shapes_are_measured_once_and_scales_are_their_own() -> None:
+    model, _ = graph((0.5, 1.0, 0.5), typed=True)
+    lab = Lab()
+    lab.spoil = {name: lambda o, _: o for name in TIMES}
+    asked: list[float] = []
+
+    def offers(case: AttentionCase) -> list[Offer]:
+        asked.append(case.scale)
+        lab.scale = case.scale
+        return without(plugin="none")(case) if case.scale == 1.0 else all_offers(case)
+
+    found = choose_attention(model, FUNCTION, offers, lab, rounds=Rounds(warm_up=0, rounds=1, steps=2))
+    assert asked == [0.5, 1.0] and len(lab.built) == 7
+    assert [(choice.nodes, choice.implementation) for choice in found.choices] == [(("a0", "a2"), "plugin"), (("a1",), "fused")]
+    operators = [node.op_type for node in found.model.graph.node]
+    assert operators.count("SelfAttention_d8_e64") == 2 and operators.count("Pad") == 2 and not found.model.functions
+
+
+def test_without_measuring_the_first_is_taken() -> None:
+    for offers, implementation in ((all_offers, "plugin"), (without(plugin="old"), "fused")):
+        lab = Lab()
+        found = choose(lab, measure=False, offers=offers)
+        assert (found.choices[0].implementation, found.choices[0].reason) == (implementation, "not measured")
+        assert lab.built == [] and not found.to_json()["measured"] and found.choices[0].times_ms == {}
+        assert bool(lab.registered) == (implementation == "plugin")
+
+
+def test_a_graph_without_attention_is_left_as_it_is() -> None:
+    model, _ = graph(())
+    del model.graph.node[:], model.opset_import[1:]
+    model.graph.node.append(onnx.helper.make_node("Relu", ["v"], ["y"]))
+    found = choose_attention(model, FUNCTION, all_offers, Lab())
+    assert found.choices == () and found.model == model and found.plugins == ()
+
+
+@pytest.mark.parametrize("seen", ["uint16", "float32", "float16"])
+def test_dtypes(seen: str) -> None:
+    """bfloat16 is seen as the bits of uint16 where numpy has no name for it."""
+    dtype = {"uint16": "bfloat16"}.get(seen, seen)
+    lab = Lab()
+    (choice,) = choose(lab, dtype=dtype).choices
+    assert {session.dtype for session in lab.sessions} == {seen} and choice.implementation == "plugin"
+    assert 0 <= max(choice.parity["plugin"].values()) < LIMITS[dtype] / 3
+
+
+def test_engines_with_other_inputs_are_not_taken() -> None:
+    with pytest.raises(NoAttention, match=r"has the inputs q, k and v; this one has \['q', 'k'\]"):
+        choose(Lab(names=("q", "k")))
+
+
+@pytest.mark.parametrize("values", [{}, {"body": "plain", "refused": "no"}, {"name": "magic", "body": "plain"}])
+def test_offers_are_one_thing(values: dict[str, str]) -> None:
+    with pytest.raises(InvalidInput):
+        Offer(**{"name": "fused", **values})
+
+
+@pytest.mark.parametrize("kind", ["varied", "constant"])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_examples(kind: str, dtype: str) -> None:
+    case = AttentionCase(2, 3, 8, 16, 1500, 70, dtype, 0.3)
+    values = example(case, kind)
+    q, k, v = values.inputs
+    assert [array.shape for array in values.inputs] == list(case.shapes) and all((rounded(x, dtype) == x).all() for x in (q, k, v))
+    full = attention(q, k, v, case.scale)
+    assert values.error(full) < 1e-12 and {0, 63, 1436, 1499} <= set(values.sample) and len(values.sample) <= 1024
+    logits = np.swapaxes(q, 2, 3) @ k * case.scale
+    assert logits.std() == pytest.approx({"varied": 2.0, "constant": 1e-3}[kind], rel=0.1)
+    full[0, 0, 0, 700] = np.nan
+    assert values.error(full) == np.inf
+
+
+def test_chunks_compute_the_same() -> None:
+    ort = pytest.importorskip("onnxruntime")
+    case = replace(CASE, dtype="float32")
+    values = example(case, "varied")
+    model, _ = graph((0.5,), "float32", typed=True)
+    del model.graph.node[1:], model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("o0", onnx.TensorProto.FLOAT, (1, 1, 64, 32)))
+    for rows in (1, 12, 31, 32, 40):
+        whole = attach(model, with_chunks(FUNCTION, [(32, rows)]), body_name(32, rows))
+        onnx.checker.check_model(whole, full_check=True)
+        session = ort.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+        (output,) = session.run(None, dict(zip("qkv", values.inputs, strict=True)))
+        assert values.error(output) < 1e-6
+
+
+def test_how_many_chunks() -> None:
+    shapes = ((1, 1, 8, 32768), (1, 1, 8, 32768), (1, 1, 64, 32768))
+    assert chunk_rows(shapes) == 4096
+    assert chunk_rows(shapes, 1 << 18) == 1
+    assert chunk_rows(((1, 2, 8, 100), (1, 2, 8, 64), (1, 2, 8, 64)), 2 * 64 * 8 * 40) == 34, "equal chunks"
+    with pytest.raises(InvalidInput, match=f"not 1 to {MOST_CHUNKS} chunks"):
+        with_chunks(FUNCTION, [(32768, 1)])

@@ -1,0 +1,206 @@
+"""hyctas-export model.engine: what it says where there is no GPU, what it refuses, and what it writes in a made-up workshop."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import runtimes
+from export.errors import Unavailable
+from export.target import Target
+from export.trt import guard
+from export.trt.engine_file import read_manifest
+from hyctas import engine
+from hyctas.cli import bench, export
+from hyctas.cli.jobs import BenchJob, ExportJob
+from hyctas.engine import EngineSettings, LoadSettings
+from hyctas.space import tiny
+from tests.export.trt.fakes_gpu import FakeGpu
+from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
+from tests.hyctas.test_engine import Shop
+
+NO_GPU = Unavailable("tensorrt", "NVIDIA's driver is not there (libcuda.so.1)", "a machine with an NVIDIA GPU")
+
+
+@pytest.fixture
+def genotype(tmp_path: Path) -> Path:
+    """Write the genotype of a small network with attention."""
+    import numpy as np
+
+    path = tmp_path / "g.json"
+    path.write_text(tiny().sample(np.random.default_rng(194)).to_json())
+    return path
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give an empty folder, and stand in it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str | Path) -> int:
+    """Run a command in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["hyctas", *map(str, arguments)])
+    try:
+        module.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def no_gpu() -> None:
+    raise NO_GPU
+
+
+def test_without_a_gpu_it_says_what_to_do_before_any_work(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guard, "import_tensorrt", no_gpu)
+    assert call(monkeypatch, export, "m.engine", "--network", "no-such-network") == 3
+    told = capsys.readouterr().err
+    assert "m.engine (tensorrt:fp16) is unavailable: NVIDIA's driver is not there" in told
+    assert "To make it available: a machine with an NVIDIA GPU" in told and "hyctas-export m.onnx" in told
+    assert "trtexec --onnx=m.onnx --saveEngine=m.engine" in told
+    assert "hyctas-bench m.onnx --target tensorrt:fp16 --kit FOLDER" in told and os.listdir(work) == []
+
+
+@pytest.mark.skipif(guard.unavailable_reason() is None, reason="TensorRT works here")
+def test_this_machine_says_the_same(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, export, "m.engine", "--network", "no-such-network", "--target", "tensorrt:fp32") == 3
+    reason = guard.unavailable_reason()
+    assert reason is not None and reason[0] in capsys.readouterr().err and os.listdir(work) == []
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Let the command find a TensorRT whose engines are ONNX Runtime's."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    made = Shop(scratch)
+    opened: list[EngineSettings] = []
+
+    def workshop(settings: EngineSettings) -> engine.Workshop:
+        opened.append(settings)
+        return made.workshop()
+
+    monkeypatch.setattr(engine, "open_workshop", workshop)
+    real = runtimes.open_runtime
+
+    def open_runtime(target: Target, threads: int, **tensorrt: Any) -> Any:
+        return None if target.runtime == "tensorrt" else real(target, threads)
+
+    monkeypatch.setattr(runtimes, "open_runtime", open_runtime)
+    made.opened = opened  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.slow
+def test_an_engine_is_written_with_what_rebuilds_it(
+    genotype: Path, work: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\nclasses = 5\n')
+    arguments = ("m.engine", "--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
+    assert call(monkeypatch, export, *arguments) == 0
+    told = capsys.readouterr().out
+    assert sorted(os.listdir(work)) == ["m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"]
+    assert shop.opened == [EngineSettings(preset="search", workspace_mib=256)]  # type: ignore[attr-defined]
+    assert "fp16, built in 2 s; m.engine.json; and m.onnx" in told and "parity of 'native' over 5 inputs" in told
+    assert "plugin, the plugin is 50.0% faster than" in told and "  no chunked: all logits fit at once" in told
+    assert "fused attention: yes" in told and "latency: median 10.000 ms" in told and "note: no CUDA graph here" in told
+    assert "next: hyctas-bench m.engine --target tensorrt:fp16 --threads 1" in told
+    manifest = read_manifest(work / "m.engine")
+    assert manifest is not None and manifest.options["level"] == 2 and manifest.options["workspace_mib"] == 256
+    asked = "--target tensorrt:fp16 --output native --size 64x64 --classes 5 --random-weights"
+    assert manifest.command == f"hyctas-export m.engine --network {genotype} {asked}"
+    noted = json.loads((work / "m.onnx.manifest.json").read_text())
+    assert noted["target"] == "tensorrt:fp16" and noted["extra"]["threads"] == 1
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(
+    ("arguments", "toml", "reason"),
+    [
+        (("--target", "onnxruntime-cpu:fp32"), "", "does not run engines; take tensorrt:fp16, or write m.onnx"),
+        (("--target", "tensorrt:int8"), "", "needs a graph that was quantised"),
+        (("--target", "tensorrt:fp32"), "mixed = true", "does not go with fp32"),
+        ((), 'preset = "fast"', "write one of release, search"),
+        ((), "workspace_mib = 0", "workspace_mib is 0"),
+        ((), "level = 5", "unknown keys ['level']"),
+        ((), 'tf32 = "yes"', "tf32 must be bool"),
+    ],
+)
+def test_refused(
+    genotype: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], toml: str, reason: str,
+) -> None:  # fmt: skip
+    (work.parent / "build.toml").write_text(toml)
+    source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
+    assert call(monkeypatch, export, "m.engine", *source, *arguments) == 2
+    assert reason in capsys.readouterr().err and os.listdir(work) == []
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("name", ["m.engine", "m.onnx"])
+def test_files_of_the_users_are_not_replaced(
+    genotype: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (work / name).write_text("mine")
+    assert call(monkeypatch, export, "m.engine", "--network", genotype, "--random-weights", "--size", "64x64") == 2
+    assert f"{name} exists and was not written by this command" in capsys.readouterr().err
+    assert os.listdir(work) == [name] and (work / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("version", ["10.16.1", "11.4.0"])
+def test_bench_names_the_first_mismatch_of_an_engine(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    trt = FakeTensorRT(FakeGpu(), version)
+    install(monkeypatch, trt)
+    save(work / "m.engine", trt, plan(version=version), tensorrt="10.3.0")
+    monkeypatch.setattr("export.trt.runtime.open_backend", lambda name: object())
+    monkeypatch.setattr(guard, "import_tensorrt", lambda index=0: trt.module)
+    monkeypatch.setattr("export.trt.runtime.unavailable_reason", lambda: None)
+    assert call(monkeypatch, bench, "m.engine") == 2
+    told = capsys.readouterr().err
+    assert f"m.engine is refused: it was built for TensorRT 10.3.0, and here is TensorRT {version}" in told
+    assert "To get one that fits: hyctas-export model.engine" in told
+    assert call(monkeypatch, bench, "m.engine", "--target", "torch-cpu:fp32") == 2
+    assert "does not run m.engine; take tensorrt:fp32, or time m.onnx" in capsys.readouterr().err
+    (work / "m.pt2").write_text("")
+    assert call(monkeypatch, bench, "m.engine", "m.pt2") == 2
+    assert "no target runs both" in capsys.readouterr().err
+
+
+def test_settings_come_from_the_toml_file() -> None:
+    job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True, "cuda_backend": "pycuda"}))
+    assert job.engine() == EngineSettings(tf32=True, cuda_backend="pycuda")
+    assert BenchJob(expert=json.dumps({"trust": True})).loading() == LoadSettings(trust=True)
+    assert LoadSettings(trust=True, cuda_backend="pycuda").arguments() == {"trust": True, "backend": "pycuda"}
+
+
+def test_the_workshop_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt = FakeTensorRT(FakeGpu())
+    install(monkeypatch, trt)
+    monkeypatch.setattr("export.trt.device.open_backend", lambda name: ("backend", name))
+    built: list[Any] = []
+    monkeypatch.setattr("export.trt.build.build_engine", lambda *given, **named: built.append((given, named)))
+    settings = EngineSettings(workspace_mib=64, cuda_backend="pycuda", timing_cache=str(tmp_path), preset="search")
+    shop = engine.open_workshop(settings)
+    assert shop.machine.gpu == shop.gpu.name and shop.trt is trt.module
+    options = settings.options("fp16")
+    shop.build(b"graph", options, None)
+    ((given, named),) = built
+    assert given == (b"graph", options) and named["timing_cache"] == tmp_path and named["machine"] == shop.machine
+    lab: Any = shop.lab
+    assert lab.backend == ("backend", "pycuda") and lab.settings == {"workspace_mib": 64, "tf32": False, "level": 2}
+    monkeypatch.setattr("export.trt.build.build_engine", lambda graph, options, **named: type("R", (), {"plan": options.to_json()}))
+    small = lab.build(b"graph", "bf16", True)
+    assert (small["precision"], small["plugins"], small["level"], small["workspace_mib"]) == ("bf16", True, 2, 64)

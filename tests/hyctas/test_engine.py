@@ -1,0 +1,357 @@
+"""Engines from trained networks, on a workshop whose engines are ONNX Runtime's: what is chosen, built, proven and written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.errors import CheckFailed, InvalidInput, Unavailable
+from export.files import sha256
+from export.onnx_function import OnnxFunction, attach, nodes_of
+from export.plugin_kernel import PluginKernel
+from export.runtime import Session
+from export.target import Target
+from export.trt.attention_case import AttentionCase
+from export.trt.build import BuildResult
+from export.trt.choose import Offer, choose_attention
+from export.trt.engine_file import Machine, read_manifest
+from export.trt.guard import Gpu
+from export.trt.options import BuildOptions
+from export.trt.precision import check_graph, prepared
+from hyctas import engine, published
+from hyctas.attention.onnx_function import self_attention_function
+from hyctas.bundling import Trained, check_free
+from hyctas.data import Labels, default_colours
+from hyctas.engine import EngineSettings, Workshop, check_engine_free, choose, intermediate, offers, write_engine
+from hyctas.genotype import Genotype
+from hyctas.network import build
+from hyctas.space import edge, tiny
+from tests.export.trt import attention_plugin as made
+from tests.export.trt.fakes_build import fake_tensorrt
+
+SIZE = (64, 96)
+GPU = Gpu("Fake A100", (8, 0), 40 << 30, 108, (13, 0))
+MACHINE = Machine("11.4.0", "13.0", "580.1", GPU.name, GPU.capability, "Linux-x86_64")
+EDGE = {"edge-a": 0, "edge-b": 9, "edge-c": 11, "edge-d": 1, "edge-e": 2}
+"""Genotypes drawn with these seeds; the first three attend."""
+PLAIN = self_attention_function()
+FULL: dict[str, Any] = {"full_check": True}
+
+
+def trained(network: Genotype) -> Trained:
+    torch.manual_seed(0)
+    made_network = build(network, 5).eval()
+    for part in made_network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):  # in a fresh network the last ones of residual paths are 0
+            torch.nn.init.uniform_(part.weight, 0.8, 1.2)
+    return Trained(made_network, network, Labels(tuple("abcde"), default_colours(5)), SIZE)
+
+
+def without_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph that ONNX Runtime can compute: plugin nodes as what they stand for."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    for node in copy.graph.node:
+        if node.domain == "hyctas":
+            fields: dict[str, Any] = {"scale": 1.0, "padding": [0] * 8}
+            inputs, outputs = list(node.input), list(node.output)
+            node.CopyFrom(onnx.helper.make_node("SelfAttention", inputs, outputs, name=node.name, domain="hyctas", **fields))
+    opset = next(item.version for item in copy.opset_import if item.domain == "")
+    function = self_attention_function(opset)
+    return attach(copy, function) if any(node.domain == "hyctas" for node in copy.graph.node) else copy
+
+
+class Engine:
+    """A session of ONNX Runtime's with what one of TensorRT's has besides."""
+
+    def __init__(self, plan: bytes, folder: Path, ms: float, scaled: float) -> None:
+        from export.onnxruntime_session import OnnxRuntime
+
+        model = onnx.ModelProto.FromString(plan)
+        file = folder / f"{hashlib.sha256(plan).hexdigest()[:16]}.onnx"
+        onnx.save(without_plugins(model), file)
+        self.session: Session = OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(file)
+        self.inputs, self.outputs = self.session.inputs, self.session.outputs
+        self.notes = ["no CUDA graph here"]
+        self.ms, self.scaled = ms, scaled
+        names = [node.op_type for node in model.graph.node if node.domain == "hyctas" or node.op_type == "Softmax"]
+        self.layers = [{"Name": name, "LayerType": "Plugin" if name != "Softmax" else "Softmax"} for name in names]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [output * np.asarray(self.scaled, output.dtype) for output in self.session.run(feeds)]
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
+        self.session.bind(feeds)
+
+    def step(self) -> float:
+        return self.ms
+
+    def layer_info(self) -> dict[str, Any]:
+        return {"Layers": self.layers}
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass
+class Shop:
+    """Makes a workshop, and notes what was built in it."""
+
+    folder: Path
+    version: str = "11.4.0"
+    scaled: float = 1.0
+    """Factor on the network engine's output."""
+    plugin_ms: float = 1.0
+    built: list[tuple[BuildOptions, onnx.ModelProto]] = field(default_factory=list)
+    registered: list[str] = field(default_factory=list)
+
+    def register(self, kernels: Sequence[PluginKernel]) -> None:
+        self.registered += [kernel.name for kernel in kernels]
+
+    def build(self, graph: bytes, precision: str, plugins: bool) -> bytes:
+        check_graph(graph, precision)
+        return graph
+
+    def open(self, plan: bytes) -> Any:
+        ms = self.plugin_ms if b"SelfAttention_d" in plan else 2.0
+        return Engine(plan, self.folder, ms, 1.0)
+
+    def workshop(self, gpu: Gpu = GPU) -> Workshop:
+        trt = fake_tensorrt(self.version)
+
+        def build(graph: bytes, options: BuildOptions, progress: Any) -> BuildResult:
+            self.built.append((options, onnx.ModelProto.FromString(graph)))
+            computed = check_graph(graph, options.precision)
+            return BuildResult(graph, 1.5, 10, computed, options, hashlib.sha256(graph).hexdigest(), (), ("a new timing cache",))
+
+        def compile_kernel(case: AttentionCase, arch: int) -> PluginKernel:
+            ptx = made.PTX.format(symbol=f"attend_{case.dtype}_1_1").replace("sm_80", f"sm_{arch}")
+            return made.kernel(case.qk_channels, case.value_channels, case.dtype, architecture=arch, ptx=ptx)
+
+        opened: Any = lambda plan: Engine(plan, self.folder, 10.0, self.scaled)  # noqa: E731
+        return Workshop(trt, gpu, MACHINE, self, build, opened, compile_kernel)
+
+
+@pytest.fixture(scope="module")
+def attending() -> Trained:
+    """Give a network with attention; the exporter's first call, which takes seconds, is here."""
+    network = trained(tiny().sample(np.random.default_rng(194)))
+    assert nodes_of(*intermediate(network, SIZE, "native", "fp16"))
+    return network
+
+
+def written(path: Path, network: Trained, shop: Shop, precision: str = "fp16", **settings: Any) -> engine.EngineReport:
+    given = EngineSettings(**settings)
+    scenes = [np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)]
+    command = "hyctas-export m.engine --network runs/one"
+    return write_engine(network, path, SIZE, "native", precision, command, given, shop.workshop(), scenes, {"threads": 1})
+
+
+def test_an_engine_with_its_manifest_and_its_onnx_file(attending: Trained, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    shop, path = Shop(tmp_path / "scratch"), tmp_path / "deep" / "m.engine"
+    report = written(path, attending, shop)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"]
+    ((options, graph),) = shop.built
+    assert options == BuildOptions.release("fp16", plugins=True)
+    (plugin,) = report.attention.plugins
+    assert plugin in shop.registered and {node.op_type for node in graph.graph.node if node.domain == "hyctas"} == {plugin}
+    manifest = read_manifest(path)
+    assert manifest is not None and manifest.machine == MACHINE and manifest.precision == "fp16"
+    assert (manifest.onnx, manifest.onnx_sha256) == ("m.onnx", sha256(path.with_suffix(".onnx")))
+    assert manifest.engine_sha256 == sha256(path) == manifest.graph_sha256
+    attention = manifest.attention
+    assert attention["measured"] and attention["fused"] == "yes" and attention["evidence"] == [plugin]
+    (chosen,) = attention["choices"]
+    assert chosen["implementation"] == "plugin" and chosen["times_ms"]["plugin"] == 1.0
+    assert manifest.parity is not None and manifest.parity["passed"] and manifest.parity["inputs"] == 4
+    assert manifest.latency is not None and manifest.latency["median_ms"] == 10.0 and "CUDA graph" in manifest.latency["protocol"]
+    assert manifest.command == "hyctas-export m.engine --network runs/one"
+    assert report.notes == ("a new timing cache", "no CUDA graph here")
+    portable = onnx.load(path.with_suffix(".onnx"))
+    assert {node.domain for node in portable.graph.node} == {""} and not portable.functions
+    check_engine_free(path)
+    check_free(path.with_suffix(".onnx"))  # both may be replaced by the same command
+
+
+def test_native_attention_where_plugins_are_not(attending: Trained, tmp_path: Path) -> None:
+    shop = Shop(tmp_path, version="10.3.0")
+    report = written(tmp_path / "m.engine", attending, shop, "fp32", preset="search", tf32=True, workspace_mib=64)
+    ((options, graph),) = shop.built
+    assert options == BuildOptions.search("fp32", tf32=True, workspace_mib=64) and not options.plugins and not shop.registered
+    (choice,) = report.attention.choices
+    assert (choice.implementation, choice.reason) == ("decomposed", "the only one that works here")
+    assert choice.refused == {
+        "plugin": "they need TensorRT 10.16, and here is 10.3.0",
+        "fused": "TensorRT fuses attention in float16 and bfloat16, not in float32", "chunked": "all logits fit at once",
+    }  # fmt: skip
+    assert report.fused.verdict == "no" and {node.domain for node in graph.graph.node} == {""}
+
+
+def test_an_engine_that_is_wrong_is_not_written(attending: Trained, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    path = tmp_path / "m.engine"
+    with pytest.raises(CheckFailed, match=r"the engine is not written: parity of 'native'.*; set mixed = true in the TOML file"):
+        written(path, attending, Shop(tmp_path / "scratch", scaled=1.5))
+    assert [file.name for file in tmp_path.iterdir()] == ["scratch"]
+    path.write_bytes(b"mine")
+    with pytest.raises(InvalidInput, match="was not written by this command"):
+        written(path, attending, Shop(tmp_path / "scratch"))
+    path.with_name("m.engine.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="was not written by this command"):
+        check_engine_free(path)
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings", "reason"),
+    [
+        ("int8", {}, "an engine in int8 needs a graph that was quantised"),
+        ("fp32", {"mixed": True}, "does not go with fp32"),
+        ("fp16", {"preset": "fast"}, "write one of release, search"),
+        ("fp16", {"workspace_mib": 0}, "workspace_mib is 0"),
+    ],
+)
+def test_refused_settings(attending: Trained, tmp_path: Path, precision: str, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        written(tmp_path / "m.engine", attending, Shop(tmp_path), precision, **settings)
+
+
+def test_mixed_keeps_what_parity_needs(attending: Trained, tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    report = written(tmp_path / "m.engine", attending, shop, mixed=True, measure_attention=False)
+    assert report.build.options.precision == "mixed" and report.attention.choices == () and report.fused.verdict == "no"
+    assert "not chosen by measurement" in report.notes[-1]
+    assert {node.domain for node in shop.built[0][1].graph.node} == {""}
+
+
+CASE = AttentionCase(1, 1, 8, 64, 4096, 4096, "float16", 1.0)
+
+
+def reasons(case: AttentionCase, workshop: Workshop) -> dict[str, str]:
+    return {offer.name: offer.refused or offer.body or "kernel" for offer in offers(case, workshop)}
+
+
+def test_offers(tmp_path: Path) -> None:
+    shop = Shop(tmp_path).workshop()
+    assert reasons(CASE, shop) == {
+        "plugin": "kernel", "fused": "padded", "decomposed": "plain", "chunked": "all logits fit at once",
+    }  # fmt: skip
+    small = replace(shop, gpu=replace(GPU, memory_bytes=512 << 20))  # an eighth of it holds half of the logits
+    assert reasons(CASE, small)["chunked"] == "chunked_4096_2048"
+    assert "take 0.12 GiB, above 0.06 GiB" in reasons(CASE, small)["decomposed"]
+    tiny_gpu = replace(shop, gpu=replace(GPU, memory_bytes=1 << 20))
+    assert "a graph has at most 64" in reasons(CASE, tiny_gpu)["chunked"]
+
+    def missing(case: AttentionCase, arch: int) -> PluginKernel:
+        raise Unavailable("the offline compiler", "Triton is not installed", "pip install triton")
+
+    assert "Triton is not installed" in reasons(CASE, replace(shop, compile=missing))["plugin"]
+    other = replace(shop, compile=lambda case, arch: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
+    assert reasons(CASE, other)["plugin"] == "the kernel is compiled for sm_80, and this GPU is sm_121"
+
+
+def test_the_compiler_is_asked_for_the_shape_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyctas.attention import plugin
+
+    asked: list[Any] = []
+    monkeypatch.setattr(plugin, "plugin_kernel", lambda *given, **named: asked.append((given, named)))
+    engine.compiled_kernel(replace(CASE, keys=1024), 86)
+    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024})]
+
+
+def test_large_attention_is_chunked(attending: Trained, tmp_path: Path) -> None:
+    model, function = intermediate(attending, SIZE, "native", "fp32")
+    (node,) = nodes_of(model, function)
+    case = AttentionCase.of(node)
+    shop = replace(Shop(tmp_path, version="10.3.0").workshop(), gpu=replace(GPU, memory_bytes=8 * case.logits_bytes // 3))
+    found = choose(model, function, shop)
+    assert found.choices[0].implementation == "chunked" and sum(n.op_type == "Softmax" for n in found.model.graph.node) > 2
+    onnx.checker.check_model(found.model, **FULL)
+
+
+Graph = tuple[onnx.ModelProto, OnnxFunction]
+
+
+def named_network(name: str) -> Trained:
+    return trained(edge().sample(np.random.default_rng(EDGE[name])) if name in EDGE else published.genotype(name, 8))
+
+
+@pytest.fixture(scope="module", params=[*published.NAMES, *EDGE])
+def traced(request: pytest.FixtureRequest) -> Graph:
+    """Give a network's graph in fp32, and the function of its nodes."""
+    return intermediate(named_network(request.param), SIZE, "native", "fp32")
+
+
+def assert_operators(model: onnx.ModelProto, foreign: set[str]) -> None:
+    """Hold a graph, and its functions' bodies, to the operators of its operator set; others are those of `foreign` alone."""
+    onnx.checker.check_model(model, **FULL)
+    (opset,) = (item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    bodies = {function.name: function for function in model.functions}
+    assert all([(item.domain, item.version) for item in body.opset_import] == [("", opset)] for body in bodies.values())
+    nodes = [*model.graph.node, *(node for body in bodies.values() for node in body.node)]
+    for node in nodes:
+        assert not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        if node.domain in ("", "ai.onnx"):
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+            assert not schema.deprecated and {item.name for item in node.attribute} <= set(schema.attributes), node.op_type
+    assert {(node.domain, node.op_type) for node in nodes if node.domain not in ("", "ai.onnx")} == {("hyctas", n) for n in foreign}
+    assert {node.op_type for node in model.graph.node if node.domain == "hyctas"} >= set(bodies)
+
+
+def assert_all_forms(model: onnx.ModelProto, function: OnnxFunction, precision: str, folder: Path) -> None:
+    """Check the graph with each body, with plugins, and with native attention alone."""
+    attends = bool(nodes_of(model, function))
+    for body in function.bodies if attends else ():
+        assert_operators(attach(model, function, body), {function.op_type(body)})
+    shop = Shop(folder).workshop()
+    with_plugin = choose(model, function, shop, measure=False)
+    assert bool(with_plugin.plugins) == attends
+    assert_operators(with_plugin.model, set(with_plugin.plugins))
+    check_graph(with_plugin.model, precision)
+
+    def native(case: AttentionCase) -> list[Offer]:
+        return [offer for offer in offers(case, shop) if offer.name != "plugin"]
+
+    alone = choose_attention(model, function, native, Shop(folder), measure=False)
+    assert_operators(alone.model, set())
+    assert {item.domain for item in alone.model.opset_import} == {""} and not alone.model.functions
+    check_graph(alone.model, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_builder_graphs_use_the_operators_of_their_opset(traced: Graph, tmp_path: Path, precision: str) -> None:
+    model, function = traced
+    assert_all_forms(prepared(model, precision).model, function, precision, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["S", "edge-a"])
+def test_builder_graphs_in_bf16(name: str, tmp_path: Path) -> None:
+    model, function = intermediate(named_network(name), SIZE, "native", "bf16")
+    assert function.opset == 22
+    assert_all_forms(model, function, "bf16", tmp_path)
+
+
+def test_settings_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert EngineSettings().cache() == tmp_path / "hyctas" / "tensorrt"
+    assert EngineSettings(timing_cache=str(tmp_path / "mine")).cache() == tmp_path / "mine"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert EngineSettings().cache() == tmp_path / "home" / ".cache" / "hyctas" / "tensorrt"
+    assert json.dumps(BuildOptions.release("fp16").to_json())
