@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from export.target import Target
 if TYPE_CHECKING:
     import torch
 
+Loaded = TypeVar("Loaded")
 PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 _CUDA_FAILED = re.compile(r"cu(da|dnn|blas)\w* (failure|error)|CUDA-capable|libcu|failed to create CUDAExecutionProvider", re.I)
 _WITHOUT_GRAPH = "torch-cuda:fp32 may run it; in Python, OnnxRuntime(target, cuda_graph=False) does, without a CUDA graph"
@@ -88,7 +89,7 @@ class OnnxRuntime:
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
-        return load_exported(modules, self._cache, self.load_file)
+        return [*load_exported(modules, self._cache, self.load_file)]
 
     def _open(self, path: Path) -> Any:
         import onnxruntime
@@ -237,8 +238,8 @@ def unavailable_reason(target: Target) -> tuple[str, str] | None:
 
 
 def load_exported(
-    modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]], cache: Path | None, load: Callable[[Path], Session]
-) -> list[Session]:
+    modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]], cache: Path | None, load: Callable[[Path], Loaded]
+) -> list[Loaded]:
     """Export modules to ONNX files in batches and load each, equal modules from one file.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from export.errors import TableMismatch
-from export.runtime import Runtime
+from export.runtime import OperatorRuntime, Runtime
 from latency.measure import Protocol
 
 
@@ -38,7 +38,7 @@ class Identity:
     device: Mapping[str, Any]
     """The hardware (`export.machine.hardware()`): updates of the operating system leave a table valid, and in provenance."""
     versions: Mapping[str, str]
-    """Versions that decide the speed (`Runtime.versions()`)."""
+    """Versions, and what else of the runtime decides the speed (`Runtime.versions()`, `OperatorRuntime.operator_versions()`)."""
     threads: int
     protocol: Mapping[str, Any]
     """Fields of `Protocol`."""
@@ -46,9 +46,10 @@ class Identity:
     @classmethod
     def of(cls, runtime: Runtime, protocol: Protocol, machine: Mapping[str, Any]) -> Identity:
         """Describe what `runtime` measures on `machine`, in the form that JSON gives back."""
+        extra = runtime.operator_versions() if isinstance(runtime, OperatorRuntime) else {}
         value = {
             "device": dict(machine),
-            "versions": dict(runtime.versions()),
+            "versions": {**runtime.versions(), **extra},
             "protocol": asdict(protocol),
         }
         plain = json.loads(json.dumps(value, allow_nan=False))

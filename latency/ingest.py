@@ -6,7 +6,6 @@ with what to do. Results of different devices, TensorRT releases or power modes 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from export.errors import InvalidInput, TableMismatch
+from export.trt.attribution import MAX_SHARED, Shares, attribute, inputs_outputs
 from latency.identity import Identity
-from latency.kit import CANARY, FLOOR, MAX_DRIFT, MAX_SHARED, OPERATORS, Kit, KitFile, Step
+from latency.kit import CANARY, FLOOR, MAX_DRIFT, OPERATORS, Kit, KitFile, Step
 from latency.table import LatencyTable, Row
-from latency.trtexec_json import Shares, Unusable, attribute, read_layers, read_profile, read_times
+from latency.trtexec_json import Unusable, read_layers, read_profile, read_times
 
 AGAIN = "run `sh run.sh` on the device again"
 ALONE = "write a second kit for what is missing; it gives each operator a file of its own"
@@ -174,7 +174,7 @@ def _rows(
 
 def _shares(file: KitFile, name: str, results: Path, facts: dict[str, Any]) -> Shares:
     prefixes = [operator.prefix for operator in file.operators]
-    info = read_layers(results / f"{name}.layers.json", re.compile(rf"(?:{'|'.join(prefixes)})_\d+_[xy]\d+"))
+    info = read_layers(results / f"{name}.layers.json", inputs_outputs(prefixes))
     try:
         shares = attribute(read_profile(results / f"{name}.profile.json"), prefixes, info)
     except Unusable:

@@ -11,8 +11,9 @@ profile times the median of a separate timing run; layers are attributed by the 
 all its nodes and tensors carry (fused kernels with names of their own by the ONNX nodes and tensors that the engine's layer
 information lists for them). Where that breaks down:
 
-1. A layer that names no operator, or several, is spread over the file in proportion; above `MAX_SHARED` of the profile the
-   file says too little, and its operators are reported missing. They then need files of their own (`alone`).
+1. A layer that names no operator, or several, is spread over the file in proportion; above `MAX_SHARED` of the profile (see
+   `export.trt.attribution`) the file says too little, and its operators are reported missing. They then need files of their own
+   (`alone`).
 2. TensorRT compiles attention into one opaque layer, which may swallow its neighbours: such families are written alone.
 3. A profile inflates short layers (events between them), so a file holds operators of similar cost only, and short ones
    several times over. Layers that convert an engine's inputs and outputs between layouts are left out where the engine's
@@ -38,7 +39,6 @@ from export.target import Target
 
 FORMAT_VERSION = 1
 CANARY_EVERY = 10
-MAX_SHARED = 0.20
 MAX_DRIFT = 0.03
 FLOOR, CANARY, OPERATORS, NETWORK = "floor", "canary", "operators", "network"
 KINDS = (FLOOR, CANARY, OPERATORS, NETWORK)

@@ -182,6 +182,8 @@ def _operator_files(
 def _joined(operators: Sequence[KitOperator], paths: Mapping[str, Path], precision: str) -> onnx.ModelProto:
     import onnx
 
+    from export.onnx_join import join
+
     parts: list[tuple[str, onnx.ModelProto]] = []
     for operator in operators:
         model = converted(onnx.load(paths[operator.key]), precision, keep_io=False)
@@ -206,36 +208,6 @@ def _export(workloads: Sequence[Workload], folder: Path, precision: str, tick: C
         paths += export_modules(modules, folder, names, batch=EXPORT_BATCH, opset=opset(precision))
         tick(len(paths))
     return {workload.key: path for workload, path in zip(workloads, paths, strict=True)}
-
-
-def join(parts: Sequence[tuple[str, onnx.ModelProto]]) -> onnx.ModelProto:
-    """Put models side by side into one; every node and tensor gets its model's prefix.
-
-    Raises:
-        InvalidInput: more than 2 GiB together.
-    """
-    import onnx
-
-    from export.onnx_trace import MAX_BYTES
-
-    if sum(model.ByteSize() for _, model in parts) > MAX_BYTES - 2**20:
-        raise InvalidInput("a file of the device kit would exceed 2 GiB")
-    whole = onnx.ModelProto(ir_version=max(model.ir_version for _, model in parts), producer_name="hyctas")
-    whole.opset_import.extend(parts[0][1].opset_import)
-    whole.graph.name = "kit"
-    for prefix, model in parts:
-        part = onnx.GraphProto.FromString(model.graph.SerializeToString())
-        for number, node in enumerate(part.node):
-            node.name = f"{prefix}{node.name or number}"
-            node.input[:] = [name and prefix + name for name in node.input]
-            node.output[:] = [name and prefix + name for name in node.output]
-        for owner in (part.initializer, part.input, part.output, part.value_info):
-            for item in owner:
-                item.name = prefix + item.name
-        whole.graph.MergeFrom(onnx.GraphProto(node=part.node, initializer=part.initializer, input=part.input,
-                                              output=part.output, value_info=part.value_info))  # fmt: skip
-    onnx.checker.check_model(whole, full_check=True)
-    return whole
 
 
 def _floor(opset_version: int) -> onnx.ModelProto:

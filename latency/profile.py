@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import InvalidInput
+from export.errors import CheckFailed, HyctasError, InvalidInput
 from export.machine import fingerprint, hardware, load_average
-from export.runtime import Runtime, Session
+from export.runtime import OperatorRuntime, Runtime, Session
 from latency.compose import Composition, compose
 from latency.identity import Identity
 from latency.journal import Journal, fold, journal_path
@@ -32,6 +32,28 @@ Measure = Callable[[Session, Protocol], Measurement]
 DRIFT, STEADY = 0.10, 0.03
 """A block is measured again where the reference moved by more than DRIFT; where the machine stayed faster or slower than at the
 start by more than STEADY before and behind a block, its rows are scaled to the speed of the start."""
+
+
+class OperatorsFailed(CheckFailed):
+    """Operators could not be loaded; all others are in the table.
+
+    Attributes:
+        failed: the error of each, by key.
+    """
+
+    def __init__(self, failed: Mapping[str, HyctasError], path: Path) -> None:
+        self.failed = dict(failed)
+        shown = [f"  {key}: {error}" for key, error in list(failed.items())[:SHOWN]]
+        more = f"\n  ... and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+        counted = "1 operator" if len(failed) == 1 else f"{len(failed)} operators"
+        super().__init__(
+            f"{counted} could not be loaded:\n" + "\n".join(shown) + f"{more}\n{path} holds all that was measured; the same "
+            "command tries what is missing again"
+        )
+
+
+SHOWN = 5
+"""Failed operators that a message describes."""
 
 
 def profile(
@@ -72,6 +94,7 @@ def profile(
         TableMismatch: the table, or its journal, was made under other conditions.
         CorruptFile: the table, or its journal, is damaged.
         MeasurementFailed: a session gives no usable times.
+        OperatorsFailed: a runtime that loads operators one by one could not load some, or none of a whole batch.
     """
     protocol = protocol or Protocol()
     if batch < 1 or reference_every < 1:
@@ -85,12 +108,16 @@ def profile(
         table = fold(path, identity, notice)
         todo = _todo(wanted, table, retry_busy)
         todo = [todo[i] for i in np.random.default_rng([seed, 0x6C6174]).permutation(len(todo))]
+        failed: dict[str, HyctasError] = {}
         if todo:
             with Journal(journal_path(path), identity, _provenance(seed)) as journal:
                 pace = _Pace(len(wanted), len(wanted) - len(todo), progress)
-                run = _Run(runtime, protocol, journal, measure, pace, notice)
+                run = _Run(runtime, protocol, journal, measure, pace, notice, failed)
                 run.measure_all(todo, reference or workloads[0], batch, reference_every, table.rows)
-        return fold(path, identity, notice)
+        table = fold(path, identity, notice)
+        if failed:
+            raise OperatorsFailed(failed, path)
+        return table
 
 
 def _complete(wanted: Mapping[str, Workload], path: Path, identity: Identity, retry_busy: bool) -> LatencyTable | None:
@@ -131,18 +158,37 @@ class Loaded:
 
 
 class _Pace:
-    """Counts keys and foretells the rest of the time."""
+    """Counts keys, and foretells the rest of the time.
+
+    Loading (with all builds) and measuring are counted apart: a batch is loaded whole before its first key is measured.
+    """
 
     def __init__(self, total: int, done: int, progress: Progress | None) -> None:
         self.total, self.done, self.progress = total, done, progress
-        self.before, self.start = done, time.monotonic()
+        self.before = self.loaded = done
+        self.loading_s = self.measuring_s = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Leave out what happened so far."""
+        self.mark = time.monotonic()
+
+    def load(self, count: int) -> None:
+        """Take the time since the last call or tick as that of loading so many keys."""
+        self.loading_s += self._passed()
+        self.loaded += count
 
     def tick(self, key: str) -> None:
+        self.measuring_s += self._passed()
         self.done += 1
-        spent = time.monotonic() - self.start
-        left = spent / (self.done - self.before) * (self.total - self.done)
+        left = self.loading_s / max(1, self.loaded - self.before) * (self.total - self.loaded)
+        left += self.measuring_s / (self.done - self.before) * (self.total - self.done)
         if self.progress is not None:
             self.progress(self.done, self.total, left, key)
+
+    def _passed(self) -> float:
+        before, self.mark = self.mark, time.monotonic()
+        return self.mark - before
 
 
 @dataclass
@@ -153,6 +199,8 @@ class _Run:
     measure: Measure
     pace: _Pace
     notice: Callable[[str], None]
+    failed: dict[str, HyctasError]
+    """Why operators could not be loaded, by key."""
     moved: float = 0.0
     """Where the reference stood last, against the start."""
 
@@ -161,20 +209,29 @@ class _Run:
     ) -> None:
         """Measure in batches of workloads loaded together, in blocks of `every` between two looks at the reference."""
         plain = replace(self.protocol, builds=1, copies=1, in_context=False)
-        with self.loaded([reference], plain) as ((loaded,),):
-            (session,) = loaded.sessions
+        with self.loaded([reference], plain) as (builds,):
+            if not builds:  # without it nothing can be told from drift; most likely nothing can be loaded
+                return
+            (session,) = builds[0].sessions
             self.measure(session, self.protocol)  # the first look is not yet at speed
             start_ms = self.measure(session, self.protocol).median_ms
             moved = start_ms / known[reference.key].median_ms - 1 if reference.key in known else 0.0
             if abs(moved) > DRIFT:
                 self.note(f"the reference {reference.key} starts at {moved:+.0%} of its row in the table")
+            self.pace.start()
             for at in range(0, len(todo), batch):
                 chunk = todo[at : at + batch]
-                with self.loaded(chunk, self.protocol) as sessions:
-                    pairs = list(zip(chunk, sessions, strict=True))
+                with self.loaded(chunk, self.protocol) as loaded:
+                    self.pace.load(len(chunk))
+                    pairs = [(workload, builds) for workload, builds in zip(chunk, loaded, strict=True) if builds]
+                    for workload, builds in zip(chunk, loaded, strict=True):
+                        if not builds:
+                            self.pace.tick(workload.key)
                     for first in range(0, len(pairs), every):
                         self.measure_block(pairs[first : first + every], session, start_ms)
                 self.journal.sync()
+                if not pairs:
+                    return
 
     def measure_block(
         self, block: Sequence[tuple[Workload, list[Loaded]]], reference: Session, start_ms: float
@@ -225,32 +282,47 @@ class _Run:
 
     @contextlib.contextmanager
     def loaded(self, workloads: Sequence[Workload], protocol: Protocol) -> Iterator[list[list[Loaded]]]:
-        """Load each workload `protocol.builds` times with its inputs bound; close everything at the end."""
+        """Load each workload `protocol.builds` times with its inputs bound; close everything at the end.
+
+        A workload that cannot be loaded has no builds, and its reason stands in `failed`.
+        """
         import torch
 
         arrays = [workload.example_inputs() for workload in workloads]
         made = [
             compose(workload.build().eval(), tuple(torch.from_numpy(array) for array in inputs), protocol)
             for workload, inputs in zip(workloads, arrays, strict=True)
-            for _ in range(protocol.builds)
         ]
-        feeds = [inputs for inputs in arrays for _ in range(protocol.builds)]
         timed = [
             (module, inputs * copies)
-            for composition, inputs in zip(made, feeds, strict=True)
+            for composition, inputs in zip(made, arrays, strict=True)
+            for _ in range(protocol.builds)
             for module, copies in zip(composition.modules, composition.copies, strict=True)
         ]
+        load = self.runtime.load_operators if isinstance(self.runtime, OperatorRuntime) else self.runtime.load_modules
         try:
-            sessions = self.runtime.load_modules([(m, tuple(torch.from_numpy(x) for x in inputs)) for m, inputs in timed])
+            sessions = load([(module, tuple(torch.from_numpy(x) for x in inputs)) for module, inputs in timed])
         except Exception as error:
             error.add_note("while loading for profiling: " + ", ".join(workload.key for workload in workloads))
             raise
         with contextlib.ExitStack() as stack:
-            for session in sessions:
+            opened = [(s, inputs) for s, (_, inputs) in zip(sessions, timed, strict=True) if not isinstance(s, HyctasError)]
+            for session, _ in opened:
                 stack.callback(session.close)
-            for session, (_, inputs) in zip(sessions, timed, strict=True):
+            for session, inputs in opened:
                 specs = zip(session.inputs, inputs, strict=True)
                 session.bind({spec.name: array.astype(spec.dtype, copy=False) for spec, array in specs})
             rest = iter(sessions)
-            loaded = [Loaded(composition, tuple(next(rest) for _ in composition.modules)) for composition in made]
-            yield [loaded[n : n + protocol.builds] for n in range(0, len(loaded), protocol.builds)]
+            yield [self.builds_of(w, c, protocol.builds, rest) for w, c in zip(workloads, made, strict=True)]
+
+    def builds_of(
+        self, workload: Workload, composition: Composition, builds: int, sessions: Iterator[Session | HyctasError]
+    ) -> list[Loaded]:
+        """Take a workload's sessions; none where one of them is an error, which is noted."""
+        found = [tuple(next(sessions) for _ in composition.modules) for _ in range(builds)]
+        errors = [session for group in found for session in group if isinstance(session, HyctasError)]
+        if errors:
+            self.failed[workload.key] = errors[0]
+            self.note(f"{workload.key} could not be loaded: {' '.join(str(errors[0]).split())}")
+            return []
+        return [Loaded(composition, tuple(s for s in group if not isinstance(s, HyctasError))) for group in found]

@@ -31,13 +31,17 @@ class Row:
     builds: int
     busy: bool
     """Measured beside other processes because no quiet time came."""
+    spread: float | None = None
+    """Of several builds: the range of their medians, as a share of `median_ms`; None for a single build."""
 
     @classmethod
     def of(cls, op: str, measurements: list[Measurement]) -> Row:
-        """Take the median over builds of each figure; busy where any build was."""
+        """Take the median over builds of each figure, and their spread; busy where any build was."""
         middle = {name: _median([getattr(m, name) for m in measurements]) for name in ("median_ms", "p10_ms", "p90_ms")}
         busy = any(m.busy for m in measurements)
-        return cls(op, **middle, n=sum(m.n for m in measurements), builds=len(measurements), busy=busy)
+        medians = [m.median_ms for m in measurements]
+        spread = (max(medians) - min(medians)) / middle["median_ms"] if len(medians) > 1 else None
+        return cls(op, **middle, n=sum(m.n for m in measurements), builds=len(medians), busy=busy, spread=spread)
 
     def scaled(self, factor: float) -> Row:
         """Return the row with its times multiplied."""
@@ -52,7 +56,7 @@ class Row:
             ValueError: a field is missing, unknown or impossible; the text says which.
         """
         names = tuple(cls.__dataclass_fields__)
-        if not isinstance(value, dict) or set(value) != set(names):
+        if not isinstance(value, dict) or {*value, "spread"} != set(names):  # tables of a single build may lack it
             raise ValueError(f"a row must hold exactly {', '.join(names)}")
         if not isinstance(value["op"], str) or not value["op"]:
             raise ValueError(f"op is {value['op']!r}, not a name")
@@ -69,11 +73,15 @@ class Row:
                 raise ValueError(f"{name} is {value[name]!r}, not a positive integer")
         if not isinstance(value["busy"], bool):
             raise ValueError(f"busy is {value['busy']!r}, neither true nor false")
+        spread = value.get("spread")
+        if spread is not None and (isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread < math.inf):
+            raise ValueError(f"spread is {spread!r}, neither null nor a finite number of at least 0")
         return cls(**value)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data for JSON."""
-        return asdict(self)
+        value = asdict(self)
+        return value if self.spread is not None else {name: item for name, item in value.items() if name != "spread"}
 
 
 def _median(values: list[float]) -> float:

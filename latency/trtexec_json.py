@@ -7,25 +7,16 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PREFIX = re.compile(r"(?<![A-Za-z0-9])(k\d{4,})_\d+_")
+from export.trt.attribution import Layer, LayerInfo, layer_facts
+
 MIN_SAMPLES = 5
 
 
 class Unusable(ValueError):
     """A result that cannot be used; the text says why."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of an engine's profile."""
-
-    name: str
-    ms: float
 
 
 def read_text(path: Path) -> str:
@@ -80,16 +71,6 @@ def read_profile(path: Path) -> list[Layer]:
     return layers
 
 
-@dataclass(frozen=True)
-class LayerInfo:
-    """What an `--exportLayerInfo` file adds to a profile."""
-
-    conversions: frozenset[str] = frozenset()
-    """Layers that only convert an engine's inputs or outputs to another layout."""
-    hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """By layer: the ONNX nodes that it was made of (`Metadata`), and the tensors that it reads and writes."""
-
-
 def read_layers(path: Path, inputs_outputs: re.Pattern[str]) -> LayerInfo:
     """Read an `--exportLayerInfo` file; it says nothing where it is missing or unreadable, since a profile alone will often do.
 
@@ -102,65 +83,7 @@ def read_layers(path: Path, inputs_outputs: re.Pattern[str]) -> LayerInfo:
         layers = json.loads(text[text.index("{") : text.rindex("}") + 1])["Layers"]
     except (Unusable, ValueError, KeyError, TypeError, RecursionError):
         return LayerInfo()
-    conversions, hints = set(), {}
-    for layer in layers if isinstance(layers, list) else []:
-        if not isinstance(layer, dict):
-            continue  # names only: the engine was built without details
-        name = str(layer.get("Name", ""))
-        ends = [str(item.get("Name", "")) for side in ("Inputs", "Outputs") for item in _dicts(layer.get(side))]
-        if name.startswith("Reformatting CopyNode") and any(inputs_outputs.fullmatch(end) for end in ends):
-            conversions.add(name)
-        hints[name] = (str(layer.get("Metadata", "")), " ".join(ends))
-    return LayerInfo(frozenset(conversions), hints)
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What the layers of an engine say about its operators; all as shares of the whole profile."""
-
-    of: Mapping[str, float]
-    """By prefix: the operator's layers, with its part of the shared ones."""
-    shared: float
-    """Layers that name no operator or several."""
-    conversions: float
-    """Layers that convert inputs and outputs; they belong to nobody."""
-
-
-def attribute(layers: Sequence[Layer], prefixes: Sequence[str], info: LayerInfo) -> Shares:
-    """Give layers to their operators; what belongs to none or several is spread in proportion.
-
-    A layer belongs to the one operator that its ONNX nodes mention (`LayerInfo.hints`; its name may list but the first and the
-    last of them); without those to the one that its name mentions, or else to the one whose tensors it reads and writes.
-    """
-    own = dict.fromkeys(prefixes, 0.0)
-    total, converting, shared = sum(layer.ms for layer in layers), 0.0, 0.0
-    for layer in layers:
-        metadata, tensors = info.hints.get(layer.name, ("", ""))
-        named = _named((metadata, layer.name, tensors), set(prefixes))
-        if layer.name in info.conversions:
-            converting += layer.ms
-        elif len(prefixes) == 1:
-            own[prefixes[0]] += layer.ms
-        elif named:
-            own[named] += layer.ms
-        else:
-            shared += layer.ms
-    known = sum(own.values())
-    scale = (known + shared) / known if known > 0 else 0.0
-    return Shares({prefix: ms * scale / total for prefix, ms in own.items()}, shared / total, converting / total)
-
-
-def _named(texts: Sequence[str], prefixes: set[str]) -> str | None:
-    """Return the prefix that the first telling text names; None where that text names several, or none tells."""
-    for text in texts:
-        found = set(PREFIX.findall(text)) & prefixes
-        if found:
-            return found.pop() if len(found) == 1 else None
-    return None
+    return layer_facts(layers, inputs_outputs)
 
 
 def _array(path: Path) -> list[Any]:

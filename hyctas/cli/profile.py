@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,18 @@ from hyctas.operators import from_key
 
 if TYPE_CHECKING:
     from export.runtime import Runtime
+    from export.target import Target
     from hyctas.search_space import SearchSpace
-    from latency import LatencyTable, Workload
+    from latency import LatencyTable, Protocol, Workload
     from latency.calibration import Calibration
+    from latency.table import Row
 
 CALIBRATE = 31
 """Purpose of the draw of calibration networks."""
 SAMPLE = 24
 """Operators that --check measures again."""
+BUILDS = 3
+"""Of every operator, where TensorRT chooses kernels anew in each."""
 
 
 def main() -> None:
@@ -46,11 +51,12 @@ def profile_space(job: ProfileJob) -> None:
         check(job)
         return
     check_networks(job)
-    space, size, target, protocol = load_space(job.space), image_size(job.size), parse_target(job.target), job.protocol()
+    space, size, target = load_space(job.space), image_size(job.size), parse_target(job.target)
+    protocol = protocol_of(job, target)
     classes = num_classes(job)
     every_key = space.keys(size, classes)
     keys = part(every_key, job.shard)
-    runtime = open_runtime(target, job.threads)
+    runtime = open_runtime(target, job.threads, timing_cache=timing_cache())
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
     config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
               "threads": job.threads, "networks": job.networks, "protocol": asdict(protocol), "shard": job.shard,
@@ -63,11 +69,15 @@ def profile_space(job: ProfileJob) -> None:
         return
     join(table_path, job.merge)
     wanted = workloads(keys)
+    if target.runtime == "tensorrt":
+        say(engines_ahead(wanted, protocol.builds, table_path))
     with bar(f"profile {len(keys)} operators") as shown:
+        follow(runtime, shown.tell)
         table = profile(
             wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted),
-            progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}"),
+            progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}", left),
         )  # fmt: skip
+    show_spread([table.rows[key] for key in keys])
     busy = sum(table.rows[key].busy for key in keys)
     if busy:
         say(f"warning: {busy} of {len(keys)} operators were timed while other processes were running; "
@@ -81,6 +91,49 @@ def profile_space(job: ProfileJob) -> None:
     run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None)
     show(calibration)
     say(f"wrote {table_path}: {len(keys)} operators")
+
+
+def protocol_of(job: ProfileJob, target: Target) -> Protocol:
+    """Return how operators are timed; TensorRT builds each `BUILDS` times where the TOML file says nothing else."""
+    protocol = job.protocol()
+    said = "builds" in json.loads(job.expert)
+    return replace(protocol, builds=BUILDS) if target.runtime == "tensorrt" and not said else protocol
+
+
+def timing_cache() -> Path:
+    """Return the folder of TensorRT's timing caches, which engines of networks use as well."""
+    from hyctas.engine import EngineSettings
+
+    return EngineSettings().cache()
+
+
+def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> str:
+    """Say how many engines are to be built for what a table lacks, and how long that may take."""
+    from export.trt.grouped import estimate
+    from hyctas.cli.kit import ALONE
+    from latency import LatencyTable
+
+    known = LatencyTable.load(path).rows if path.exists() else {}
+    todo = [workload for workload in wanted if workload.key not in known]
+    return estimate(len(todo), sum(workload.op in ALONE for workload in todo), builds)
+
+
+def follow(runtime: Runtime, tell: Callable[[str], None]) -> None:
+    """Have a runtime that builds engines tell of each."""
+    from export.trt.runtime import TensorRTRuntime
+
+    if isinstance(runtime, TensorRTRuntime):
+        runtime.tell = tell
+
+
+def show_spread(rows: Sequence[Row]) -> None:
+    """Print how far the builds of an operator differ, where there are several."""
+    from hyctas.cli.show import say
+
+    spreads = sorted(row.spread for row in rows if row.spread is not None)
+    if spreads:
+        middle, high = spreads[len(spreads) // 2], spreads[len(spreads) * 9 // 10]
+        say(f"builds of one operator differ by {middle:.1%} (median of {len(spreads)} operators), {high:.1%} (90th percentile)")
 
 
 def check_networks(job: ProfileJob) -> None:
@@ -173,7 +226,7 @@ def check(job: ProfileJob) -> None:
 
     assert job.check is not None
     table = LatencyTable.load(job.check)
-    runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
+    runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads, timing_cache=timing_cache())
     try:
         wanted = workloads(sample_keys(table, SAMPLE))
     except ValueError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_SECONDS = 15.0
 console = Console(stderr=True, highlight=False)
@@ -19,22 +19,34 @@ class Bar:
 
     def __init__(self, name: str, progress: Progress | None) -> None:
         self.name, self._progress = name, progress
-        self._task = progress.add_task(name, total=1.0, text="") if progress else None
+        self._task = progress.add_task(name, total=1.0, text="", left="") if progress else None
         self._started = self._shown = time.monotonic()
         self._first: float | None = None
+        self._share = 0.0
+        self._left_s: float | None = None
 
-    def update(self, share: float, text: str = "") -> None:
-        """Show a share of 0..1 and a few words."""
+    def update(self, share: float, text: str = "", left_s: float | None = None) -> None:
+        """Show a share of 0..1, a few words, and the seconds left, by default as the share tells."""
         now = time.monotonic()
         if self._first is None:  # a continued task starts in the middle
             self._first, self._started = share, now
+        done = share - self._first
+        if left_s is None and done > 0:
+            left_s = (now - self._started) * (1 - share) / done
+        self._share, self._left_s = share, left_s
+        self._show(text, now)
+
+    def tell(self, text: str) -> None:
+        """Show a few words; share and time left stay."""
+        self._show(text, time.monotonic())
+
+    def _show(self, text: str, now: float) -> None:
+        left = f"{duration(self._left_s)} left" if self._left_s is not None else ""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=share, text=text)
+            self._progress.update(self._task, completed=self._share, text=text, left=left)
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now
-            done = share - self._first
-            left = f", {duration((now - self._started) * (1 - share) / done)} left" if done > 0 else ""
-            print(f"{self.name}: {share:4.0%}{left}  {text}", file=sys.stderr, flush=True)
+            print(f"{self.name}: {self._share:4.0%}{', ' * bool(left)}{left}  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -43,7 +55,7 @@ def bar(name: str) -> Iterator[Bar]:
     started = time.monotonic()
     if console.is_terminal:
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))  # fmt: skip
+                   TimeElapsedColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}"))  # fmt: skip
         with Progress(*columns, console=console, transient=True) as progress:
             yield Bar(name, progress)
     else:

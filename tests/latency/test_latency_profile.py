@@ -20,6 +20,7 @@ from export.errors import InvalidInput, TableMismatch
 from latency import LatencyTable, Protocol, Workload, profile
 from latency.journal import journal_path
 from latency.measure import Measurement, MeasurementFailed
+from latency.profile import OperatorsFailed
 
 FAST = Protocol(warmup_ms=0, min_samples=6, max_samples=6, budget_ms=0)
 
@@ -190,6 +191,85 @@ def test_latency_profile_names_what_cannot_be_loaded(fakes: Any, tmp_path: Path)
     with pytest.raises(RuntimeError, match="no such operator") as caught:
         profile([fakes["workload"]("k", 1.0)], runtime, tmp_path / "t", FAST, machine={})
     assert caught.value.__notes__ == ["while loading for profiling: k"]
+
+
+class OperatorsRuntime:
+    """A runtime that loads operators one by one; those that take -1 ms cannot be loaded."""
+
+    threads = 1
+
+    def __init__(self, fakes: Any, sleep_s: float = 0) -> None:
+        self.fakes, self.sleep_s, self.target = fakes, sleep_s, fakes["Runtime"].target
+        self.asked: list[list[Any]] = []
+        self.sessions: list[Any] = []
+
+    def versions(self) -> dict[str, str]:
+        return {"fake": "1"}
+
+    def operator_versions(self) -> dict[str, str]:
+        return {"operators": "one by one"}
+
+    def load_file(self, path: Path) -> Any:
+        raise NotImplementedError
+
+    def load_modules(self, modules: Any) -> Any:
+        raise AssertionError("operators are loaded as operators")
+
+    def load_operators(self, modules: Any) -> list[Any]:
+        time.sleep(self.sleep_s * len(modules))
+        self.asked.append([module for module, _ in modules])
+        made = [
+            InvalidInput("no kernel") if module.ms == -1 else self.fakes["Session"](module, [x.shape for x in inputs])
+            for module, inputs in modules
+        ]
+        self.sessions += [session for session in made if not isinstance(session, InvalidInput)]
+        return made
+
+
+def test_latency_profile_keeps_what_others_failed_at(fakes: Any, tmp_path: Path) -> None:
+    runtime, told = OperatorsRuntime(fakes), list[str]()
+    workloads = [fakes["workload"](f"k{i}", -1 if i in (3, 5) else 1.0 + i) for i in range(8)]
+    options: dict[str, Any] = {"machine": {}, "measure": one_step, "notice": told.append, "batch": 4}
+    ticks: list[int] = []
+    with pytest.raises(OperatorsFailed, match=r"2 operators could not be loaded:\n  k[35]: no kernel\n") as caught:
+        profile(workloads, runtime, tmp_path / "t", Protocol(builds=2), progress=lambda *c: ticks.append(c[0]), **options)
+    assert set(caught.value.failed) == {"k3", "k5"} and caught.value.exit_code == 1
+    table = LatencyTable.load(tmp_path / "t")
+    assert sorted(table.rows) == ["k0", "k1", "k2", "k4", "k6", "k7"] and sorted(ticks) == list(range(1, 9))
+    assert table.identity.versions == {"fake": "1", "operators": "one by one"}
+    assert [len({id(module) for module in asked}) * 2 for asked in runtime.asked[1:]] == [8, 8], "a build repeats the module"
+    assert sum("could not be loaded: no kernel" in text for text in told) == 2
+    assert all(session.closed for session in runtime.sessions)
+    again = OperatorsRuntime(fakes)
+    with pytest.raises(OperatorsFailed):
+        profile(workloads, again, tmp_path / "t", Protocol(builds=2), **options)
+    assert [len(asked) for asked in again.asked] == [1, 4], "only what is missing is tried again"
+
+
+def test_latency_profile_stops_where_nothing_can_be_loaded(fakes: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"machine": {}, "measure": one_step, "notice": lambda text: None, "batch": 2}
+    broken = [fakes["workload"](f"k{i}", -1) for i in range(9)]
+    runtime = OperatorsRuntime(fakes)
+    with pytest.raises(OperatorsFailed, match=r"1 operator could not be loaded:\n  k0: no kernel"):
+        profile(broken, runtime, tmp_path / "t", FAST, **options)
+    assert len(runtime.asked) == 1, "the reference already fails"
+    runtime = OperatorsRuntime(fakes)
+    with pytest.raises(OperatorsFailed, match="2 operators"):
+        profile(broken, runtime, tmp_path / "t", FAST, reference=fakes["workload"]("ref", 1.0), **options)
+    assert len(runtime.asked) == 2, "a whole batch fails"
+    many = OperatorsFailed({f"k{i}": InvalidInput("no") for i in range(7)}, tmp_path / "t")
+    assert "7 operators" in str(many) and "... and 2 more" in str(many)
+
+
+def test_latency_profile_counts_builds_in_the_time_left(fakes: Any, tmp_path: Path) -> None:
+    """Loading takes 10 ms a build and measuring nothing; after the first batch of 4 with 3 builds, 4 keys are left."""
+    left: list[float] = []
+    profile(
+        [fakes["workload"](f"k{i}", 1.0) for i in range(8)], OperatorsRuntime(fakes, sleep_s=0.01), tmp_path / "t",
+        Protocol(builds=3), machine={}, measure=one_step, batch=4, progress=lambda done, total, s, key: left.append(s),
+    )  # fmt: skip
+    assert all(0.1 < seconds < 0.5 for seconds in left[:4]), left
+    assert all(seconds < 0.1 for seconds in left[4:]) and left[-1] == 0
 
 
 def test_latency_profile_refuses_one_key_for_two_workloads(fakes: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from latency.calibration import Calibration
 from latency.fidelity import Fidelity
 from latency.identity import Identity, IdentityMismatch
 from latency.journal import Journal, fold, journal_path, read_journal
+from latency.measure import Measurement
 from latency.table import LatencyTable, Row
 
 IDENTITY = Identity("torch-cpu:fp32", {"cpu": "x", "gpus": []}, {"torch": "2.11"}, 2, {"ci": 0.02})
@@ -114,6 +115,20 @@ def test_latency_table_something_else_entirely(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(CorruptFile):
         LatencyTable.load(path)
+
+
+def test_latency_table_spread_of_builds(tmp_path: Path) -> None:
+    def built(ms: float) -> Measurement:
+        return Measurement(ms, ms / 2, 2 * ms, ms, ms, n=10, cv=0, ci=0)
+
+    row = Row.of("conv", [built(4.0), built(5.0), built(4.5)])
+    assert (row.median_ms, row.builds, row.n) == (4.5, 3, 30) and row.spread == pytest.approx(1 / 4.5)
+    assert row.scaled(2).spread == row.spread and Row.from_json(row.to_json()) == row
+    single = Row.of("conv", [built(4.0)])
+    assert single.spread is None and "spread" not in single.to_json() and Row.from_json(single.to_json()) == single
+    for value in (-0.1, float("nan"), True, "0"):
+        with pytest.raises(ValueError, match="spread is"):
+            Row.from_json(row.to_json() | {"spread": value})
 
 
 def test_latency_table_merge_prefers_quiet_then_new() -> None:

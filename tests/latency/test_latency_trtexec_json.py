@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from latency.trtexec_json import Layer, LayerInfo, Unusable, attribute, read_layers, read_profile, read_times
+from export.trt.attribution import Layer, LayerInfo, attribute
+from latency.trtexec_json import Unusable, read_layers, read_profile, read_times
 
 ENDS = re.compile(r"(?:k0001|k0002)_\d+_[xy]\d+")
 TIMES = "[\n" + "\n, ".join(f'  {{ "startEnqMs" : {i}, "computeMs" : 0.8{i}, "latencyMs" : 0.8{i} }}' for i in range(6)) + "\n]\n"

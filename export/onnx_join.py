@@ -1,0 +1,41 @@
+"""Put ONNX models side by side into one graph, told apart by the prefixes of their names. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from export.errors import InvalidInput
+
+MAX_BYTES = 2**31 - 2**20
+"""What protobuf can hold, less some room."""
+
+
+def join(parts: Sequence[tuple[str, onnx.ModelProto]]) -> onnx.ModelProto:
+    """Put models side by side into one; every node and tensor gets its model's prefix.
+
+    Args:
+        parts: prefix and model, of one operator set and without functions of their own.
+
+    Raises:
+        InvalidInput: more than 2 GiB together.
+    """
+    if sum(model.ByteSize() for _, model in parts) > MAX_BYTES:
+        raise InvalidInput(f"{len(parts)} models side by side would exceed 2 GiB; put fewer of them together")
+    whole = onnx.ModelProto(ir_version=max(model.ir_version for _, model in parts), producer_name="hyctas")
+    whole.opset_import.extend(parts[0][1].opset_import)
+    whole.graph.name = "kit"
+    for prefix, model in parts:
+        part = onnx.GraphProto.FromString(model.graph.SerializeToString())
+        for number, node in enumerate(part.node):
+            node.name = f"{prefix}{node.name or number}"
+            node.input[:] = [name and prefix + name for name in node.input]
+            node.output[:] = [name and prefix + name for name in node.output]
+        for owner in (part.initializer, part.input, part.output, part.value_info):
+            for item in owner:
+                item.name = prefix + item.name
+        whole.graph.MergeFrom(onnx.GraphProto(node=part.node, initializer=part.initializer, input=part.input,
+                                              output=part.output, value_info=part.value_info))  # fmt: skip
+    onnx.checker.check_model(whole, full_check=True)
+    return whole

@@ -1,0 +1,173 @@
+"""hyctas-profile and hyctas-bench on a TensorRT that computes on a fake GPU: the whole way from a space to a table."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from export import bench as bench_module
+from export.bench import bench
+from export.bench_models import BenchModel
+from export.onnx_file import export_modules
+from export.runtimes import open_runtime
+from export.target import Target
+from export.trt import guard
+from hyctas.calibrate import measure_networks
+from hyctas.cli.jobs import ProfileJob
+from hyctas.cli.profile import part, protocol_of, timing_cache
+from hyctas.space import tiny
+from hyctas.workloads import draw_networks
+from latency.table import LatencyTable
+from tests.export.trt.fakes_engines import FakeBuilder, install_builder
+from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
+from tests.export.trt.fakes_run import SHAPE, Rig, make_rig, plan, save
+
+Command = Callable[..., tuple[int, str]]
+FP16 = Target("tensorrt", "fp16")
+QUICK = "warmup_ms = 0\nmin_samples = 6\nmax_samples = 6\nbudget_ms = 0\nci = 0.5\nretake_load = 1\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the exporter's first use, which takes seconds, be no test's."""
+    export_modules([(torch.nn.ReLU(), (torch.ones(1, 1, 2, 2),))], tmp_path_factory.mktemp("first"), ["first"])
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no waiting for a measurement on this machine
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return make_rig(monkeypatch, "11.4.0")
+
+
+@pytest.fixture
+def builder(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> FakeBuilder:
+    builder = install_builder(monkeypatch, rig)
+    builder.ms = lambda model: 0.01 * len(model.graph.node)
+    return builder
+
+
+def profile_arguments(tmp_path: Path, *more: str) -> list[str]:
+    (tmp_path / "quick.toml").write_text(QUICK)
+    return ["--run", str(tmp_path / "run"), "--space", "tiny", "--size", "64x64", "--classes", "4", "--target", "tensorrt:fp16",
+            "--networks", "0", "--config", str(tmp_path / "quick.toml"), *more]  # fmt: skip
+
+
+def operators_of(model: onnx.ModelProto) -> int:
+    return len({info.name.partition("_")[0] for info in model.graph.input})
+
+
+class TestProfile:
+    """hyctas-profile --target tensorrt:fp16."""
+
+    def test_a_table(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
+        code, said = command("profile", *profile_arguments(tmp_path, "--shard", "1/60"))
+        assert code == 0, said
+        table = LatencyTable.load(tmp_path / "run/latency.json")
+        alone = sum(row.op == "selfattention" for row in table.rows.values())
+        assert f"({len(table) - alone} operators / 20 per engine + {alone} with attention) x 3 builds" in said, said
+        assert "(estimated, not run)" in said and "builds of one operator differ by 0.0%" in said
+        assert len(table) > 2 and all(row.builds == 3 and row.spread == pytest.approx(0) for row in table.rows.values())
+        identity = table.identity
+        assert (identity.target, identity.protocol["builds"]) == ("tensorrt:fp16", 3)
+        assert set(identity.versions) >= {"tensorrt", "cuda", "driver", "gpu0", "cuda_graph", "build", "operators"}
+        shared = [operators_of(model) for model in builder.graphs]
+        assert shared[0] == 1 and max(shared) > 1, "the reference first, then several in one engine"
+        assert {path and path.name for path in builder.caches} == {"tensorrt", None}
+        assert rig.gpu.leaks() == []
+
+    def test_networks_calibrate_it(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
+        """Whole networks get an engine each, with fp32 inputs, whatever the operators have."""
+        runtime = open_runtime(FP16, 1, timing_cache=timing_cache())
+        measured = measure_networks(draw_networks(tiny(), 2, 0, 1), runtime, (64, 64), 4, rounds=1)
+        kinds = [model.graph.input[0].type.tensor_type.elem_type for model in builder.graphs]
+        assert measured.shape == (1, 2) and kinds == [TensorProto.FLOAT] * 2
+        assert [model.graph.input[0].name for model in builder.graphs] == ["x0", "x0"]
+        assert rig.gpu.leaks() == []
+
+    def test_a_failing_operator_is_named_and_the_others_stay(
+        self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path
+    ) -> None:
+        whole, chosen = profile_arguments(tmp_path, "--shard", "1/45"), list[list[int]]()
+
+        def fails(model: onnx.ModelProto) -> bool:
+            if not chosen and operators_of(model) > 1:
+                weights = (t for t in model.graph.initializer if t.name.startswith("k0001_0_") and len(t.dims) == 4)
+                chosen.append(list(next(weights).dims))
+            return any(list(tensor.dims) in chosen for tensor in model.graph.initializer)
+
+        builder.fails = fails
+        code, said = command("profile", *whole)
+        assert code == 1, said
+        keys = set(part(tiny().keys((64, 64), 4), "1/45"))
+        rest = set(LatencyTable.load(tmp_path / "run/latency.json").rows)
+        lost = keys - rest
+        assert rest and lost and rest < keys
+        assert all(f"{key}: building the engine failed." in said for key in sorted(lost)[:5]), said
+        assert "could not be loaded" in said and "could not find any implementation" in said
+        assert "holds all that was measured; the same command tries what is missing again" in said
+        builder.fails = lambda model: False
+        before = len(builder.graphs)
+        code, said = command("profile", *whole)
+        assert code == 0 and set(LatencyTable.load(tmp_path / "run/latency.json").rows) == keys, said
+        assert len(builder.graphs) - before < 4 + 3 * len(lost), "what was measured is not built again"
+        assert rig.gpu.leaks() == []
+
+    def test_without_a_gpu(self, command: Command, tmp_path: Path) -> None:
+        if guard.unavailable_reason() is None:
+            pytest.skip("this machine has TensorRT and a GPU")
+        code, said = command("profile", *profile_arguments(tmp_path))
+        assert code == 3 and said.startswith("error: tensorrt:fp16 is unavailable: "), said
+        assert not (tmp_path / "run").exists()
+
+    def test_builds(self) -> None:
+        cpu = Target("onnxruntime-cpu", "fp32")
+        assert [protocol_of(ProfileJob(), target).builds for target in (FP16, cpu)] == [3, 1]
+        assert protocol_of(ProfileJob(expert=json.dumps({"builds": 1})), FP16).builds == 1
+
+
+class TestBench:
+    """.engine and .plan files go to the TensorRT runtime as they are."""
+
+    @pytest.fixture(autouse=True)
+    def short_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bench_module, "SLICE_S", 0.002)
+
+    def engine(self, path: Path, rig: Rig, **changes: Any) -> Path:
+        kinds: dict[str, Any] = {"inputs": {"image": ["FLOAT", *SHAPE]}, "outputs": {"native": ["FLOAT", *SHAPE]}, **changes}
+        return save(path, rig.trt, plan(version=rig.trt.version, **kinds), precision="fp16")
+
+    def bench(self, *paths: Path) -> Any:
+        models = [BenchModel(path.name, path) for path in paths]
+        return bench(models, FP16, 1, seconds=0.05, warmup_s=0.0)
+
+    def test_engines_and_plans(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
+        paths = self.engine(tmp_path / "a.engine", rig), self.engine(tmp_path / "b.plan", rig, ms=0.5)
+        report = self.bench(*paths)
+        assert [(model.file, round(model.median_ms, 3)) for model in report.models] == [("a.engine", 0.25), ("b.plan", 0.5)]
+        assert builder.graphs == [], "nothing is built"
+        assert set(report.versions) >= {"tensorrt", "gpu0"} and "operators" not in report.versions
+
+    def test_notes_of_the_session_reach_the_report(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
+        rig.gpu.fail["end_capture"] = (CAPTURE_UNSUPPORTED, "operation not permitted")
+        report = self.bench(self.engine(tmp_path / "a.engine", rig))
+        (model,) = report.models
+        assert sum("no CUDA graph" in note for note in model.notes) == 1, "known only once the inputs were bound"
+        assert "a.engine: no CUDA graph" in report.to_markdown()
+
+    def test_onnx_files_are_built(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native")]
+        node = helper.make_node("Relu", ["image"], ["native"], name="relu")
+        model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
+        model.ir_version = 10
+        onnx.save(model, tmp_path / "m.onnx")
+        report = self.bench(tmp_path / "m.onnx")
+        assert len(builder.graphs) == 1 and "the timing cache was new" in report.models[0].notes
