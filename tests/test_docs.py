@@ -18,10 +18,12 @@ import pytest
 from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
 from export.parity import ParityReport
+from export.trt.engine_file import EngineManifest, Machine
 from hyctas import published
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
+from hyctas.engine import EngineSettings, LoadSettings
 from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head, StemConv
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
@@ -163,7 +165,7 @@ def default(field: dataclasses.Field[object]) -> str:
 
 FORMATS = (
     BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, StemConv, Cell, Fusion, Head, Attention, Arithmetic,
-    Evaluation, Limits, Calibration, Fidelity, Identity, Row,
+    Evaluation, Limits, Calibration, Fidelity, Identity, Row, EngineManifest, Machine,
 )  # fmt: skip
 
 
@@ -190,6 +192,23 @@ def test_named_tests_exist(path: Path) -> None:
     for name, function in re.findall(r"\b(test_\w+\.py)::(test_\w+)", path.read_text()):
         files = list((ROOT / "tests").rglob(name))
         assert len(files) == 1 and f"def {function}(" in files[0].read_text(), f"{path.name} names {name}::{function}"
+
+
+def test_the_messages_of_tensorrt_md_are_ours() -> None:
+    text = (ROOT / "docs/tensorrt.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Ten known troubles")[2].partition("## ")[0], re.MULTILINE)
+    assert len(rows) == 10
+    source = "".join(path.read_text() for folder in ("export", "hyctas") for path in (ROOT / folder).rglob("*.py"))
+    for fragment in (part for row in rows for message in re.findall("`([^`]+)`", row) for part in message.split("...")):
+        assert fragment.strip() in source, fragment
+
+
+def test_the_settings_of_tensorrt_md_exist() -> None:
+    text = (ROOT / "docs/tensorrt.md").read_text()
+    for field in dataclasses.fields(EngineSettings):
+        value = "none" if field.default is None else f"`{str(field.default).lower()}`"
+        assert f"| `{field.name}` | {value} |" in text, field.name
+    assert all(f"`{field.name}`" in text for field in dataclasses.fields(LoadSettings))
 
 
 def test_the_python_of_published_md_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
