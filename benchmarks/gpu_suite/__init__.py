@@ -11,5 +11,6 @@
 | `attention`, `tuning`, `rivals`, `floor` | part 2: speed beside others' and beside arithmetic; the table for the dispatch |
 | `fidelity` | part 3: predicted against measured latency on this GPU |
 | `end_to_end` | part 4: whole networks |
+| `tests` | part 5: the tests marked `gpu` |
 | `summary`, `goals` | `summary.md`, from the files alone |
 """

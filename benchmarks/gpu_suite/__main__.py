@@ -1,6 +1,6 @@
 """Check and measure everything that needs a GPU.
 
-    python -m benchmarks.gpu_suite --out DIR [--parts numerics,attention,fidelity,end_to_end] [--seconds N]
+    python -m benchmarks.gpu_suite --out DIR [--parts numerics,attention,fidelity,end_to_end,tests] [--seconds N]
 
 Runs from a bare checkout with torch, triton, numpy, onnx, safetensors and pillow, in under nine minutes. Results are written after
 every measurement; the same command goes on where it stopped. Exit code 1: a numeric check failed; 3: there is no CUDA device;
@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.ending import one_sentence
 from export.errors import InvalidInput, Unavailable
 
-PARTS = {"numerics": 90.0, "attention": 240.0, "fidelity": 150.0, "end_to_end": 60.0}
+PARTS = {"numerics": 90.0, "attention": 240.0, "fidelity": 150.0, "end_to_end": 60.0, "tests": 30.0}
 """Seconds, in the proportion in which `--seconds` is divided."""
 SECONDS = 515.0
 """In all, less than nine minutes by what the last measurement of each part may take over its time."""

@@ -12,7 +12,7 @@ from benchmarks.gpu_suite.records import FORMAT_VERSION, ITSELF
 from benchmarks.gpu_suite.suite import read_suite
 from export.files import read_json, write_text
 
-PARTS = ("numerics", "attention", "fidelity", "end_to_end")
+PARTS = ("numerics", "attention", "fidelity", "end_to_end", "tests")
 Record = Mapping[str, Any]
 
 
@@ -35,14 +35,16 @@ def write_summary(out: Path) -> None:
         _tiles(records["attention"], out, identity["gpu"]),
         _fidelity(records["fidelity"]),
         _end_to_end(records["end_to_end"]),
+        _tests(records["tests"]),
         _problems(records),
     ]
     write_text(out / "summary.md", "\n".join(part for part in parts if part))
 
 
 def failures(out: Path) -> list[str]:
-    """Return the numeric checks that did not hold, or could not be computed."""
-    return [record["id"] for record in read_records(out, "numerics") if record["state"] in ("failed", "error")]
+    """Return the numeric checks and tests that did not hold, or could not be computed."""
+    records = [*read_records(out, "numerics"), *read_records(out, "tests")]
+    return [record["id"] for record in records if record["state"] in ("failed", "error")]
 
 
 def defects(out: Path) -> list[str]:
@@ -179,6 +181,12 @@ def _end_to_end(found: Sequence[Record]) -> str:
     sizes = {f"{record['size'][0]}x{record['size'][1]}, {record['target']}" for record in found if "size" in record}
     title = f"## End to end, {'; '.join(sorted(sizes))}\n\n"
     return title + table(["network and attention", "median ms", "p99 ms", "FPS", "difference from the first"], rows)
+
+
+def _tests(found: Sequence[Record]) -> str:
+    rows = [[record["id"], record["state"], str(record.get("tests", "")), str(record.get("skipped", "")), "; ".join(record["why"])]
+            for record in found if "why" in record]  # fmt: skip
+    return "## Tests marked gpu\n\n" + table(["file", "", "tests", "skipped", "failed"], rows, left=2) if rows else ""
 
 
 def _problems(records: Mapping[str, Sequence[Record]]) -> str:

@@ -39,7 +39,7 @@ from benchmarks.gpu_suite.timing import Burst, interleave
 from export.errors import InvalidInput
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("numerics", "attention", "fidelity", "end_to_end")
+PARTS = ("numerics", "attention", "fidelity", "end_to_end", "tests")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -83,12 +83,13 @@ def test_1_a_killed_rehearsal_goes_on(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert text in output
     for part in PARTS:
-        assert done(tmp_path, part) and f"| {part} |" in text, part
+        assert f"| {part} |" in text, part
+        assert done(tmp_path, part) or part == "tests", part
         wrong = [r for r in read_records(tmp_path, part) if r["state"] not in ("ok", "left_out")]
         assert not wrong, wrong
     for expected in ("A rehearsal on a CPU", "## Goals", "## Numerics", "### Forward pass", "### Whole block", "### Training step",
                      "## Tiles", "To install it: `cp", "## Predicted against measured", "published S, fused", "edge, two-step",
-                     "tensorrt:fp16 is unavailable"):  # fmt: skip
+                     "tensorrt:fp16 is unavailable", "* tests, tests/export/test_export_sessions.py: all "):  # fmt: skip
         assert expected in text, expected
     table = json.loads((tmp_path / "tables/a_cpu_as_a_rehearsal.json").read_text())
     kinds = {(entry["block"], entry["backward"], entry["dtype"]) for entry in table["entries"]}
@@ -116,9 +117,9 @@ def test_2_without_cuda_it_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--parts", "numerics,speed"), "'speed' is unknown; parts are numerics, attention, fidelity, end_to_end"),
+        (("--parts", "numerics,speed"), "'speed' is unknown; parts are numerics, attention, fidelity, end_to_end, tests"),
         (("--parts", ","), "none is given; parts are"),
-        (("--seconds", "20"), "--seconds 20 is too short for numerics, attention, fidelity, end_to_end: give at least 45"),
+        (("--seconds", "20"), "--seconds 20 is too short for numerics, attention, fidelity, end_to_end, tests: give at least 95"),
         (("--seconds", "nan"), "--seconds nan is too short"),
     ],
 )
@@ -408,3 +409,19 @@ def test_6_summary_of_nothing_and_of_failures(tmp_path: Path) -> None:
     for expected in ("# GPU suite: NVIDIA H200", "the command", "| d=3 e=5 N=7 M=9 | o: 2.0e-03 where 1e-03 is allowed |",
                      "before 1 of 1 launches", "inf"):  # fmt: skip
         assert expected in text, expected
+
+
+def test_reports_of_marked_tests_are_judged(tmp_path: Path) -> None:
+    from benchmarks.gpu_suite.records import LeftOut
+    from benchmarks.gpu_suite.tests import judged
+
+    report = tmp_path / "report.xml"
+    passed, skipped = '<testcase name="a"/>', '<testcase name="b"><skipped message="no TensorRT"/></testcase>'
+    wrong = '<testcase name="c"><failure message="1 != 2"/></testcase><testcase name="d"><error message="no file"/></testcase>'
+    report.write_text(f"<testsuites><testsuite>{passed}{skipped}</testsuite></testsuites>")
+    assert judged(report) == {"state": "ok", "why": [], "tests": 2, "skipped": 1}
+    report.write_text(f"<testsuites><testsuite>{passed}{wrong}</testsuite></testsuites>")
+    assert judged(report) == {"state": "failed", "why": ["c: 1 != 2", "d: no file"], "tests": 3, "skipped": 0}
+    report.write_text(f"<testsuites><testsuite>{skipped}</testsuite></testsuites>")
+    with pytest.raises(LeftOut, match="all 1 skip: no TensorRT"):
+        judged(report)
