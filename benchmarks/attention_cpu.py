@@ -84,6 +84,7 @@ def caller(name: str, c: int, n: int, threads: int, folder: Path) -> Callable[[]
     path = export_modules([(ONNX[name](), tensors)], folder, [f"{name.replace(' ', '_')}_{c}_{n}"])[0]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # else its threads slow down what is timed next
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feeds = {x.name: t.numpy() for x, t in zip(session.get_inputs(), tensors, strict=True)}
     return lambda: session.run(None, feeds)
