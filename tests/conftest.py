@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +25,13 @@ def _seeded() -> None:
     except ImportError:
         return
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Heed SIGINT and SIGHUP, here and in processes started here: what a script starts in the background ignores them."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda *_: None}  # a child begins with the default
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

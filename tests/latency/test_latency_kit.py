@@ -326,7 +326,7 @@ def test_killed_in_the_middle_it_continues(kit: Path) -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signals_end_it_and_its_trtexec(kit: Path, sent: signal.Signals, code: int) -> None:
+def test_signals_end_it_and_its_trtexec(kit: Path, usual_signals: None, sent: signal.Signals, code: int) -> None:
     env = environment(kit, FAKE_FAIL="hang")
     process = subprocess.Popen(["sh", "run.sh"], cwd=kit, env=env, stdout=subprocess.PIPE, text=True)
     while not (kit / "work" / "floor.plan").exists() or not (kit / "work" / "run.log").exists():

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -313,15 +312,7 @@ def test_what_progress_raises_ends_the_build_and_arrives(version: str, tmp_path:
     assert cache_path(tmp_path, MACHINE).read_bytes() == cache_file(version, "Fake GPU", *KERNELS[:2]), "what was timed is kept"
 
 
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Give SIGINT its usual handler: a process started in the background of a script inherits that it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_ends_the_build_and_the_handler_is_back(tmp_path: Path, interrupts: None) -> None:
+def test_ctrl_c_ends_the_build_and_the_handler_is_back(tmp_path: Path, usual_signals: None) -> None:
     before = signal.getsignal(signal.SIGINT)
     trt = fake_tensorrt("10.3.0")
     trt.record.while_building = lambda: os.kill(os.getpid(), signal.SIGINT)
@@ -332,7 +323,7 @@ def test_ctrl_c_ends_the_build_and_the_handler_is_back(tmp_path: Path, interrupt
     assert kept == cache_file("10.3.0", "Fake GPU", *KERNELS[: STEPS // 2 + 1]), "the step at hand was the last"
 
 
-def test_a_cancelled_build_is_still_cancelled_when_its_cache_cannot_be_written(tmp_path: Path, interrupts: None) -> None:
+def test_a_cancelled_build_is_still_cancelled_when_its_cache_cannot_be_written(tmp_path: Path, usual_signals: None) -> None:
     trt = fake_tensorrt("10.3.0", fails=["serialize"])
     trt.record.while_building = lambda: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
