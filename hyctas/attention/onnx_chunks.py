@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
 
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from export.errors import InvalidInput
 from export.onnx_function import OnnxFunction
-from hyctas.attention.onnx_function import BYTES_PER_LOGIT, MEMORY_BYTES, _scaled
+from hyctas.attention.onnx_function import BYTES_PER_LOGIT, MEMORY_BYTES, function_body, node, scaled
 
 MOST_CHUNKS = 64
 """Chunks that a graph is unrolled into at most: each is seven layers more for TensorRT to choose kernels for."""
@@ -52,17 +51,14 @@ def with_chunks(function: OnnxFunction, sizes: Sequence[tuple[int, int]]) -> Onn
 def _body(function: OnnxFunction, queries: int, rows: int) -> bytes:
     if min(queries, rows) < 1 or -(-queries // rows) > MOST_CHUNKS:
         raise InvalidInput(f"{queries} queries in chunks of {rows} are not 1 to {MOST_CHUNKS} chunks")
-    nodes = [*_scaled(), _node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2])]  # (B, h, M, e)
+    nodes = [*scaled(), node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2])]  # (B, h, M, e)
     nodes.append(_ints("axis", [3]))
     outputs = []
     for number, start in enumerate(range(0, queries, rows)):
         nodes += _chunk(number, start, min(start + rows, queries))
         outputs.append(f"o_{number}")
-    nodes.append(_node("Concat", outputs, "o", axis=3))
-    imports = [helper.make_opsetid("", function.opset)]
-    made = helper.make_function(function.domain, function.name, ["q", "k", "v"], ["o"], nodes, imports, ["scale", "padding"])
-    data: bytes = made.SerializeToString(deterministic=True)
-    return data
+    nodes.append(node("Concat", outputs, "o", axis=3))
+    return function_body(nodes, function.opset)
 
 
 def _chunk(number: int, start: int, end: int) -> list[NodeProto]:
@@ -70,20 +66,16 @@ def _chunk(number: int, start: int, end: int) -> list[NodeProto]:
     return [
         _ints(f"start_{n}", [start]),
         _ints(f"end_{n}", [end]),
-        _node("Slice", ["q_scaled", f"start_{n}", f"end_{n}", "axis"], f"q_{n}"),  # (B, h, d, n)
-        _node("Transpose", [f"q_{n}"], f"q_rows_{n}", perm=[0, 1, 3, 2]),
-        _node("MatMul", [f"q_rows_{n}", "k"], f"logits_{n}"),  # (B, h, n, M)
-        _node("Cast", [f"logits_{n}"], f"logits_fp32_{n}", to=TensorProto.FLOAT),
-        _node("Softmax", [f"logits_fp32_{n}"], f"weights_fp32_{n}", axis=-1),
-        _node("CastLike", [f"weights_fp32_{n}", "v"], f"weights_{n}"),
-        _node("MatMul", [f"weights_{n}", "v_rows"], f"o_rows_{n}"),  # (B, h, n, e)
-        _node("Transpose", [f"o_rows_{n}"], f"o_{n}", perm=[0, 1, 3, 2]),
+        node("Slice", ["q_scaled", f"start_{n}", f"end_{n}", "axis"], f"q_{n}"),  # (B, h, d, n)
+        node("Transpose", [f"q_{n}"], f"q_rows_{n}", perm=[0, 1, 3, 2]),
+        node("MatMul", [f"q_rows_{n}", "k"], f"logits_{n}"),  # (B, h, n, M)
+        node("Cast", [f"logits_{n}"], f"logits_fp32_{n}", to=TensorProto.FLOAT),
+        node("Softmax", [f"logits_fp32_{n}"], f"weights_fp32_{n}", axis=-1),
+        node("CastLike", [f"weights_fp32_{n}", "v"], f"weights_{n}"),
+        node("MatMul", [f"weights_{n}", "v_rows"], f"o_rows_{n}"),  # (B, h, n, e)
+        node("Transpose", [f"o_rows_{n}"], f"o_{n}", perm=[0, 1, 3, 2]),
     ]
 
 
-def _node(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
-    return helper.make_node(op_type, list(inputs), [output], name=output, **attributes)
-
-
 def _ints(output: str, values: Sequence[int]) -> NodeProto:
-    return _node("Constant", [], output, value_ints=list(values))
+    return node("Constant", [], output, value_ints=list(values))

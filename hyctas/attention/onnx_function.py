@@ -49,7 +49,7 @@ def self_attention_function(opset: int = 18) -> OnnxFunction:
     if opset not in OPSETS:
         allowed = f"opset {OPSETS[0]} to {OPSETS[-1]}"
         raise InvalidInput(f"{DOMAIN}::{NAME} has bodies for {allowed}, not for {opset}; export with one of those")
-    bodies = {"plain": _body(_plain(), opset), "padded": _body(_padded(), opset)}
+    bodies = {"plain": function_body(_plain(), opset), "padded": function_body(_padded(), opset)}
     return OnnxFunction(DOMAIN, NAME, opset, bodies, "plain")
 
 
@@ -87,48 +87,49 @@ def refusal(body: str, shapes: Sequence[Sequence[int]], dtype: str, memory_bytes
     return ""
 
 
-def _node(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
+def node(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
+    """Return a standard node that is named as its output."""
     return helper.make_node(op_type, list(inputs), [output], name=output, **attributes)
 
 
 def _given(attribute: str, kind: str, output: str) -> NodeProto:
     """Return a constant with the value that the calling node's attribute has."""
-    node = helper.make_node("Constant", [], [output], name=output)
+    constant = node("Constant", [], output)
     types = {"value_float": helper.AttributeProto.FLOAT, "value_ints": helper.AttributeProto.INTS}
-    node.attribute.add(name=kind, ref_attr_name=attribute, type=types[kind])
-    return node
+    constant.attribute.add(name=kind, ref_attr_name=attribute, type=types[kind])
+    return constant
 
 
-def _scaled() -> list[NodeProto]:
+def scaled() -> list[NodeProto]:
     """Multiply q by the attribute `scale`, in q's dtype."""
     return [
         _given("scale", "value_float", "scale_fp32"),
-        _node("CastLike", ["scale_fp32", "q"], "scale_as_q"),
-        _node("Mul", ["q", "scale_as_q"], "q_scaled"),
+        node("CastLike", ["scale_fp32", "q"], "scale_as_q"),
+        node("Mul", ["q", "scale_as_q"], "q_scaled"),
     ]
 
 
 def _plain() -> list[NodeProto]:
     return [
-        *_scaled(),
-        _node("Transpose", ["q_scaled"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, d)
-        _node("MatMul", ["q_rows", "k"], "logits"),  # (B, h, N, M)
-        _node("Cast", ["logits"], "logits_fp32", to=TensorProto.FLOAT),
-        _node("Softmax", ["logits_fp32"], "weights_fp32", axis=-1),
-        _node("CastLike", ["weights_fp32", "v"], "weights"),
+        *scaled(),
+        node("Transpose", ["q_scaled"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, d)
+        node("MatMul", ["q_rows", "k"], "logits"),  # (B, h, N, M)
+        node("Cast", ["logits"], "logits_fp32", to=TensorProto.FLOAT),
+        node("Softmax", ["logits_fp32"], "weights_fp32", axis=-1),
+        node("CastLike", ["weights_fp32", "v"], "weights"),
         *_averaged(),
     ]
 
 
 def _padded() -> list[NodeProto]:
     return [
-        *_scaled(),
+        *scaled(),
         _given("padding", "value_ints", "pads"),
-        _node("Pad", ["q_scaled", "pads"], "q_padded"),  # (B, h, e, N)
-        _node("Pad", ["k", "pads"], "k_padded"),  # (B, h, e, M)
-        _node("Transpose", ["q_padded"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, e)
-        _node("MatMul", ["q_rows", "k_padded"], "logits"),  # (B, h, N, M)
-        _node("Softmax", ["logits"], "weights", axis=-1),
+        node("Pad", ["q_scaled", "pads"], "q_padded"),  # (B, h, e, N)
+        node("Pad", ["k", "pads"], "k_padded"),  # (B, h, e, M)
+        node("Transpose", ["q_padded"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, e)
+        node("MatMul", ["q_rows", "k_padded"], "logits"),  # (B, h, N, M)
+        node("Softmax", ["logits"], "weights", axis=-1),
         *_averaged(),
     ]
 
@@ -136,13 +137,14 @@ def _padded() -> list[NodeProto]:
 def _averaged() -> list[NodeProto]:
     """Average v with the weights."""
     return [
-        _node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
-        _node("MatMul", ["weights", "v_rows"], "o_rows"),  # (B, h, N, e)
-        _node("Transpose", ["o_rows"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
+        node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
+        node("MatMul", ["weights", "v_rows"], "o_rows"),  # (B, h, N, e)
+        node("Transpose", ["o_rows"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
     ]
 
 
-def _body(nodes: list[NodeProto], opset: int) -> bytes:
+def function_body(nodes: Sequence[NodeProto], opset: int) -> bytes:
+    """Return nodes from q, k, v to o as a serialised FunctionProto."""
     imports = [helper.make_opsetid("", opset)]
     function = helper.make_function(DOMAIN, NAME, ["q", "k", "v"], ["o"], nodes, imports, ["scale", "padding"])
     data: bytes = function.SerializeToString(deterministic=True)
