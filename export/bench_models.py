@@ -17,6 +17,7 @@ from export.errors import InvalidInput
 from export.files import sha256
 from export.imaging import Preprocessing, decode, labels_of, overlay, palette
 from export.runtime import Runtime, Session, TensorSpec
+from export.target import Target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,9 +109,7 @@ def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
     assert model.path is not None
     path, notes = Path(model.path), list[str]()
     if path.is_dir():
-        from export.bundle import read_bundle
-
-        path = read_bundle(path).model
+        path = _of_bundle(path, runtime.target, notes)
     original = path
     if path.suffix not in (".pt2", ".engine", ".plan"):
         from export.onnx_shape import static_onnx
@@ -136,6 +135,23 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
         network.eval()
         session = runtime.load_modules([(network, (torch.zeros(1, 3, *model.size),))])[0]
     return _described(model, session, [f"timed as a module with the output {output}"])
+
+
+def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
+    """Return what a target runs of a bundle: on TensorRT its engine, if it has one of this precision, else its ONNX file."""
+    from export.bundle import read_bundle
+
+    bundle = read_bundle(folder)
+    if target.runtime != "tensorrt" or bundle.engine is None:
+        return bundle.model
+    from export.trt.engine_file import required_manifest
+    from export.trt.options import target_precision
+
+    found = required_manifest(bundle.engine).precision
+    if target_precision(found) == target.precision:
+        return bundle.engine
+    notes.append(f"the bundle's engine is {found}; this one was built for {target}")
+    return bundle.model
 
 
 def _described(model: BenchModel, session: Session, notes: list[str]) -> OpenModel:

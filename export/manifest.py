@@ -59,10 +59,15 @@ def versions() -> dict[str, str]:
 def write_manifest(folder: Path, *, target: str, size: tuple[int, int], output: str, extra: dict[str, Any]) -> Manifest:
     """Hash every file in `folder` and write its manifest."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != NAME)
-    files = {name: {"sha256": sha256(folder / name), "size_bytes": (folder / name).stat().st_size} for name in names}
+    files = {name: entry_of(folder / name) for name in names}
     manifest = Manifest(target=target, size=size, output=output, versions=versions(), files=files, extra=extra)
     write_json(folder / NAME, manifest.to_json())
     return manifest
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file."""
+    return {"sha256": sha256(path), "size_bytes": path.stat().st_size}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,22 +1,22 @@
-"""Prove that a session computes what the PyTorch module computes."""
+"""Prove that a session computes what a PyTorch module, or another session, computes. No torch here before a module is given."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from export.errors import CheckFailed, InvalidInput
 from export.feeds import check_feeds
-from export.onnx_trace import evaluating, on_cpu
 from export.runtime import Session
 from export.target import Target
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ def check_parity(
     Raises:
         InvalidInput: the session does not take one image of that size, or there is nothing to compare.
     """
+    import torch
+
+    from export.onnx_trace import evaluating, on_cpu
+
     if isinstance(session_or_path, (str, Path)):
         from export.onnxruntime_session import OnnxRuntime
 
@@ -98,13 +102,49 @@ def check_parity(
     session = session_or_path
     images = _images(session, inputs or (), size, seed, count)
     output = session.outputs[0].name
-    rows = []
     module = on_cpu(module)
+    compute: Any = getattr(module, f"forward_{output}") if output in ("native", "panoptic") else module
+
+    def reference(image: np.ndarray) -> np.ndarray:
+        with torch.autocast("cpu", enabled=False):
+            values: np.ndarray = compute(torch.from_numpy(image)).numpy()
+        return values.argmax(1) if output == "labels" and np.isfinite(values).all() else values
+
     with evaluating(module), torch.inference_mode():
-        for image in images:
-            reference = _reference(module, torch.from_numpy(image), output)
-            rows.append(_compare(reference, session.run({session.inputs[0].name: image})[0], output))
+        rows = _rows(reference, session, images, output)
     return _judge(rows, output, seed, tolerance, min_agreement)
+
+
+def check_same(
+    session: Session,
+    reference: Session,
+    inputs: Sequence[np.ndarray] | None = None,
+    seed: int = 0,
+    count: int = 3,
+    tolerance: float = 1e-3,
+    min_agreement: float = 0.999,
+) -> ParityReport:
+    """Compare a session with another one of the same model, as `check_parity` does; outputs of integers are labels.
+
+    Args:
+        session: one input, one output.
+        reference: what is right; its input has the same name.
+        inputs: float32 arrays of the input's shape, compared besides the random ones.
+        seed: of the random inputs (standard normal).
+        count: how many random inputs.
+        tolerance: as in `check_parity`.
+        min_agreement: as in `check_parity`.
+
+    Raises:
+        InvalidInput: the sessions do not take the same input, or there is nothing to compare.
+    """
+    images = _images(session, inputs or (), None, seed, count)
+    if [spec.name for spec in reference.inputs] != [spec.name for spec in session.inputs]:
+        given = [[spec.name for spec in side.inputs] for side in (session, reference)]
+        raise InvalidInput(f"parity compares one model with itself; the inputs are {given[0]} and {given[1]}")
+    output = session.outputs[0].name
+    compute = lambda image: reference.run({reference.inputs[0].name: image})[0]  # noqa: E731
+    return _judge(_rows(compute, session, images, output), output, seed, tolerance, min_agreement)
 
 
 def _images(
@@ -124,10 +164,10 @@ def _images(
     return images + [check_feeds([spec], {spec.name: image})[0] for image in inputs]
 
 
-def _reference(module: nn.Module, image: torch.Tensor, output: str) -> np.ndarray:
-    compute: Any = getattr(module, f"forward_{output}") if output in ("native", "panoptic") else module
-    with torch.autocast("cpu", enabled=False):
-        return compute(image).numpy()
+def _rows(
+    reference: Callable[[np.ndarray], np.ndarray], session: Session, images: Sequence[np.ndarray], output: str
+) -> list[_Row]:
+    return [_compare(reference(image), session.run({session.inputs[0].name: image})[0], output) for image in images]
 
 
 @dataclass(frozen=True)
@@ -141,13 +181,10 @@ class _Row:
 def _compare(reference: np.ndarray, found: np.ndarray, output: str) -> _Row:
     if not (np.isfinite(reference).all() and np.isfinite(found).all()):
         return _Row(False, math.inf, math.inf, 0.0)
-    expected = reference.argmax(1)
-    if output == "labels":
-        if expected.shape != found.shape:
-            raise InvalidInput(f"the session's labels have shape {found.shape}; the module gives {expected.shape}")
-        return _Row(True, math.nan, math.nan, float((expected == found).mean()))
     if reference.shape != found.shape:
-        raise InvalidInput(f"the session's output has shape {found.shape}; the module gives {reference.shape}")
+        raise InvalidInput(f"the session's output {output!r} has shape {found.shape}; the reference gives {reference.shape}")
+    if np.issubdtype(reference.dtype, np.integer):
+        return _Row(True, math.nan, math.nan, float((reference == found).mean()))
     classes = reference.shape[1] - 3 if output == "panoptic" else reference.shape[1]
     groups = [(r, f) for r, f in zip(_groups(reference, classes), _groups(found, classes), strict=True)]
     absolute = max(float(np.abs(r - f).max()) for r, f in groups)
@@ -167,7 +204,7 @@ def _scale(reference: np.ndarray) -> float:
 
 def _judge(rows: Sequence[_Row], output: str, seed: int, tolerance: float, min_agreement: float) -> ParityReport:
     finite = all(row.finite for row in rows)
-    numeric = finite and output != "labels"
+    numeric = finite and not any(math.isnan(row.relative) for row in rows)
     agreement = min(row.agreement for row in rows)
     relative = max(row.relative for row in rows) if numeric else None
     return ParityReport(

@@ -69,7 +69,7 @@ class FileReport:
 def load_trained(
     source: Path, classes: int | None = None, *, random_weights: bool = False, checkpoint: Path | None = None
 ) -> Trained:
-    """Load a network from a run folder, a bundle (every file compared with its hash), or a genotype file.
+    """Load a network from a run folder, a bundle (every file but its engine compared with its hash), or a genotype file.
 
     Args:
         source: RUN, BUNDLE/, GENOTYPE.json, or published:NAME.
@@ -138,7 +138,7 @@ def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
 
 
 def _from_bundle(folder: Path) -> Trained:
-    bundle = read_bundle(folder)
+    bundle = read_bundle(folder, with_engine=False)
     genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
     facts = {"weights": "trained", **bundle.manifest.extra, "genotype": genotype.id}
     network = _with_weights(genotype, labels, bundle.weights)

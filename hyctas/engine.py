@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
+from export.errors import CheckFailed, HyctasError, InvalidInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,18 +32,16 @@ if TYPE_CHECKING:
     from export.trt.options import BuildOptions
     from export.trt.progress import Progress
     from export.trt.runner import EngineSession
-    from hyctas.bundling import FileReport, Trained
+    from hyctas.bundling import Trained
     from latency.measure import Measurement
 
 PRESETS = ("release", "search")
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Of engines that are built from a network alone; int8 and fp8 need a graph that was quantised with data."""
-LIMITS = {"fp32": (1e-3, 0.999), "fp16": (0.1, 0.99), "mixed": (0.1, 0.99), "bf16": (0.5, 0.95)}
-"""Per precision the largest error in standard deviations of the output, and the share of pixels that must keep their label."""
-TF32_LIMITS = (0.05, 0.99)
-MIXED_NOTE = "mixed: attention is in standard operators, some queries at a time; its implementation was not chosen by measurement"
 MEMORY_SHARE = 8
 """Attention that holds all its logits may take one part in so many of the GPU's memory."""
+MIXED_LOGITS_BYTES = 256 << 20
+"""What the logits of one attention may take on the CPU while `mixed` looks for the nodes that stay in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +120,8 @@ class EngineReport:
     """What was written."""
 
     path: Path
-    onnx: FileReport
+    onnx: Path
+    """The portable file that stands beside it."""
     build: BuildResult = field(repr=False)
     attention: AttentionChoice = field(repr=False)
     fused: FusedAttention
@@ -169,26 +167,6 @@ def compiled_kernel(case: AttentionCase, arch: int) -> PluginKernel:
     return plugin_kernel(arch, *channels, case.dtype, queries=case.queries, keys=case.keys)
 
 
-def check_engine_free(path: Path) -> None:
-    """Refuse to overwrite what is no engine of ours; the ONNX file beside it is checked by `hyctas.bundling.check_free`.
-
-    Raises:
-        InvalidInput: something stands at `path` that has no manifest beside it.
-    """
-    from export.trt.engine_file import manifest_path, read_manifest
-
-    if not path.exists():
-        return
-    try:
-        ours = path.is_file() and read_manifest(path) is not None
-    except CorruptFile:
-        ours = False
-    if not ours:
-        beside = manifest_path(path).name
-        raise InvalidInput(f"{path} exists and was not written by this command (no {beside} beside it); "
-                           "choose another name or move it away")  # fmt: skip
-
-
 def write_engine(
     trained: Trained,
     path: Path,
@@ -202,6 +180,7 @@ def write_engine(
     extra: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    portable: Path | None = None,
 ) -> EngineReport:
     """Write `x.engine`, its manifest `x.engine.json`, and `x.onnx` with its own manifest.
 
@@ -218,19 +197,20 @@ def write_engine(
         extra: noted in the ONNX file's manifest.
         tell: is told what is being done.
         progress: is told how far the build is.
+        portable: the network's ONNX file in the same folder, where there is one already (a bundle's); none is written then.
 
     Raises:
         CheckFailed: the engine does not compute what the network computes, or gives no usable times.
         InvalidInput: an unknown precision, or a file stands in the way.
         HyctasError: an attention has no implementation here, or TensorRT failed, with its words.
     """
-    from export.trt.engine_file import save_engine
+    from export.trt.engine_file import check_free, save_engine
     from export.trt.layers import fused_attention
     from hyctas.bundling import write_file
 
     precision = built_precision(precision, settings)
     settings.options(precision)  # refused before minutes are spent
-    check_engine_free(path)
+    check_free(path)
     images = _prepared_images(trained, examples, size)
     model, function = intermediate(trained, size, output, precision, images)
     attention = choose(model, function, workshop, measure=settings.measure_attention, tell=tell)
@@ -239,14 +219,16 @@ def write_engine(
         tell(f"build {path.name}: {precision}, preset {settings.preset}")
     built = workshop.build(attention.model.SerializeToString(), options, progress)
     with workshop.open(built.plan) as session:
-        parity = _proven(trained, session, images, size, precision, settings)
+        parity = _proven(trained, session, images, size, options)
         latency = _timed(session, images)
         fused = fused_attention(session.layer_info(), attention.plugins)
-        notes = (*built.notices, *session.notes, *([MIXED_NOTE] if precision == "mixed" else []))
-    onnx = write_file(trained, path.with_suffix(".onnx"), size, output, f"tensorrt:{precision}", examples, extra)
+        notes = (*built.notices, *session.notes)
+    onnx = portable
+    if onnx is None:
+        onnx = write_file(trained, path.with_suffix(".onnx"), size, output, f"tensorrt:{precision}", examples, extra).path
     found = {**attention.to_json(), "fused": fused.verdict, "evidence": list(fused.evidence)}
     manifest = built.manifest(
-        workshop.machine, onnx.path, command, attention=found, parity=parity.to_json(), latency=_described(latency)
+        workshop.machine, onnx, command, attention=found, parity=parity.to_json(), latency=_described(latency)
     )
     save_engine(path, built.plan, manifest)
     return EngineReport(path, onnx, built, attention, fused, parity, latency, notes)
@@ -256,8 +238,6 @@ def intermediate(
     trained: Trained, size: tuple[int, int], output: str, precision: str, images: Sequence[np.ndarray] = ()
 ) -> tuple[onnx.ModelProto, OnnxFunction]:
     """Return a network's graph in a precision, with a node per attention, and the function that the nodes are of.
-
-    `mixed` has no such nodes: its attention is standard operators, some queries at a time, as in a bundle's file.
 
     Args:
         trained: the network.
@@ -280,14 +260,29 @@ def intermediate(
 
     version = opset("bf16" if precision == "bf16" else "fp32")
     function = self_attention_function(version)
-    # which nodes stay in fp32 is decided node by node, so nothing may hide in a function then
-    kept = nullcontext() if precision == "mixed" else nodes()
-    with tempfile.TemporaryDirectory(prefix="hyctas-engine-") as temporary, kept:
+    with tempfile.TemporaryDirectory(prefix="hyctas-engine-") as temporary, nodes():
         file = Path(temporary) / "nodes.onnx"
         export_onnx(trained.network, size, file, output, opset=version, functions=[function])
         model = onnx.load(file)
+    if precision == "mixed":  # computes the graph on the CPU, where attention must not hold all its logits
+        model, function = _in_chunks(model, function)
     feeds = [{"image": image} for image in images]
     return prepared(model, precision, examples=feeds).model, function
+
+
+def _in_chunks(model: onnx.ModelProto, function: OnnxFunction) -> tuple[onnx.ModelProto, OnnxFunction]:
+    """Give every attention whose logits are large a body that holds some at a time; return the function that has these, too."""
+    from export.onnx_function import attach, nodes_of
+    from export.trt.attention_case import AttentionCase
+    from hyctas.attention.onnx_chunks import body_name, with_chunks
+
+    bodies, sizes = {}, set()
+    for node in nodes_of(model, function):
+        size, _ = _chunks(AttentionCase.of(node), MIXED_LOGITS_BYTES)
+        bodies[node.name] = function.default if size is None else body_name(*size)
+        sizes |= {size} if size is not None else set()
+    function = with_chunks(function, sorted(sizes))
+    return (attach(model, function, bodies) if bodies else model), function
 
 
 def choose(
@@ -372,7 +367,8 @@ def built_precision(precision: str, settings: EngineSettings) -> str:
     if precision not in PRECISIONS:
         raise InvalidInput(
             f"an engine in {precision} needs a graph that was quantised with images: write an .onnx file, quantise it (NVIDIA "
-            f"ModelOpt), and time it with hyctas-bench FILE.onnx --target tensorrt:{precision}; here take {', '.join(PRECISIONS)}"
+            f"ModelOpt), and build that: python -m export.trt.from_onnx FILE.onnx --precision {precision}; "
+            f"here take {', '.join(PRECISIONS)}"
         )
     if settings.mixed and precision != "fp16":
         raise InvalidInput(f"mixed keeps parts of an fp16 engine in fp32; it does not go with {precision}")
@@ -390,15 +386,14 @@ def _proven(
     session: EngineSession,
     images: Sequence[np.ndarray],
     size: tuple[int, int],
-    precision: str,
-    settings: EngineSettings,
+    options: BuildOptions,
 ) -> ParityReport:
     from export.parity import check_parity
 
-    tolerance, agreement = TF32_LIMITS if settings.tf32 and precision == "fp32" else LIMITS[precision]
+    tolerance, agreement = options.parity_limits
     report = check_parity(trained.network, session, images, size, tolerance=tolerance, min_agreement=agreement)
     if not report.passed:
-        advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if precision == "fp16" else ""
+        advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if options.precision == "fp16" else ""
         raise CheckFailed(f"the engine is not written: {report.summary()}{advice}")
     return report
 
@@ -416,5 +411,6 @@ def _timed(session: EngineSession, images: Sequence[np.ndarray]) -> Measurement:
 
 
 def _described(latency: Measurement) -> dict[str, Any]:
-    protocol = "CUDA graph where one could be captured, inputs and outputs on the device, events on the device"
-    return {**asdict(latency), "flags": list(latency.flags), "protocol": protocol}
+    from export.trt.engine_file import LATENCY_PROTOCOL
+
+    return {**asdict(latency), "flags": list(latency.flags), "protocol": LATENCY_PROTOCOL}

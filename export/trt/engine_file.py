@@ -12,7 +12,7 @@ engine executes code that stands in it, so only engines are loaded whose content
 | built under another driver                  | loaded, with a notice | loaded, with a notice |
 
 A manifest proves that an engine is the one that was built, not who built it: whoever sends you both can write both. Take engines
-from sources whose programs you would run, or rebuild them from the ONNX file (`rebuild`), which is data.
+from sources whose programs you would run, or rebuild them from the ONNX file (`export.trt.from_onnx`), which is data.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from export.files import read_json, sha256, write_bytes, write_json
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
 
 FORMAT_VERSION = 1
+LATENCY_PROTOCOL = "CUDA graph where one could be captured, inputs and outputs on the device, events on the device"
+"""How the times in a manifest are taken."""
 
 
 class EngineRefused(HyctasError):
@@ -44,7 +46,7 @@ class EngineRefused(HyctasError):
 
     def __init__(self, path: Path, reason: str, *, field: str, built: str, found: str, command: str) -> None:
         self.path, self.reason, self.field, self.built, self.found, self.command = path, reason, field, built, found, command
-        super().__init__(f"{path.name} is refused: {reason}\nTo get one that fits: {command}")
+        super().__init__(f"{path.name} is refused: {reason}\nTo get one that fits: {command}{_ways_to_rebuild(path)}")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,37 @@ def read_manifest(path: Path) -> EngineManifest | None:
         return _from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
         raise CorruptFile(beside, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
+
+
+def required_manifest(path: Path) -> EngineManifest:
+    """Read the manifest of an engine as `read_manifest` does.
+
+    Raises:
+        EngineRefused: there is none.
+        CorruptFile: as `read_manifest`.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise _without_manifest(path)
+    return manifest
+
+
+def check_free(path: Path) -> None:
+    """Refuse to overwrite what is no engine of ours.
+
+    Raises:
+        InvalidInput: something stands at `path` that has no manifest beside it.
+    """
+    if not path.exists():
+        return
+    try:
+        ours = path.is_file() and read_manifest(path) is not None
+    except CorruptFile:
+        ours = False
+    if not ours:
+        beside = manifest_path(path).name
+        raise InvalidInput(f"{path} exists and was not written by this command (no {beside} beside it); "
+                           "choose another name or move it away")  # fmt: skip
 
 
 def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
@@ -228,9 +261,7 @@ def rebuild(path: Path, builder: Rebuilder) -> EngineManifest:
         EngineRefused: the engine has no manifest, so what it was built from is not known.
         CorruptFile: the manifest cannot be read, or the ONNX file is missing or not the one that it names.
     """
-    manifest = read_manifest(path)
-    if manifest is None:
-        raise _without_manifest(path)
+    manifest = required_manifest(path)
     source = path.with_name(manifest.onnx)
     if not source.is_file():
         raise CorruptFile(source, f"is missing; {path.name} was built from it")
@@ -239,6 +270,18 @@ def rebuild(path: Path, builder: Rebuilder) -> EngineManifest:
     plan, fresh = builder(source, manifest)
     save_engine(path, plan, fresh)
     return fresh
+
+
+def _ways_to_rebuild(path: Path) -> str:
+    """Name the commands that need nothing but what stands beside an engine; nothing where its ONNX file does not."""
+    try:
+        manifest = read_manifest(path)
+    except CorruptFile:
+        return ""
+    if manifest is None or not path.with_name(manifest.onnx).is_file():
+        return ""
+    without = f"without torch: python3 -m export.trt.from_onnx {path}"
+    return f"\nor from {manifest.onnx} beside it: hyctas-export {path} --rebuild ({without})"
 
 
 def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.precision import ERROR_BOUND
@@ -67,7 +67,7 @@ def keep_list(
     """Return a short list of nodes that, kept in fp32, hold the error of an fp16 graph within a limit.
 
     Args:
-        model: folded, fp32, static shapes, without local functions.
+        model: folded, fp32, static shapes. A node of a local function is kept or not as a whole.
         examples: inputs by name; at least one. Faults are looked for in the first.
         keep_io: as `export.trt.precision.prepared`.
         limit: largest error that is allowed, in the measure of `error_of`.
@@ -75,14 +75,12 @@ def keep_list(
             as a share of its largest magnitude.
 
     Raises:
-        InvalidInput: no examples, or a graph with local functions.
+        InvalidInput: no examples.
         CheckFailed: no list meets the limit.
         Unavailable: ONNX Runtime is not installed.
     """
     if not examples:
         raise InvalidInput("mixed precision is decided by parity, which needs at least one example input")
-    if model.functions:
-        raise InvalidInput("mixed precision is decided node by node; inline the local functions first (onnx.inliner)")
     model = named(model)
     error_of = error_of or output_error(model, examples)
     trials: dict[int, float] = {}
@@ -135,10 +133,10 @@ def output_error(model: onnx.ModelProto, examples: Sequence[Feeds]) -> OutputErr
 def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph that computes in fp32 and rounds each tensor to the half type in which the given graph stores it.
 
-    Inputs and outputs that were of half precision become fp32.
+    Inputs and outputs that were of half precision become fp32; local functions are rounded inside, too.
     """
-    types = tensor_types(half)
-    result = onnx.ModelProto.FromString(half.SerializeToString())
+    result = inliner.inline_local_functions(half) if half.functions else onnx.ModelProto.FromString(half.SerializeToString())
+    types = tensor_types(result)
     graph = result.graph
     for tensor in graph.initializer:
         _widen(tensor)

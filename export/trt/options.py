@@ -10,6 +10,17 @@ from export.errors import InvalidInput
 
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "int8", "fp8")
 LEVELS = range(6)
+PARITY_LIMITS = {
+    "fp32": (1e-3, 0.999), "fp16": (0.1, 0.99), "mixed": (0.1, 0.99), "bf16": (0.5, 0.95), "int8": (0.5, 0.95), "fp8": (0.5, 0.95),
+}  # fmt: skip
+"""Per precision the largest error in standard deviations of the output, and the share of pixels that must keep their label."""
+TF32_LIMITS = (0.05, 0.99)
+"""The same for fp32 whose convolutions may round to TF32."""
+
+
+def target_precision(precision: str) -> str:
+    """Return the precision of the target (`tensorrt:fp16`) that an engine runs as: mixed ones run as fp16."""
+    return "fp16" if precision == "mixed" else precision
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,16 @@ class BuildOptions:
     def release(cls, precision: str, **changes: Any) -> BuildOptions:
         """Return options for the engine that is kept: every kernel is tried, which takes minutes."""
         return replace(cls(precision=precision, level=5), **changes)
+
+    @property
+    def preset(self) -> str:
+        """Which of `search` and `release` the level is nearer to."""
+        return "release" if self.level > self.search(self.precision).level else "search"
+
+    @property
+    def parity_limits(self) -> tuple[float, float]:
+        """Tolerance and agreement of labels (`export.parity`) that an engine must keep to be written."""
+        return TF32_LIMITS if self.tf32 and self.precision == "fp32" else PARITY_LIMITS[self.precision]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""

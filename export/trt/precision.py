@@ -98,6 +98,27 @@ def prepared(
     return Prepared(result, precision, check_graph(result, precision), kept)
 
 
+def in_precision(
+    data: bytes, precision: str, *, keep_io: bool = True, examples: Sequence[Mapping[str, np.ndarray]] = ()
+) -> bytes:
+    """Return the ONNX graph of a file in a precision; one that is in half precision or quantised already stays as it is.
+
+    The arguments are those of `prepared`.
+
+    Raises:
+        InvalidInput: not an ONNX graph, or one that does not fit the precision.
+        CheckFailed: `mixed` cannot meet its limit.
+        Unavailable: what converts is not installed.
+    """
+    if precision not in ("fp16", "bf16", "mixed"):
+        return data
+    try:
+        check_graph(data, "fp32")
+    except InvalidInput:  # in half precision already: the builder says whether it is the right one
+        return data
+    return prepared(_parsed(data), precision, keep_io=keep_io, examples=examples).model.SerializeToString()
+
+
 def check_graph(model: onnx.ModelProto | bytes, precision: str) -> dict[str, int]:
     """Refuse a graph whose types do not fit a precision; return how many convolutions and products compute in which.
 

@@ -69,10 +69,10 @@ def _run(args: argparse.Namespace) -> None:
         feeds = _image(args.image, session, notes) if args.image else _random(session.inputs)
         outputs = session.run(feeds)
         session.bind(feeds)
-        samples = _measure(session, args.seconds)
+        samples = measure(session, args.seconds)
         whole = _whole_runs(session, feeds, min(args.seconds, 1.0))
         notes += session.notes
-        times, version = _summary(samples), {"tensorrt": machine.tensorrt, "cuda": machine.cuda, "driver": machine.driver}
+        times, version = summary(samples), {"tensorrt": machine.tensorrt, "cuda": machine.cuda, "driver": machine.driver}
         if times["cv"] > NOISY_CV:
             notes.append(f"noisy: the coefficient of variation is {times['cv']:.1%}; above {NOISY_CV:.1%}, fix the clocks")
         if args.layers is not None:
@@ -95,8 +95,8 @@ def _run(args: argparse.Namespace) -> None:
     _show(args.engine.name, machine.gpu, backend, report)
 
 
-def _measure(session: EngineSession, seconds: float) -> list[float]:
-    """Warm up for 200 ms, then take samples for `seconds`, ten at least."""
+def measure(session: EngineSession, seconds: float) -> list[float]:
+    """Warm up for 200 ms, then take samples of the bound inputs for `seconds`, ten at least; in milliseconds."""
     end = time.monotonic() + WARM_UP_S
     while time.monotonic() < end:
         session.step()
@@ -118,7 +118,8 @@ def _whole_runs(session: EngineSession, feeds: dict[str, np.ndarray], seconds: f
     return times
 
 
-def _summary(samples: Sequence[float]) -> dict[str, float]:
+def summary(samples: Sequence[float]) -> dict[str, float]:
+    """Return median, percentiles, minimum and mean in milliseconds, coefficient of variation, count, and frames per second."""
     values = np.asarray(samples)
     median, p90, p95, p99 = (float(value) for value in np.percentile(values, (50, 90, 95, 99)))
     mean = float(values.mean())

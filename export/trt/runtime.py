@@ -20,7 +20,7 @@ from export.trt.device import open_backend
 from export.trt.engine_file import machine_of
 from export.trt.guard import import_tensorrt, unavailable_reason
 from export.trt.onnx_metadata import onnx_metadata
-from export.trt.options import BuildOptions
+from export.trt.options import BuildOptions, target_precision
 from export.trt.runner import EngineSession, open_engine
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from export.trt.grouped import Operator
-
-_OF_TARGET = {"mixed": "fp16"}
-"""Precisions of engines that run under the name of another."""
 
 
 class TensorRTRuntime:
@@ -74,7 +71,7 @@ class TensorRTRuntime:
     ) -> None:
         if target.runtime != "tensorrt":
             raise InvalidInput(f"TensorRTRuntime is for targets tensorrt:<precision>, not {target}")
-        if options is not None and _OF_TARGET.get(options.precision, options.precision) != target.precision:
+        if options is not None and target_precision(options.precision) != target.precision:
             raise InvalidInput(f"the options build {options.precision}; the target is {target}")
         if group is not None and group < 1:
             raise InvalidInput(f"an engine holds at least 1 operator, got group={group}")
@@ -126,9 +123,9 @@ class TensorRTRuntime:
             raise InvalidInput(f"{self.target} runs .engine and .plan files, and builds .onnx files; got {path.name}")
         session = open_engine(path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats)
         found = session.manifest.precision if session.manifest is not None else self.target.precision
-        if _OF_TARGET.get(found, found) != self.target.precision:
+        if target_precision(found) != self.target.precision:
             session.close()
-            raise InvalidInput(f"{path.name} computes in {found}; open it with the target tensorrt:{_OF_TARGET.get(found, found)}")
+            raise InvalidInput(f"{path.name} computes in {found}; open it with the target tensorrt:{target_precision(found)}")
         return session
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
@@ -196,11 +193,11 @@ class TensorRTRuntime:
     def _part(self, path: Path) -> onnx.ModelProto | InvalidInput:
         import onnx
 
-        from export.trt.precision import check_graph
+        from export.trt.precision import check_graph, in_precision
 
         precision = self._module_options().precision
         try:
-            graph = _graph_in(path.read_bytes(), precision, keep_io=False)
+            graph = in_precision(path.read_bytes(), precision, keep_io=False)
             check_graph(graph, precision)  # before operators share an engine, where one would be everybody's failure
         except InvalidInput as error:
             return error
@@ -226,8 +223,10 @@ class TensorRTRuntime:
 
     def _built(self, path: Path, options: BuildOptions, cuda_graph: str, keep_io: bool) -> EngineSession:
         from export.trt.build import build_engine
+        from export.trt.precision import in_precision
 
-        result = build_engine(_graph_in(path.read_bytes(), options.precision, keep_io), options, timing_cache=self._timing)
+        graph = in_precision(path.read_bytes(), options.precision, keep_io=keep_io)
+        result = build_engine(graph, options, timing_cache=self._timing)
         session = EngineSession(
             result.plan,
             backend=self._backend,
@@ -250,23 +249,3 @@ def _described(options: BuildOptions) -> str:
     tf32 = ", TF32" if options.tf32 else ""
     timings = f"{options.timing_iterations} timings"
     return f"{options.precision}, level {options.level}, {timings}, {count} auxiliary streams{workspace}{tf32}"
-
-
-def _graph_in(data: bytes, precision: str, keep_io: bool) -> bytes:
-    """Return an ONNX graph in a precision; one that is in half precision or quantised already stays as it is.
-
-    Raises:
-        InvalidInput: it does not fit the precision.
-        CorruptFile: not an ONNX file.
-    """
-    from export.trt.precision import check_graph, prepared
-
-    if precision in ("fp16", "bf16"):
-        try:
-            check_graph(data, "fp32")
-        except InvalidInput:  # in half precision already: the builder says whether it is the right one
-            return data
-        import onnx
-
-        return prepared(onnx.ModelProto.FromString(data), precision, keep_io=keep_io).model.SerializeToString()
-    return data

@@ -129,10 +129,11 @@ def _target_of_engine(text: str | None, engine: Path) -> Target:
     from export.errors import InvalidInput
     from export.target import Target
     from export.trt.engine_file import read_manifest
+    from export.trt.options import target_precision
 
     manifest = read_manifest(engine)
     precision = manifest.precision if manifest is not None else "fp16"
-    target = Target("tensorrt", "fp16" if precision == "mixed" else precision) if text is None else Target.parse(text)
+    target = Target("tensorrt", target_precision(precision)) if text is None else Target.parse(text)
     if target.runtime != "tensorrt":
         raise InvalidInput(f"{target} does not run {engine}; take tensorrt:{precision}, or time {engine.with_suffix('.onnx')}")
     return target

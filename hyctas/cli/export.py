@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,36 +46,48 @@ def kind_of(file: str) -> str:
 
 def export_network(job: ExportJob) -> None:
     """Write OUTPUT."""
+    from export.bundle import ENGINE_NAME
     from export.errors import InvalidInput
+    from export.manifest import read_manifest
     from export.runtimes import open_runtime
     from hyctas.bundling import check_free, load_trained
+    from hyctas.cli.engine import bundle_of, check_bundle, check_engine, rebuild, write_engine_file
     from hyctas.cli.show import say
     from hyctas.runs import newest_run
 
     kind, path = kind_of(job.file), Path(job.file)
     check_writable(path)
+    if job.rebuild:
+        rebuild(job, path)
+        return
     size = image_size(job.size) if job.size else None
     if job.classes is not None and not 1 <= job.classes <= 255:
         raise InvalidInput(f"--classes {job.classes} must be between 1 and 255")
     target = choose_target(job.target, kind, path)
-    if kind == ENGINE:
-        _check_engine(job, path, target)
+    home = bundle_of(path) if kind == ENGINE else None
+    if target.runtime == "tensorrt":
+        check_engine(job, path if kind == ENGINE else path / ENGINE_NAME, target)
     else:
         open_runtime(target, job.threads)
-    if kind != BUNDLE:
+    if kind != BUNDLE and home is None:
         check_free(path.with_suffix(".onnx") if kind == ENGINE else path)
-    source = job.network or newest_run()
+    if home is not None:
+        check_bundle(job, home)
+    source = job.network or home or newest_run()
     trained = load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint)
     size = size or trained.size
+    output = job.output if home is None else read_manifest(home).output
     if size is None:
         raise InvalidInput(f"{source} does not say for which image size; give --size HEIGHTxWIDTH")
-    chosen = "" if job.network else " (the newest run)"
+    chosen = "" if job.network or home else " (the newest run)"
     say(f"network: {source}{chosen}, genotype {trained.genotype.id}, {trained.labels.num_classes} classes, "
         f"{trained.facts['weights']} weights")  # fmt: skip
     if kind == BUNDLE:
         _bundle(job, trained, path, size, target)
+        if target.runtime == "tensorrt":
+            write_engine_file(job, trained, path / ENGINE_NAME, size, output, target, path)
     elif kind == ENGINE:
-        _engine(job, trained, path, size, target, source)
+        write_engine_file(job, trained, path, size, output, target, source)
     else:
         _file(job, trained, path, size, target)
     say(f"next: hyctas-bench {path} --target {target} --threads {job.threads}")
@@ -136,63 +147,6 @@ def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], t
     say(f"wrote {path}: {megabytes(report.size_bytes)}, image {format_size(size)}, {job.output}; and {report.manifest.name}")
     say(report.parity.summary())
     _prove_on_target(trained, path, size, job.output, target, examples)
-
-
-def _check_engine(job: ExportJob, path: Path, target: Target) -> None:
-    """Refuse, before any work, an engine that cannot be built here or that would replace a file of the user's.
-
-    Raises:
-        Unavailable: TensorRT cannot be used here; says what builds an engine elsewhere.
-        InvalidInput: a file stands in the way, or a setting is not allowed.
-    """
-    from export.errors import Unavailable
-    from export.runtimes import open_runtime
-    from hyctas.engine import built_precision, check_engine_free
-
-    settings = job.engine()
-    settings.options(built_precision(target.precision, settings))
-    try:
-        open_runtime(target, job.threads, backend=settings.cuda_backend)
-    except Unavailable as error:
-        onnx = path.with_suffix(".onnx").name
-        raise Unavailable(
-            f"{path} ({target})", f"{error.reason}; nothing else is written in its place",
-            f"{error.install}\nOn the device itself: hyctas-export {onnx}, copy that, and there run "
-            f"`trtexec --onnx={onnx} --saveEngine={path.name}` (of TensorRT's system packages; it builds fp32), "
-            f"or take a kit that builds and times {target} there: hyctas-bench {onnx} --target {target} --kit FOLDER",
-        ) from None  # fmt: skip
-    check_engine_free(path)
-
-
-def _engine(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target, source: Path) -> None:
-    from hyctas.cli.show import bar, say
-    from hyctas.engine import open_workshop, write_engine
-
-    asked = ["--network", str(source), "--target", str(target), "--output", job.output, "--size", format_size(size)]
-    asked += ["--checkpoint", str(job.checkpoint)] if job.checkpoint else []
-    asked += ["--classes", str(job.classes)] if job.classes else []
-    again = shlex.join(["hyctas-export", path.name, *asked, *(["--random-weights"] if job.random_weights else [])])
-    settings = job.engine()
-    with bar(f"export {path.name}") as shown:
-        report = write_engine(
-            trained, path, size, job.output, target.precision, again, settings, open_workshop(settings),
-            street_scenes(size, EXAMPLES), {"threads": job.threads}, say,
-            lambda text, done, total: shown.update(done / total if total else 0.0, text),
-        )  # fmt: skip
-    built, times = report.build, report.latency
-    say(f"wrote {path}: {megabytes(len(built.plan))}, {built.options.precision}, built in {built.seconds:.0f} s; "
-        f"{path.name}.json; and {report.onnx.path.name}, which it can be rebuilt from")  # fmt: skip
-    for choice in report.attention.choices:
-        shown_times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in choice.times_ms.items())
-        say(f"attention of {choice.case}: {choice.implementation}, {choice.reason}" + (f" ({shown_times})" * bool(shown_times)))
-        for name, why in choice.refused.items():
-            say(f"  no {name}: {why}")
-    if report.fused.verdict != "unknown":
-        say(report.fused.summary())
-    say(report.parity.summary())
-    say(f"latency: median {times.median_ms:.3f} ms, p99 {times.p99_ms:.3f} ms over {times.n} runs, without transfers")
-    for note in report.notes:
-        say(f"note: {note}")
 
 
 def _prove_on_target(

@@ -229,6 +229,10 @@ class ExportJob:
     """Threads that it is meant to run with, for the manifest and the hyctas-bench command that is printed."""
     random_weights: bool = False
     """Export a genotype with random weights: to time it, not to segment with it."""
+    rebuild: bool = False
+    """Build an engine anew as its manifest says, from its bundle or the ONNX file beside it, if it does not fit this machine."""
+    cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
+    """Who talks to CUDA for an engine; default: the first that works."""
     expert: tyro.conf.Suppress[str] = "{}"
     """Settings of an engine's build from a TOML file, as JSON."""
 
@@ -245,7 +249,7 @@ class ExportJob:
         Raises:
             InvalidInput: a value of the wrong type, or one that is not allowed.
         """
-        return fill(self.settings(), json.loads(self.expert))
+        return fill(self.settings(), json.loads(self.expert) | {"cuda_backend": self.cuda_backend})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +278,8 @@ class BenchJob:
     """Write a folder that times the models with trtexec on a device without Python; target tensorrt:fp16 or :fp32."""
     ingest: Path | None = None
     """Make the report from a kit's folder that came back from the device."""
+    cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
+    """Who talks to CUDA for engines; default: the first that works."""
     expert: tyro.conf.Suppress[str] = "{}"
     """Settings of how engines are loaded from a TOML file, as JSON."""
 
@@ -290,7 +296,7 @@ class BenchJob:
         Raises:
             InvalidInput: a value of the wrong type.
         """
-        return fill(self.settings(), json.loads(self.expert))
+        return fill(self.settings(), json.loads(self.expert) | {"cuda_backend": self.cuda_backend})
 
 
 @dataclass(frozen=True, kw_only=True)

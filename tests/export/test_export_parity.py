@@ -110,5 +110,5 @@ def test_refusals() -> None:
         check_parity(head(), Fake(head()), count=0)
     with pytest.raises(InvalidInput, match="must be float32"):
         check_parity(head(), Fake(head()), inputs=[np.zeros((1, 3, 4, 6), np.uint8)])
-    with pytest.raises(InvalidInput, match="the module gives"):
+    with pytest.raises(InvalidInput, match="the reference gives"):
         check_parity(nn.Conv2d(3, 4, 1), Fake(head()))

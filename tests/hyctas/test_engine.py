@@ -21,10 +21,12 @@ from export.onnx_function import OnnxFunction, attach, nodes_of
 from export.plugin_kernel import PluginKernel
 from export.runtime import Session
 from export.target import Target
+from export.trt import mixed
 from export.trt.attention_case import AttentionCase
 from export.trt.build import BuildResult
 from export.trt.choose import Offer, choose_attention
 from export.trt.engine_file import Machine, read_manifest
+from export.trt.engine_file import check_free as check_engine_free
 from export.trt.guard import Gpu
 from export.trt.options import BuildOptions
 from export.trt.precision import check_graph, prepared
@@ -32,7 +34,7 @@ from hyctas import engine, published
 from hyctas.attention.onnx_function import self_attention_function
 from hyctas.bundling import Trained, check_free
 from hyctas.data import Labels, default_colours
-from hyctas.engine import EngineSettings, Workshop, check_engine_free, choose, intermediate, offers, write_engine
+from hyctas.engine import EngineSettings, Workshop, choose, intermediate, offers, write_engine
 from hyctas.genotype import Genotype
 from hyctas.network import build
 from hyctas.space import edge, tiny
@@ -232,12 +234,42 @@ def test_refused_settings(attending: Trained, tmp_path: Path, precision: str, se
         written(tmp_path / "m.engine", attending, Shop(tmp_path), precision, **settings)
 
 
-def test_mixed_keeps_what_parity_needs(attending: Trained, tmp_path: Path) -> None:
+def test_mixed_keeps_what_parity_needs_and_chooses_attention(attending: Trained, tmp_path: Path) -> None:
     shop = Shop(tmp_path)
-    report = written(tmp_path / "m.engine", attending, shop, mixed=True, measure_attention=False)
-    assert report.build.options.precision == "mixed" and report.attention.choices == () and report.fused.verdict == "no"
-    assert "not chosen by measurement" in report.notes[-1]
-    assert {node.domain for node in shop.built[0][1].graph.node} == {""}
+    report = written(tmp_path / "m.engine", attending, shop, mixed=True)
+    assert report.build.options.precision == "mixed" and report.fused.verdict == "yes"
+    (choice,) = report.attention.choices
+    assert choice.implementation == "plugin" and choice.times_ms and choice.case.dtype in ("float16", "float32")
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_mixed_computes_attention_in_chunks_on_the_cpu(
+    attending: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """No graph that `mixed` computes holds all logits; the graph for the builder still has its nodes, in fp16 or kept in fp32."""
+    (node,) = nodes_of(*intermediate(attending, SIZE, "native", "fp32"))
+    bytes_of_logits = AttentionCase.of(node).logits_bytes
+    monkeypatch.setattr(engine, "MIXED_LOGITS_BYTES", bytes_of_logits // 4)
+    computed: list[int] = []
+    real, kept = mixed._run, [node.name] if keeps else []
+
+    def run(model: onnx.ModelProto, feeds: Any, names: Sequence[str]) -> Any:
+        flat = onnx.inliner.inline_local_functions(model)
+        computed.append(sum(part.op_type == "Softmax" for part in flat.graph.node))
+        return real(model, feeds, names)
+
+    monkeypatch.setattr(mixed, "_run", run)
+    monkeypatch.setattr(mixed, "faults", lambda *given: kept)
+    limit = iter([1.0 if keeps else 0.0, 0.0, 0.0])
+    monkeypatch.setattr(mixed, "_off", lambda want, got: next(limit))
+    image = np.random.default_rng(2).standard_normal((1, 3, *SIZE), np.float32)
+    model, function = intermediate(attending, SIZE, "native", "mixed", [image])
+    assert set(computed) == {4}
+    (found,) = nodes_of(model, function)
+    assert AttentionCase.of(found).dtype == ("float32" if keeps else "float16")
+    chosen = choose(model, function, Shop(tmp_path).workshop(), measure=False)
+    assert chosen.choices[0].nodes == (node.name,) and len(chosen.plugins) == 1
+    check_graph(chosen.model, "mixed")
 
 
 CASE = AttentionCase(1, 1, 8, 64, 4096, 4096, "float16", 1.0)
@@ -340,7 +372,7 @@ def test_builder_graphs_use_the_operators_of_their_opset(traced: Graph, tmp_path
     assert_all_forms(prepared(model, precision).model, function, precision, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["S", "edge-a"])
+@pytest.mark.parametrize("name", [*published.NAMES, *EDGE])
 def test_builder_graphs_in_bf16(name: str, tmp_path: Path) -> None:
     model, function = intermediate(named_network(name), SIZE, "native", "bf16")
     assert function.opset == 22

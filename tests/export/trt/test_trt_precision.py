@@ -284,10 +284,28 @@ def test_mixed_follows_the_measure_it_is_given() -> None:
 def test_what_mixed_needs() -> None:
     with pytest.raises(InvalidInput, match="at least one example"):
         prepared(chain(1.0), "mixed")
-    model = chain(1.0)
-    model.functions.append(onnx.FunctionProto(name="f", domain="d"))
-    with pytest.raises(InvalidInput, match="inline the local functions first"):
-        keep_list(model, [{"x": np.zeros((1, 4), np.float32)}])
+
+
+def test_mixed_keeps_a_node_of_a_local_function_as_a_whole() -> None:
+    """Attention is such a node: what overflows inside it puts the node in fp32, not the operators of its body."""
+    body = [helper.make_node("Mul", ["a", "a"], ["s"]), helper.make_node("Div", ["s", "a"], ["o"])]
+    function = helper.make_function("hyctas", "Att", ["a"], ["o"], body, [helper.make_opsetid("", 18)])
+    nodes = [
+        helper.make_node("Mul", ["x", "f"], ["m"], name="m"),
+        helper.make_node("Att", ["m"], ["t"], name="t", domain="hyctas"),
+        helper.make_node("Relu", ["t"], ["y"], name="y"),
+    ]
+    ends = [helper.make_tensor_value_info(name, FLOAT, (1, 4)) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.array([1.5], np.float32), "f")])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("hyctas", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    feeds = {"x": np.full((1, 4), 200.0, np.float32)}  # 300 squared is beyond fp16
+    kept = keep_list(model, [feeds])
+    assert kept.nodes == ("t",) and math.isinf(kept.error_fp16) and kept.error < 1e-3 and kept.of == 3
+    result = fp16(model, keep_nodes=kept.nodes)
+    assert [f.name for f in result.functions] == ["Att"] and tensor_types(result)["m"] == HALF
+    assert next(node for node in result.graph.node if node.name == "t").input[0] != "m", "it reads a cast to fp32"
+    assert keep_list(model, [{"x": np.full((1, 4), 2.0, np.float32)}]).nodes == ()
 
 
 def test_examples_that_fp32_cannot_compute_are_refused() -> None:

@@ -180,7 +180,7 @@ class TestCommand:
         assert report["notes"] == [] and "note" not in capsys.readouterr().out
 
     def test_noise_is_told(self, engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr(run, "_measure", lambda session, seconds: [1.0, 1.1] * 10)
+        monkeypatch.setattr(run, "measure", lambda session, seconds: [1.0, 1.1] * 10)
         assert self.call(engine) == 0
         assert "note: noisy: the coefficient of variation is 4.8%" in capsys.readouterr().out
 

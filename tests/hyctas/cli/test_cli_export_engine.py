@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from export import runtimes
+from export.bundle import read_bundle
 from export.errors import Unavailable
 from export.target import Target
-from export.trt import guard
+from export.trt import from_onnx, guard
 from export.trt.engine_file import read_manifest
+from export.trt.from_onnx import Place
 from hyctas import engine
 from hyctas.cli import bench, export
 from hyctas.cli.jobs import BenchJob, ExportJob
@@ -22,7 +24,7 @@ from hyctas.engine import EngineSettings, LoadSettings
 from hyctas.space import tiny
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
-from tests.hyctas.test_engine import Shop
+from tests.hyctas.test_engine import MACHINE, Shop
 
 NO_GPU = Unavailable("tensorrt", "NVIDIA's driver is not there (libcuda.so.1)", "a machine with an NVIDIA GPU")
 
@@ -158,6 +160,130 @@ def test_files_of_the_users_are_not_replaced(
     assert os.listdir(work) == [name] and (work / name).read_text() == "mine"
 
 
+def moved(path: Path, **facts: Any) -> None:
+    """Let an engine's manifest say that it was built elsewhere."""
+    beside = path.with_name(path.name + ".json")
+    value = json.loads(beside.read_text())
+    value["machine"] |= facts
+    beside.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
+    fake = Place(None, MACHINE, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache: fake)
+    workshop = shop.workshop()
+    monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: workshop.build(graph, options, None))
+    monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: workshop.open(plan))
+    monkeypatch.setattr(from_onnx, "SECONDS", 0.01)
+    return shop
+
+
+@pytest.mark.slow
+def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
+    genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\n')
+    source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
+    assert call(monkeypatch, export, "b/", *source, "--target", "tensorrt:fp16", "--output", "labels") == 0
+    capsys.readouterr()
+    bundle = read_bundle(work / "b")
+    assert bundle.engine == work / "b/model.engine" and bundle.manifest.target == "tensorrt:fp16"
+    built = read_manifest(bundle.engine)
+    assert built is not None and built.command == "hyctas-export b/model.engine --target tensorrt:fp16"
+    assert built.onnx_sha256 == bundle.manifest.files["model.onnx"]["sha256"]
+    assert not (work / "b/model.onnx.manifest.json").exists(), "the bundle's own file is the one that it can be rebuilt from"
+
+    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
+    assert "b/model.engine fits this machine; nothing to do" in capsys.readouterr().out and len(place.built) == 1
+
+    moved(bundle.engine, tensorrt="10.3.0")
+    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
+    told = capsys.readouterr().out
+    assert "model.engine: it was built for TensorRT 10.3.0, and here is TensorRT 11.4.0" in told
+    assert "wrote b/model.engine" in told and "plugin, the plugin is 50.0% faster" in told, "attention is chosen anew"
+    assert place.built[0][0] == place.built[1][0], "with the options that the manifest names"
+    again = read_bundle(work / "b")
+    assert again.engine is not None and read_manifest(again.engine) == built
+
+    other = ("--network", genotype, "--random-weights")
+    assert call(monkeypatch, export, "b/model.engine", *other) == 2
+    assert "is part of the bundle b, and is built from it; leave --network out" in capsys.readouterr().err
+    assert call(monkeypatch, export, "b/model.engine", "--size", "32x64") == 2
+    assert "is part of a bundle made for 64x64, output labels" in capsys.readouterr().err
+    assert call(monkeypatch, export, "b/model.engine", "--target", "tensorrt:fp32") == 0
+    fp32 = read_manifest(work / "b/model.engine")
+    assert fp32 is not None and fp32.precision == "fp32" and read_bundle(work / "b").engine is not None
+
+
+def test_a_failure_leaves_a_bundle_whole(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.bundle import engine_replaced
+    from export.manifest import read_manifest as read_bundle_manifest
+    from export.manifest import verify, write_manifest
+
+    (work / "model.onnx").write_bytes(b"onnx")
+    write_manifest(work, target="tensorrt:fp16", size=(64, 64), output="native", extra={})
+
+    def listed() -> set[str]:
+        manifest = read_bundle_manifest(work)
+        verify(work, manifest)
+        return set(manifest.files)
+
+    with engine_replaced(work):
+        assert listed() == {"model.onnx"}
+        (work / "model.engine").write_bytes(b"one")
+        (work / "model.engine.json").write_bytes(b"{}")
+    whole = {"model.onnx", "model.engine", "model.engine.json"}
+    assert listed() == whole
+    with pytest.raises(OSError, match="full"), engine_replaced(work):
+        assert listed() == {"model.onnx"}, "what a kill leaves"
+        raise OSError("full")
+    assert listed() == whole
+
+
+@pytest.mark.slow
+def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
+    genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, export, "m.engine", "--network", genotype, "--random-weights", "--size", "64x64") == 0
+    genotype.unlink()  # all that is left are the engine's files
+    moved(work / "m.engine", gpu="NVIDIA Orin")
+    capsys.readouterr()
+    assert call(monkeypatch, export, "m.engine", "--rebuild") == 0
+    told = capsys.readouterr().out
+    assert "m.engine: it was built for GPU NVIDIA Orin, and here is GPU Fake A100" in told and "wrote m.engine and m.engine.json" in told
+    assert "note: attention is built as it stands in the file" in told
+    manifest = read_manifest(work / "m.engine")
+    assert manifest is not None and manifest.machine == MACHINE and manifest.attention["reason"].startswith("attention is built as")
+    assert manifest.parity is not None and manifest.parity["against"] == "m.onnx"
+    (options, graph) = place.built[-1]
+    assert not options.plugins and {node.domain for node in graph.graph.node} == {""}
+
+    moved(work / "m.engine", gpu="NVIDIA Orin")
+    (work / "m.onnx").write_bytes(b"another file")
+    assert call(monkeypatch, export, "m.engine", "--rebuild") == 2
+    assert "is not the file that m.engine was built from" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("m.onnx", "--rebuild"), "--rebuild is for engines; m.onnx is none"),
+        (("m.engine", "--rebuild", "--network", "runs/one"), "leave out --network"),
+        (("m.engine", "--rebuild", "--target", "tensorrt:fp32"), "leave out --target"),
+        (("m.engine", "--rebuild", "--random-weights"), "leave out --random-weights"),
+        (("m.engine", "--rebuild"), "it has no manifest (m.engine.json)"),
+    ],
+)
+def test_what_a_rebuild_refuses(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
+    assert call(monkeypatch, export, *arguments) == 2
+    assert reason in capsys.readouterr().err and os.listdir(work) == []
+
+
 @pytest.mark.parametrize("version", ["10.16.1", "11.4.0"])
 def test_bench_names_the_first_mismatch_of_an_engine(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str
@@ -180,9 +306,10 @@ def test_bench_names_the_first_mismatch_of_an_engine(
 
 
 def test_settings_come_from_the_toml_file() -> None:
-    job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True, "cuda_backend": "pycuda"}))
+    job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True}), cuda_backend="pycuda")
     assert job.engine() == EngineSettings(tf32=True, cuda_backend="pycuda")
     assert BenchJob(expert=json.dumps({"trust": True})).loading() == LoadSettings(trust=True)
+    assert BenchJob(cuda_backend="pycuda").loading() == LoadSettings(cuda_backend="pycuda")
     assert LoadSettings(trust=True, cuda_backend="pycuda").arguments() == {"trust": True, "backend": "pycuda"}
 
 

@@ -1,0 +1,285 @@
+"""Build an engine from an ONNX file where it is to run, or build one anew: python -m export.trt.from_onnx. No torch here.
+
+| given                             | writes                                                                                      |
+|-----------------------------------|---------------------------------------------------------------------------------------------|
+| `model.onnx [--precision fp16]`   | `model.engine` and its manifest beside it                                                   |
+| `model.engine`                    | the same anew from the ONNX file beside it, as its manifest says, if it does not fit here   |
+
+Needs Python 3.10, numpy, tensorrt, cuda-bindings, onnx and onnxruntime; the last two convert the graph, and compute what the
+engine must give: nothing is written before both agree. Attention is built as it stands in the file, in standard operators;
+`hyctas-export` knows other ways, and chooses among them by measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
+from export.parity import ParityReport, check_same
+from export.target import Target
+from export.trt.build import BuildResult, build_engine
+from export.trt.device import BACKENDS, DeviceBackend, open_backend
+from export.trt.engine_file import (
+    LATENCY_PROTOCOL,
+    EngineManifest,
+    Machine,
+    check_free,
+    machine_of,
+    manifest_path,
+    needs_rebuild,
+    read_manifest,
+    rebuild,
+    save_engine,
+)
+from export.trt.guard import import_tensorrt
+from export.trt.layers import fused_attention
+from export.trt.onnx_metadata import onnx_metadata
+from export.trt.options import PRECISIONS, BuildOptions
+from export.trt.precision import in_precision
+from export.trt.progress import Progress
+from export.trt.run import measure, summary
+from export.trt.runner import EngineSession
+
+SECONDS = 2.0
+"""Time to measure a finished engine for."""
+EXAMPLES = 2
+"""Random inputs that `mixed` holds parity on while it decides."""
+PRESETS = ("release", "search")
+AS_IT_STANDS = "attention is built as it stands in the file; hyctas-export chooses its implementation by measurement"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What building needs of this machine."""
+
+    trt: Any
+    """The module `tensorrt`."""
+    machine: Machine
+    backend: DeviceBackend
+    timing_cache: Path | None = None
+    """Folder of timing caches; None: none is kept."""
+
+
+def open_place(cuda_backend: str | None = None, timing_cache: Path | None = None) -> Place:
+    """Return what this machine has.
+
+    Raises:
+        Unavailable: no usable GPU, TensorRT or CUDA backend.
+    """
+    trt = import_tensorrt()
+    return Place(trt, machine_of(trt), open_backend(cuda_backend), timing_cache)
+
+
+def engine_from_onnx(
+    onnx: Path, options: BuildOptions, place: Place, command: str, tell: Tell, progress: Progress | None = None
+) -> tuple[bytes, EngineManifest]:
+    """Build, prove and time an engine; nothing is written.
+
+    Args:
+        onnx: of static shape, one input, one output; fp32, or quantised already for int8 and fp8.
+        options: how to build.
+        place: this machine.
+        command: what builds it anew, for the manifest.
+        tell: is told what is being done.
+        progress: is told how far the build is.
+
+    Returns:
+        The engine, and the manifest to save with it.
+
+    Raises:
+        CheckFailed: the engine does not compute what ONNX Runtime computes from the file.
+        InvalidInput: no such file, or a graph that does not fit the options.
+        Unavailable: onnxruntime is not installed, or what converts to the precision.
+        TensorRTFailed: TensorRT failed, with its own words.
+        CudaFailed: CUDA did.
+    """
+    from export.onnxruntime_session import OnnxRuntime
+
+    if not onnx.is_file():
+        raise InvalidInput(f"no such file: {onnx}")
+    with ExitStack() as stack:
+        # opened before minutes are spent: it must be installed, and take the file
+        reference = stack.enter_context(OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(onnx))
+        random = np.random.default_rng(0)
+        draw = lambda: {spec.name: random.standard_normal(spec.shape, np.float32) for spec in reference.inputs}  # noqa: E731
+        examples = [draw() for _ in range(EXAMPLES)] if options.precision == "mixed" else []
+        graph = in_precision(onnx.read_bytes(), options.precision, examples=examples)
+        tell(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
+        cache = place.timing_cache
+        built = build_engine(graph, options, timing_cache=cache, machine=place.machine, trt=place.trt, progress=progress)
+        session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx)))
+        tolerance, agreement = options.parity_limits
+        parity = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
+        if not parity.passed:
+            raise CheckFailed(f"the engine is not written: {parity.summary()}{_advice(options)}")
+        return built.plan, _described(built, session, place.machine, onnx, command, parity, tell)
+
+
+def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest | None:
+    """Build an engine anew from the ONNX file beside it, as its manifest says; None where it fits this machine already.
+
+    Args:
+        path: the engine, there or not; its manifest must be.
+        place: this machine.
+        tell: is told why, and what is being done.
+        progress: is told how far the build is.
+
+    Raises:
+        EngineRefused: it has no manifest, so what it was built from is not known.
+        CorruptFile: the manifest cannot be read, or the ONNX file is missing or another one.
+        HyctasError: as `engine_from_onnx`.
+    """
+    reason = needs_rebuild(path, place.machine)
+    if reason is None:
+        return None
+    tell(f"{path.name}: {reason}")
+
+    def build(source: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
+        options = options_of(path, manifest)
+        return engine_from_onnx(source, replace(options, plugins=False), place, manifest.command, tell, progress)
+
+    return rebuild(path, build)
+
+
+def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
+    """Return the options that an engine was built with.
+
+    Raises:
+        CorruptFile: the manifest holds none that can be.
+    """
+    try:
+        options = BuildOptions.from_json(manifest.options)
+    except (InvalidInput, KeyError, TypeError) as error:
+        raise CorruptFile(manifest_path(path), f"holds no usable options ({error})") from None
+    if options.precision != manifest.precision:
+        raise CorruptFile(manifest_path(path), f"says {manifest.precision}, and {options.precision} in its options")
+    return options
+
+
+def _described(
+    built: BuildResult, session: EngineSession, machine: Machine, onnx: Path, command: str, parity: ParityReport, tell: Tell
+) -> EngineManifest:
+    random = np.random.default_rng(0)
+    session.bind({spec.name: random.standard_normal(spec.shape).astype(spec.dtype) for spec in session.inputs})
+    times = summary(measure(session, SECONDS))
+    fused = fused_attention(session.layer_info())
+    latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
+    attention = {"measured": False, "choices": [], "fused": fused.verdict, "evidence": list(fused.evidence)}
+    tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB, {times['n']} runs of {times['median']:.3f} ms (median)")
+    tell(parity.summary())
+    for line in (*built.notices, *session.notes, *((fused.summary(), AS_IT_STANDS) if fused.verdict != "unknown" else ())):
+        tell(f"note: {line}")
+    return built.manifest(
+        machine, onnx, command, attention={**attention, "reason": AS_IT_STANDS}, parity={**parity.to_json(), "against": onnx.name},
+        latency={**latency, "protocol": LATENCY_PROTOCOL},
+    )  # fmt: skip
+
+
+def _advice(options: BuildOptions) -> str:
+    return "; take mixed, bf16 or fp32" if options.precision == "fp16" else ""
+
+
+class Shown:
+    """Shows on a terminal how far a build is; elsewhere its outermost phases, a line each."""
+
+    def __init__(self) -> None:
+        self._phase, self._at = "", 0.0
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """Take what `Progress` gives."""
+        now, phase = time.monotonic(), text.partition(" > ")[0]
+        if sys.stderr.isatty():
+            if now - self._at > 0.2:
+                self._at = now
+                print(f"\r\033[K{text[-70:]} {f'{done}/{total}' if total else done}", end="", file=sys.stderr, flush=True)
+        elif phase != self._phase:
+            print(phase, file=sys.stderr, flush=True)
+        self._phase = phase
+
+    def clear(self) -> None:
+        """Remove the line on a terminal."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    args = _parser().parse_args(arguments)
+    shown = Shown()
+
+    def tell(text: str) -> None:
+        shown.clear()
+        print(text, flush=True)
+
+    try:
+        _make(args, tell, shown)
+    except HyctasError as error:
+        shown.clear()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        shown.clear()
+        print(f"{error.strerror}: {error.filename or 'while writing'}; files that were there before are whole", file=sys.stderr)
+        return InvalidInput.exit_code
+    except KeyboardInterrupt:
+        shown.clear()
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Build a TensorRT engine from an ONNX file where it is to run, or build one anew if it does not fit this machine."
+    parser = argparse.ArgumentParser(prog="python -m export.trt.from_onnx", description=description)
+    parser.add_argument("file", type=Path, metavar="FILE", help="model.onnx, or an engine with its manifest and its ONNX file")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the engine (default: fp16); int8 and fp8 take a quantised file")
+    parser.add_argument("--preset", choices=PRESETS, help="release: every kernel is tried (default); search: a quick build")
+    parser.add_argument("--workspace-mib", type=int, metavar="N", help="most scratch memory of one layer, for small devices")
+    parser.add_argument("--cuda-backend", choices=BACKENDS, help="who talks to CUDA (default: the first that works)")
+    parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="folder of timing caches (default: none is kept)")
+    return parser
+
+
+def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
+    path: Path = args.file
+    if path.suffix not in (".onnx", ".engine"):
+        raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
+    given = [name for name in ("precision", "preset", "workspace_mib") if getattr(args, name) is not None]
+    if path.suffix == ".engine":
+        if given:
+            raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
+        if read_manifest(path) is None:
+            raise InvalidInput(f"{path.name} has no manifest ({manifest_path(path).name}); build it from its .onnx file")
+        place = open_place(args.cuda_backend, args.timing_cache)
+        fresh = rebuild_engine(path, place, tell, shown)
+        tell(f"{path.name} fits this machine; nothing to do" if fresh is None else _wrote(path))
+        return
+    make = BuildOptions.search if args.preset == "search" else BuildOptions.release
+    options = make(args.precision or "fp16", workspace_mib=args.workspace_mib)
+    engine = path.with_suffix(".engine")
+    if not path.is_file():
+        raise InvalidInput(f"no such file: {path}")
+    check_free(engine)
+    place = open_place(args.cuda_backend, args.timing_cache)
+    command = f"python3 -m export.trt.from_onnx {engine.name}"
+    save_engine(engine, *engine_from_onnx(path, options, place, command, tell, shown))
+    tell(_wrote(engine))
+
+
+def _wrote(path: Path) -> str:
+    return f"wrote {path} and {manifest_path(path).name}\nnext: python3 -m export.trt.run {path}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

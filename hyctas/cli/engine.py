@@ -1,0 +1,196 @@
+"""What hyctas-export does for engines: a file of its own, one inside a bundle, and building one anew."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.target import format_size
+from hyctas.cli.jobs import ExportJob, image_size
+
+if TYPE_CHECKING:
+    from export.target import Target
+    from export.trt.options import BuildOptions
+    from hyctas.bundling import Trained
+    from hyctas.engine import EngineReport, EngineSettings
+
+KEPT = ("file", "cuda_backend", "threads", "rebuild")
+"""Flags that go with --rebuild; the manifest says everything else."""
+
+
+def check_engine(job: ExportJob, path: Path, target: Target) -> None:
+    """Refuse, before any work, an engine that cannot be built here or that would replace a file of the user's.
+
+    Raises:
+        Unavailable: TensorRT cannot be used here; says what builds an engine elsewhere.
+        InvalidInput: a file stands in the way, or a setting is not allowed.
+    """
+    from export.errors import Unavailable
+    from export.runtimes import open_runtime
+    from export.trt.engine_file import check_free
+    from hyctas.engine import built_precision
+
+    settings = job.engine()
+    settings.options(built_precision(target.precision, settings))
+    try:
+        open_runtime(target, job.threads, backend=settings.cuda_backend)
+    except Unavailable as error:
+        onnx = path.with_suffix(".onnx").name
+        raise Unavailable(
+            f"{path} ({target})", f"{error.reason}; nothing else is written in its place",
+            f"{error.install}\nOn the device itself: hyctas-export {onnx}, copy that and the folder export, and there run "
+            f"`python3 -m export.trt.from_onnx {onnx} --precision {target.precision}`, or without Python "
+            f"`trtexec --onnx={onnx} --saveEngine={path.name}` (of TensorRT's system packages; it builds fp32), "
+            f"or take a kit that builds and times {target} there: hyctas-bench {onnx} --target {target} --kit FOLDER",
+        ) from None  # fmt: skip
+    check_free(path)
+
+
+def bundle_of(path: Path) -> Path | None:
+    """Return the bundle that an engine is to be part of, if it is one's."""
+    from export.bundle import ENGINE_NAME
+    from export.manifest import NAME
+
+    return path.parent if path.name == ENGINE_NAME and (path.parent / NAME).is_file() else None
+
+
+def check_bundle(job: ExportJob, folder: Path) -> None:
+    """Refuse an engine for a bundle that is not of the bundle's own network, size and output.
+
+    Raises:
+        InvalidInput: something else is asked for.
+        CorruptFile: the bundle's manifest is damaged.
+    """
+    from export.errors import InvalidInput
+    from export.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if job.network is not None and job.network.resolve() != folder.resolve():
+        raise InvalidInput(f"{job.file} is part of the bundle {folder}, and is built from it; leave --network out, "
+                           "or write the engine elsewhere")  # fmt: skip
+    asked = image_size(job.size) if job.size else manifest.size
+    if asked != manifest.size or job.output not in ("native", manifest.output):
+        made = f"{format_size(manifest.size)}, output {manifest.output}"
+        raise InvalidInput(f"{job.file} is part of a bundle made for {made}; leave --size and --output out, or write it elsewhere")
+
+
+def write_engine_file(
+    job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path
+) -> None:
+    """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there."""
+    from export.bundle import engine_replaced
+    from hyctas.cli.show import say
+
+    asked = ["--network", str(source), "--target", str(target), "--output", output, "--size", format_size(size)]
+    asked += ["--checkpoint", str(job.checkpoint)] if job.checkpoint else []
+    asked += ["--classes", str(job.classes)] if job.classes else []
+    asked += ["--random-weights"] if job.random_weights else []
+    settings, home = job.engine(), bundle_of(path)
+    if home is None:
+        again = shlex.join(["hyctas-export", path.name, *asked])
+        report = _built(job, trained, path, size, output, target.precision, again, settings)
+        beside = f"{path.name}.json; and {report.onnx.name}, which it can be rebuilt from"
+    else:
+        again = shlex.join(["hyctas-export", str(path), "--target", str(target)])
+        with engine_replaced(home):
+            report = _built(job, trained, path, size, output, target.precision, again, settings, home / "model.onnx")
+        beside = f"{path.name}.json; {home} can rebuild it"
+    say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
+        f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
+    _tell(report)
+
+
+def rebuild(job: ExportJob, path: Path) -> None:
+    """Build an engine anew as its manifest says, if it does not fit this machine: from its bundle, or from the ONNX file beside it.
+
+    Raises:
+        InvalidInput: other flags, or no engine's name.
+        EngineRefused: it has no manifest.
+        CorruptFile: the manifest, the bundle or the ONNX file is damaged.
+    """
+    from export.trt.engine_file import needs_rebuild, required_manifest
+    from export.trt.from_onnx import open_place, options_of, rebuild_engine
+    from hyctas.cli.show import bar, say
+
+    _check_alone(job, path)
+    options = options_of(path, required_manifest(path))
+    settings, home = job.engine(), bundle_of(path)
+    place = open_place(settings.cuda_backend, settings.cache())
+    reason = needs_rebuild(path, place.machine)
+    if reason is None:
+        say(f"{path} fits this machine; nothing to do")
+        return
+    say(f"{path.name}: {reason}")
+    if home is not None:
+        _rebuild_from_bundle(job, path, home, options)
+        return
+    with bar(f"rebuild {path.name}") as shown:
+        rebuild_engine(path, place, say, lambda text, done, total: shown.update(done / total if total else 0.0, text))
+    say(f"wrote {path} and {path.name}.json")
+
+
+def _check_alone(job: ExportJob, path: Path) -> None:
+    from export.errors import InvalidInput
+
+    if path.suffix != ".engine":
+        raise InvalidInput(f"--rebuild is for engines; {path} is none")
+    other = [field.name for field in fields(job) if field.name not in KEPT and getattr(job, field.name) != field.default]
+    if other:
+        flag = "config" if other[0] == "expert" else other[0].replace("_", "-")
+        raise InvalidInput(f"--rebuild builds what the manifest of {path.name} says; leave out --{flag}")
+
+
+def _rebuild_from_bundle(job: ExportJob, path: Path, home: Path, options: BuildOptions) -> None:
+    from export.manifest import read_manifest
+    from export.target import Target
+    from export.trt.options import target_precision
+    from hyctas.bundling import load_trained
+
+    trained, about, mixed = load_trained(home), read_manifest(home), options.precision == "mixed"
+    settings = {"preset": options.preset, "workspace_mib": options.workspace_mib, "tf32": options.tf32, "mixed": mixed}
+    target = Target("tensorrt", target_precision(options.precision))
+    write_engine_file(replace(job, expert=json.dumps(settings)), trained, path, about.size, about.output, target, home)
+
+
+def _built(
+    job: ExportJob,
+    trained: Trained,
+    path: Path,
+    size: tuple[int, int],
+    output: str,
+    precision: str,
+    again: str,
+    settings: EngineSettings,
+    portable: Path | None = None,
+) -> EngineReport:
+    from hyctas.cli.export import EXAMPLES, street_scenes
+    from hyctas.cli.show import bar, say
+    from hyctas.engine import open_workshop, write_engine
+
+    with bar(f"export {path.name}") as shown:
+        return write_engine(
+            trained, path, size, output, precision, again, settings, open_workshop(settings),
+            street_scenes(size, EXAMPLES), {"threads": job.threads}, say,
+            lambda text, done, total: shown.update(done / total if total else 0.0, text), portable,
+        )  # fmt: skip
+
+
+def _tell(report: EngineReport) -> None:
+    """Say what was chosen, how right it is, and how fast."""
+    from hyctas.cli.show import say
+
+    for choice in report.attention.choices:
+        shown_times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in choice.times_ms.items())
+        say(f"attention of {choice.case}: {choice.implementation}, {choice.reason}" + (f" ({shown_times})" * bool(shown_times)))
+        for name, why in choice.refused.items():
+            say(f"  no {name}: {why}")
+    if report.fused.verdict != "unknown":
+        say(report.fused.summary())
+    say(report.parity.summary())
+    times = report.latency
+    say(f"latency: median {times.median_ms:.3f} ms, p99 {times.p99_ms:.3f} ms over {times.n} runs, without transfers")
+    for note in report.notes:
+        say(f"note: {note}")
