@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class FakeBuilder:
         self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False
         self.ms: Callable[[onnx.ModelProto], float] = lambda model: 0.25
 
-    def __call__(self, graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None) -> BuildResult:
+    def __call__(self, graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **_: Any) -> BuildResult:
         model = onnx.ModelProto.FromString(graph)
         self.graphs.append(model)
         self.caches.append(timing_cache)
@@ -50,7 +51,8 @@ class FakeBuilder:
             _tensors(model.graph.input), _tensors(model.graph.output), version=self.rig.trt.version, layers=self.layers(model),
             ms=self.ms(model),
         )  # fmt: skip
-        return BuildResult(data, 0.1, len(model.graph.node), {}, options, "0", (), ("the timing cache was new",))
+        digest = hashlib.sha256(graph).hexdigest()
+        return BuildResult(data, 0.1, len(model.graph.node), {}, options, digest, (), ("the timing cache was new",))
 
 
 def _tensors(infos: Any) -> dict[str, list[Any]]:

@@ -252,7 +252,8 @@ def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
     capsys.readouterr()
     assert call(monkeypatch, export, "m.engine", "--rebuild") == 0
     told = capsys.readouterr().out
-    assert "m.engine: it was built for GPU NVIDIA Orin, and here is GPU Fake A100" in told and "wrote m.engine and m.engine.json" in told
+    assert "m.engine: it was built for GPU NVIDIA Orin, and here is GPU Fake A100" in told
+    assert "wrote m.engine and m.engine.json" in told
     assert "note: attention is built as it stands in the file" in told
     manifest = read_manifest(work / "m.engine")
     assert manifest is not None and manifest.machine == MACHINE and manifest.attention["reason"].startswith("attention is built as")

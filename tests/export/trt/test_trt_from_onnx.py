@@ -1,0 +1,263 @@
+"""`python -m export.trt.from_onnx`: engines from ONNX files, and engines built anew, with ONNX Runtime as the judge."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.files import sha256
+from export.trt import from_onnx
+from export.trt.engine_file import EngineManifest, manifest_path, read_manifest
+from export.trt.from_onnx import Shown, main
+from export.trt.options import BuildOptions
+from tests.export.trt.fakes_engines import FakeBuilder
+from tests.export.trt.fakes_run import SHAPE, Rig, make_rig
+
+pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[3]
+DOUBLING = np.full((3, 1, 1, 1), 2, np.float32)
+
+
+def write_network(path: Path, weights: np.ndarray = DOUBLING) -> Path:
+    """Write a convolution of each channel by itself, which doubles its input: what the fake TensorRT's engines compute."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native"))
+    conv = helper.make_node("Conv", ["image", "w"], ["native"], name="conv", group=3)
+    graph = helper.make_graph([conv], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture(params=["10.3.0", "11.4.0"])
+def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """Give a machine with a fake TensorRT, where every engine doubles its input."""
+    made = make_rig(monkeypatch, request.param)
+    monkeypatch.setattr(from_onnx, "open_backend", lambda name: made.backend)
+    monkeypatch.setattr(from_onnx, "SECONDS", 0.01)
+    monkeypatch.setattr("export.trt.run.WARM_UP_S", 0.0)
+    return made
+
+
+@pytest.fixture
+def builder(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> FakeBuilder:
+    made = FakeBuilder(rig)
+    monkeypatch.setattr(from_onnx, "build_engine", made)
+    return made
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    return write_network(tmp_path / "model.onnx")
+
+
+def without_times(engine: Path) -> EngineManifest:
+    """Return an engine's manifest without what differs from run to run."""
+    manifest = read_manifest(engine)
+    assert manifest is not None and manifest.latency is not None
+    return replace(manifest, latency=None)
+
+
+@pytest.mark.parametrize("precision", [None, "fp32", "fp16", "bf16", "mixed"])
+def test_an_engine_and_its_manifest(
+    network: Path, rig: Rig, builder: FakeBuilder, precision: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if precision == "bf16":  # the exporter writes such graphs in operator set 22 from the first
+        model = onnx.load(network)
+        model.opset_import[0].version = 22
+        onnx.save(model, network)
+    assert main([str(network), *(["--precision", precision] if precision else [])]) == 0
+    engine = network.with_suffix(".engine")
+    manifest = read_manifest(engine)
+    assert manifest is not None and manifest.precision == (precision or "fp16") and manifest.engine_sha256 == sha256(engine)
+    assert (manifest.onnx, manifest.onnx_sha256) == ("model.onnx", sha256(network))
+    assert manifest.options == BuildOptions.release(precision or "fp16").to_json()
+    assert manifest.parity is not None and manifest.parity["passed"] and manifest.parity["against"] == "model.onnx"
+    assert manifest.latency is not None and manifest.latency["median_ms"] == 0.25
+    assert manifest.command == "python3 -m export.trt.from_onnx model.engine"
+    told = capsys.readouterr().out
+    assert f"build model.engine: {precision or 'fp16'}" in told and f"wrote {engine} and model.engine.json" in told
+    assert f"next: python3 -m export.trt.run {engine}" in told and "note: the timing cache was new" in told
+    stored = {tensor.data_type for tensor in builder.graphs[0].graph.initializer}
+    assert stored == {{"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16}.get(precision or "fp16", TensorProto.FLOAT16)}
+    assert rig.gpu.leaks() == []
+
+
+def test_an_engine_that_is_wrong_is_not_written(
+    tmp_path: Path, rig: Rig, builder: FakeBuilder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = write_network(tmp_path / "model.onnx", DOUBLING * 1.5)
+    assert main([str(network)]) == 1
+    told = capsys.readouterr().err
+    assert "the engine is not written: parity of 'native'" in told and told.rstrip().endswith("take mixed, bf16 or fp32")
+    assert os.listdir(tmp_path) == ["model.onnx"] and builder.graphs and rig.gpu.leaks() == []
+
+
+def test_an_engine_is_built_anew_where_it_does_not_fit(
+    network: Path, rig: Rig, builder: FakeBuilder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = network.with_suffix(".engine")
+    assert main([str(network), "--precision", "fp32", "--preset", "search", "--workspace-mib", "64"]) == 0
+    first = read_manifest(engine)
+    assert first is not None
+    capsys.readouterr()
+    assert main([str(engine)]) == 0
+    assert "model.engine fits this machine; nothing to do" in capsys.readouterr().out and len(builder.graphs) == 1
+
+    beside = json.loads(manifest_path(engine).read_text())
+    beside["machine"]["gpu"] = "NVIDIA Orin"
+    beside["options"]["plugins"] = True  # of an engine that hyctas-export built
+    manifest_path(engine).write_text(json.dumps(beside))
+    assert main([str(engine)]) == 0
+    told = capsys.readouterr().out
+    assert "model.engine: it was built for GPU NVIDIA Orin, and here is GPU" in told and len(builder.graphs) == 2
+    assert without_times(engine) == replace(first, latency=None) and first.options["workspace_mib"] == 64
+
+    engine.write_bytes(b"broken")
+    assert main([str(engine)]) == 0 and "its content (sha256" in capsys.readouterr().out
+    engine.unlink()
+    assert main([str(engine)]) == 0 and "no such engine" in capsys.readouterr().out
+    assert without_times(engine) == replace(first, latency=None) and rig.gpu.leaks() == []
+
+
+def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: object) -> str:
+        assert main([*map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    engine = network.with_suffix(".engine")
+    assert "no such file" in refused(tmp_path / "none.onnx")
+    assert "give an .onnx file to build from, or an .engine file" in refused(tmp_path / "model.pt2")
+    assert "model.engine has no manifest (model.engine.json); build it from its .onnx file" in refused(engine)
+    engine.write_bytes(b"mine")
+    assert "model.engine exists and was not written by this command" in refused(network)
+    assert engine.read_bytes() == b"mine" and builder.graphs == []
+    engine.unlink()
+    assert main([str(network)]) == 0
+    assert "is built anew as its manifest says; leave out --precision" in refused(engine, "--precision", "fp16")
+    beside = json.loads(manifest_path(engine).read_text())
+    for options, reason in (({"precision": "fp32"}, "says fp16, and fp32"), ({"level": 9}, "level is 9"), ({"odd": 1}, "unknown")):
+        changed = {**beside, "options": {**beside["options"], **options}, "machine": {**beside["machine"], "gpu": "other"}}
+        manifest_path(engine).write_text(json.dumps(changed))
+        assert reason in refused(engine)
+    manifest_path(engine).write_text("{")
+    assert "not valid JSON" in refused(engine)
+    network.write_bytes(b"no onnx")
+    engine.unlink()
+    manifest_path(engine).unlink()
+    assert "model.onnx" in refused(network)
+
+
+def test_a_full_disk_keeps_what_was_there(
+    network: Path, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = network.with_suffix(".engine")
+    assert main([str(network)]) == 0
+    before = {path.name: path.read_bytes() for path in network.parent.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(engine))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(network), "--precision", "fp32"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in network.parent.iterdir()} == before
+
+
+def test_ctrl_c_and_failures_of_the_builder(
+    network: Path, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builder.fails = lambda model: True
+    assert main([str(network)]) == 2
+    assert "could not find any implementation" in capsys.readouterr().err
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(from_onnx, "build_engine", interrupted)
+    assert main([str(network)]) == 130
+    assert "stopped; nothing was written" in capsys.readouterr().err and os.listdir(network.parent) == ["model.onnx"]
+
+
+def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Shown()
+    for done in range(3):
+        shown("Building > Tactics", done, 3)
+    shown("Writing", 0, 1)
+    assert capsys.readouterr().err.splitlines() == ["Building", "Writing"]
+
+
+ON_A_DEVICE = """
+import importlib.abc, json, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+BLOCKED = ("torch", "onnxscript", "PIL", "tyro", "rich", "pycuda", "hyctas", "latency", "pytest", "sympy")
+sys.meta_path.insert(0, Blocked())
+
+from tests.export.trt.fakes_cuda import fake_cuda_bindings, module
+from tests.export.trt.fakes_gpu import FakeGpu
+from tests.export.trt.fakes_run import FakeTensorRT, Rig, install
+
+class Patch:
+    setattr = staticmethod(setattr)
+    setitem = staticmethod(dict.__setitem__)
+
+gpu = FakeGpu()
+trt = FakeTensorRT(gpu, "10.3.0")
+install(Patch, trt)
+for made in (module("cuda"), module("cuda.bindings"), fake_cuda_bindings(gpu)):
+    sys.modules[made.__name__] = made
+
+from export.trt import from_onnx
+from tests.export.trt.fakes_engines import FakeBuilder
+
+builder = FakeBuilder(Rig(gpu, trt, None))
+
+def build(*given, **named):
+    if len(sys.argv) > 2:
+        import pathlib, time
+        pathlib.Path(sys.argv[2]).touch()
+        time.sleep(60)
+    return builder(*given, **named)
+
+from_onnx.build_engine, from_onnx.SECONDS = build, 0.01
+code = from_onnx.main([sys.argv[1]])
+print(json.dumps({"code": code, "leaks": gpu.leaks(), "present": sorted(set(sys.modules) & set(BLOCKED))}))
+"""
+
+
+def test_it_runs_without_what_a_device_lacks(network: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", ON_A_DEVICE, str(network)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"code": 0, "leaks": [], "present": []}
+    assert read_manifest(network.with_suffix(".engine")) is not None
+
+
+def test_a_killed_build_leaves_the_old_engine(network: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ON_A_DEVICE, str(network)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    before = {path.name: path.read_bytes() for path in network.parent.iterdir()}
+    started = tmp_path.parent / f"{tmp_path.name}-started"
+    process = subprocess.Popen([*command, str(started)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not started.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert {path.name: path.read_bytes() for path in network.parent.iterdir()} == before
