@@ -28,7 +28,10 @@ UNKNOWN = "unknown"
 """A fact that this machine does not tell."""
 _DRIVER_FILE, _TEGRA_FILE = "proc/driver/nvidia/version", "etc/nv_tegra_release"
 _CUDA_FILE = "usr/local/cuda/version.json"
-_CUDA_PACKAGES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
+_CUDA_PACKAGES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
+"""From CUDA 13 on the name has no suffix; what the package index has as `-cu13` is an empty placeholder."""
+_MADE_FOR = {major: f"tensorrt-cu{major}-bindings" for major in (12, 13)}
+"""By major version of CUDA: the package of the TensorRT that is made for it. TensorRT of a system is not among them."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,13 @@ def import_tensorrt(index: int = 0) -> ModuleType:
     """Return the module `tensorrt`, once a GPU is proven.
 
     Raises:
-        Unavailable: no usable GPU, TensorRT not installed, of a version that this code is not for, or its libraries cannot be
-            loaded (with the loader's words).
+        Unavailable: no usable GPU, TensorRT not installed, of a version that this code is not for, made for a newer CUDA than the
+            driver, or its libraries cannot be loaded (with the loader's words).
     """
-    require_gpu(index)
+    gpu = require_gpu(index)
     if importlib.util.find_spec("tensorrt") is None:
         raise _unavailable("the package tensorrt is not installed")
+    _check_driver(gpu)
     try:
         module = importlib.import_module("tensorrt")
     except (ImportError, OSError, RuntimeError) as error:
@@ -117,14 +121,30 @@ def cuda_runtime_version(root: Path = Path("/")) -> str:
         root: where an installation is looked for.
     """
     for package in _CUDA_PACKAGES:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        if (version := _version(package)) is not None:
+            return version
     try:
         return str(json.loads(_text(root / _CUDA_FILE))["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
         return UNKNOWN
+
+
+def _check_driver(gpu: Gpu) -> None:
+    """Refuse a TensorRT that is made for a later major version of CUDA than the driver: no object of it could be used."""
+    newest, minor = gpu.driver_cuda
+    for major, package in _MADE_FOR.items():
+        if major > newest and _version(package) is not None:
+            reason = f"the installed TensorRT is made for CUDA {major}, and the driver supports CUDA {newest}.{minor} at most"
+            advice = f"update NVIDIA's driver, or replace TensorRT by the one for CUDA {newest} (pip install tensorrt-cu{newest})"
+            raise Unavailable("tensorrt", reason, advice)
+
+
+def _version(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _text(path: Path) -> str:

@@ -147,6 +147,19 @@ def test_import_says_what_is_wrong_with_the_package(installed: Any, driver: Driv
         import_tensorrt()
 
 
+def test_a_tensorrt_for_a_newer_cuda_than_the_driver_is_not_touched(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt("11.4.0")
+    installed(fake)
+    packages = {"tensorrt-cu12-bindings": "11.4.0.106"}
+    monkeypatch.setattr(guard, "_version", packages.get)
+    assert import_tensorrt() is fake, "the driver is for CUDA 12.6"
+    packages["tensorrt-cu13-bindings"] = "11.4.0.106"
+    monkeypatch.setattr(guard.importlib, "import_module", lambda name: pytest.fail("imported"))
+    with pytest.raises(Unavailable, match=r"is made for CUDA 13, and the driver supports CUDA 12\.6 at most") as found:
+        import_tensorrt()
+    assert "update NVIDIA's driver" in found.value.install and "tensorrt-cu12" in found.value.install
+
+
 @pytest.mark.parametrize("text", ["8.6.2", "10.2.0", "10.0.1.6", "12.0.0"])
 def test_versions_that_this_code_is_not_for(text: str) -> None:
     with pytest.raises(Unavailable, match=r"10\.3 to 11\.x"):
@@ -221,6 +234,8 @@ def test_cuda_runtime_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise importlib.metadata.PackageNotFoundError(package)
 
     def none(package: str) -> str:
+        if package == "nvidia-cuda-runtime-cu13":  # a placeholder; CUDA 13 is in nvidia-cuda-runtime
+            return "0.0.1"
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(guard.importlib.metadata, "version", version)
