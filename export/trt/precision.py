@@ -44,7 +44,7 @@ _QUANTISED = {
 _QUANTISE = {
     "int8": "quantise it with NVIDIA ModelOpt (python -m modelopt.onnx.quantization --quantize_mode=int8), or with "
     "onnxruntime.quantization.quantize_static(quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, "
-    "weight_type=QuantType.QInt8, per_channel=True, extra_options={'ActivationSymmetric': True})",
+    "weight_type=QuantType.QInt8, per_channel=True, extra_options={'ActivationSymmetric': True, 'QuantizeBias': False})",
     "fp8": "quantise it with NVIDIA ModelOpt (python -m modelopt.onnx.quantization --quantize_mode=fp8)",
 }
 

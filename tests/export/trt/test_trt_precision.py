@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -345,9 +346,12 @@ def test_faults_are_where_error_arises() -> None:
     assert not {"m4", "m5"} & set(faults(model, fp16(model, keep_nodes=["m4", "m5"]), feeds, {"m4", "m5"}))
 
 
+ADVISED = {"ActivationSymmetric": True, "QuantizeBias": False}
+
+
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    """Return a convolution as ONNX Runtime's static quantisation writes it, symmetric and as it comes."""
+    """Return a convolution with a bias as ONNX Runtime's static quantisation writes it, as advised and as it comes."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -358,14 +362,14 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelP
             return self.left.pop() if self.left else None
 
     folder = tmp_path_factory.mktemp("int8")
-    weights = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)}
-    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["y"], name="relu")]
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32), "b": np.ones(4, np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["y"], name="relu")]
     onnx.save(model_of(nodes, weights, shape=(1, 3, 8, 8), out=(1, 4, 6, 6)), folder / "fp32.onnx")
     made = {}
     for name, kind in (("symmetric", QuantType.QInt8), ("default", QuantType.QUInt8)):
         quantize_static(
             folder / "fp32.onnx", folder / f"{name}.onnx", Reader(), quant_format=QuantFormat.QDQ, activation_type=kind,
-            weight_type=QuantType.QInt8, per_channel=True, extra_options={"ActivationSymmetric": name == "symmetric"},
+            weight_type=QuantType.QInt8, per_channel=True, extra_options=ADVISED if name == "symmetric" else {},
         )  # fmt: skip
         made[name] = onnx.load(folder / f"{name}.onnx")
     return made
@@ -375,6 +379,8 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelP
 def test_int8_takes_symmetric_quantised_graphs_alone(quantised: dict[str, onnx.ModelProto]) -> None:
     good = quantised["symmetric"]
     assert prepared(good, "int8").model is good
+    with pytest.raises(InvalidInput, match=re.escape(f"extra_options={ADVISED})")):
+        check_graph(model_of([helper.make_node("Identity", ["x"], ["y"])], {}), "int8")
     with pytest.raises(InvalidInput, match=r"quantises '.*' to another type than int8\. .*ActivationSymmetric"):
         check_graph(quantised["default"], "int8")
     with pytest.raises(InvalidInput, match="another type than float8e4m3fn"):
