@@ -120,23 +120,23 @@ def build_engine(
     computed = check_graph(data, options.precision)
     trt = import_tensorrt() if trt is None else trt
     lines: list[str] = []
-    builder: BuilderLike = checked("creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)))
-    network = _parsed(trt, builder, data, options)
-    lines += MESSAGES.take()
-    config = _configured(trt, builder, options)
-    _add_shapes(builder, network, config, options.shapes)
-    cache = None
-    if timing_cache is not None:
-        cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
     cancel = Cancel()
-    attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
-    start = time.perf_counter()
-    with interruptible(cancel):
+    with interruptible(cancel):  # from the first call on: all of them log through Python, where a Ctrl-C would be lost
+        builder = _builder(trt, options)
+        network = _parsed(trt, builder, data, options)
+        lines += MESSAGES.take()
+        config = _configured(trt, builder, options)
+        _add_shapes(builder, network, config, options.shapes)
+        cache = None
+        if timing_cache is not None:
+            cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
+        attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
+        start = time.perf_counter()
         plan = _built(builder, network, config, cache, cancel, options)
-    seconds = time.perf_counter() - start
-    lines += MESSAGES.take()
-    if cache is not None:
-        store(config, cache)
+        seconds = time.perf_counter() - start
+        lines += MESSAGES.take()
+        if cache is not None:
+            store(config, cache)
     notices = tuple(cache.notices) if cache is not None else ()
     graph = hashlib.sha256(data).hexdigest()
     return BuildResult(plan, seconds, network.num_layers, computed, options, graph, tuple(lines), notices)
@@ -148,6 +148,13 @@ def _read(onnx: Path | bytes) -> bytes:
     if not onnx.is_file():
         raise InvalidInput(f"no such file: {onnx}")
     return onnx.read_bytes()
+
+
+def _builder(trt: Any, options: BuildOptions) -> BuilderLike:
+    made: BuilderLike = checked(
+        "creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)), lambda lines: _advice(lines, options)
+    )
+    return made
 
 
 def _parsed(trt: Any, builder: BuilderLike, data: bytes, options: BuildOptions) -> NetworkLike:
@@ -173,6 +180,8 @@ def _refused(parser: ParserLike) -> list[str]:
 def _told(error: ParserErrorLike) -> str:
     code = str(error.code()).rpartition(".")[2]
     where = f"node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else f"node {error.node()}"
+    if stack := list(error.local_function_stack()):  # nodes of a function have one name, wherever it is used
+        where += f" of {' > '.join(stack)}"
     return f"{where}: {code}: {error.desc()}"
 
 
@@ -202,11 +211,22 @@ def _configured(trt: Any, builder: BuilderLike, options: BuildOptions) -> Config
         (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
         if options.max_aux_streams is not None:
             config.max_aux_streams = options.max_aux_streams
-        if options.workspace_mib is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
 
     attempted("configuring the build", configure)
+    if options.workspace_mib is not None:
+        _limit_workspace(trt, config, options.workspace_mib)
     return config
+
+
+def _limit_workspace(trt: Any, config: ConfigLike, mib: int) -> None:
+    """Limit the scratch memory of a layer; a limit that TensorRT does not take changes nothing, and only its log says so."""
+    pool, limit = trt.MemoryPoolType.WORKSPACE, mib << 20
+    before = config.get_memory_pool_limit(pool)
+    attempted("limiting the workspace", lambda: config.set_memory_pool_limit(pool, limit))
+    if config.get_memory_pool_limit(pool) == before != limit:
+        own = f"TensorRT's own limit is {before >> 20}"
+        advice = f"workspace_mib is {mib}, more than this device allows. Leave it out, or set less: {own}"
+        raise TensorRTFailed("limiting the workspace", MESSAGES.take(), advice)
 
 
 def _add_shapes(builder: BuilderLike, network: NetworkLike, config: ConfigLike, ranges: Sequence[ShapeRange]) -> None:
@@ -284,7 +304,9 @@ def _advice(lines: Sequence[str], options: BuildOptions) -> str:
         if options.workspace_mib:
             return f"No kernel fits into workspace_mib={options.workspace_mib}, or none exists for these types: raise the limit"
         return "No kernel exists for these types and shapes on this GPU: take fp16, or a newer TensorRT"
-    if re.search(r"unsupported SM|CUDA initialization failure|no kernel image|insufficient driver|driver version", text, re.I):
+    if re.search(r"unsupported SM|GPU SM \d+ is not supported", text, re.I):
+        return "This TensorRT is not for this GPU: a newer GPU needs a newer TensorRT, and an old one an older TensorRT"
+    if re.search(r"CUDA initialization failure|no kernel image|insufficient driver|driver version", text, re.I):
         return "TensorRT does not fit this GPU or driver: update the driver, or take the TensorRT made for its CUDA version"
     if re.search(r"No space left|disk", text):
         return "The disk is full: TensorRT writes temporary files"

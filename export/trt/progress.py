@@ -72,7 +72,7 @@ def monitor_of(trt: Any, progress: Progress | None, cancel: Cancel) -> Any:
 
 @contextmanager
 def interruptible(cancel: Cancel) -> Iterator[None]:
-    """Let Ctrl-C set `cancel` meanwhile instead of raising.
+    """Let Ctrl-C set `cancel` meanwhile, and raise at the end at the latest.
 
     A KeyboardInterrupt would mostly arise inside one of TensorRT's calls back into Python, where it is printed and forgotten.
     Only the main thread may do this; elsewhere nothing is changed, since Python interrupts the main thread alone. A process that
@@ -92,3 +92,5 @@ def interruptible(cancel: Cancel) -> Iterator[None]:
     finally:
         # None: a handler that was not installed from Python, and cannot be put back by it
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if cancel.interrupted and cancel.error is None:  # also in place of a failure, after which a caller may go on
+            raise KeyboardInterrupt

@@ -13,11 +13,13 @@ bindings). They parse real ONNX bytes, keep a record of what was asked of them, 
 | `configure`  | a setter raises RuntimeError                        | `serialize`  | the cache's `serialize` gives None         |
 | `profile`    | `create_optimization_profile` gives None            | `build`      | `build_serialized_network` gives None      |
 
-Each failure logs `logs[step]`, or an error that names the step.
+Each failure logs `logs[step]`, or an error that names the step. What a logger raises is lost, as in the bindings; a limit above the
+memory of the device (`MEMORY_BYTES`) is not taken, and only the log says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import json
@@ -30,6 +32,8 @@ import onnx
 
 STEPS = 6
 """Steps of the build's inner phase."""
+MEMORY_BYTES = 8 << 30
+"""Of the device, and the limit of the workspace where none is set."""
 
 
 @dataclass
@@ -168,12 +172,16 @@ class _Part:
     def __init__(self, module: Any, logger: Any) -> None:
         self.module, self.logger, self.record = module, logger, module.record
 
+    def log(self, severity: Severity, text: str) -> None:
+        with contextlib.suppress(BaseException):
+            self.logger.log(severity, text)
+
     def fails(self, step: str) -> bool:
         self.record.calls.append(step)
         if step in self.record.fails:
-            self.logger.log(Severity.ERROR, self.record.logs.get(step, f"the step {step} was told to fail"))
+            self.log(Severity.ERROR, self.record.logs.get(step, f"the step {step} was told to fail"))
             return True
-        self.logger.log(Severity.VERBOSE, f"{step} went well")
+        self.log(Severity.VERBOSE, f"{step} went well")
         return False
 
 
@@ -196,7 +204,7 @@ class Builder(_Part):
         return None if self.fails("profile") else OptimizationProfile(self.module, self.logger)
 
     def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
-        self.logger.log(Severity.WARNING, "a warning of the build")
+        self.log(Severity.WARNING, "a warning of the build")
         if self.fails("build") or not _run_phases(self, network, config):
             return None
         described = {"version": self.record.version, "layers": network.num_layers, "graph": network.sha256, "config": config.told()}
@@ -249,16 +257,23 @@ class OnnxParser(_Part):
     def parse(self, model: bytes, path: str | None = None) -> bool:
         self.network.graph = onnx.ModelProto.FromString(model).graph
         self.network.sha256 = hashlib.sha256(model).hexdigest()
-        nodes = self.network.graph.node
-        refused = self.record.refused
-        code = self.module.ErrorCode.UNSUPPORTED_NODE
-        self.errors = [ParserError(code, i, node, refused[node.name]) for i, node in enumerate(nodes) if node.name in refused]
+        bodies = {function.name: function.node for function in onnx.ModelProto.FromString(model).functions}
+        self.errors = []
+        for index, node in enumerate(self.network.graph.node):
+            self._refuse(index, node)
+            for inner in bodies.get(node.op_type, ()):
+                self._refuse(index, inner, f"{node.name} ({node.op_type})")
         return not self.fails("parse") and not self.errors
+
+    def _refuse(self, index: int, node: onnx.NodeProto, *stack: str) -> None:
+        if node.name in self.record.refused:
+            code = self.module.ErrorCode.UNSUPPORTED_NODE
+            self.errors.append(ParserError(code, index, node, self.record.refused[node.name], stack))
 
 
 class ParserError:
-    def __init__(self, code: Any, index: int, node: onnx.NodeProto, reason: str) -> None:
-        self._code, self._index, self._node, self._reason = code, index, node, reason
+    def __init__(self, code: Any, index: int, node: onnx.NodeProto, reason: str, stack: Sequence[str] = ()) -> None:
+        self._code, self._index, self._node, self._reason, self._stack = code, index, node, reason, list(stack)
 
     def code(self) -> Any:
         return self._code
@@ -274,6 +289,9 @@ class ParserError:
 
     def node_operator(self) -> str:
         return str(self._node.op_type)
+
+    def local_function_stack(self) -> list[str]:
+        return self._stack
 
 
 class OptimizationProfile(_Part):
@@ -315,7 +333,13 @@ class Config(_Part):
         self.on.discard(flag)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        if pool_size > MEMORY_BYTES:
+            self.log(Severity.ERROR, f"a limit of {pool_size} bytes is above the device's memory")
+            return
         self.pools[pool.name] = pool_size
+
+    def get_memory_pool_limit(self, pool: Any) -> int:
+        return self.pools.get(pool.name, MEMORY_BYTES)
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:
         if self.fails("ranges"):
@@ -331,7 +355,7 @@ class Config(_Part):
         try:
             read = json.loads(serialized_timing_cache)
         except ValueError:
-            self.logger.log(Severity.ERROR, "the serialized cache is corrupt")
+            self.log(Severity.ERROR, "the serialized cache is corrupt")
             return None
         return TimingCache(self.module, self.logger, read["version"], read["device"], set(read["entries"]))
 
@@ -339,7 +363,7 @@ class Config(_Part):
         if self.fails("attach"):
             return False
         if not ignore_mismatch and cache.device != self.record.device:
-            self.logger.log(Severity.ERROR, f"the cache is of {cache.device}")
+            self.log(Severity.ERROR, f"the cache is of {cache.device}")
             return False
         self.cache = cache
         return True
@@ -390,7 +414,7 @@ def _run_phases(builder: Builder, network: Network, config: Config) -> bool:
             config.cache.entries.add(f"kernel {step}")
         going = monitor.step_complete("Timing kernels", step)
         if not going:
-            builder.logger.log(Severity.ERROR, "the build was cancelled")
+            builder.log(Severity.ERROR, "the build was cancelled")
             break
     monitor.phase_finish("Timing kernels")
     if going:

@@ -22,7 +22,7 @@ from export.trt import api_build
 from export.trt import build as build_module
 from export.trt.build import BuildResult, build_engine
 from export.trt.engine_file import Machine
-from export.trt.log import TensorRTFailed
+from export.trt.log import MESSAGES, TensorRTFailed
 from export.trt.options import BuildOptions, ShapeRange
 from export.trt.timing_cache import cache_path
 from tests.export.trt import fakes_build
@@ -163,6 +163,20 @@ def test_refused_nodes_are_listed_by_name() -> None:
     assert len(found.value.lines) == 6
 
 
+def test_a_node_that_is_refused_inside_a_function_is_told_with_the_node_that_calls_it() -> None:
+    model = onnx.ModelProto.FromString(graph())
+    inner = helper.make_node("Relu", ["x"], ["y"], name="inner")
+    model.functions.append(helper.make_function("mine", "Twice", ["x"], ["y"], [inner], [helper.make_opsetid("", 18)]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    calls = [helper.make_node("Twice", [f"y{i}"], [f"y{i + 1}"], name=f"call{i}", domain="mine") for i in (0, 1)]
+    model.graph.node[0].output[0] = "y0"
+    model.graph.node.extend(calls)
+    model.graph.output[0].name = "y2"
+    with pytest.raises(TensorRTFailed) as found:
+        build(fake_tensorrt("10.3.0", refused={"inner": "no importer"}), data=model.SerializeToString())
+    assert found.value.lines == [f"node 'inner' (Relu) of call{index} (Twice): UNSUPPORTED_NODE: no importer" for index in (0, 1)]
+
+
 @pytest.mark.parametrize(
     ("version", "opset", "advice"),
     [
@@ -186,7 +200,9 @@ def test_an_operator_set_that_is_too_new_is_named(version: str, opset: int, advi
         ("Cuda Runtime (out of memory)", 4096, r"\(it is 4096 MiB\)"),
         ("Could not find any implementation for node conv0.", 16, "No kernel fits into workspace_mib=16"),
         ("Could not find any implementation for node conv0.", None, "No kernel exists for these types and shapes"),
-        ("Target GPU SM 70 is not supported by this TensorRT release: unsupported SM", None, "does not fit this GPU or driver"),
+        ("API Usage Error (Target GPU SM 70 is not supported by this TensorRT release.)", None, "not for this GPU: a newer"),
+        ("[caskUtils.cpp::trtSmToCask::147] Error Code 1: Internal Error (Unsupported SM: 0x809)", None, "not for this GPU"),
+        ("CUDA driver version is insufficient for CUDA runtime version", None, "does not fit this GPU or driver"),
         ("No space left on device", None, "The disk is full"),
         ("Something else", None, "^$"),
     ],
@@ -196,6 +212,23 @@ def test_what_to_try_depends_on_what_tensorrt_said(said: str, workspace: int | N
     with pytest.raises(TensorRTFailed) as found:
         build(trt, BuildOptions(precision="fp16", workspace_mib=workspace))
     assert re.search(advice, found.value.advice) and f"error: {said}" in found.value.lines
+
+
+def test_a_driver_that_is_too_old_is_named_when_no_builder_can_be_made() -> None:
+    said = "CUDA initialization failure with error: 35. Please check your CUDA installation"
+    with pytest.raises(TensorRTFailed) as found:
+        build(fake_tensorrt("11.4.0", fails=["builder"], logs={"builder": said}))
+    assert "update the driver" in found.value.advice and f"error: {said}" in found.value.lines
+
+
+@pytest.mark.parametrize("version", BOTH)
+def test_a_limit_of_the_workspace_that_tensorrt_does_not_take(version: str) -> None:
+    trt = fake_tensorrt(version)
+    with pytest.raises(TensorRTFailed, match=r"workspace_mib is 9000, more than .* own limit is 8192$") as found:
+        build(trt, BuildOptions(precision="fp16", workspace_mib=9000))
+    assert found.value.lines == ["error: a limit of 9437184000 bytes is above the device's memory"]
+    told = plan_of(build(fake_tensorrt(version), BuildOptions(precision="fp16", workspace_mib=8192)).plan)["config"]
+    assert told["pools"] == {"WORKSPACE": 8192 << 20}
 
 
 def test_files_and_bytes_that_are_no_graph(tmp_path: Path) -> None:
@@ -321,6 +354,23 @@ def test_ctrl_c_ends_the_build_and_the_handler_is_back(tmp_path: Path, usual_sig
     assert signal.getsignal(signal.SIGINT) is before
     kept = cache_path(tmp_path, MACHINE).read_bytes()
     assert kept == cache_file("10.3.0", "Fake GPU", *KERNELS[: STEPS // 2 + 1]), "the step at hand was the last"
+
+
+@pytest.mark.parametrize("step", ["builder", "parse", "serialize"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_is_not_lost_before_and_after_the_build(
+    step: str, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual_signals: None
+) -> None:
+    """TensorRT logs from all its calls, and what is raised in a logger is lost."""
+
+    def heard(_severity: str, text: str) -> None:
+        if text.startswith(step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(MESSAGES, "listener", heard)
+    trt = fake_tensorrt("10.3.0", fails=[step] if fails else [], logs={step: f"{step} failed"})
+    with pytest.raises(KeyboardInterrupt):
+        build(trt, timing_cache=tmp_path)
 
 
 def test_a_cancelled_build_is_still_cancelled_when_its_cache_cannot_be_written(tmp_path: Path, usual_signals: None) -> None:
