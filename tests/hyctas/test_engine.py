@@ -21,7 +21,7 @@ from export.onnx_function import OnnxFunction, attach, nodes_of
 from export.plugin_kernel import PluginKernel
 from export.runtime import Session
 from export.target import Target
-from export.trt import mixed
+from export.trt import guard, mixed
 from export.trt.attention_case import AttentionCase
 from export.trt.build import BuildResult
 from export.trt.choose import Offer, choose_attention
@@ -30,6 +30,8 @@ from export.trt.engine_file import check_free as check_engine_free
 from export.trt.guard import Gpu
 from export.trt.options import BuildOptions
 from export.trt.precision import check_graph, prepared
+from export.trt.runner import open_engine
+from export.trt.versions import has_plugins
 from hyctas import engine, published
 from hyctas.attention.onnx_function import self_attention_function
 from hyctas.bundling import Trained, check_free
@@ -387,3 +389,24 @@ def test_settings_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert EngineSettings().cache() == tmp_path / "home" / ".cache" / "hyctas" / "tensorrt"
     assert json.dumps(BuildOptions.release("fp16").to_json())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "mixed"])
+def test_on_a_gpu(attending: Trained, tmp_path: Path, precision: str) -> None:
+    """Build, prove, write and load an engine whose attention is chosen by measurement; the plugin takes part from 10.16 on."""
+    if (why := guard.unavailable_reason()) is not None:
+        pytest.skip("; ".join(why))
+    settings = EngineSettings(preset="search", mixed=precision == "mixed", timing_cache=str(tmp_path / "cache"))
+    shop, path = engine.open_workshop(settings), tmp_path / "m.engine"
+    scenes = [np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)]
+    asked = "fp16" if precision == "mixed" else precision
+    report = write_engine(attending, path, SIZE, "native", asked, "none", settings, shop, scenes)
+    assert report.parity.passed and report.latency.median_ms > 0 and any((tmp_path / "cache").iterdir())
+    (choice,) = report.attention.choices
+    kernels = choice.case.dtype != "float32" and has_plugins(shop.trt) and "plugin" not in choice.refused
+    assert choice.times_ms and (not kernels or "plugin" in choice.parity)
+    with open_engine(path) as session:
+        assert session.manifest is not None and session.manifest.attention["choices"][0]["implementation"] == choice.implementation
+        image = np.random.default_rng(2).standard_normal((1, 3, *SIZE), np.float32)
+        assert np.isfinite(session.run({"image": image})[0]).all()

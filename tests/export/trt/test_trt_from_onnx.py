@@ -19,10 +19,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.files import sha256
-from export.trt import from_onnx
+from export.trt import from_onnx, guard
 from export.trt.engine_file import EngineManifest, manifest_path, read_manifest
 from export.trt.from_onnx import Shown, main
 from export.trt.options import BuildOptions
+from export.trt.runner import open_engine
 from tests.export.trt.fakes_engines import FakeBuilder
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig
 
@@ -223,7 +224,7 @@ install(Patch, trt)
 for made in (module("cuda"), module("cuda.bindings"), fake_cuda_bindings(gpu)):
     sys.modules[made.__name__] = made
 
-from export.trt import from_onnx
+from export.trt import from_onnx, guard
 from tests.export.trt.fakes_engines import FakeBuilder
 
 builder = FakeBuilder(Rig(gpu, trt, None))
@@ -261,3 +262,20 @@ def test_a_killed_build_leaves_the_old_engine(network: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert {path.name: path.read_bytes() for path in network.parent.iterdir()} == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_a_gpu(network: Path, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if (why := guard.unavailable_reason()) is not None:
+        pytest.skip("; ".join(why))
+    engine = network.with_suffix(".engine")
+    assert main([str(network), "--precision", precision, "--preset", "search"]) == 0, capsys.readouterr().err
+    beside = json.loads(manifest_path(engine).read_text())
+    beside["machine"]["gpu"] = "another"
+    manifest_path(engine).write_text(json.dumps(beside))
+    assert main([str(engine)]) == 0, capsys.readouterr().err
+    assert "it was built for GPU another" in capsys.readouterr().out
+    with open_engine(engine) as session:
+        x = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+        np.testing.assert_allclose(session.run({"image": x})[0], 2 * x, atol=1e-2)
