@@ -1,6 +1,7 @@
 """Reach device memory, streams, events and CUDA graphs through NVIDIA's cuda-bindings, which needs nothing else. No torch here.
 
-Every function of `cuda.bindings.runtime` returns a tuple with CUDA's error first.
+Every function of `cuda.bindings.runtime` returns a tuple with CUDA's error first. Where the driver or one of its functions is
+missing some versions raise a RuntimeError instead: 12.8 for every call where there is no driver.
 """
 
 from __future__ import annotations
@@ -144,9 +145,12 @@ class CudaBindingsBackend:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of CUDA's runtime and return its value, None where it has none."""
-        error, *values = getattr(self._runtime, name)(*arguments)
-        if error != self._success:
+        try:
+            error, *values = getattr(self._runtime, name)(*arguments)
+            if error == self._success:
+                return values[0] if values else None
             text = self._runtime.cudaGetErrorString(error)[1]
-            said = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-            raise CudaFailed(name, f"error {int(error)}, {said}")
-        return values[0] if values else None
+        except RuntimeError as raised:
+            raise CudaFailed(name, str(raised)) from raised
+        said = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        raise CudaFailed(name, f"error {int(error)}, {said}")
