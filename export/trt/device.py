@@ -66,7 +66,10 @@ class DeviceBackend(Protocol):
     def free(self, memory: Any) -> None: ...
 
     def upload(self, memory: Any, data: np.ndarray, stream: Any) -> None:
-        """Enqueue a copy of all of `data` (1-D uint8, contiguous) to the start of device memory."""
+        """Enqueue a copy of all of `data` (1-D uint8, contiguous, writeable) to the start of device memory.
+
+        The caller keeps `data` until the copy is done; a copy of it made here would be gone too early.
+        """
         ...
 
     def download(self, memory: Any, data: np.ndarray, stream: Any) -> None:
@@ -170,7 +173,8 @@ class Device:
 
     def upload(self, memory: Memory, array: np.ndarray, stream: Stream) -> None:
         """Copy an array to the device; complete on return."""
-        self._copy(self.backend.upload, "upload", memory, np.ascontiguousarray(array).reshape(-1).view(np.uint8), stream)
+        data = np.require(array, requirements=("C", "W"))  # torch warns of arrays that are read-only
+        self._copy(self.backend.upload, "upload", memory, data.reshape(-1).view(np.uint8), stream)
 
     def download(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream) -> np.ndarray:
         """Copy device memory to a new array, after what stands in the stream; complete on return."""

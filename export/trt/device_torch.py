@@ -64,8 +64,7 @@ class TorchBackend:
 
     def upload(self, memory: Any, data: np.ndarray, stream: Any) -> None:
         """Enqueue a copy to the device."""
-        source = self._torch.from_numpy(np.require(data, requirements="W"))  # torch warns of arrays that are read-only
-        self._on(stream, "an upload", memory.copy_, source, non_blocking=True)
+        self._on(stream, "an upload", memory.copy_, self._torch.from_numpy(data), non_blocking=True)
 
     def download(self, memory: Any, data: np.ndarray, stream: Any) -> None:
         """Enqueue a copy from the device."""

@@ -33,7 +33,7 @@ def module(name: str, **members: Any) -> ModuleType:
     return made
 
 
-def fake_torch(gpu: FakeGpu, available: bool = True) -> ModuleType:
+def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> ModuleType:
     """What `export.trt.device_torch` uses of torch; tensors are bytes, on the host or on the GPU."""
 
     def raising(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,7 +156,7 @@ def fake_torch(gpu: FakeGpu, available: bool = True) -> ModuleType:
     )  # fmt: skip
     empty = raising(lambda size, dtype, device: Tensor(size=size))
     version = SimpleNamespace(cuda="12.8")
-    return module("torch", __version__="2.11.0", uint8="uint8", empty=empty, from_numpy=from_numpy, cuda=cuda, version=version)
+    return module("torch", __version__=number, uint8="uint8", empty=empty, from_numpy=from_numpy, cuda=cuda, version=version)
 
 
 class _Error(IntEnum):
@@ -176,6 +176,8 @@ def fake_cuda_bindings(gpu: FakeGpu) -> ModuleType:
     """What `export.trt.device_cuda_bindings` uses of `cuda.bindings.runtime`: every call returns (error, ...)."""
     to_device, to_host = "H2D", "D2H"
     texts: dict[int, str] = {}
+    views: list[np.ndarray] = []
+    """Of host memory, which the GPU wants to see alive; an address does not tell whether it is."""
 
     def returning(values: int, function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         def called(*arguments: Any) -> tuple[Any, ...]:
@@ -191,6 +193,7 @@ def fake_cuda_bindings(gpu: FakeGpu) -> ModuleType:
     def copy(target: int, source: int, size: int, kind: str, stream: int) -> None:
         address, host = (target, source) if kind == to_device else (source, target)
         data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(host))
+        views.append(data)
         (gpu.copy_in if kind == to_device else gpu.copy_out)(address, data, stream)
 
     def instantiate(graph: int, flags: int) -> int:

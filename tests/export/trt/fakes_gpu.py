@@ -7,6 +7,7 @@ the default stream, calls that a capture forbids. `FakeGpu.fail` makes a call fa
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -86,7 +87,14 @@ class FakeGpu:
     def copy_in(self, address: int, data: np.ndarray, handle: int) -> None:
         self.call("upload")
         self.bytes_at(address, data.size)
-        self.enqueue(handle, lambda: self.bytes_at(address, data.size).__setitem__(slice(None), data), 0.01)
+        size, held = data.size, weakref.ref(data)  # a copy in a queue keeps nothing alive
+
+        def work() -> None:
+            source = held()
+            assert source is not None, "the host's memory was freed before it was copied"
+            self.bytes_at(address, size)[:] = source
+
+        self.enqueue(handle, work, 0.01)
 
     def copy_out(self, address: int, data: np.ndarray, handle: int) -> None:
         self.call("download")
