@@ -6,6 +6,7 @@ Memory comes from PyTorch's caching allocator, so engines and modules of one pro
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +17,25 @@ from export.platform import install_line, platform_kind
 from export.trt.device import CudaFailed
 
 _DEVICE = "cuda:0"
+_OLDEST = (2, 7)
+"""Before it, PyTorch launches two kernels of its own with every CUDA graph (pytorch/pytorch#143572), which times would include."""
 
 
 def open_backend() -> TorchBackend:
     """Open it.
 
     Raises:
-        Unavailable: PyTorch is not installed, or finds no CUDA device.
+        Unavailable: PyTorch is not installed, too old, or finds no CUDA device.
     """
     install = install_line("torch-cuda", platform_kind())
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         raise Unavailable("the CUDA backend torch", f"torch cannot be imported ({error})", install) from None
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    if version is not None and (int(version[1]), int(version[2])) < _OLDEST:
+        reason = f"PyTorch {torch.__version__} adds two kernels to every CUDA graph, so times would be wrong; 2.7 does not"
+        raise Unavailable("the CUDA backend torch", reason, f"{install}; or take cuda-bindings")
     if not torch.cuda.is_available():
         raise Unavailable("the CUDA backend torch", f"PyTorch {torch.__version__} finds no CUDA device", install)
     return TorchBackend(torch)

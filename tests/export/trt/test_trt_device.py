@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput, Unavailable
+from export.platform import nvidia_driver
 from export.trt import device_cuda_bindings, device_pycuda, device_torch
 from export.trt.device import BACKENDS, CudaFailed, Device, DeviceBackend, Misused, open_backend
 from tests.export.trt.fakes_cuda import fake_cuda_bindings, fake_pycuda, fake_torch, module
@@ -306,6 +307,56 @@ def test_cuda_bindings_names_the_call_and_the_number(gpu: FakeGpu) -> None:
     assert (caught.value.what, caught.value.said) == ("cudaMalloc", "error 2, out of memory")
 
 
+def test_cuda_bindings_may_raise_instead(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(number: int) -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")  # 12.8
+
+    runtime = fake_cuda_bindings(gpu)
+    monkeypatch.setattr(runtime, "cudaSetDevice", raising)
+    install(monkeypatch, "torch", module("cuda"), module("cuda.bindings"), runtime, "pycuda.driver")
+    with pytest.raises(Unavailable, match=r"cuda-bindings: .*cudaSetDevice failed: Failed to dlopen libcuda\.so\.1; pycuda: "):
+        open_backend()
+
+
+def test_real_cuda_bindings_take_what_we_pass() -> None:
+    """Where there is no driver every call comes as far as CUDA, which refuses it; what we pass wrongly raises before."""
+    if nvidia_driver():
+        pytest.skip("there is a driver: test_on_a_gpu makes these calls for real")
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (pip install cuda-bindings)")
+    backend = object.__new__(device_cuda_bindings.CudaBindingsBackend)
+    with pytest.raises(CudaFailed):
+        backend.__init__(runtime)  # type: ignore[misc]
+    stream, event, graph = runtime.cudaStream_t(0x5000), runtime.cudaEvent_t(0x6000), runtime.cudaGraphExec_t(0x7000)
+    address, data = 0x7F0000000000, np.zeros(8, np.uint8)
+    calls: list[Callable[[], object]] = [
+        lambda: backend.allocate(8),
+        lambda: backend.upload(address, data, stream),
+        lambda: backend.download(address, data, stream),
+        lambda: backend.fill(address, 8, stream),
+        lambda: backend.free(address),
+        backend.make_stream,
+        lambda: backend.wait_stream(stream),
+        backend.make_event,
+        lambda: backend.record(event, stream),
+        lambda: backend.wait_event(event),
+        lambda: backend.elapsed_ms(event, event),
+        lambda: backend.free_event(event),
+        lambda: backend.begin_capture(stream),
+        lambda: backend.end_capture(stream),
+        lambda: backend._call("cudaGraphInstantiate", runtime.cudaGraph_t(0x8000), 0),
+        lambda: backend._call("cudaGraphDestroy", runtime.cudaGraph_t(0x8000)),
+        lambda: backend.launch(graph, stream),
+        lambda: backend.free_graph(graph),
+        lambda: backend.free_stream(stream),
+        backend.synchronize,
+    ]
+    for call in calls:
+        with pytest.raises(CudaFailed):
+            call()
+    assert int(stream) == 0x5000, "TensorRT gets a stream as a number"
+    assert set(backend.versions()) == {"cuda_bindings", "cuda_runtime"}
+
+
 def test_pycuda_has_no_graphs_and_says_so(gpu: FakeGpu) -> None:
     backend = MAKERS["pycuda"](gpu)
     with Device(backend) as device, pytest.raises(CudaFailed, match=r"capturing a CUDA graph failed: pycuda has none"):
@@ -366,6 +417,15 @@ class TestOpening:
         install(monkeypatch, fake_torch(gpu, available=False))
         with pytest.raises(Unavailable, match=r"PyTorch 2\.11\.0 finds no CUDA device"):
             open_backend("torch")
+
+    @pytest.mark.usefixtures("everything")
+    @pytest.mark.parametrize(("number", "taken"), [("2.5.0a0+872d972e41.nv24.08", False), ("2.6.0", False), ("2.7.0", True)])
+    def test_old_torch_is_refused(self, monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu, number: str, taken: bool) -> None:
+        install(monkeypatch, fake_torch(gpu, number=number))
+        assert open_backend().name == ("torch" if taken else "cuda-bindings")
+        if not taken:
+            with pytest.raises(Unavailable, match="adds two kernels to every CUDA graph, so times would be wrong"):
+                open_backend("torch")
 
     @pytest.mark.usefixtures("everything")
     def test_autoinit_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
