@@ -20,14 +20,18 @@ from export.files import write_json
 from export.trt.api_run import EngineLike, InspectorLike
 from export.trt.log import checked
 
-FUSED = re.compile(r"_?ge(mm|mv)_mha|kgen_mha|_mha_v\d|fmha|flash_?attention", re.I)
-"""Kernels of TensorRT that compute attention in one go, for instance `_gemm_mha_v2_myl3_6`."""
+FUSED = re.compile(r"_?ge(mm|mv)_mha|kgen_mha|_mha_v\d", re.I)
+"""Names of layers that compute attention in one go, for instance `_gemm_mha_v2_myl3_6`."""
+FUSED_TACTIC = re.compile(FUSED.pattern + r"|fmha|flash_?attention", re.I)
+"""The same for names of kernels (`TacticName`). A layer's name holds those of ONNX nodes, which a network may call so."""
 PLUGIN = re.compile(r"self_?attention", re.I)
 """Names that our own attention plugins have in common."""
 SOFTMAX = re.compile(r"softmax|maxr?subexpsum", re.I)
 """A softmax on its own: by its ONNX name, or by what TensorRT makes of it (`__myl_MaxrSubExpSumDivMul_myl36_5`)."""
 _MOVES = ("Reformatting CopyNode", "reshape_before_", "reshape_after_", "squeeze_after_", "unsqueeze_")
 """Beginnings of names of layers that only move data, and name what they move it for."""
+_WHOLE = "{ForeignNode["
+"""Beginning of the name of all that TensorRT's compiler made of a part of the graph: it tells the first and the last node."""
 
 
 @dataclass
@@ -121,7 +125,7 @@ def layer_info(trt: Any, engine: EngineLike) -> dict[str, Any]:
     form = trt.LayerInformationFormat.JSON
     text: str = checked("describing the engine's layers", lambda: inspector.get_engine_information(form) or None)
     try:
-        value = json.loads(text)
+        value = json.loads(text, strict=False)  # names and metadata hold separators (0x1E, 0x1F), perhaps not escaped
         layers = value["Layers"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InvalidInput(f"the engine's description is not as expected ({error!r}): {text[:120]!r}") from None
@@ -143,24 +147,31 @@ def write_layer_info(info: Mapping[str, Any], path: Path) -> None:
 def fused_attention(info: Mapping[str, Any], plugins: Sequence[str] = ()) -> FusedAttention:
     """Tell from the layers whether attention is fused.
 
-    A softmax that is left means no, whatever else was fused; one that is no attention's cannot be told from one that is.
+    A softmax that is left means no, whatever else was fused; one that is no attention's cannot be told from one that is. Engines
+    that were built without detailed profiling verbosity show what TensorRT's compiler made as a whole, of which nothing is known.
 
     Args:
         info: as `layer_info` returns it, or read from a file of trtexec's.
         plugins: names of attention plugins besides those that `PLUGIN` matches.
     """
-    fused, left = [], []
+    fused, left, whole = [], [], []
     layers = [layer if isinstance(layer, Mapping) else {"Name": layer} for layer in info.get("Layers", ())]
     for layer in layers:
         name = str(layer.get("Name", ""))
+        tactic = str(layer.get("TacticName", ""))
         if name.startswith(_MOVES):
             continue
-        if FUSED.search(name) or FUSED.search(str(layer.get("TacticName", ""))) or _is_plugin(layer, plugins):
+        if name.startswith(_WHOLE):
+            whole.append(name)
+        elif FUSED.search(name) or FUSED_TACTIC.search(tactic) or _is_plugin(layer, plugins):
             fused.append(name)
-        elif SOFTMAX.search(name) or SOFTMAX.search(str(layer.get("LayerType", ""))):
+        elif any(SOFTMAX.search(text) for text in (name, tactic, str(layer.get("LayerType", "")))):
             left.append(name)
     if left:
         return FusedAttention("no", tuple(left))
+    if whole:
+        why = f"{len(whole)} layers are shown as a whole; build the engine with detailed profiling verbosity"
+        return FusedAttention("unknown", (why,))
     if fused:
         return FusedAttention("yes", tuple(fused))
     if not layers:

@@ -100,30 +100,46 @@ def test_an_inspector_that_gives_nothing(rig: Rig) -> None:
             session.layer_info()
 
 
+class Described:
+    """An engine, and its inspector, of which all that is known is the description."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def create_engine_inspector(self) -> Any:
+        return self
+
+    def get_engine_information(self, form: Any) -> str:
+        return self.text
+
+
 @pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"Layers": 3}'])
 def test_an_inspector_that_gives_something_else(text: str) -> None:
-    class Engine:
-        def create_engine_inspector(self) -> Any:
-            return self
-
-        def get_engine_information(self, form: Any) -> str:
-            return text
-
-    trt = FakeTensorRT(FakeGpu()).module
     with pytest.raises(InvalidInput, match="the engine's description"):
-        layer_info(trt, Engine())  # type: ignore[arg-type]
+        layer_info(FakeTensorRT(FakeGpu()).module, Described(text))  # type: ignore[arg-type]
+
+
+def test_separators_in_names_need_no_escapes() -> None:
+    layer = {"Name": "a\x1fb", "Metadata": "[ONNX Layer: a]\x1e[ONNX Layer: b]"}  # how TensorRT joins the names of nodes
+    text = json.dumps({"Layers": [layer]})
+    for written in (text, text.replace("\\u001f", "\x1f").replace("\\u001e", "\x1e")):
+        assert layer_info(FakeTensorRT(FakeGpu()).module, Described(written)) == {"Layers": [layer]}  # type: ignore[arg-type]
 
 
 def detailed(name: str, **fields: str) -> dict[str, str]:
     return {"Name": name, "LayerType": "kgen", **fields}
 
 
+WHOLE = "1 layers are shown as a whole; build the engine with detailed profiling verbosity"
 VERDICTS: list[tuple[list[Any], str, list[str]]] = [
     # 1. fused kernels, as TensorRT names them
     (["conv", "_gemm_mha_v2_myl3_6", "relu"], "yes", ["_gemm_mha_v2_myl3_6"]),
     (["__mye8037_gemm_mha_v2"], "yes", ["__mye8037_gemm_mha_v2"]),
     (["_gemv_mha_v1_0"], "yes", ["_gemv_mha_v1_0"]),
     ([detailed("node_attention_myl1_2", TacticName="kgen_mha_fp16_sm86")], "yes", ["node_attention_myl1_2"]),
+    (["__mye8037_fused_mha_v2"], "yes", ["__mye8037_fused_mha_v2"]),
+    ([detailed("_gemm_mha_v2_myl0_17", TacticName="_gemm_mha_v2_0x957a2fe2")], "yes", ["_gemm_mha_v2_myl0_17"]),
+    ([detailed("attn_myl3_1", TacticName="sm80_fmha_v2_flash_attention_fp16")], "yes", ["attn_myl3_1"]),
     # 2. a fused kernel names the softmax that it holds; so do layers that only move data
     ([detailed("/attn/Softmax + /attn/MatMul_1", TacticName="_gemm_mha_v2_sm89")], "yes", ["/attn/Softmax + /attn/MatMul_1"]),
     ([detailed("_gemm_mha_v2_myl0_3", Metadata="[ONNX Layer: /attn/Softmax]")], "yes", ["_gemm_mha_v2_myl0_3"]),
@@ -134,15 +150,22 @@ VERDICTS: list[tuple[list[Any], str, list[str]]] = [
     ([{"Name": "special_3", "LayerType": "Plugin"}], "yes", ["special_3"]),
     # 4. a convolution that is called after attention is none
     ([detailed("/self_attention/conv + relu")], "unknown", ["none of 1 layers is attention or softmax by its name"]),
+    (["/flash_attention/q/Conv + /flash_attention/act/Relu"], "unknown", ["none of 1 layers is attention or softmax by its name"]),
     (["special_3"], "unknown", ["none of 1 layers is attention or softmax by its name"]),
     # 5. a softmax of its own: decomposed
     (["/attn/MatMul", "/attn/Softmax", "/attn/MatMul_1"], "no", ["/attn/Softmax"]),
     (["__myl_MaxrSubExpSumDivMul_myl36_5"], "no", ["__myl_MaxrSubExpSumDivMul_myl36_5"]),
     (["__myl_bb1_3_MaxSubExpSumDivMul"], "no", ["__myl_bb1_3_MaxSubExpSumDivMul"]),
+    (["/attn/MatMul_myl87_2", "__myl_MulMaxSubExpSum_myl87_3", "__myl_DivMulTra_myl87_4"], "no", ["__myl_MulMaxSubExpSum_myl87_3"]),
+    ([detailed("/attn/Cast_1_myl0_11", TacticName="AddSelectCastMaxSubExpSumDiv")], "no", ["/attn/Cast_1_myl0_11"]),
     ([{"Name": "l5", "LayerType": "SoftMaxV2"}], "no", ["l5"]),
     # 6. one of two attentions is not fused
     (["_gemm_mha_v2_0", "/attn2/Softmax"], "no", ["/attn2/Softmax"]),
-    # 7. nothing to go by
+    # 7. a part of the graph that is shown as a whole may end in a softmax that is inside of a fused kernel, or hide one
+    (["conv", "{ForeignNode[/attn/MatMul.../attn/Softmax]}"], "unknown", [WHOLE]),
+    (["_gemm_mha_v2_0", "{ForeignNode[/a/Add.../b/Add]}"], "unknown", [WHOLE]),
+    (["{ForeignNode[/a/Add.../b/Add]}", "/attn2/Softmax"], "no", ["/attn2/Softmax"]),
+    # 8. nothing to go by
     (["conv"], "unknown", ["none of 1 layers is attention or softmax by its name"]),
     ([], "unknown", ["the engine was built without layer names; build it with detailed profiling verbosity"]),
 ]
