@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,8 +69,12 @@ print(json.dumps({"code": code, "leaks": gpu.leaks(), "modules": ours, "present"
 @pytest.fixture(scope="module")
 def on_a_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run an engine in a fresh process without the packages that a device lacks, and return what it found."""
-    folder = tmp_path_factory.mktemp("device")
-    command = [sys.executable, "-W", "error", "-c", ON_A_DEVICE, json.dumps([ABSENT, str(folder)])]
+    return run_on_a_device(sys.executable, tmp_path_factory.mktemp("device"))
+
+
+def run_on_a_device(python: str, folder: Path) -> dict[str, Any]:
+    """Run an engine in a process of this Python; return what the fixture does."""
+    command = [python, "-W", "error", "-c", ON_A_DEVICE, json.dumps([ABSENT, str(folder)])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     *shown, last = done.stdout.splitlines()
@@ -89,6 +94,14 @@ def test_it_runs_without_what_a_device_lacks(on_a_device: dict[str, Any]) -> Non
     with np.load(on_a_device["folder"] / "y.npz") as outputs:
         x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
         np.testing.assert_array_equal(outputs["y"], 2 * x)
+
+
+def test_it_runs_on_python_3_10(tmp_path: Path) -> None:
+    python = shutil.which("python3.10")
+    if python is None or subprocess.run([python, "-c", "import numpy"], capture_output=True).returncode:
+        pytest.skip("there is no python3.10 with numpy")
+    found = run_on_a_device(python, tmp_path)
+    assert (found["code"], found["errors"], found["leaks"]) == (0, "", [])
 
 
 def sources(names: list[str]) -> Iterator[tuple[str, ast.Module]]:
@@ -126,6 +139,44 @@ def test_newer_names_are_found() -> None:
     assert newer_names(tree) == ["ExceptionGroup", "Self", "UTC", "tomllib"]
     with pytest.raises(SyntaxError):
         ast.parse("try:\n  pass\nexcept* ValueError:\n  pass", feature_version=(3, 10))
+
+
+MYPY = """
+[mypy]
+python_version = 3.10
+follow_imports = silent
+[mypy-numpy.*,torch.*,onnx.*,onnxruntime.*,openvino.*,tensorrt.*,cuda.*,pycuda.*,PIL.*]
+ignore_missing_imports = true
+follow_imports = skip
+"""
+NEWER_CODE = """
+from pathlib import Path
+from typing import Self
+import datetime, hashlib, tomllib
+
+datetime.UTC, hashlib.file_digest, Path().walk, ValueError().add_note
+Path().read_text(newline="")
+"""
+
+
+def test_mypy_finds_nothing_newer_than_python_3_10(on_a_device: dict[str, Any], tmp_path: Path) -> None:
+    """Unlike names alone, the stubs of the standard library know methods and arguments of each version."""
+    (tmp_path / "mypy.ini").write_text(MYPY)
+    (tmp_path / "newer.py").write_text(NEWER_CODE)
+    names = {*on_a_device["modules"], "export.trt.device_torch", "export.trt.device_pycuda"}
+    options = [f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={tmp_path / 'cache'}", "--no-error-summary"]
+    modules = [argument for name in sorted(names) for argument in ("-m", name)]
+
+    def errors(*what: str) -> list[str]:
+        command = [sys.executable, "-m", "mypy", *options, *what]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if ": error: " in line]
+
+    assert errors(*modules) == []
+    found = errors(str(tmp_path / "newer.py"))
+    for name in ("tomllib", "Self", "UTC", "file_digest", "walk", "add_note", "newline"):
+        assert any(f'"{name}"' in line for line in found), (name, found)
 
 
 def test_help_needs_nothing() -> None:
