@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from export.errors import HyctasError, InvalidInput, Unavailable
-from export.platform import install_line, platform_kind
 
 _HOMES = {"torch": "device_torch", "cuda-bindings": "device_cuda_bindings", "pycuda": "device_pycuda"}
 BACKENDS = tuple(_HOMES)
@@ -338,5 +337,5 @@ def open_backend(name: str | None = None) -> DeviceBackend:
             reasons.append(f"{tried}: {error.reason}")
         else:
             return backend
-    install = install_line("tensorrt", platform_kind())
-    raise Unavailable("a CUDA backend", "; ".join(reasons), install)
+    smallest = importlib.import_module(f"export.trt.{_HOMES['cuda-bindings']}")
+    raise Unavailable("a CUDA backend", "; ".join(reasons), smallest.INSTALL)

@@ -15,7 +15,7 @@ import numpy as np
 from export.errors import Unavailable
 from export.trt.device import CudaFailed
 
-INSTALL = "pip install 'cuda-bindings>=12.6' (of the major version of TensorRT's CUDA, for instance 'cuda-bindings>=12.6,<13')"
+INSTALL = "pip install 'cuda-bindings==12.9.*', or 'cuda-bindings==13.*' where TensorRT is for CUDA 13 (JetPack 6 is CUDA 12)"
 
 
 def open_backend() -> CudaBindingsBackend:

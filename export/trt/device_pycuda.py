@@ -42,7 +42,7 @@ def open_backend() -> PycudaBackend:
         raise Unavailable(target, f"pycuda.driver cannot be imported ({error})", INSTALL) from None
     try:
         primary: Any = importlib.import_module("pycuda.autoprimaryctx")
-    except (driver.Error, RuntimeError) as error:
+    except (driver.Error, RuntimeError, ValueError) as error:  # ValueError: CUDA_DEVICE or ~/.cuda_device holds no number
         raise Unavailable(target, f"CUDA does not start ({error})", "a driver and a GPU that pycuda was built for") from error
     if primary.device != driver.Device(0):
         reason = "pycuda chose another GPU than the first, by CUDA_DEVICE or ~/.cuda_device"

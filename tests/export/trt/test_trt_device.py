@@ -402,6 +402,7 @@ class TestOpening:
         with pytest.raises(Unavailable) as caught:
             open_backend()
         assert caught.value.exit_code == 3
+        assert caught.value.install.startswith("pip install 'cuda-bindings=="), "what TensorRT needs is another matter"
         for name in BACKENDS:
             assert f"{name}: " in caught.value.reason
         for name in BACKENDS:
@@ -438,6 +439,17 @@ class TestOpening:
         install(monkeypatch, module("pycuda.autoprimaryctx", device="GPU 1"))
         with pytest.raises(Unavailable, match="pycuda chose another GPU than the first"):
             open_backend("pycuda")
+
+    @pytest.mark.usefixtures("everything")
+    def test_pycuda_that_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def start(name: str) -> ModuleType:
+            if name == "pycuda.autoprimaryctx":
+                raise ValueError("invalid literal for int() with base 10: 'all'")  # CUDA_DEVICE=all
+            return sys.modules[name]
+
+        monkeypatch.setattr(device_pycuda.importlib, "import_module", start)
+        with pytest.raises(Unavailable, match=r"CUDA does not start \(invalid literal"):
+            device_pycuda.open_backend()
 
     def test_an_unknown_name(self) -> None:
         with pytest.raises(InvalidInput, match="unknown CUDA backend 'cupy'; write one of torch, cuda-bindings, pycuda"):
