@@ -5,7 +5,7 @@ adapters, and frees everything when it is closed. GPU 0 is used; `CUDA_VISIBLE_D
 
 | backend       | package                                                   | taken                     | CUDA graphs |
 |---------------|-----------------------------------------------------------|---------------------------|-------------|
-| torch         | torch with CUDA                                           | first                     | yes         |
+| torch         | torch with CUDA, 2.7 or newer                             | first                     | yes         |
 | cuda-bindings | cuda-bindings, NVIDIA's own: all a device needs           | where torch has no CUDA   | yes         |
 | pycuda        | pycuda, compiled on the machine; never run, see its file  | where neither is there    | no          |
 """
