@@ -80,7 +80,7 @@ def read_layers(path: Path, inputs_outputs: re.Pattern[str]) -> LayerInfo:
     """
     try:
         text = read_text(path)
-        layers = json.loads(text[text.index("{") : text.rindex("}") + 1])["Layers"]
+        layers = json.loads(text[text.index("{") : text.rindex("}") + 1], strict=False)["Layers"]
     except (Unusable, ValueError, KeyError, TypeError, RecursionError):
         return LayerInfo()
     return layer_facts(layers, inputs_outputs)
@@ -93,7 +93,7 @@ def _array(path: Path) -> list[Any]:
     if first < 0 or last < first or text[last + 1 :].strip():
         raise Unusable(f"{path.name} is torn: it does not end as a JSON array")
     try:
-        value = json.loads(text[first : last + 1])
+        value = json.loads(text[first : last + 1], strict=False)  # names hold separators (0x1E, 0x1F), perhaps not escaped
     except (json.JSONDecodeError, RecursionError):
         raise Unusable(f"{path.name} is torn: it is not JSON") from None
     if not isinstance(value, list):

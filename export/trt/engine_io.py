@@ -23,6 +23,8 @@ _DTYPES = {
 """TensorRT's own map (`nptype`) raises for types that numpy lacks."""
 _EXTENDED = {"BF16": ("bfloat16", "uint16"), "FP8": ("float8_e4m3fn", "uint8")}
 """Types that numpy has through ml_dtypes only; without it their bits are seen as the second."""
+_NO_CUDA = "CUDA initialization failure"
+"""Said when CUDA does not start; some versions call it a warning."""
 _FOREIGN = "An engine runs on the GPU and the TensorRT that it was built with; build it here from its ONNX file."
 
 
@@ -34,7 +36,7 @@ def deserialised(trt: Any, plan: bytes) -> tuple[RuntimeLike, EngineLike]:
     """
     runtime: RuntimeLike = checked("creating TensorRT's runtime", lambda: trt.Runtime(logger_of(trt)))
     said = MESSAGES.take()
-    if any(line.startswith(("error:", "internal error:")) for line in said):
+    if any(line.startswith(("error:", "internal error:")) or _NO_CUDA in line for line in said):
         # it returns an object even then, whose first use may end the process
         raise TensorRTFailed("creating TensorRT's runtime", said)
     return runtime, checked("loading the engine", lambda: runtime.deserialize_cuda_engine(plan), _FOREIGN)

@@ -65,6 +65,8 @@ def test_profiles(tmp_path: Path) -> None:
     entry = '{ "name" : "k0001_0_n0 + k0001_0_n1", "timeMs" : 41.2, "averageMs" : 0.05, "medianMs" : 0.04, "percentage" : 63.1 }'
     path.write_text(f'[\n  {{ "count" : 1204 }}\n, {entry}\n]\n')
     assert read_profile(path) == [Layer("k0001_0_n0 + k0001_0_n1", 0.04)]
+    path.write_text(f"[{entry.replace(' + ', chr(0x1F))}]")  # the separator that some releases write as it is
+    assert read_profile(path) == [Layer("k0001_0_n0\x1fk0001_0_n1", 0.04)]
     path.write_text(f"[{entry.replace('0.04', 'nan')}]")
     with pytest.raises(Unusable, match="not JSON"):
         read_profile(path)
@@ -88,8 +90,10 @@ def test_layer_information_of_all_releases(tmp_path: Path, bindings: dict[str, o
         {"Name": "k0001_0_n5", "Inputs": [{"Name": "k0001_0_x0"}], "Metadata": "[ONNX Layer: k0001_0_n5]"},
     ]
     path.write_text(json.dumps({"Layers": layers, **bindings}))
-    info = read_layers(path, ENDS)
-    assert info.conversions == {layers[0]["Name"]} and info.hints["k0001_0_n5"][0] == "[ONNX Layer: k0001_0_n5]"
+    for text in (path.read_text(), path.read_text().replace("[ONNX Layer: k0001_0_n5]", "[ONNX Layer: k0001_0_n5]\x1e")):
+        path.write_text(text)
+        info = read_layers(path, ENDS)
+        assert info.conversions == {layers[0]["Name"]} and info.hints["k0001_0_n5"][0].startswith("[ONNX Layer: k0001_0_n5]")
 
 
 NOTHING = ("", "{", '{"Layers": ["a", "b"]}', '{"Layers": 3}', "[]", '{"Other": []}', '{"Layers": [{"Name": 3}]}')

@@ -285,9 +285,14 @@ class TestFailures:
                 call()
         assert rig.trt.made == [] and rig.gpu.calls == []
 
-    def test_a_runtime_with_complaints_is_not_used(self, rig: Rig) -> None:
+    @pytest.mark.parametrize("severity", [Severity.ERROR, Severity.WARNING])
+    def test_a_runtime_with_complaints_is_not_used(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch, severity: Severity
+    ) -> None:
+        log = rig.trt.log
+        monkeypatch.setattr(rig.trt, "log", lambda text: log(text, severity))
         rig.trt.fail["Runtime"] = "CUDA initialization failure with error: 35"
-        with pytest.raises(TensorRTFailed, match=r"runtime failed\.\n  TensorRT: error: CUDA initialization"):
+        with pytest.raises(TensorRTFailed, match=rf"runtime failed\.\n  TensorRT: {severity.name.lower()}: CUDA initialization"):
             rig.session()
         assert rig.trt.made == ["runtime"]
 

@@ -112,11 +112,16 @@ def sources(names: list[str]) -> Iterator[tuple[str, ast.Module]]:
         yield name, ast.parse(path.read_text(), feature_version=(3, 10))
 
 
-def test_its_modules_are_python_3_10(on_a_device: dict[str, Any]) -> None:
-    names = on_a_device["modules"] + ["export.trt.device_torch", "export.trt.device_pycuda"]
+def assert_python_3_10(names: list[str], folder: Path) -> None:
+    """Hold modules to Python 3.10: syntax, names, and, by the standard library's stubs, methods and arguments."""
+    assert [f"{name}: {used}" for name, tree in sources(names) for used in newer_names(tree)] == []
+    assert mypy_errors(folder, [argument for name in sorted({*names}) for argument in ("-m", name)]) == []
+
+
+def test_its_modules_are_python_3_10(on_a_device: dict[str, Any], tmp_path: Path) -> None:
+    names = [*on_a_device["modules"], "export.trt.device_torch", "export.trt.device_pycuda"]
     assert {"export.trt.run", "export.trt.runner", "export.trt.device_cuda_bindings", "export.trt.guard"} <= set(names)
-    newer = [f"{name}: {used}" for name, tree in sources(names) for used in newer_names(tree)]
-    assert newer == []
+    assert_python_3_10(names, tmp_path)
 
 
 def newer_names(tree: ast.AST) -> list[str]:
@@ -159,22 +164,19 @@ Path().read_text(newline="")
 """
 
 
-def test_mypy_finds_nothing_newer_than_python_3_10(on_a_device: dict[str, Any], tmp_path: Path) -> None:
-    """Unlike names alone, the stubs of the standard library know methods and arguments of each version."""
-    (tmp_path / "mypy.ini").write_text(MYPY)
+def mypy_errors(folder: Path, what: list[str]) -> list[str]:
+    """Check modules or files as Python 3.10."""
+    (folder / "mypy.ini").write_text(MYPY)
+    options = [f"--config-file={folder / 'mypy.ini'}", f"--cache-dir={folder / 'cache'}", "--no-error-summary"]
+    command = [sys.executable, "-m", "mypy", *options, *what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if ": error: " in line]
+
+
+def test_newer_methods_and_arguments_are_found(tmp_path: Path) -> None:
     (tmp_path / "newer.py").write_text(NEWER_CODE)
-    names = {*on_a_device["modules"], "export.trt.device_torch", "export.trt.device_pycuda"}
-    options = [f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={tmp_path / 'cache'}", "--no-error-summary"]
-    modules = [argument for name in sorted(names) for argument in ("-m", name)]
-
-    def errors(*what: str) -> list[str]:
-        command = [sys.executable, "-m", "mypy", *options, *what]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode in (0, 1), done.stdout + done.stderr
-        return [line for line in done.stdout.splitlines() if ": error: " in line]
-
-    assert errors(*modules) == []
-    found = errors(str(tmp_path / "newer.py"))
+    found = mypy_errors(tmp_path, [str(tmp_path / "newer.py")])
     for name in ("tomllib", "Self", "UTC", "file_digest", "walk", "add_note", "newline"):
         assert any(f'"{name}"' in line for line in found), (name, found)
 
