@@ -143,10 +143,13 @@ def required_manifest(path: Path) -> EngineManifest:
     """Read the manifest of an engine as `read_manifest` does.
 
     Raises:
-        EngineRefused: there is none.
+        InvalidInput: there is neither the engine nor its manifest.
+        EngineRefused: there is no manifest.
         CorruptFile: as `read_manifest`.
     """
     manifest = read_manifest(path)
+    if manifest is None and not path.exists():
+        raise InvalidInput(f"no such engine: {path}, and no manifest of one ({manifest_path(path).name})")
     if manifest is None:
         raise _without_manifest(path)
     return manifest

@@ -36,8 +36,8 @@ from export.trt.engine_file import (
     machine_of,
     manifest_path,
     needs_rebuild,
-    read_manifest,
     rebuild,
+    required_manifest,
     save_engine,
 )
 from export.trt.guard import import_tensorrt
@@ -259,8 +259,7 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
     if path.suffix == ".engine":
         if given:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
-        if read_manifest(path) is None:
-            raise InvalidInput(f"{path.name} has no manifest ({manifest_path(path).name}); build it from its .onnx file")
+        required_manifest(path)
         place = open_place(args.cuda_backend, args.timing_cache)
         fresh = rebuild_engine(path, place, tell, shown)
         tell(f"{path.name} fits this machine; nothing to do" if fresh is None else _wrote(path))

@@ -141,8 +141,9 @@ def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, ca
     engine = network.with_suffix(".engine")
     assert "no such file" in refused(tmp_path / "none.onnx")
     assert "give an .onnx file to build from, or an .engine file" in refused(tmp_path / "model.pt2")
-    assert "model.engine has no manifest (model.engine.json); build it from its .onnx file" in refused(engine)
+    assert f"no such engine: {engine}, and no manifest of one (model.engine.json)" in refused(engine)
     engine.write_bytes(b"mine")
+    assert "it has no manifest (model.engine.json)" in refused(engine)
     assert "model.engine exists and was not written by this command" in refused(network)
     assert engine.read_bytes() == b"mine" and builder.graphs == []
     engine.unlink()
