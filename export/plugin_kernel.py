@@ -23,6 +23,13 @@ AXES = {"B": ("q", 0), "h": ("q", 1), "d": ("q", 2), "N": ("q", 3), "M": ("k", 3
 DTYPES = ("float16", "bfloat16", "float32")
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 """Blocks per axis of a launch (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+PTX_OF_CUDA = {
+    (11, 0): (7, 0), (11, 1): (7, 1), (11, 2): (7, 2), (11, 3): (7, 3), (11, 4): (7, 4), (11, 5): (7, 5), (11, 6): (7, 6),
+    (11, 7): (7, 7), (11, 8): (7, 8), (12, 0): (8, 0), (12, 1): (8, 1), (12, 2): (8, 2), (12, 3): (8, 3), (12, 4): (8, 4),
+    (12, 5): (8, 5), (12, 6): (8, 5), (12, 7): (8, 6), (12, 8): (8, 7), (12, 9): (8, 8), (13, 0): (9, 0), (13, 1): (9, 1),
+    (13, 2): (9, 2), (13, 3): (9, 3), (13, 4): (9, 4),
+}  # fmt: skip
+"""The newest PTX that a driver reads, by the newest CUDA that it supports (PTX ISA 9.4, release notes, PTX release history)."""
 _PARAMETER = {"pointer": "u64", "scalar": "u32"}
 
 
@@ -129,10 +136,7 @@ class PluginKernel:
     @property
     def ptx_version(self) -> tuple[int, int]:
         """The version of the PTX language, which the device's driver must know."""
-        found = re.search(r"^\.version\s+(\d+)\.(\d+)", self.ptx, re.MULTILINE)
-        if found is None:
-            raise InvalidInput(f"the PTX of kernel {self.name} names no version")
-        return int(found[1]), int(found[2])
+        return ptx_version(self.ptx)
 
     def refusal(self, batch: int, heads: int, queries: int, keys: int) -> str:
         """Say why the kernel cannot run on such tensors; empty where it can."""
@@ -187,6 +191,29 @@ class PluginKernel:
             return cls(**content)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"a plugin kernel cannot have such values: {error}") from None
+
+
+def newest_ptx(driver_cuda: tuple[int, int]) -> tuple[int, int]:
+    """Return the newest PTX that a driver is known to read; (0, 0) if none is.
+
+    Drivers read all older PTX too, so those newer than `PTX_OF_CUDA` read at least its last.
+
+    Args:
+        driver_cuda: the newest CUDA version that the driver supports (major, minor).
+    """
+    return max((ptx for cuda, ptx in PTX_OF_CUDA.items() if cuda <= driver_cuda), default=(0, 0))
+
+
+def ptx_version(ptx: str) -> tuple[int, int]:
+    """Return the version of the PTX language that PTX is written in.
+
+    Raises:
+        InvalidInput: it does not say.
+    """
+    found = re.search(r"^\.version\s+(\d+)\.(\d+)", ptx, re.MULTILINE)
+    if found is None:
+        raise InvalidInput("the kernel's text is not PTX: it has no .version")
+    return int(found[1]), int(found[2])
 
 
 def target(ptx: str) -> str:

@@ -111,8 +111,8 @@ class Workshop:
     """Builds and runs the small engines that attention is chosen by."""
     build: Callable[[bytes, BuildOptions, Progress | None], BuildResult]
     open: Callable[[bytes], EngineSession]
-    compile: Callable[[AttentionCase, int], PluginKernel]
-    """Compiles the plugin's kernel for a shape and an architecture."""
+    compile: Callable[[AttentionCase, Gpu], PluginKernel]
+    """Compiles the plugin's kernel for a shape, and for a GPU and its driver."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,18 @@ def open_workshop(settings: EngineSettings) -> Workshop:
     return Workshop(trt, gpu, machine, lab, build, lambda plan: EngineSession(plan, backend=backend), compiled_kernel)
 
 
-def compiled_kernel(case: AttentionCase, arch: int) -> PluginKernel:
+def compiled_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
     """Compile the plugin's kernel for a shape, with Triton.
 
     Raises:
-        HyctasError: it cannot be: no Triton, no such architecture, no tile that holds.
+        HyctasError: it cannot be: no Triton, no such architecture, too old a driver, no tile that holds.
     """
     from hyctas.attention.plugin import plugin_kernel
 
-    channels = case.qk_channels, case.value_channels
-    return plugin_kernel(arch, *channels, case.dtype, queries=case.queries, keys=case.keys)
+    (major, minor), channels = gpu.capability, (case.qk_channels, case.value_channels)
+    return plugin_kernel(
+        major * 10 + minor, *channels, case.dtype, queries=case.queries, keys=case.keys, driver_cuda=gpu.driver_cuda
+    )
 
 
 def write_engine(
@@ -329,9 +331,8 @@ def _plugin(case: AttentionCase, workshop: Workshop) -> Offer:
     why = version_refusal(workshop.trt)
     if why:
         return Offer(name="plugin", refused=why)
-    major, minor = workshop.gpu.capability
     try:
-        kernel = workshop.compile(case, major * 10 + minor)
+        kernel = workshop.compile(case, workshop.gpu)
     except HyctasError as error:
         return Offer(name="plugin", refused=" ".join(str(error).split()))
     why = refusal(kernel, workshop.trt, workshop.gpu, case.shapes)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.errors import InvalidInput, Unavailable
-from export.plugin_kernel import AXES, CeilDiv, PluginKernel
+from export.plugin_kernel import AXES, PTX_OF_CUDA, CeilDiv, PluginKernel, newest_ptx
 from export.trt.guard import Gpu
 from export.trt.versions import PLUGINS_FROM, check_arrays, has_plugins, version_of
 
@@ -25,11 +25,6 @@ TYPES = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
 """As `AutoTuneCombination` writes them."""
 _NUMPY = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 """Our names by those of `tensorrt.DataType`."""
-PTX_OF_CUDA = (
-    ((11, 8), (7, 8)), ((12, 0), (8, 0)), ((12, 1), (8, 1)), ((12, 2), (8, 2)), ((12, 3), (8, 3)), ((12, 4), (8, 4)),
-    ((12, 5), (8, 5)), ((12, 7), (8, 6)), ((12, 8), (8, 7)), ((12, 9), (8, 8)), ((13, 0), (9, 0)), ((13, 1), (9, 1)),
-)  # fmt: skip
-"""The newest PTX that a driver reads, from which CUDA version of it on (PTX ISA, release notes); later ones are not known here."""
 
 
 class Plugins:
@@ -118,9 +113,7 @@ def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[
         return why
     if (here := gpu.capability[0] * 10 + gpu.capability[1]) != kernel.architecture:
         return f"the kernel is compiled for sm_{kernel.architecture}, and this GPU is sm_{here}"
-    known = [ptx for cuda, ptx in PTX_OF_CUDA if cuda <= gpu.driver_cuda]
-    newer = gpu.driver_cuda > PTX_OF_CUDA[-1][0]
-    if not newer and kernel.ptx_version > max(known, default=(0, 0)):
+    if gpu.driver_cuda <= max(PTX_OF_CUDA) and kernel.ptx_version > newest_ptx(gpu.driver_cuda):
         driver, ptx = (".".join(map(str, version)) for version in (gpu.driver_cuda, kernel.ptx_version))
         return f"the kernel is PTX {ptx}, newer than what this driver (CUDA {driver}) reads; update the driver"
     if (q[2], v[2]) != (kernel.qk_channels, kernel.value_channels):

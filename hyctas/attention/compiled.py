@@ -7,6 +7,7 @@ followed by `hidden_parameters` null pointers.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import io
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import HyctasError, Unavailable
+from export.plugin_kernel import ptx_version
 from hyctas.attention.cases import MODULES, Case, arguments
 from hyctas.attention.resources import Resources
 from hyctas.attention.tiles import Tile
@@ -75,12 +77,16 @@ def missing() -> str:
     return ""
 
 
-def compile_case(case: Case, multiples: Mapping[str, int] | None = None) -> Compiled:
+def compile_case(
+    case: Case, multiples: Mapping[str, int] | None = None, *, newest_ptx: tuple[int, int] | None = None
+) -> Compiled:
     """Compile one kernel.
 
     Args:
         case: what it is compiled for.
         multiples: powers of two that integer arguments are multiples of, where the case says less than is known.
+        newest_ptx: the newest PTX that may be written; None: the newest that Triton's assembler knows, which drivers older than it
+            do not read.
 
     Raises:
         Unavailable: without Triton, or in a process in which its interpreter stands in for the compiler.
@@ -107,7 +113,11 @@ def compile_case(case: Case, multiples: Mapping[str, int] | None = None) -> Comp
         # Triton prints all of the PTX that its assembler refuses; line numbers would put paths of this machine into the PTX
         with redirect_stdout(io.StringIO()), knobs.compilation.scope():
             knobs.compilation.disable_line_info = True
-            kernel = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
+            compiled = functools.partial(triton.compile, source, target=GPUTarget("cuda", case.arch, 32))
+            kernel = compiled(options=options)
+            # asked for afterwards, since the assembler refuses PTX that is newer than itself
+            if newest_ptx is not None and ptx_version(kernel.asm["ptx"]) > newest_ptx:
+                kernel = compiled(options={**options, "ptx_version": 10 * newest_ptx[0] + newest_ptx[1]})
     except (RuntimeError, ValueError, TypeError, triton.TritonError) as error:
         raise DoesNotCompile(case, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     metadata, ptx = kernel.metadata._asdict(), kernel.asm["ptx"]

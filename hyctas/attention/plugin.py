@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 
-from export.errors import CheckFailed, InvalidInput
-from export.plugin_kernel import DTYPES, INPUTS, OUTPUTS, CeilDiv, Grid, PluginKernel, parameter_list
+from export.errors import CheckFailed, InvalidInput, Unavailable
+from export.plugin_kernel import DTYPES, INPUTS, OUTPUTS, PTX_OF_CUDA, CeilDiv, Grid, PluginKernel, newest_ptx, parameter_list
 from hyctas.attention.cases import Case, source
 from hyctas.attention.compiled import Compiled, compile_case
 from hyctas.attention.onnx_nodes import NAME
@@ -28,10 +28,20 @@ ALIGNED = 16
 SCALARS = ("N", "M")
 SMALLEST = (64, 16)
 """Rows and columns that tiles are halved down to; tensor cores of sm_90 and sm_100 take 64 rows at a time."""
+LEAST_PTX = {80: (7, 0), 86: (7, 1), 87: (7, 4), 89: (7, 8), 90: (8, 0), 100: (8, 6), 120: (8, 7)}
+"""The oldest PTX that has an architecture as Triton names it, with `a` from sm_90 on (see `PTX_OF_CUDA`); it holds the kernels."""
 
 
 def plugin_kernel(
-    arch: int, qk_channels: int, value_channels: int, dtype: str, tile: Tile | None = None, *, queries: int = 1, keys: int = 1
+    arch: int,
+    qk_channels: int,
+    value_channels: int,
+    dtype: str,
+    tile: Tile | None = None,
+    *,
+    queries: int = 1,
+    keys: int = 1,
+    driver_cuda: tuple[int, int] | None = None,
 ) -> PluginKernel:
     """Compile the kernel of one family.
 
@@ -44,18 +54,20 @@ def plugin_kernel(
         queries: N, or any number that it is a multiple of. Powers of two up to 16 in it make the kernel faster, and limit it to
             multiples of them.
         keys: M, likewise; multiples of the tile's columns are not masked either.
+        driver_cuda: the newest CUDA version that the driver supports which is to read the PTX; None: the newest there is.
 
     Raises:
         InvalidInput: an unknown architecture or dtype, or a number below 1.
         CheckFailed: the kernel spills registers, takes more shared memory than a block may, or leaves tensor cores unused.
         hyctas.attention.compiled.DoesNotCompile: the compiler refuses it.
-        Unavailable: no compiler.
+        Unavailable: no compiler, or a driver that is older than the architecture's PTX.
     """
     if arch not in ARCHITECTURES:
         raise InvalidInput(f"plugin kernels are compiled for sm_{', sm_'.join(map(str, ARCHITECTURES))}; not for sm_{arch}")
     if dtype not in DTYPES or min(qk_channels, value_channels, queries, keys) < 1:
         asked = f"got {dtype}, {qk_channels} and {value_channels} channels, {queries} queries, {keys} keys"
         raise InvalidInput(f"plugin kernels take {', '.join(DTYPES)}, and sizes from 1 on; {asked}")
+    newest = _newest_ptx(arch, driver_cuda)
     multiples = {"N": gcd(queries, ALIGNED), "M": gcd(keys, ALIGNED)}
     # pairs of 16-bit elements are enough for loads past the registers, which the tiles for multiples of 16 count on
     first = tile or shipped(arch, "forward", value_channels, 4 if dtype == "float32" else 2, min(multiples.values()) > 1)
@@ -68,12 +80,25 @@ def plugin_kernel(
             queries_divisible=multiples["N"] == ALIGNED, keys_divisible=multiples["M"] == ALIGNED,
             even_keys=keys % candidate.columns == 0,
         )  # fmt: skip
-        compiled = compile_case(case, multiples)
+        compiled = compile_case(case, multiples, newest_ptx=newest)
         wrong[case.key] = unfit(case, compiled)
         if not wrong[case.key]:
             return _as_data(case, compiled, multiples)
     reasons = "; ".join(f"{key} {', '.join(found)}" for key, found in wrong.items())
     raise CheckFailed(f"no plugin kernel for {queries} queries and {keys} keys holds: {reasons}. Give another tile, a smaller one")
+
+
+def _newest_ptx(arch: int, driver_cuda: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the newest PTX that a kernel may be written in; None: any."""
+    if driver_cuda is None:
+        return None
+    found, least = newest_ptx(driver_cuda), LEAST_PTX[arch]
+    if found < least:
+        needed = min(cuda for cuda, ptx in PTX_OF_CUDA.items() if ptx >= least)
+        reads, needs, here, from_cuda = (".".join(map(str, version)) for version in (found, least, driver_cuda, needed))
+        reason = f"kernels for sm_{arch} need PTX {needs}, and this driver (CUDA {here}) reads {reads} at most"
+        raise Unavailable("attention plugins", reason, f"a driver for CUDA {from_cuda} or newer")
+    return found
 
 
 def smaller(tile: Tile) -> Iterator[Tile]:

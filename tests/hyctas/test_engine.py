@@ -143,7 +143,8 @@ class Shop:
             computed = check_graph(graph, options.precision)
             return BuildResult(graph, 1.5, 10, computed, options, hashlib.sha256(graph).hexdigest(), (), ("a new timing cache",))
 
-        def compile_kernel(case: AttentionCase, arch: int) -> PluginKernel:
+        def compile_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
+            arch = gpu.capability[0] * 10 + gpu.capability[1]
             ptx = made.PTX.format(symbol=f"attend_{case.dtype}_1_1").replace("sm_80", f"sm_{arch}")
             return made.kernel(case.qk_channels, case.value_channels, case.dtype, architecture=arch, ptx=ptx)
 
@@ -292,21 +293,21 @@ def test_offers(tmp_path: Path) -> None:
     tiny_gpu = replace(shop, gpu=replace(GPU, memory_bytes=1 << 20))
     assert "a graph has at most 64" in reasons(CASE, tiny_gpu)["chunked"]
 
-    def missing(case: AttentionCase, arch: int) -> PluginKernel:
+    def missing(case: AttentionCase, gpu: Gpu) -> PluginKernel:
         raise Unavailable("the offline compiler", "Triton is not installed", "pip install triton")
 
     assert "Triton is not installed" in reasons(CASE, replace(shop, compile=missing))["plugin"]
-    other = replace(shop, compile=lambda case, arch: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
+    other = replace(shop, compile=lambda case, gpu: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
     assert reasons(CASE, other)["plugin"] == "the kernel is compiled for sm_80, and this GPU is sm_121"
 
 
-def test_the_compiler_is_asked_for_the_shape_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     from hyctas.attention import plugin
 
     asked: list[Any] = []
     monkeypatch.setattr(plugin, "plugin_kernel", lambda *given, **named: asked.append((given, named)))
-    engine.compiled_kernel(replace(CASE, keys=1024), 86)
-    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024})]
+    engine.compiled_kernel(replace(CASE, keys=1024), replace(GPU, capability=(8, 6), driver_cuda=(12, 4)))
+    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024, "driver_cuda": (12, 4)})]
 
 
 def test_large_attention_is_chunked(attending: Trained, tmp_path: Path) -> None:

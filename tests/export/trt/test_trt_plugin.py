@@ -15,9 +15,9 @@ import pytest
 
 from export.errors import InvalidInput, Unavailable
 from export.onnx_function import OnnxFunction
-from export.plugin_kernel import parameters
+from export.plugin_kernel import PTX_OF_CUDA, newest_ptx, parameters
 from export.trt.guard import Gpu
-from export.trt.plugin import NAMESPACE, PTX_OF_CUDA, Plugins, refusal, with_plugins
+from export.trt.plugin import NAMESPACE, Plugins, refusal, with_plugins
 from export.trt.precision import check_graph, tensor_types
 from hyctas.attention.onnx_function import self_attention_function
 from hyctas.attention.tiles import shipped
@@ -125,8 +125,10 @@ def _ptx(version: str) -> str:
         ({}, {"capability": (8, 6)}, SHAPES, "compiled for sm_80, and this GPU is sm_86"),
         ({}, {"driver_cuda": (12, 6)}, SHAPES, r"PTX 8\.7, newer than what this driver \(CUDA 12\.6\) reads"),
         ({}, {"driver_cuda": (11, 4)}, SHAPES, "newer than what this driver"),
-        ({"ptx": _ptx("9.4")}, {"driver_cuda": PTX_OF_CUDA[-1][0]}, SHAPES, "newer than"),
-        ({"ptx": _ptx("9.4")}, {"driver_cuda": (14, 0)}, SHAPES, ""),
+        ({"ptx": _ptx("8.6")}, {"driver_cuda": (12, 6)}, SHAPES, r"PTX 8\.6, newer than"),
+        ({"ptx": _ptx("8.5")}, {"driver_cuda": (12, 6)}, SHAPES, ""),
+        ({"ptx": _ptx("9.9")}, {"driver_cuda": max(PTX_OF_CUDA)}, SHAPES, "newer than"),
+        ({"ptx": _ptx("9.9")}, {"driver_cuda": (14, 0)}, SHAPES, ""),
         ({"query_multiple": 16}, {}, ((1, 1, 8, 61), *SHAPES[1:]), "multiples of 16 queries; there are 61"),
         ({}, {}, ((1, 1, 4, 64), (1, 1, 4, 64), SHAPES[2]), "for 8 and 64 channels, not 4 and 64"),
         ({}, {}, ((1, 70000, 8, 64), (1, 70000, 8, 64), (1, 70000, 64, 64)), "a launch has at most"),
@@ -135,6 +137,20 @@ def _ptx(version: str) -> str:
 def test_refusals(changes: dict[str, Any], gpu: dict[str, Any], shapes: Any, reason: str) -> None:
     found = refusal(made.kernel(**changes), fake_tensorrt("11.4.0"), replace(GPU, **gpu), shapes)
     assert re.search(reason, found) if reason else found == ""
+
+
+def test_ptx_of_drivers() -> None:
+    assert [newest_ptx(cuda) for cuda in ((10, 2), (12, 4), (12, 6), (12, 7), (13, 1), (13, 4), (14, 0))] == [
+        (0, 0), (8, 4), (8, 5), (8, 6), (9, 1), (9, 4), (9, 4),
+    ]  # fmt: skip
+    assert list(PTX_OF_CUDA) == sorted(PTX_OF_CUDA) and list(PTX_OF_CUDA.values()) == sorted(PTX_OF_CUDA.values())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_writes_the_same_ptx_for_the_same_cuda() -> None:
+    from triton.backends.nvidia.compiler import ptx_get_version
+
+    assert {cuda: divmod(ptx_get_version(f"{cuda[0]}.{cuda[1]}"), 10) for cuda in PTX_OF_CUDA} == PTX_OF_CUDA
 
 
 def graph(scales: tuple[float, ...], dtype: str = "float16", typed: bool = False) -> tuple[onnx.ModelProto, OnnxFunction]:

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from export.errors import CheckFailed, InvalidInput
+from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.plugin_kernel import AXES, CeilDiv, PluginKernel, evaluate, parameters, target
 from hyctas.attention import plugin
 from hyctas.attention.cases import Case
 from hyctas.attention.compiled import Compiled
 from hyctas.attention.plugin import grid_rule, plugin_kernel, unfit, without_hidden
-from hyctas.attention.tiles import TENSOR_CORE, Tile
+from hyctas.attention.tiles import ARCHITECTURES, TENSOR_CORE, Tile
 
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -63,6 +63,8 @@ from hyctas.attention.tiles import Tile
 for arguments, options in json.loads(sys.argv[1]):
     if tile := options.get("tile"):
         options["tile"] = Tile(**tile)
+    if cuda := options.get("driver_cuda"):
+        options["driver_cuda"] = tuple(cuda)
     print(json.dumps(plugin_kernel(*arguments, **options).to_json()))
 """
 
@@ -97,8 +99,8 @@ def test_arithmetic(dtype: str) -> None:
     assert dtype == "float32" or max(error for error, _ in results) > 1e-6, "half precision was computed in"
 
 
-KERNELS: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
-    "sm_80 even": ((80, 8, 64, "float16"), {"queries": 8192, "keys": 8192}),
+KERNELS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "sm_80 even": ((80, 8, 64, "float16"), {"queries": 8192, "keys": 8192, "driver_cuda": (99, 0)}),
     "sm_80 ragged": ((80, 8, 64, "float16"), {}),
     "sm_80 quads": ((80, 16, 128, "float16"), {"queries": 2700, "keys": 2700}),
     "sm_90 even": ((90, 16, 128, "bfloat16"), {"queries": 2048, "keys": 2048}),
@@ -128,6 +130,56 @@ def test_kernels_are_what_their_data_say(kernels: dict[str, PluginKernel]) -> No
         assert used == set("012345"), "all of them, and none that is not declared"
         assert kernel.ptx_version >= (7, 0) and kernel.registers <= 255 and len(kernel.source) == 16
         assert kernel.compiler.startswith("triton ") and ".file" not in kernel.ptx, "no paths of this machine"
+
+
+@needs_triton
+def test_ptx_is_no_newer_than_the_driver_reads(kernels: dict[str, PluginKernel], tmp_path: Path) -> None:
+    new, newest = kernels["sm_80 even"], kernels["sm_80 ragged"].ptx_version
+    assert new.ptx_version == newest, "its assembler refuses PTX that is newer than itself"
+    wanted = [((80, 8, 64, "float16"), {"queries": 8192, "keys": 8192, "driver_cuda": (12, 2)})]
+    wanted += [((120, 16, 128, "bfloat16"), {"queries": 2048, "keys": 2048, "driver_cuda": (12, 8)})]
+    old, least = map(PluginKernel.from_json, python(COMPILE, wanted, TRITON_CACHE_DIR=str(tmp_path)))
+    assert newest > old.ptx_version == (8, 2) and (least.ptx_version, target(least.ptx)) == ((8, 7), "sm_120a")
+    assert old.ptx == new.ptx.replace(f".version {newest[0]}.{newest[1]}", ".version 8.2") and replace(old, ptx=new.ptx) == new
+
+
+@needs_triton
+def test_the_least_ptx_is_what_the_assembler_takes(tmp_path: Path) -> None:
+    """That it takes the kernels, too, is for the tests above and for a driver."""
+    import triton
+
+    for arch, (major, minor) in plugin.LEAST_PTX.items():
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if arch >= 100 else "ptxas")
+        name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
+
+        def assembles(version: str, tool: Path = tool, name: str = name) -> bool:
+            file = tmp_path / "k.ptx"
+            file.write_text(f".version {version}\n.target {name}\n.address_size 64\n.visible .entry k()\n{{\nret;\n}}\n")
+            done = subprocess.run([tool, f"-arch={name}", "-o", tmp_path / "k.cubin", file], capture_output=True, text=True)
+            assert done.returncode == 0 or ".version" in done.stderr, done.stderr
+            return done.returncode == 0
+
+        assert assembles(f"{major}.{minor}"), arch
+        before = f"{major}.{minor - 1}" if minor else f"{major - 1}.{8 if major == 8 else 5}"
+        assert not assembles(before), arch
+
+
+@pytest.mark.parametrize(
+    ("arch", "driver_cuda", "reason"),
+    [
+        (90, (11, 8), r"sm_90 need PTX 8\.0, and this driver \(CUDA 11\.8\) reads 7\.8 at most"),
+        (120, (12, 7), r"sm_120 need PTX 8\.7, and this driver \(CUDA 12\.7\) reads 8\.6 at most"),
+        (100, (12, 6), r"sm_100 need PTX 8\.6"),
+        (86, (11, 0), r"sm_86 need PTX 7\.1"),
+    ],
+)
+def test_drivers_that_are_too_old(arch: int, driver_cuda: tuple[int, int], reason: str) -> None:
+    with pytest.raises(Unavailable, match=reason) as caught:
+        plugin_kernel(arch, 8, 64, "float16", driver_cuda=driver_cuda)
+    assert caught.value.install == {90: "a driver for CUDA 12.0 or newer", 120: "a driver for CUDA 12.8 or newer"}.get(
+        arch, caught.value.install
+    )
+    assert set(plugin.LEAST_PTX) == set(ARCHITECTURES)
 
 
 def test_multiples_and_launches(kernels: dict[str, PluginKernel]) -> None:
@@ -231,7 +283,7 @@ def test_kernels_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(InvalidInput, match=text):
             plugin_kernel(*arguments)
-    monkeypatch.setattr(plugin, "compile_case", lambda case, multiples: compiled(spill_instructions=12, stack_bytes=48))
+    monkeypatch.setattr(plugin, "compile_case", lambda case, multiples, newest_ptx: compiled(spill_instructions=12, stack_bytes=48))
     monkeypatch.setattr(plugin, "shipped", lambda *of: Tile(64, 128, 64, 4, 2))
     with pytest.raises(CheckFailed, match=r"queries and 5 keys holds: .*64x128x64 .*64x64x64 .*64x32x64 .*64x16x64 ") as caught:
         plugin_kernel(80, 8, 64, "float16", queries=2700, keys=5)
