@@ -7,12 +7,14 @@ engine holds the compiled kernel and needs neither Python nor this package when 
 
 # no `from __future__ import annotations`: NVIDIA's validators read the annotations below, and refuse strings
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.errors import InvalidInput, Unavailable
 from export.plugin_kernel import AXES, PTX_OF_CUDA, CeilDiv, PluginKernel, newest_ptx
 from export.trt.guard import Gpu
+from export.trt.log import MESSAGES
 from export.trt.versions import PLUGINS_FROM, check_arrays, has_plugins, version_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ TYPES = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
 """As `AutoTuneCombination` writes them."""
 _NUMPY = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 """Our names by those of `tensorrt.DataType`."""
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Plugins:
@@ -189,23 +192,45 @@ def _element_type(dtype: str) -> int:
     return int(kinds[dtype])
 
 
+def told(label: str) -> Callable[[Function], Function]:
+    """Make a function of a plugin's put its exceptions among TensorRT's messages; TensorRT only prints them, and fails."""
+
+    def wrap(function: Function) -> Function:
+        @functools.wraps(function)  # NVIDIA's validators see the function's own signature through it
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except Exception as error:
+                MESSAGES.add("ERROR", f"plugin {label}: {type(error).__name__}: {error}")
+                raise
+
+        return call  # type: ignore[return-value]  # it has the function's arguments and result
+
+    return wrap
+
+
 def _declare(label: str, name: str, plugins: Plugins) -> None:
     """Give TensorRT the functions of one plugin."""
     import tensorrt.plugin as trtp  # type: ignore[import-not-found, unused-ignore]  # there where a GPU is
 
     @trtp.register(label)
+    @told(label)
     def describe(q: trtp.TensorDesc, k: trtp.TensorDesc, v: trtp.TensorDesc) -> trtp.TensorDesc:
         batch, heads, channels, _ = v.shape_expr
         return trtp.from_shape_expr((batch, heads, channels, q.shape_expr[3]), dtype=v.dtype)
 
     @trtp.autotune(label)
+    @told(label)
     def tune(
         q: trtp.TensorDesc, k: trtp.TensorDesc, v: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
     ) -> list[trtp.AutoTuneCombination]:
-        kinds = [TYPES[dtype] for dtype in plugins.dtypes(name)]
-        return [trtp.AutoTuneCombination(", ".join([kind] * 4), "LINEAR") for kind in kinds]
+        # networks are strongly typed: another type than the tensors' is never taken, and need not have a kernel for their sizes
+        if (dtype := _NUMPY.get(q.dtype.name, q.dtype.name)) not in plugins.dtypes(name):
+            raise InvalidInput(f"it has no kernel for {dtype}, but for {', '.join(plugins.dtypes(name))}")
+        return [trtp.AutoTuneCombination(", ".join([TYPES[dtype]] * 4), "LINEAR")]
 
     @trtp.aot_impl(label)
+    @told(label)
     def implement(
         q: trtp.TensorDesc, k: trtp.TensorDesc, v: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc], tactic: int
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:

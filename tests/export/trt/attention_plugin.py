@@ -9,6 +9,10 @@ from export.trt.plugin import PLUGINS
 
 ACCEPTED = {
     "small": ("hyctas::SelfAttention_d8_e64", [((2, 1, 8, 2700), "HALF"), ((2, 1, 8, 2700), "HALF"), ((2, 1, 64, 2700), "HALF")]),
+    "other_dtype": (
+        "hyctas::SelfAttention_d8_e64",
+        [((2, 1, 8, 2700), "BF16"), ((2, 1, 8, 2700), "BF16"), ((2, 1, 64, 2700), "BF16")],
+    ),
     "wide": ("hyctas::SelfAttention_d64_e512", [((1, 3, 64, 96), "BF16"), ((1, 3, 64, 16), "BF16"), ((1, 3, 512, 16), "BF16")]),
     "twice": ("hyctas::SelfAttention_d8_e64", [((1, 1, 8, 61), "FLOAT"), ((1, 1, 8, 61), "FLOAT"), ((1, 1, 64, 61), "FLOAT")]),
 }
@@ -38,11 +42,38 @@ def kernel(d: int = 8, e: int = 64, dtype: str = "float16", **changes: Any) -> P
 
 
 def small() -> None:
-    """Register kernels for two dtypes, and for one of them three that differ in what sizes they are made for."""
+    """Register three kernels for one dtype that differ in what sizes they are made for."""
     import tensorrt as trt
 
     multiples = [{}, {"query_multiple": 4, "key_multiple": 4}, {"query_multiple": 16, "key_multiple": 64}]
-    PLUGINS.register([*(kernel(**changes) for changes in multiples), kernel(dtype="bfloat16", rows=128)], trt)
+    PLUGINS.register([kernel(**changes) for changes in multiples], trt)
+
+
+def other_dtype() -> None:
+    """Register a kernel for one dtype, and one for another that is made for few sizes."""
+    import tensorrt as trt
+
+    PLUGINS.register([kernel(dtype="bfloat16", rows=128), kernel(query_multiple=16, key_multiple=64)], trt)
+
+
+def messages_of_a_failure(keys: int, kind: str) -> list[str]:
+    """Register a kernel for fp16 and multiples of 16, drive it with other inputs as a build would, and return what is told."""
+    from export.trt.log import MESSAGES
+    from tests.export.trt.inside import evaluate_launch
+
+    inputs = [((1, 1, 8, keys), kind), ((1, 1, 8, keys), kind), ((1, 1, 64, keys), kind)]
+    try:
+        evaluate_launch(f"{__name__}:even", "hyctas::SelfAttention_d8_e64", inputs)
+    except Exception:
+        return MESSAGES.take()
+    raise AssertionError("nothing failed")
+
+
+def even() -> None:
+    """Register a kernel for multiples of 16 and 64."""
+    import tensorrt as trt
+
+    PLUGINS.register([kernel(query_multiple=16, key_multiple=64)], trt)
 
 
 def wide() -> None:
