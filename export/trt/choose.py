@@ -12,13 +12,17 @@ is faster by `PLUGIN_GAIN`, since native code fuses with what surrounds it. What
 | `chunked`      | the same, some queries at a time                              | the whole fits                                  |
 
 What is on offer comes from the caller (`Offer`), as do the means to build and run (`Lab`): nothing here knows an operator's bodies.
+
+`HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked` names all that may be taken; unset, that is everything. It is for a kernel
+that breaks CUDA (`CudaBroken`): an illegal access leaves nothing in the process usable, so no other can be tried in its place.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +44,10 @@ IMPLEMENTATIONS = ("plugin", "fused", "decomposed", "chunked")
 """In the order in which they are taken where nothing is measured."""
 PLUGIN_GAIN = 0.05
 """Share by which the plugin must be faster than the best of the others."""
+VARIABLE = "HYCTAS_TENSORRT_ATTENTION"
+"""Environment variable that names what may be taken."""
+PLAIN_SHARED_BYTES = 48 << 10
+"""Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide)."""
 
 
 class NoAttention(HyctasError):
@@ -58,6 +66,28 @@ class NoAttention(HyctasError):
         memory = f"Holding all its logits takes {case.logits_bytes / 2**30:.2f} GiB"
         advice = "take a smaller image, or fewer heads or channels of attention"
         super().__init__(f"no implementation computes attention of {case}:\n{reasons}\n{memory}; {advice}.")
+
+
+class CudaBroken(HyctasError):
+    """Trying an implementation left CUDA unusable for this process.
+
+    Attributes:
+        case: the shape.
+        implementation: one of `IMPLEMENTATIONS`.
+        reason: how the trial failed.
+        said: what CUDA says since then.
+    """
+
+    exit_code = 1
+
+    def __init__(self, case: AttentionCase, offer: Offer, reason: str, said: str) -> None:
+        self.case, self.implementation, self.reason, self.said = case, offer.name, reason, said
+        what = f"plugin {offer.kernel.name}" if offer.kernel is not None else f"implementation {offer.name}"
+        others = ",".join(name for name in IMPLEMENTATIONS if name != offer.name)
+        super().__init__(
+            f"trying the {what} for attention of {case} broke CUDA for this process:\n  {reason}\n  since then: {said}\n"
+            f"Nothing more can be built or run here. Repeat the command without it: {VARIABLE}={others} COMMAND"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +124,10 @@ class Lab(Protocol):
         """Load an engine."""
         ...
 
+    def broken(self) -> str:
+        """Say why nothing more can be built or run in this process; empty where it can."""
+        ...
+
 
 @dataclass
 class EngineLab:
@@ -123,6 +157,16 @@ class EngineLab:
         from export.trt.runner import EngineSession
 
         return EngineSession(plan, backend=self.backend)
+
+    def broken(self) -> str:
+        """Ask CUDA, which answers every call after a kernel's illegal access with an error."""
+        from export.trt.device import CudaFailed
+
+        try:
+            self.backend.synchronize()
+        except CudaFailed as error:
+            return str(error)
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +250,10 @@ def choose_attention(
 
     Raises:
         NoAttention: for some shape nothing works, with every reason.
-        InvalidInput: the nodes are not those of attention.
+        CudaBroken: an implementation broke CUDA for this process.
+        InvalidInput: the nodes are not those of attention, or `HYCTAS_TENSORRT_ATTENTION` names something unknown.
     """
+    allowed = allowed_implementations()
     cases: dict[AttentionCase, list[str]] = {}
     for node in nodes_of(model, function):
         cases.setdefault(AttentionCase.of(node), []).append(node.name)
@@ -216,7 +262,8 @@ def choose_attention(
     for number, (case, nodes) in enumerate(cases.items(), 1):
         if tell is not None:
             tell(f"attention {number} of {len(cases)}: {case}")
-        on_offer = {offer.name: offer for offer in sorted(offers(case), key=lambda offer: IMPLEMENTATIONS.index(offer.name))}
+        offered = sorted(offers(case), key=lambda offer: IMPLEMENTATIONS.index(offer.name))
+        on_offer = {offer.name: offer if offer.name in allowed else _left_out(offer) for offer in offered}
         refused = {name: offer.refused for name, offer in on_offer.items() if offer.refused}
         taken = {name: offer for name, offer in on_offer.items() if not offer.refused}
         trial = _Trial(case, graph_of(case, model, nodes[0], function), function, lab, rounds or Rounds())
@@ -229,6 +276,19 @@ def choose_attention(
         choices.append(Choice(case=case, nodes=tuple(nodes), body=offer.body, plugin=plugin, **chosen))
     bodies = {name: choice.body for choice in choices for name in choice.nodes if choice.body}
     return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices), measure)
+
+
+def allowed_implementations() -> tuple[str, ...]:
+    """Return what `HYCTAS_TENSORRT_ATTENTION` allows: all where it is not set.
+
+    Raises:
+        InvalidInput: it names an unknown implementation.
+    """
+    names = tuple(filter(None, (name.strip() for name in os.environ.get(VARIABLE, "").split(","))))
+    if unknown := [name for name in names if name not in IMPLEMENTATIONS]:
+        known = f"one or more of {', '.join(IMPLEMENTATIONS)}, with commas between them, or do not set it"
+        raise InvalidInput(f"{VARIABLE} names {', '.join(unknown)}; write {known}")
+    return names or IMPLEMENTATIONS
 
 
 def placed(
@@ -260,24 +320,46 @@ class _Trial:
         self.case, self.graph, self.function, self.lab, self.rounds = case, graph, function, lab, rounds
         self.node = graph.graph.node[0].name
         self.parity: dict[str, dict[str, float]] = {}
+        self.refused: dict[str, str] = {}
 
     def choose(self, offers: Mapping[str, Offer], refused: Mapping[str, str]) -> dict[str, Any]:
         """Return the fields of a `Choice` that measuring decides."""
         examples = [example(self.case, kind) for kind in KINDS] if offers else []
-        refused = dict(refused)
-        with ExitStack() as stack:
-            sessions: dict[str, Session] = {}
-            for name, offer in offers.items():
-                try:
-                    sessions[name] = self._proven(stack, offer, examples)
-                except HyctasError as error:
-                    refused[name] = " ".join(str(error).split())
-            if not sessions:
-                raise NoAttention(self.case, refused)
-            times = self._times(sessions, examples[0])
+        self.refused = dict(refused)
+        times: dict[str, float] = {}
+        try:
+            with ExitStack() as stack:
+                sessions: dict[str, Session] = {}
+                for offer in offers.values():
+                    with self._refusing(offer):
+                        sessions[offer.name] = self._proven(stack, offer, examples)
+                times = self._times(sessions, offers, examples[0]) if sessions else {}
+        except HyctasError as error:  # where CUDA is broken, closing the sessions fails as well
+            raise _first_failure(error) from None
+        if not times:
+            raise NoAttention(self.case, self.refused)
         implementation, reason = _winner(times)
-        found = {"times_ms": times, "parity": self.parity, "refused": refused}
+        found = {"times_ms": times, "parity": self.parity, "refused": self.refused}
         return {"implementation": implementation, "reason": reason, **found}
+
+    @contextmanager
+    def _refusing(self, offer: Offer) -> Iterator[None]:
+        """Note what fails as the reason against an implementation.
+
+        Raises:
+            CudaBroken: after the failure nothing else can be tried.
+        """
+        try:
+            yield
+        except HyctasError as error:
+            first = _first_failure(error)
+            reason = " ".join(str(first).split())
+            taken = offer.kernel.shared_bytes if offer.kernel is not None else 0
+            if taken > PLAIN_SHARED_BYTES and not isinstance(first, InvalidInput):
+                reason += f" (a block takes {taken} B of shared memory; more than {PLAIN_SHARED_BYTES} must be asked for)"
+            if said := self.lab.broken():
+                raise CudaBroken(self.case, offer, reason, said) from None
+            self.refused[offer.name] = reason
 
     def _proven(self, stack: ExitStack, offer: Offer, examples: Sequence[Example]) -> Session:
         """Build, load and check one; on failure nothing of it stays open."""
@@ -298,17 +380,20 @@ class _Trial:
             stack.push(local.pop_all())
         return session
 
-    def _times(self, sessions: Mapping[str, Session], values: Example) -> dict[str, float]:
-        """Return the median time of each in milliseconds."""
+    def _times(self, sessions: Mapping[str, Session], offers: Mapping[str, Offer], values: Example) -> dict[str, float]:
+        """Return the median time of each in milliseconds; those that fail are left out."""
         samples: dict[str, list[float]] = {name: [] for name in sessions}
-        for session in sessions.values():
-            session.bind(feeds(session.inputs, values))
-            for _ in range(self.rounds.warm_up):
-                session.step()
+        for name, session in sessions.items():
+            with self._refusing(offers[name]):
+                session.bind(feeds(session.inputs, values))
+                for _ in range(self.rounds.warm_up):
+                    session.step()
         for _ in range(self.rounds.rounds):
             for name, session in sessions.items():
-                samples[name] += [session.step() for _ in range(self.rounds.steps)][1:]
-        return {name: statistics.median(taken) for name, taken in samples.items()}
+                if name not in self.refused:
+                    with self._refusing(offers[name]):
+                        samples[name] += [session.step() for _ in range(self.rounds.steps)][1:]
+        return {name: statistics.median(taken) for name, taken in samples.items() if name not in self.refused}
 
 
 def _winner(times_ms: Mapping[str, float]) -> tuple[str, str]:
@@ -330,6 +415,17 @@ def _first(case: AttentionCase, offers: Mapping[str, Offer], refused: Mapping[st
     if not offers:
         raise NoAttention(case, refused)
     return {"implementation": next(iter(offers)), "reason": "not measured", "refused": dict(refused)}
+
+
+def _left_out(offer: Offer) -> Offer:
+    return Offer(name=offer.name, refused=offer.refused or f"{VARIABLE}={os.environ[VARIABLE]} leaves it out")
+
+
+def _first_failure(error: HyctasError) -> HyctasError:
+    """Return what failed first: a failure while closing hides the one that led to it."""
+    while isinstance(error.__context__, HyctasError) and not error.__suppress_context__:
+        error = error.__context__
+    return error
 
 
 def _plain(error: float) -> float | str:

@@ -135,6 +135,9 @@ class Shop:
         ms = self.plugin_ms if b"SelfAttention_d" in plan else 2.0
         return Engine(plan, self.folder, ms, 1.0)
 
+    def broken(self) -> str:
+        return ""
+
     def workshop(self, gpu: Gpu = GPU) -> Workshop:
         trt = fake_tensorrt(self.version)
 

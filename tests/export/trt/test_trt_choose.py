@@ -16,7 +16,8 @@ from export.onnx_function import attach
 from export.plugin_kernel import PluginKernel
 from export.runtime import TensorSpec
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
-from export.trt.choose import AttentionChoice, NoAttention, Offer, Rounds, choose_attention
+from export.trt.choose import VARIABLE, AttentionChoice, CudaBroken, EngineLab, NoAttention, Offer, Rounds, choose_attention
+from export.trt.device import CudaFailed
 from export.trt.log import TensorRTFailed
 from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
 from hyctas.attention.onnx_function import self_attention_function
@@ -62,6 +63,9 @@ class Session:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         assert not self.closed and all(array.dtype == self.dtype for array in feeds.values())
+        if self.name in self.lab.run_fails:
+            self.lab.break_cuda(self.name)
+            raise CudaFailed("waiting for a stream", self.lab.run_fails[self.name])
         q, k, v = (as_float(feeds[name]).astype(np.float64) for name in "qkv")
         output = attention(q, k, v, self.lab.scale)
         return [as_fed(self.lab.spoil.get(self.name, lambda o, _: o)(output, k).astype(np.float32), self.outputs[0])]
@@ -72,6 +76,9 @@ class Session:
     def step(self) -> float:
         assert self.bound and not self.closed
         self.lab.steps.append(self.name)
+        if self.lab.steps.count(self.name) > self.lab.fails_after.get(self.name, 10**9):
+            self.lab.break_cuda(self.name)
+            raise CudaFailed("launching", "too many resources requested for launch")
         return self.lab.times[self.name]
 
     def results(self) -> list[np.ndarray]:
@@ -79,6 +86,8 @@ class Session:
 
     def close(self) -> None:
         self.closed = True
+        if self.lab.dead:
+            raise CudaFailed("freeing memory", self.lab.dead)
 
     def __enter__(self) -> Session:
         return self
@@ -94,6 +103,8 @@ class Lab:
     times: dict[str, float] = field(default_factory=lambda: dict(TIMES))
     fails: dict[str, Exception] = field(default_factory=dict)
     """What building raises."""
+    run_fails: dict[str, str] = field(default_factory=dict)
+    """What CUDA says to a run."""
     spoil: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = field(default_factory=dict)
     """What becomes of an output, given it and k."""
     scale: float = 0.5
@@ -103,6 +114,17 @@ class Lab:
     built: list[tuple[str, str, bool]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    fails_after: dict[str, int] = field(default_factory=dict)
+    """Steps after which a session fails."""
+    breaks: dict[str, str] = field(default_factory=dict)
+    """What CUDA answers to everything once an implementation has failed."""
+    dead: str = ""
+
+    def break_cuda(self, name: str) -> None:
+        self.dead = self.breaks.get(name, "")
+
+    def broken(self) -> str:
+        return self.dead
 
     def register(self, kernels: Sequence[PluginKernel]) -> None:
         self.registered += kernels
@@ -114,7 +136,9 @@ class Lab:
         name = implementation_of(model)
         assert not plugins or self.registered, "the plugin is known before it is parsed"
         self.built.append((name, precision, plugins))
+        assert not self.dead, "nothing is tried once CUDA is broken"
         if name in self.fails:
+            self.break_cuda(name)
             raise self.fails[name]
         return graph
 
@@ -210,6 +234,74 @@ def test_one_wrong_block_of_queries_is_seen() -> None:
         return output
 
     assert choose(Lab(spoil={"plugin": tail})).choices[0].implementation == "fused"
+
+
+def test_what_fails_while_it_is_timed_is_not_taken() -> None:
+    for steps in (0, 7):  # in the warm-up, and in its second turn
+        lab = Lab(fails_after={"plugin": steps, "chunked": 0})
+        (choice,) = choose(lab).choices
+        assert choice.implementation == "fused" and set(choice.times_ms) == {"fused", "decomposed"}
+        assert choice.refused["plugin"] == "launching failed: too many resources requested for launch"
+        assert lab.steps.count("plugin") == steps + 1 and lab.steps.count("fused") == 14
+        assert all(session.closed for session in lab.sessions)
+    with pytest.raises(NoAttention, match="plugin: launching failed"):
+        choose(Lab(fails_after=dict.fromkeys(TIMES, 5)))
+
+
+ILLEGAL = "an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize("trouble", [{"run_fails": {"plugin": ILLEGAL}}, {"fails_after": {"plugin": 3}}, {}])
+def test_a_kernel_that_breaks_cuda_is_named(trouble: dict[str, Any]) -> None:
+    """Whether it does so while it is built, run or timed; the failures of closing what is open do not hide it."""
+    trouble = trouble or {"fails": {"plugin": TensorRTFailed("building the engine", [f"error: {ILLEGAL}"])}}
+    lab = Lab(breaks={"plugin": f"cudaDeviceSynchronize failed: {ILLEGAL}"}, **trouble)
+    with pytest.raises(CudaBroken) as caught:
+        choose(lab)
+    error, text = caught.value, str(caught.value)
+    assert (error.exit_code, error.case, error.implementation) == (1, CASE, "plugin")
+    assert "trying the plugin SelfAttention_d8_e64 for attention of 1x1 heads" in text and "cudaDeviceSynchronize" in text
+    assert "Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked COMMAND" in text
+    assert "freeing memory" not in text and all(session.closed for session in lab.sessions)
+
+
+def test_a_large_block_is_told_where_it_fails() -> None:
+    def large(case: AttentionCase) -> list[Offer]:
+        kernel = made.kernel(8, 64, shared_bytes=77824)
+        return [Offer(name="plugin", kernel=kernel) if offer.name == "plugin" else offer for offer in all_offers(case)]
+
+    told = "(a block takes 77824 B of shared memory; more than 49152 must be asked for)"
+    (choice,) = choose(Lab(run_fails={"plugin": "invalid argument"}), offers=large).choices
+    assert choice.refused["plugin"] == f"waiting for a stream failed: invalid argument {told}"
+    (choice,) = choose(Lab(spoil={"plugin": lambda o, _: o * 2}), offers=large).choices
+    assert told not in choice.refused["plugin"]
+
+
+def test_only_what_the_user_allows_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, " decomposed, chunked")
+    for measure in (True, False):
+        lab = Lab()
+        (choice,) = choose(lab, offers=without(plugin="no kernel"), measure=measure).choices
+        assert choice.implementation == "decomposed" and not lab.registered
+        assert choice.refused == {"plugin": "no kernel", "fused": f"{VARIABLE}= decomposed, chunked leaves it out"}
+    monkeypatch.setenv(VARIABLE, "flash")
+    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of plugin, fused"):
+        choose(Lab())
+    monkeypatch.setenv(VARIABLE, "")
+    assert choose(Lab()).choices[0].implementation == "plugin"
+
+
+def test_the_lab_asks_cuda_whether_it_still_works() -> None:
+    class Backend:
+        def __init__(self, said: str) -> None:
+            self.said = said
+
+        def synchronize(self) -> None:
+            if self.said:
+                raise CudaFailed("cudaDeviceSynchronize", self.said)
+
+    labs: list[Any] = [EngineLab(None, None, Backend(said)) for said in ("", ILLEGAL)]  # type: ignore[arg-type]
+    assert [lab.broken() for lab in labs] == ["", f"cudaDeviceSynchronize failed: {ILLEGAL}"]
 
 
 def test_nothing_works() -> None:
