@@ -48,7 +48,7 @@ class Plugins:
             trt: the module `tensorrt`, of a process in which a GPU is proven.
 
         Raises:
-            Unavailable: a TensorRT before 10.16.
+            Unavailable: a TensorRT before 10.16, or without its package for plugins.
             InvalidInput: the kernels of one plugin are for different channels.
         """
         if why := version_refusal(trt):
@@ -211,7 +211,11 @@ def told(label: str) -> Callable[[Function], Function]:
 
 def _declare(label: str, name: str, plugins: Plugins) -> None:
     """Give TensorRT the functions of one plugin."""
-    import tensorrt.plugin as trtp  # type: ignore[import-not-found, unused-ignore]  # there where a GPU is
+    try:
+        import tensorrt.plugin as trtp  # type: ignore[import-not-found, unused-ignore]  # there where a GPU is
+    except ImportError as error:
+        install = "install TensorRT's Python package whole, or build without plugins"
+        raise Unavailable("attention plugins", f"tensorrt.plugin cannot be imported ({error})", install) from error
 
     @trtp.register(label)
     @told(label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -124,6 +125,13 @@ def test_old_tensorrt_is_refused(plugins: Plugins, version: str) -> None:
         plugins.register([made.kernel()], fake_tensorrt(version))
     assert "need TensorRT 10.16" in refusal(made.kernel(), fake_tensorrt(version), GPU, SHAPES)
     assert plugins.declared == []  # type: ignore[attr-defined]
+
+
+def test_tensorrt_without_its_package_for_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt.plugin"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Unavailable, match=r"tensorrt\.plugin cannot be imported \("):
+        Plugins().register([made.kernel()], fake_tensorrt("11.4.0"))
 
 
 SHAPES = ((1, 1, 8, 64), (1, 1, 8, 64), (1, 1, 64, 64))
