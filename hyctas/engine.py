@@ -58,6 +58,8 @@ class EngineSettings:
     """With fp16: keep as many nodes in fp32 as parity needs, found by trying them on the CPU."""
     measure_attention: bool = True
     """Measure the implementations of attention; without it the first that may work is taken."""
+    attention: tuple[str, ...] | None = None
+    """Implementations of attention that may be taken, of plugin, small-plugin, fused, decomposed, chunked; default: all."""
     cuda_backend: str | None = None
     """Who talks to CUDA: torch, cuda-bindings or pycuda; default: the first that works."""
     timing_cache: str | None = None
@@ -66,6 +68,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InvalidInput(f"preset is {self.preset!r}; write one of {', '.join(PRESETS)}")
+        if self.attention is not None:
+            from export.trt.choose import check_implementations
+
+            check_implementations(self.attention)
 
     def options(self, precision: str, **changes: Any) -> BuildOptions:
         """Return how TensorRT is to build.
@@ -111,8 +117,8 @@ class Workshop:
     """Builds and runs the small engines that attention is chosen by."""
     build: Callable[[bytes, BuildOptions, Progress | None], BuildResult]
     open: Callable[[bytes], EngineSession]
-    compile: Callable[[AttentionCase, Gpu], PluginKernel]
-    """Compiles the plugin's kernel for a shape, and for a GPU and its driver."""
+    compile: Callable[[AttentionCase, Gpu, int | None], PluginKernel]
+    """Compiles the plugin's kernel for a shape, a GPU and its driver, and the shared memory that a block may take."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def open_workshop(settings: EngineSettings) -> Workshop:
     return Workshop(trt, gpu, machine, lab, build, lambda plan: EngineSession(plan, backend=backend), compiled_kernel)
 
 
-def compiled_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
+def compiled_kernel(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None = None) -> PluginKernel:
     """Compile the plugin's kernel for a shape, with Triton.
 
     Raises:
@@ -165,8 +171,9 @@ def compiled_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
 
     (major, minor), channels = gpu.capability, (case.qk_channels, case.value_channels)
     return plugin_kernel(
-        major * 10 + minor, *channels, case.dtype, queries=case.queries, keys=case.keys, driver_cuda=gpu.driver_cuda
-    )
+        major * 10 + minor, *channels, case.dtype, queries=case.queries, keys=case.keys, driver_cuda=gpu.driver_cuda,
+        most_shared_bytes=most_shared_bytes,
+    )  # fmt: skip
 
 
 def write_engine(
@@ -215,7 +222,9 @@ def write_engine(
     check_free(path)
     images = _prepared_images(trained, examples, size)
     model, function = intermediate(trained, size, output, precision, images)
-    attention = choose(model, function, workshop, measure=settings.measure_attention, tell=tell)
+    attention = choose(
+        model, function, workshop, measure=settings.measure_attention, allowed=settings.attention, tell=tell
+    )
     options = settings.options(precision, plugins=bool(attention.plugins))
     if tell is not None:
         tell(f"build {path.name}: {precision}, preset {settings.preset}")
@@ -293,29 +302,32 @@ def choose(
     workshop: Workshop,
     *,
     measure: bool = True,
+    allowed: Sequence[str] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AttentionChoice:
-    """Choose an implementation for every attention of an intermediate graph; raises what `choose_attention` does."""
+    """Choose an implementation for every attention of an intermediate graph; arguments and errors are `choose_attention`'s."""
     from export.onnx_function import nodes_of
     from export.trt.attention_case import AttentionCase
-    from export.trt.choose import choose_attention
+    from export.trt.choose import IMPLEMENTATIONS, choose_attention
     from hyctas.attention.onnx_chunks import with_chunks
 
     cases = {AttentionCase.of(node) for node in nodes_of(model, function)}
     memory = _memory(workshop)
     sizes = sorted({found for case in cases if (found := _chunks(case, memory)[0]) is not None})
     bodies = with_chunks(function, sizes)
-    return choose_attention(model, bodies, lambda case: offers(case, workshop), workshop.lab, measure=measure, tell=tell)
+    taken = allowed or IMPLEMENTATIONS
+    offered = lambda case: offers(case, workshop)  # noqa: E731
+    return choose_attention(model, bodies, offered, workshop.lab, measure=measure, allowed=taken, tell=tell)
 
 
 def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
-    """Return what computes an attention, or why it cannot: plugin, fused, decomposed, chunked."""
+    """Return what computes an attention, or why it cannot: plugins, fused, decomposed, chunked."""
     from export.trt.choose import Offer
     from hyctas.attention.onnx_chunks import body_name
     from hyctas.attention.onnx_function import refusal
 
     memory = _memory(workshop)
-    found = [_plugin(case, workshop)]
+    found = _plugins(case, workshop)
     for name, body in (("fused", "padded"), ("decomposed", "plain")):
         why = refusal(body, case.shapes, case.dtype, memory)
         found.append(Offer(name=name, refused=why) if why else Offer(name=name, body=body))
@@ -324,19 +336,31 @@ def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
     return found
 
 
-def _plugin(case: AttentionCase, workshop: Workshop) -> Offer:
+def _plugins(case: AttentionCase, workshop: Workshop) -> list[Offer]:
+    """Offer the plugin, and where it takes much shared memory one that does not."""
+    from export.trt.choose import KERNELS, PLAIN_SHARED_BYTES
+
+    plain, small = KERNELS
+    found = [_plugin(plain, None, case, workshop)]
+    kernel = found[0].kernel
+    if kernel is not None and kernel.shared_bytes > PLAIN_SHARED_BYTES:
+        found.append(_plugin(small, PLAIN_SHARED_BYTES, case, workshop))
+    return found
+
+
+def _plugin(name: str, most_shared_bytes: int | None, case: AttentionCase, workshop: Workshop) -> Offer:
     from export.trt.choose import Offer
     from export.trt.plugin import refusal, version_refusal
 
     why = version_refusal(workshop.trt)
     if why:
-        return Offer(name="plugin", refused=why)
+        return Offer(name=name, refused=why)
     try:
-        kernel = workshop.compile(case, workshop.gpu)
+        kernel = workshop.compile(case, workshop.gpu, most_shared_bytes)
     except HyctasError as error:
-        return Offer(name="plugin", refused=" ".join(str(error).split()))
+        return Offer(name=name, refused=" ".join(str(error).split()))
     why = refusal(kernel, workshop.trt, workshop.gpu, case.shapes)
-    return Offer(name="plugin", refused=why) if why else Offer(name="plugin", kernel=kernel)
+    return Offer(name=name, refused=why) if why else Offer(name=name, kernel=kernel)
 
 
 def _chunks(case: AttentionCase, memory_bytes: int) -> tuple[tuple[int, int] | None, str]:

@@ -7,19 +7,19 @@ is faster by `PLUGIN_GAIN`, since native code fuses with what surrounds it. What
 | implementation | is                                                            | refused where                                   |
 |----------------|---------------------------------------------------------------|-------------------------------------------------|
 | `plugin`       | our kernel (`export.trt.plugin`)                              | TensorRT < 10.16; no kernel for GPU or shape    |
+| `small-plugin` | the same with less shared memory, see `PLAIN_SHARED_BYTES`    | likewise; not on offer where `plugin` is small  |
 | `fused`        | a body that TensorRT turns into one kernel of its own         | channels, dtype or number of keys do not suit   |
 | `decomposed`   | a body of plain products and softmax                          | its logits take too much memory                 |
 | `chunked`      | the same, some queries at a time                              | the whole fits                                  |
 
 What is on offer comes from the caller (`Offer`), as do the means to build and run (`Lab`): nothing here knows an operator's bodies.
 
-`HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked` names all that may be taken; unset, that is everything. It is for a kernel
-that breaks CUDA (`CudaBroken`): an illegal access leaves nothing in the process usable, so no other can be tried in its place.
+A user may name all that may be taken (the setting `attention`). It is for a kernel that breaks CUDA (`CudaBroken`): an illegal
+access leaves nothing in the process usable, so no other can be tried in its place.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,14 +40,16 @@ if TYPE_CHECKING:
     from export.trt.device import DeviceBackend
     from export.trt.engine_file import Machine
 
-IMPLEMENTATIONS = ("plugin", "fused", "decomposed", "chunked")
+IMPLEMENTATIONS = ("plugin", "small-plugin", "fused", "decomposed", "chunked")
 """In the order in which they are taken where nothing is measured."""
+KERNELS = IMPLEMENTATIONS[:2]
+"""Those that are kernels of ours."""
 PLUGIN_GAIN = 0.05
 """Share by which the plugin must be faster than the best of the others."""
-VARIABLE = "HYCTAS_TENSORRT_ATTENTION"
-"""Environment variable that names what may be taken."""
 PLAIN_SHARED_BYTES = 48 << 10
-"""Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide)."""
+"""Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide).
+
+Whether TensorRT asks for more where a plugin needs it is not documented; a kernel that stays below needs no answer."""
 
 
 class NoAttention(HyctasError):
@@ -83,10 +85,12 @@ class CudaBroken(HyctasError):
     def __init__(self, case: AttentionCase, offer: Offer, reason: str, said: str) -> None:
         self.case, self.implementation, self.reason, self.said = case, offer.name, reason, said
         what = f"plugin {offer.kernel.name}" if offer.kernel is not None else f"implementation {offer.name}"
-        others = ",".join(name for name in IMPLEMENTATIONS if name != offer.name)
+        others = [name for name in IMPLEMENTATIONS if name not in (KERNELS if offer.name in KERNELS else (offer.name,))]
+        named = ", ".join(f'"{name}"' for name in others)
         super().__init__(
             f"trying the {what} for attention of {case} broke CUDA for this process:\n  {reason}\n  since then: {said}\n"
-            f"Nothing more can be built or run here. Repeat the command without it: {VARIABLE}={others} COMMAND"
+            f"Nothing more can be built or run here. Repeat the command without it: --config FILE.toml with the line "
+            f"attention = [{named}]"
         )
 
 
@@ -234,6 +238,7 @@ def choose_attention(
     lab: Lab,
     *,
     measure: bool = True,
+    allowed: Sequence[str] = IMPLEMENTATIONS,
     rounds: Rounds | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AttentionChoice:
@@ -245,15 +250,16 @@ def choose_attention(
         offers: gives for a case each implementation once, or why it cannot be taken.
         lab: builds and runs.
         measure: without it the first of `IMPLEMENTATIONS` that is not refused is taken, unproven: for quick builds.
+        allowed: those of `IMPLEMENTATIONS` that may be taken.
         rounds: how to time.
         tell: is told what is being done.
 
     Raises:
         NoAttention: for some shape nothing works, with every reason.
         CudaBroken: an implementation broke CUDA for this process.
-        InvalidInput: the nodes are not those of attention, or `HYCTAS_TENSORRT_ATTENTION` names something unknown.
+        InvalidInput: the nodes are not those of attention, or `allowed` names something unknown.
     """
-    allowed = allowed_implementations()
+    check_implementations(allowed)
     cases: dict[AttentionCase, list[str]] = {}
     for node in nodes_of(model, function):
         cases.setdefault(AttentionCase.of(node), []).append(node.name)
@@ -278,17 +284,14 @@ def choose_attention(
     return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices), measure)
 
 
-def allowed_implementations() -> tuple[str, ...]:
-    """Return what `HYCTAS_TENSORRT_ATTENTION` allows: all where it is not set.
+def check_implementations(names: Sequence[str]) -> None:
+    """Refuse names of implementations that are not there.
 
     Raises:
-        InvalidInput: it names an unknown implementation.
+        InvalidInput: one is unknown, or there are none.
     """
-    names = tuple(filter(None, (name.strip() for name in os.environ.get(VARIABLE, "").split(","))))
-    if unknown := [name for name in names if name not in IMPLEMENTATIONS]:
-        known = f"one or more of {', '.join(IMPLEMENTATIONS)}, with commas between them, or do not set it"
-        raise InvalidInput(f"{VARIABLE} names {', '.join(unknown)}; write {known}")
-    return names or IMPLEMENTATIONS
+    if not names or not set(names) <= set(IMPLEMENTATIONS):
+        raise InvalidInput(f"attention is {list(names)}; name one or more of {', '.join(IMPLEMENTATIONS)}")
 
 
 def placed(
@@ -402,12 +405,12 @@ def _winner(times_ms: Mapping[str, float]) -> tuple[str, str]:
     if len(ranked) == 1:
         return ranked[0], "the only one that works here"
     best = ranked[0]
-    native = next(name for name in ranked if name != "plugin")
-    if best == "plugin":
-        gain = 1 - times_ms["plugin"] / times_ms[native]
-        told = f"the plugin is {gain:.1%} faster than {native}"
-        return ("plugin", told) if gain >= PLUGIN_GAIN else (native, f"{told}, less than the {PLUGIN_GAIN:.0%} asked for")
     second = ranked[1]
+    native = next((name for name in ranked if name not in KERNELS), None)
+    if best in KERNELS and native is not None:
+        gain = 1 - times_ms[best] / times_ms[native]
+        told = f"the plugin is {gain:.1%} faster than {native}"
+        return (best, told) if gain >= PLUGIN_GAIN else (native, f"{told}, less than the {PLUGIN_GAIN:.0%} asked for")
     return best, f"{1 - times_ms[best] / times_ms[second]:.1%} faster than {second}"
 
 
@@ -418,7 +421,7 @@ def _first(case: AttentionCase, offers: Mapping[str, Offer], refused: Mapping[st
 
 
 def _left_out(offer: Offer) -> Offer:
-    return Offer(name=offer.name, refused=offer.refused or f"{VARIABLE}={os.environ[VARIABLE]} leaves it out")
+    return Offer(name=offer.name, refused=offer.refused or "the setting `attention` leaves it out")
 
 
 def _first_failure(error: HyctasError) -> HyctasError:

@@ -42,6 +42,7 @@ def plugin_kernel(
     queries: int = 1,
     keys: int = 1,
     driver_cuda: tuple[int, int] | None = None,
+    most_shared_bytes: int | None = None,
 ) -> PluginKernel:
     """Compile the kernel of one family.
 
@@ -55,6 +56,7 @@ def plugin_kernel(
             multiples of them.
         keys: M, likewise; multiples of the tile's columns are not masked either.
         driver_cuda: the newest CUDA version that the driver supports which is to read the PTX; None: the newest there is.
+        most_shared_bytes: shared memory that a block may take; the kernel is of a plugin of its own then. None: what the GPU has.
 
     Raises:
         InvalidInput: an unknown architecture or dtype, or a number below 1.
@@ -81,9 +83,10 @@ def plugin_kernel(
             even_keys=keys % candidate.columns == 0,
         )  # fmt: skip
         compiled = compile_case(case, multiples, newest_ptx=newest)
-        wrong[case.key] = unfit(case, compiled)
+        wrong[case.key] = unfit(case, compiled, most_shared_bytes)
         if not wrong[case.key]:
-            return _as_data(case, compiled, multiples)
+            kernel = _as_data(case, compiled, multiples)
+            return kernel if most_shared_bytes is None else replace(kernel, name=f"{kernel.name}_{most_shared_bytes >> 10}KiB")
     reasons = "; ".join(f"{key} {', '.join(found)}" for key, found in wrong.items())
     raise CheckFailed(f"no plugin kernel for {queries} queries and {keys} keys holds: {reasons}. Give another tile, a smaller one")
 
@@ -109,12 +112,14 @@ def smaller(tile: Tile) -> Iterator[Tile]:
                 yield replace(tile, rows=tile.rows // rows, columns=tile.columns // columns)
 
 
-def unfit(case: Case, compiled: Compiled) -> list[str]:
+def unfit(case: Case, compiled: Compiled, most_shared_bytes: int | None = None) -> list[str]:
     """Say why a compiled kernel must not be used as a plugin; nothing where it may."""
     asked = {name: compiled.metadata.get(f"{name}_size", 0) for name in ("global_scratch", "profile_scratch")}
     more = [f"asks for {size} B of {name}, which TensorRT does not give" for name, size in asked.items() if size]
     if compiled.metadata.get("num_ctas", 1) != 1:
         more.append("asks for clusters of blocks, which TensorRT does not launch")
+    if most_shared_bytes is not None and compiled.metadata["shared"] > most_shared_bytes:
+        more.append(f"asks for {compiled.metadata['shared']} B of shared memory; it may take {most_shared_bytes}")
     return [*judge(case, compiled), *more]
 
 

@@ -146,7 +146,7 @@ class Shop:
             computed = check_graph(graph, options.precision)
             return BuildResult(graph, 1.5, 10, computed, options, hashlib.sha256(graph).hexdigest(), (), ("a new timing cache",))
 
-        def compile_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
+        def compile_kernel(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None) -> PluginKernel:
             arch = gpu.capability[0] * 10 + gpu.capability[1]
             ptx = made.PTX.format(symbol=f"attend_{case.dtype}_1_1").replace("sm_80", f"sm_{arch}")
             return made.kernel(case.qk_channels, case.value_channels, case.dtype, architecture=arch, ptx=ptx)
@@ -296,12 +296,18 @@ def test_offers(tmp_path: Path) -> None:
     tiny_gpu = replace(shop, gpu=replace(GPU, memory_bytes=1 << 20))
     assert "a graph has at most 64" in reasons(CASE, tiny_gpu)["chunked"]
 
-    def missing(case: AttentionCase, gpu: Gpu) -> PluginKernel:
+    def missing(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None) -> PluginKernel:
         raise Unavailable("the offline compiler", "Triton is not installed", "pip install triton")
 
     assert "Triton is not installed" in reasons(CASE, replace(shop, compile=missing))["plugin"]
-    other = replace(shop, compile=lambda case, gpu: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
+    other = replace(shop, compile=lambda case, gpu, most: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
     assert reasons(CASE, other)["plugin"] == "the kernel is compiled for sm_80, and this GPU is sm_121"
+
+    def large(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None) -> PluginKernel:
+        return made.kernel(8, 64, shared_bytes=most_shared_bytes or 77824)
+
+    kernels = {offer.name: offer.kernel.shared_bytes for offer in offers(CASE, replace(shop, compile=large)) if offer.kernel}
+    assert kernels == {"plugin": 77824, "small-plugin": 49152}
 
 
 def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +316,7 @@ def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch:
     asked: list[Any] = []
     monkeypatch.setattr(plugin, "plugin_kernel", lambda *given, **named: asked.append((given, named)))
     engine.compiled_kernel(replace(CASE, keys=1024), replace(GPU, capability=(8, 6), driver_cuda=(12, 4)))
-    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024, "driver_cuda": (12, 4)})]
+    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024, "driver_cuda": (12, 4), "most_shared_bytes": None})]
 
 
 def test_large_attention_is_chunked(attending: Trained, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from export.onnx_function import attach
 from export.plugin_kernel import PluginKernel
 from export.runtime import TensorSpec
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
-from export.trt.choose import VARIABLE, AttentionChoice, CudaBroken, EngineLab, NoAttention, Offer, Rounds, choose_attention
+from export.trt.choose import AttentionChoice, CudaBroken, EngineLab, NoAttention, Offer, Rounds, choose_attention
 from export.trt.device import CudaFailed
 from export.trt.log import TensorRTFailed
 from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
@@ -41,8 +42,9 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.n
 def implementation_of(model: onnx.ModelProto) -> str:
     """Tell from its operators what a graph of one attention is."""
     operators = {node.op_type for node in model.graph.node}
-    if any(name.startswith("SelfAttention") for name in operators):
-        return "plugin"
+    for name in operators:
+        if name.startswith("SelfAttention"):
+            return "small-plugin" if name.endswith("KiB") else "plugin"
     return "fused" if "Pad" in operators else "chunked" if "Slice" in operators else "decomposed"
 
 
@@ -261,7 +263,7 @@ def test_a_kernel_that_breaks_cuda_is_named(trouble: dict[str, Any]) -> None:
     error, text = caught.value, str(caught.value)
     assert (error.exit_code, error.case, error.implementation) == (1, CASE, "plugin")
     assert "trying the plugin SelfAttention_d8_e64 for attention of 1x1 heads" in text and "cudaDeviceSynchronize" in text
-    assert "Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked COMMAND" in text
+    assert text.endswith('--config FILE.toml with the line attention = ["fused", "decomposed", "chunked"]')
     assert "freeing memory" not in text and all(session.closed for session in lab.sessions)
 
 
@@ -277,18 +279,37 @@ def test_a_large_block_is_told_where_it_fails() -> None:
     assert told not in choice.refused["plugin"]
 
 
-def test_only_what_the_user_allows_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, " decomposed, chunked")
+def test_only_what_the_user_allows_is_tried() -> None:
     for measure in (True, False):
         lab = Lab()
-        (choice,) = choose(lab, offers=without(plugin="no kernel"), measure=measure).choices
+        allowed = ("decomposed", "chunked")
+        (choice,) = choose(lab, offers=without(plugin="no kernel"), measure=measure, allowed=allowed).choices
         assert choice.implementation == "decomposed" and not lab.registered
-        assert choice.refused == {"plugin": "no kernel", "fused": f"{VARIABLE}= decomposed, chunked leaves it out"}
-    monkeypatch.setenv(VARIABLE, "flash")
-    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of plugin, fused"):
-        choose(Lab())
-    monkeypatch.setenv(VARIABLE, "")
-    assert choose(Lab()).choices[0].implementation == "plugin"
+        assert choice.refused == {"plugin": "no kernel", "fused": "the setting `attention` leaves it out"}
+    for wrong in (("flash",), ()):
+        with pytest.raises(InvalidInput, match="name one or more of plugin, small-plugin, fused"):
+            choose(Lab(), allowed=wrong)
+
+
+def test_a_small_kernel_competes_with_a_large_one() -> None:
+    """It takes the place of one that TensorRT cannot launch, and may be the faster one."""
+
+    def both(case: AttentionCase) -> list[Offer]:
+        large, small = (made.kernel(8, 64, shared_bytes=size) for size in (77824, 40960))
+        small = dataclasses.replace(small, name=f"{small.name}_48KiB")
+        others = [offer for offer in all_offers(case) if offer.name != "plugin"]
+        return [*others, Offer(name="small-plugin", kernel=small), Offer(name="plugin", kernel=large)]
+
+    for lab, taken in (
+        (Lab(times={**TIMES, "small-plugin": 1.2}, run_fails={"plugin": "invalid argument"}), "small-plugin"),
+        (Lab(times={**TIMES, "small-plugin": 0.8}), "small-plugin"),
+        (Lab(times={**TIMES, "small-plugin": 1.2}), "plugin"),
+        (Lab(times={**TIMES, "small-plugin": 1.99}, run_fails={"plugin": "invalid argument"}), "fused"),
+    ):
+        (choice,) = choose(lab, offers=both).choices
+        assert choice.implementation == taken and (choice.plugin == "") == (taken == "fused")
+        if taken != "fused":
+            assert "faster than fused" in choice.reason and choice.plugin.endswith("_48KiB") == (taken == "small-plugin")
 
 
 def test_the_lab_asks_cuda_whether_it_still_works() -> None:

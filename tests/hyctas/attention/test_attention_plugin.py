@@ -105,6 +105,7 @@ KERNELS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "sm_80 quads": ((80, 16, 128, "float16"), {"queries": 2700, "keys": 2700}),
     "sm_90 even": ((90, 16, 128, "bfloat16"), {"queries": 2048, "keys": 2048}),
     "sm_90 aligned keys": ((90, 5, 40, "float16"), {"keys": 16 * 9}),
+    "sm_90 small": ((90, 16, 128, "bfloat16"), {"queries": 2048, "keys": 2048, "most_shared_bytes": 49152}),
 }
 
 
@@ -121,7 +122,7 @@ def test_kernels_are_what_their_data_say(kernels: dict[str, PluginKernel]) -> No
     for name, kernel in kernels.items():
         arguments, _ = KERNELS[name]
         assert (kernel.architecture, kernel.qk_channels, kernel.value_channels, kernel.dtype) == arguments
-        assert kernel.name == f"SelfAttention_d{arguments[1]}_e{arguments[2]}"
+        assert kernel.name == f"SelfAttention_d{arguments[1]}_e{arguments[2]}" + ("_48KiB" if name == "sm_90 small" else "")
         assert target(kernel.ptx) == {80: "sm_80", 90: "sm_90a"}[kernel.architecture]
         assert parameters(kernel.ptx, kernel.symbol) == ("u64", "u64", "u64", "u32", "u32", "u64")
         assert kernel.scalars == ("N", "M") and kernel.hidden == 0
@@ -130,6 +131,12 @@ def test_kernels_are_what_their_data_say(kernels: dict[str, PluginKernel]) -> No
         assert used == set("012345"), "all of them, and none that is not declared"
         assert kernel.ptx_version >= (7, 0) and kernel.registers <= 255 and len(kernel.source) == 16
         assert kernel.compiler.startswith("triton ") and ".file" not in kernel.ptx, "no paths of this machine"
+
+
+def test_a_small_kernel_takes_no_more_shared_memory_than_it_may(kernels: dict[str, PluginKernel]) -> None:
+    large, small = kernels["sm_90 even"], kernels["sm_90 small"]
+    assert small.shared_bytes <= 49152 < large.shared_bytes and small.columns < large.columns
+    assert small.grid(1, 1, 2048, 2048)[0] >= large.grid(1, 1, 2048, 2048)[0]
 
 
 @needs_triton
