@@ -28,7 +28,8 @@ _LINES: dict[str, dict[str, str]] = {
     "aotinductor-cpu": {"": "pip install torch"},
     "aotinductor-cuda": {"": _CUDA_TORCH, "jetson": _JETSON_TORCH},
     "tensorrt": {
-        "": "pip install 'tensorrt>=10.3' 'cuda-bindings>=12.6'",
+        "": "pip install 'tensorrt-cu13<12' 'cuda-bindings==13.*'; where nvidia-smi shows CUDA 12, a PyTorch for CUDA 12 first and "
+        "then pip install 'tensorrt-cu12<12' 'cuda-bindings==12.9.*' (docs/tensorrt.md lists sets that fit together)",
         "jetson": "TensorRT comes with JetPack (sudo apt-get install tensorrt); let the virtual environment see it: "
         "python3 -m venv --system-site-packages .venv",
     },
