@@ -7,7 +7,6 @@ compared with the network's in PyTorch. What talks to the GPU comes in as a `Wor
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -86,9 +85,9 @@ class EngineSettings:
 
     def cache(self) -> Path:
         """Return the folder of timing caches."""
-        if self.timing_cache is not None:
-            return Path(self.timing_cache).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyctas" / "tensorrt"
+        from export.trt.timing_cache import default_folder
+
+        return Path(self.timing_cache).expanduser() if self.timing_cache is not None else default_folder()
 
 
 @dataclass(frozen=True, kw_only=True)

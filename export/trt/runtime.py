@@ -22,6 +22,7 @@ from export.trt.guard import import_tensorrt, unavailable_reason
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import BuildOptions, target_precision
 from export.trt.runner import EngineSession, open_engine
+from export.trt.timing_cache import default_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -36,14 +37,15 @@ class TensorRTRuntime:
     Args:
         target: its precision is the graphs'; fp32 ones are converted to fp16 and bf16, for int8 and fp8 they come quantised.
         threads: of the host; TensorRT takes none.
-        cache: folder for exported modules, and for timing caches where `timing_cache` names none; without it both are forgotten.
+        cache: folder for exported modules; without it they are forgotten.
         backend: name of the CUDA backend, see `export.trt.device`; default the first that works.
         options: how engines are built; default `BuildOptions` for files, `BuildOptions.search` for modules.
         trust: load engine files without a manifest, or that differ from it. Code in them is executed.
         keep_io: modules keep fp32 inputs and outputs, with casts inside. Without it those are of the target's precision.
         cuda_graph: whether `step` times CUDA graphs; for modules, whose times make tables, graphs are then required.
         repeats: runs in one graph, see `EngineSession`.
-        timing_cache: folder of timing caches.
+        timing_cache: folder of timing caches; default `export.trt.timing_cache.default_folder()`, so that whatever builds engines
+            on this machine chooses the same kernels.
         group: operators that share an engine at most; default `export.trt.grouped.GROUP`, 1 gives each an engine of its own.
 
     Attributes:
@@ -80,7 +82,7 @@ class TensorRTRuntime:
         self._backend = open_backend(backend)
         self._options, self._trust, self._keep_io = options, trust, keep_io
         self._cuda_graph, self._repeats = cuda_graph, repeats
-        self._timing = timing_cache if timing_cache is not None or cache is None else cache / "timing"
+        self._timing = default_folder() if timing_cache is None else timing_cache
         self._group = group
         self.tell: Callable[[str], None] = _say_nothing
 

@@ -21,6 +21,11 @@ from export.trt.engine_file import Machine
 from export.trt.log import TensorRTFailed, checked
 
 
+def default_folder() -> Path:
+    """Return the folder that whatever builds engines for this user shares: `hyctas/tensorrt` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyctas" / "tensorrt"
+
+
 def cache_path(folder: Path, machine: Machine) -> Path:
     """Return the file for a machine: `trt-<version>_<gpu>_sm<capability>_driver-<version>.timing`."""
     major, minor = machine.capability

@@ -56,7 +56,7 @@ def profile_space(job: ProfileJob) -> None:
     classes = num_classes(job)
     every_key = space.keys(size, classes)
     keys = part(every_key, job.shard)
-    runtime = open_runtime(target, job.threads, timing_cache=timing_cache())
+    runtime = open_runtime(target, job.threads)
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
     config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
               "threads": job.threads, "networks": job.networks, "protocol": asdict(protocol), "shard": job.shard,
@@ -98,13 +98,6 @@ def protocol_of(job: ProfileJob, target: Target) -> Protocol:
     protocol = job.protocol()
     said = "builds" in json.loads(job.expert)
     return replace(protocol, builds=BUILDS) if target.runtime == "tensorrt" and not said else protocol
-
-
-def timing_cache() -> Path:
-    """Return the folder of TensorRT's timing caches, which engines of networks use as well."""
-    from hyctas.engine import EngineSettings
-
-    return EngineSettings().cache()
 
 
 def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> str:
@@ -226,7 +219,7 @@ def check(job: ProfileJob) -> None:
 
     assert job.check is not None
     table = LatencyTable.load(job.check)
-    runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads, timing_cache=timing_cache())
+    runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
     try:
         wanted = workloads(sample_keys(table, SAMPLE))
     except ValueError as error:

@@ -23,6 +23,7 @@ from export.trt.log import TensorRTFailed
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import BuildOptions
 from export.trt.runtime import TensorRTRuntime
+from export.trt.timing_cache import default_folder
 from tests.export.trt.fakes_cuda import fake_pycuda
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import SHAPE, VERSIONS, Rig, make_rig, plan, save
@@ -85,7 +86,7 @@ class TestRuntime:
         with opened.load_file(path) as session:
             np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
             assert session.metadata == {"preprocessing": "{}"} and session.notes == ["the timing cache was new"]
-        assert [(options, cache) for _, options, cache in built] == [(BuildOptions(precision="fp32"), None)]
+        assert [(options, cache) for _, options, cache in built] == [(BuildOptions(precision="fp32"), default_folder())]
         with opened.load_file(save(tmp_path / "m.engine", rig.trt, plan(version=rig.trt.version))) as session:
             np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
 
@@ -93,7 +94,7 @@ class TestRuntime:
     def test_graphs_get_the_targets_precision(
         self, rig: Rig, built: list[Any], tmp_path: Path, precision: str, kind: int
     ) -> None:
-        opened = TensorRTRuntime(Target("tensorrt", precision), cache=tmp_path)
+        opened = TensorRTRuntime(Target("tensorrt", precision), timing_cache=tmp_path / "timing")
         with opened.load_file(write_onnx(tmp_path / "m.onnx", {})) as session:
             assert session.inputs[0].dtype == "float32"
         model, options, cache = built[0]
@@ -186,7 +187,7 @@ def test_on_a_gpu(tmp_path: Path, backend: str) -> None:
     if (why := guard.unavailable_reason()) is not None:
         pytest.skip("; ".join(why))
     try:
-        opened = TensorRTRuntime(FP32, cache=tmp_path, backend=backend)
+        opened = TensorRTRuntime(FP32, backend=backend, timing_cache=tmp_path)
     except Unavailable as error:
         pytest.skip(str(error))
     onnx_path = write_onnx(tmp_path / "model.onnx", {"preprocessing": "{}"})

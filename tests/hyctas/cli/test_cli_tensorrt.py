@@ -22,7 +22,7 @@ from export.target import Target
 from export.trt import guard
 from hyctas.calibrate import measure_networks
 from hyctas.cli.jobs import ProfileJob
-from hyctas.cli.profile import part, protocol_of, timing_cache
+from hyctas.cli.profile import part, protocol_of
 from hyctas.space import tiny
 from hyctas.workloads import draw_networks
 from latency.table import LatencyTable
@@ -81,14 +81,15 @@ class TestProfile:
         assert set(identity.versions) >= {"tensorrt", "cuda", "driver", "gpu0", "cuda_graph", "build", "operators"}
         shared = [operators_of(model) for model in builder.graphs]
         assert shared[0] == 1 and max(shared) > 1, "the reference first, then several in one engine"
-        assert {path and path.name for path in builder.caches} == {"tensorrt", None}
+        assert set(builder.caches) == {tmp_path / "cache/hyctas/tensorrt", None}
         assert rig.gpu.leaks() == []
 
     def test_networks_calibrate_it(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         """Whole networks get an engine each, with fp32 inputs, whatever the operators have."""
-        runtime = open_runtime(FP16, 1, timing_cache=timing_cache())
+        runtime = open_runtime(FP16, 1)
         measured = measure_networks(draw_networks(tiny(), 2, 0, 1), runtime, (64, 64), 4, rounds=1)
         kinds = [model.graph.input[0].type.tensor_type.elem_type for model in builder.graphs]
+        assert builder.caches == [tmp_path / "cache/hyctas/tensorrt"] * 2, "the same as the operators'"
         assert measured.shape == (1, 2) and kinds == [TensorProto.FLOAT] * 2
         assert [model.graph.input[0].name for model in builder.graphs] == ["x0", "x0"]
         assert rig.gpu.leaks() == []
