@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float, str], None]
 """Told (keys done, keys in all, seconds left, key just measured)."""
 Measure = Callable[[Session, Protocol], Measurement]
+BATCH = 40
+"""Workloads exported and loaded at a time."""
 DRIFT, STEADY = 0.10, 0.03
 """A block is measured again where the reference moved by more than DRIFT; where the machine stayed faster or slower than at the
 start by more than STEADY before and behind a block, its rows are scaled to the speed of the start."""
@@ -64,7 +66,7 @@ def profile(
     *,
     machine: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    batch: int = 40,
+    batch: int = BATCH,
     reference: Workload | None = None,
     reference_every: int = 10,
     retry_busy: bool = False,
@@ -81,7 +83,7 @@ def profile(
         protocol: how; default `Protocol()`.
         machine: the hardware, part of the table's identity; default `export.machine.hardware()`.
         progress: told after each key.
-        batch: workloads exported and loaded at a time.
+        batch: workloads exported and loaded at a time; a stopped run loses what was loaded and not yet measured.
         reference: measured again and again to notice drift; default the first workload.
         reference_every: keys between two measurements of the reference. Where it moved by more than 10 %, they are
             measured once more, and provenance says so.
@@ -106,8 +108,7 @@ def profile(
         return complete
     with measuring(notice):
         table = fold(path, identity, notice)
-        todo = _todo(wanted, table, retry_busy)
-        todo = [todo[i] for i in np.random.default_rng([seed, 0x6C6174]).permutation(len(todo))]
+        todo = in_order(_todo(wanted, table, retry_busy), seed)
         failed: dict[str, HyctasError] = {}
         if todo:
             with Journal(journal_path(path), identity, _provenance(seed)) as journal:
@@ -120,6 +121,12 @@ def profile(
         return table
 
 
+def in_order(workloads: Sequence[Workload], seed: int = 0) -> list[Workload]:
+    """Return workloads in the order of measuring: shuffled, so that slow drift does not favour one operator."""
+    by_key = sorted(workloads, key=lambda workload: workload.key)  # so that the order depends on the seed alone
+    return [by_key[place] for place in np.random.default_rng([seed, 0x6C6174]).permutation(len(by_key))]
+
+
 def _complete(wanted: Mapping[str, Workload], path: Path, identity: Identity, retry_busy: bool) -> LatencyTable | None:
     """Return the table where nothing is left to measure, without waiting for a turn on the machine."""
     if not path.exists() or journal_path(path).exists():
@@ -130,9 +137,7 @@ def _complete(wanted: Mapping[str, Workload], path: Path, identity: Identity, re
 
 
 def _todo(wanted: Mapping[str, Workload], table: LatencyTable, retry_busy: bool) -> list[Workload]:
-    return [
-        wanted[key] for key in sorted(wanted) if key not in table or (retry_busy and table.rows[key].busy)
-    ]  # sorted, so that the order depends on the seed alone
+    return [workload for key, workload in wanted.items() if key not in table or (retry_busy and table.rows[key].busy)]
 
 
 def _provenance(seed: int) -> dict[str, Any]:
@@ -215,7 +220,8 @@ class _Run:
             (session,) = builds[0].sessions
             self.measure(session, self.protocol)  # the first look is not yet at speed
             start_ms = self.measure(session, self.protocol).median_ms
-            moved = start_ms / known[reference.key].median_ms - 1 if reference.key in known else 0.0
+            shared = isinstance(self.runtime, OperatorRuntime)  # then its row is a share, and here it is alone
+            moved = start_ms / known[reference.key].median_ms - 1 if reference.key in known and not shared else 0.0
             if abs(moved) > DRIFT:
                 self.note(f"the reference {reference.key} starts at {moved:+.0%} of its row in the table")
             self.pace.start()

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -257,7 +257,12 @@ def cost_ms(model: onnx.ModelProto) -> float:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     macs = sum(_macs(node, shapes) for node in graph.node)
     moved = sum(sizes.get(name, 0) for node in graph.node for name in (*node.input, *node.output))
-    return _LAUNCH_MS + macs / _MACS_PER_MS + moved / _ELEMENTS_PER_MS
+    return rough_ms(macs, moved)
+
+
+def rough_ms(macs: float, elements: float) -> float:
+    """Return what so much work takes on a desktop GPU, roughly: multiply-accumulates, and elements read and written."""
+    return _LAUNCH_MS + macs / _MACS_PER_MS + elements / _ELEMENTS_PER_MS
 
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> float:
@@ -280,16 +285,19 @@ def _has_attention(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("Softmax", "Attention") or node.domain not in ("", "ai.onnx") for node in model.graph.node)
 
 
-def estimate(operators: int, alone: int, builds: int, group: int = GROUP) -> str:
-    """Say how long building engines for operators may take: a guess, and said to be one.
+def count_engines(batches: Iterable[tuple[Sequence[float], Sequence[bool]]], group: int = GROUP) -> int:
+    """Count the engines of one build of operators that are loaded in batches; how `load_operators` shares them out.
 
     Args:
-        operators: how many.
-        alone: how many of them get an engine of their own (attention).
-        builds: of every operator.
+        batches: of each, the operators' rough costs, and whether each gets an engine of its own (attention).
         group: operators of an engine at most.
     """
-    engines = (math.ceil((operators - alone) / group) + alone) * builds
-    counted = f"({operators - alone} operators / {group} per engine + {alone} with attention) x {builds} builds"
-    minutes = math.ceil(engines * SECONDS_PER_BUILD / 60)
-    return f"at least {engines} engines to build, {counted}; at {SECONDS_PER_BUILD:g} s each {minutes} min (estimated, not run)"
+    return sum(len(planned(costs, alone, group)) for costs, alone in batches)
+
+
+def estimate(operators: int, engines: int, builds: int) -> str:
+    """Say how long building engines for operators may take: a guess, and said to be one."""
+    total = engines * builds
+    minutes = math.ceil(total * SECONDS_PER_BUILD / 60)
+    counted = f"{operators} operators in {engines}, times {builds} builds"
+    return f"about {total} engines to build: {counted}; at {SECONDS_PER_BUILD:g} s each {minutes} min (estimated, not run)"

@@ -50,6 +50,8 @@ class TensorRTRuntime:
 
     Attributes:
         tell: told of every engine that operators get; a caller may replace it.
+        engines: how many of those were built so far.
+        building_s: what they took.
 
     Raises:
         InvalidInput: another target, or options of another precision.
@@ -85,6 +87,7 @@ class TensorRTRuntime:
         self._timing = default_folder() if timing_cache is None else timing_cache
         self._group = group
         self.tell: Callable[[str], None] = _say_nothing
+        self.engines, self.building_s = 0, 0.0
 
     def versions(self) -> dict[str, str]:
         """Return the versions of TensorRT, CUDA and driver, the GPU, and what else of this runtime decides times."""
@@ -211,10 +214,12 @@ class TensorRTRuntime:
         start = time.monotonic()
         result = build_engine(graph, self._module_options(), timing_cache=self._timing if cached else None)
         session = EngineSession(result.plan, backend=self._backend, cuda_graph=self._module_graph(), repeats=self._repeats)
+        took_s = time.monotonic() - start
+        self.engines, self.building_s = self.engines + 1, self.building_s + took_s
         for notice in result.notices:
             self.tell(notice)
         again = "" if cached else ", once more"
-        self.tell(f"an engine of {result.layers} layers built{again} ({time.monotonic() - start:.0f} s)")
+        self.tell(f"an engine of {result.layers} layers built{again} ({took_s:.0f} s)")
         return session
 
     def _module_options(self) -> BuildOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from hyctas.operators import from_key
 if TYPE_CHECKING:
     from export.runtime import Runtime
     from export.target import Target
+    from hyctas.cli.show import Bar
     from hyctas.search_space import SearchSpace
     from latency import LatencyTable, Protocol, Workload
     from latency.calibration import Calibration
@@ -69,10 +70,11 @@ def profile_space(job: ProfileJob) -> None:
         return
     join(table_path, job.merge)
     wanted = workloads(keys)
-    if target.runtime == "tensorrt":
-        say(engines_ahead(wanted, protocol.builds, table_path))
+    engines, ahead = engines_ahead(wanted, protocol.builds, table_path) if target.runtime == "tensorrt" else (0, "")
+    if engines:
+        say(ahead)
     with bar(f"profile {len(keys)} operators") as shown:
-        follow(runtime, shown.tell)
+        follow(runtime, shown, engines)
         table = profile(
             wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted),
             progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}", left),
@@ -100,22 +102,37 @@ def protocol_of(job: ProfileJob, target: Target) -> Protocol:
     return replace(protocol, builds=BUILDS) if target.runtime == "tensorrt" and not said else protocol
 
 
-def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> str:
-    """Say how many engines are to be built for what a table lacks, and how long that may take."""
-    from export.trt.grouped import estimate
+def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> tuple[int, str]:
+    """Count the engines to be built for what a table and its journal lack, and say how long that may take."""
+    from export.trt.grouped import count_engines, estimate, rough_ms
     from hyctas.cli.kit import ALONE
+    from hyctas.operators import BYTES_PER_ELEMENT
     from latency import LatencyTable
+    from latency.journal import journal_path, read_journal
+    from latency.profile import BATCH, in_order
 
-    known = LatencyTable.load(path).rows if path.exists() else {}
-    todo = [workload for workload in wanted if workload.key not in known]
-    return estimate(len(todo), sum(workload.op in ALONE for workload in todo), builds)
+    known = set(LatencyTable.load(path).rows) if path.exists() else set()
+    journal = read_journal(journal_path(path), lambda said: None) if journal_path(path).exists() else None
+    todo = in_order([workload for workload in wanted if workload.key not in known | set(journal.rows if journal else ())])
+    costs = []
+    for workload in todo:
+        operator, shapes = from_key(workload.key)
+        costs.append(rough_ms(operator.macs(shapes), operator.bytes_moved(shapes) / BYTES_PER_ELEMENT))
+    alone = [workload.op in ALONE for workload in todo]
+    engines = count_engines((costs[at : at + BATCH], alone[at : at + BATCH]) for at in range(0, len(todo), BATCH))
+    return engines * builds, estimate(len(todo), engines, builds)
 
 
-def follow(runtime: Runtime, tell: Callable[[str], None]) -> None:
-    """Have a runtime that builds engines tell of each."""
+def follow(runtime: Runtime, shown: Bar, engines: int) -> None:
+    """Have a runtime that builds engines tell of each; before the first operator is measured, they foretell the time left."""
     from export.trt.runtime import TensorRTRuntime
 
     if isinstance(runtime, TensorRTRuntime):
+
+        def tell(text: str) -> None:
+            left = max(0, engines - runtime.engines)
+            shown.tell(text, left * runtime.building_s / runtime.engines if runtime.engines else None)
+
         runtime.tell = tell
 
 

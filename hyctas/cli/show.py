@@ -36,8 +36,10 @@ class Bar:
         self._share, self._left_s = share, left_s
         self._show(text, now)
 
-    def tell(self, text: str) -> None:
-        """Show a few words; share and time left stay."""
+    def tell(self, text: str, left_s: float | None = None) -> None:
+        """Show a few words; share and time left stay, and only before the first share `left_s` is the time left."""
+        if self._first is None:
+            self._left_s = left_s
         self._show(text, time.monotonic())
 
     def _show(self, text: str, now: float) -> None:

@@ -17,7 +17,7 @@ from export.onnx_join import join
 from export.runtime import OperatorRuntime, Session
 from export.target import Target
 from export.trt import guard
-from export.trt.grouped import GROUP, MAX_RATIO, cost_ms, estimate, planned
+from export.trt.grouped import GROUP, MAX_RATIO, cost_ms, count_engines, estimate, planned
 from export.trt.log import TensorRTFailed
 from export.trt.runtime import TensorRTRuntime
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
@@ -219,9 +219,11 @@ def test_cost_follows_work() -> None:
 
 
 def test_the_estimate_says_what_it_is() -> None:
-    text = estimate(799, 65, 3)
-    assert GROUP == 20 and "at least 306 engines" in text and "10 s each 51 min (estimated, not run)" in text
-    assert "(734 operators / 20 per engine + 65 with attention) x 3 builds" in text
+    batches = [([1.0, 1.0, 2.0], [False, True, False]), ([1.0] * 30, [False] * 30)]
+    assert GROUP == 20 and count_engines(batches) == 2 + 2
+    assert estimate(799, 106, 3) == (
+        "about 318 engines to build: 799 operators in 106, times 3 builds; at 10 s each 53 min (estimated, not run)"
+    )
 
 
 def test_models_that_are_too_large_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,21 @@ def test_lines_elsewhere(clock: list[float], capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_time_left_before_the_first_share(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    bar = show.Bar("job", None)
+    clock.append(20)
+    bar.tell("an engine was built", 300.0)
+    clock.append(40)
+    bar.update(0.25, "1/4", 120.0)
+    clock.append(60)
+    bar.tell("another engine was built", 280.0)
+    assert capsys.readouterr().err.splitlines() == [
+        "job:   0%, 5 min 00 s left  an engine was built",
+        "job:  25%, 2 min 00 s left  1/4",
+        "job:  25%, 2 min 00 s left  another engine was built",
+    ]
+
+
 def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(force_terminal=True, width=150)
     monkeypatch.setattr(show, "console", console)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,11 @@ from export.target import Target
 from export.trt import guard
 from hyctas.calibrate import measure_networks
 from hyctas.cli.jobs import ProfileJob
-from hyctas.cli.profile import part, protocol_of
-from hyctas.space import tiny
-from hyctas.workloads import draw_networks
+from hyctas.cli.profile import engines_ahead, part, protocol_of
+from hyctas.space import edge, tiny
+from hyctas.workloads import draw_networks, workloads
+from latency.journal import journal_path, read_journal
+from latency.profile import profile
 from latency.table import LatencyTable
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
@@ -61,6 +65,12 @@ def profile_arguments(tmp_path: Path, *more: str) -> list[str]:
             "--networks", "0", "--config", str(tmp_path / "quick.toml"), *more]  # fmt: skip
 
 
+def rows_of(journal: Path) -> list[str]:
+    found = read_journal(journal)
+    assert found is not None
+    return list(found.rows)
+
+
 def operators_of(model: onnx.ModelProto) -> int:
     return len({info.name.partition("_")[0] for info in model.graph.input})
 
@@ -72,8 +82,8 @@ class TestProfile:
         code, said = command("profile", *profile_arguments(tmp_path, "--shard", "1/60"))
         assert code == 0, said
         table = LatencyTable.load(tmp_path / "run/latency.json")
-        alone = sum(row.op == "selfattention" for row in table.rows.values())
-        assert f"({len(table) - alone} operators / 20 per engine + {alone} with attention) x 3 builds" in said, said
+        engines = len(builder.graphs) - 1  # the reference has one more
+        assert f"about {engines} engines to build: {len(table)} operators in {engines // 3}, times 3 builds; at 10 s" in said, said
         assert "(estimated, not run)" in said and "builds of one operator differ by 0.0%" in said
         assert len(table) > 2 and all(row.builds == 3 and row.spread == pytest.approx(0) for row in table.rows.values())
         identity = table.identity
@@ -121,6 +131,53 @@ class TestProfile:
         assert code == 0 and set(LatencyTable.load(tmp_path / "run/latency.json").rows) == keys, said
         assert len(builder.graphs) - before < 4 + 3 * len(lost), "what was measured is not built again"
         assert rig.gpu.leaks() == []
+
+    def test_what_was_measured_is_not_built_again(
+        self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C in the second batch, then a full disk, then the same command once more."""
+        monkeypatch.setitem(profile.__kwdefaults__, "batch", 2)
+        whole, table = profile_arguments(tmp_path, "--shard", "1/22"), tmp_path / "run/latency.json"
+        lines: list[int] = []
+
+        def interrupted(model: onnx.ModelProto) -> bool:
+            if len(builder.graphs) > 7:
+                raise KeyboardInterrupt
+            return False
+
+        builder.fails = interrupted
+        code, said = command("profile", *whole)
+        assert code == 130 and "the same command continues" in said, said
+        first = set(rows_of(journal_path(table)))
+        assert 2 <= len(first) < 7
+        builder.fails = lambda model: False
+        write = os.write
+
+        def full(handle: int, data: bytes) -> int:
+            if os.readlink(f"/proc/self/fd/{handle}").endswith(".journal.jsonl"):
+                lines.append(len(data))
+                if len(lines) > 3:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+            return write(handle, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", full)
+            code, said = command("profile", *whole)
+        assert code == 2 and "No space left on device" in said and "repeat the command" in said, said
+        second = set(rows_of(journal_path(table)))
+        assert second and not second & first and first <= set(LatencyTable.load(table).rows), "kept, and not measured again"
+        code, said = command("profile", *whole)
+        assert code == 0 and len(LatencyTable.load(table)) == 7, said
+        assert "of its row in the table" not in said, "alone in its engine the reference is no row's equal"
+        assert f"engines to build: {7 - len(first | second)} operators in" in said, "rows of a journal count as done"
+        counts = [entry["rows"] for entry in LatencyTable.load(table).provenance]
+        assert counts == [len(first), len(second), 7 - len(first | second)], "no row twice"
+        assert rig.gpu.leaks() == []
+
+    def test_the_estimate_in_the_documentation(self, tmp_path: Path) -> None:
+        engines, said = engines_ahead(workloads(edge().keys((360, 480), 19)), 3, tmp_path / "none")
+        page = (Path(__file__).parents[3] / "docs/tensorrt.md").read_text()
+        assert said in page.replace("\n    ", " ") and f"{engines} engines" in said
 
     def test_without_a_gpu(self, command: Command, tmp_path: Path) -> None:
         if guard.unavailable_reason() is None:
