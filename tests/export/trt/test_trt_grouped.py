@@ -17,6 +17,7 @@ from export.onnx_join import join
 from export.runtime import OperatorRuntime, Session
 from export.target import Target
 from export.trt import guard
+from export.trt.attribution import Layer, attribute, inputs_outputs, layer_facts
 from export.trt.grouped import GROUP, MAX_RATIO, cost_ms, count_engines, estimate, planned
 from export.trt.log import TensorRTFailed
 from export.trt.runtime import TensorRTRuntime
@@ -123,6 +124,34 @@ class TestSharedEngine:
         assert len([text for text in told if "once more" in text]) == 2 and "the timing cache was new" in told
         assert len(sessions) == 5
         close(sessions)
+
+
+REAL_LAYERS: list[tuple[str, str, list[str], str]] = [
+    # as TensorRT 8.6 to 11 names layers: name, Metadata, tensors, and whose it is (x: converts an engine's input or output)
+    ("k0000_0_conv + k0000_0_relu", "[ONNX Layer: k0000_0_conv]\x1e[ONNX Layer: k0000_0_relu]", [], "a"),
+    ("PWN(PWN(k0001_0_sigmoid), k0001_0_mul)", "", [], "b"),
+    ("k0001_0_left || k0001_0_right", "", [], "b"),
+    ("reshape_before_k0000_0_matmul", "", [], "a"),
+    ("k0001_0_concat_output_0 copy", "", [], "b"),
+    ("__myl_ConvAddRelu_myl0_3", "[ONNX Layer: k0000_0_conv]\x1f[ONNX Layer: k0000_0_add]", [], "a"),
+    ("{ForeignNode[k0000_0_first...k0000_0_last]}", "[ONNX Layer: k0000_0_first]\x1f[ONNX Layer: k0001_0_amid]", [], ""),
+    ("__myl_Move_myl1_0", "", ["k0001_0_part", "__mye123"], "b"),
+    ("(Unnamed Layer* 11) [Shuffle]", "", ["k0000_0_in", "k0001_0_in"], ""),
+    ("Reformatting CopyNode for Input Tensor 0 to k0000_0_conv + k0000_0_relu", "", ["k0000_0_x0", "Reformatted Input"], "x"),
+    ("Reformatting CopyNode for Output Tensor 0 to k0001_0_mul", "", ["Reformatted Output", "k0001_0_y1"], "x"),
+    ("Reformatting CopyNode for Input Tensor 1 to k0001_0_add", "", ["k0001_0_hidden", "Reformatted Input"], "b"),
+]
+
+
+@pytest.mark.parametrize(("name", "metadata", "tensors", "owner"), REAL_LAYERS)
+def test_layers_under_real_names(name: str, metadata: str, tensors: list[str], owner: str) -> None:
+    described = [{"Name": name, "Metadata": metadata, "Inputs": [{"Name": tensor} for tensor in tensors], "Outputs": []}]
+    info = layer_facts([*described, "a name alone"], inputs_outputs(["k0000", "k0001"]))
+    known = [Layer("k0000_0_conv", 1.0), Layer("k0001_0_conv", 1.0)]
+    shares = attribute([Layer(name, 2.0), *known], ["k0000", "k0001"], info)
+    expected = {"a": (3, 1), "b": (1, 3), "x": (1, 1), "": (2, 2)}[owner]  # what is nobody's is shared out
+    assert [4 * shares.of[prefix] for prefix in ("k0000", "k0001")] == pytest.approx(expected)
+    assert (4 * shares.conversions, 4 * shares.shared) == pytest.approx((2 * (owner == "x"), 2 * (owner == "")))
 
 
 class TestFailure:
