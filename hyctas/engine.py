@@ -57,8 +57,6 @@ class EngineSettings:
     """With fp16: keep as many nodes in fp32 as parity needs, found by trying them on the CPU."""
     measure_attention: bool = True
     """Measure the implementations of attention; without it the first that may work is taken."""
-    attention: tuple[str, ...] | None = None
-    """Implementations of attention that may be taken, of plugin, small-plugin, fused, decomposed, chunked; default: all."""
     cuda_backend: str | None = None
     """Who talks to CUDA: torch, cuda-bindings or pycuda; default: the first that works."""
     timing_cache: str | None = None
@@ -67,10 +65,6 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InvalidInput(f"preset is {self.preset!r}; write one of {', '.join(PRESETS)}")
-        if self.attention is not None:
-            from export.trt.choose import check_implementations
-
-            check_implementations(self.attention)
 
     def options(self, precision: str, **changes: Any) -> BuildOptions:
         """Return how TensorRT is to build.
@@ -221,9 +215,7 @@ def write_engine(
     check_free(path)
     images = _prepared_images(trained, examples, size)
     model, function = intermediate(trained, size, output, precision, images)
-    attention = choose(
-        model, function, workshop, measure=settings.measure_attention, allowed=settings.attention, tell=tell
-    )
+    attention = choose(model, function, workshop, measure=settings.measure_attention, tell=tell)
     options = settings.options(precision, plugins=bool(attention.plugins))
     if tell is not None:
         tell(f"build {path.name}: {precision}, preset {settings.preset}")
@@ -301,22 +293,19 @@ def choose(
     workshop: Workshop,
     *,
     measure: bool = True,
-    allowed: Sequence[str] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AttentionChoice:
     """Choose an implementation for every attention of an intermediate graph; arguments and errors are `choose_attention`'s."""
     from export.onnx_function import nodes_of
     from export.trt.attention_case import AttentionCase
-    from export.trt.choose import IMPLEMENTATIONS, choose_attention
+    from export.trt.choose import choose_attention
     from hyctas.attention.onnx_chunks import with_chunks
 
     cases = {AttentionCase.of(node) for node in nodes_of(model, function)}
     memory = _memory(workshop)
     sizes = sorted({found for case in cases if (found := _chunks(case, memory)[0]) is not None})
     bodies = with_chunks(function, sizes)
-    taken = allowed or IMPLEMENTATIONS
-    offered = lambda case: offers(case, workshop)  # noqa: E731
-    return choose_attention(model, bodies, offered, workshop.lab, measure=measure, allowed=taken, tell=tell)
+    return choose_attention(model, bodies, lambda case: offers(case, workshop), workshop.lab, measure=measure, tell=tell)
 
 
 def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:

@@ -14,12 +14,14 @@ is faster by `PLUGIN_GAIN`, since native code fuses with what surrounds it. What
 
 What is on offer comes from the caller (`Offer`), as do the means to build and run (`Lab`): nothing here knows an operator's bodies.
 
-A user may name all that may be taken (the setting `attention`). It is for a kernel that breaks CUDA (`CudaBroken`): an illegal
-access leaves nothing in the process usable, so no other can be tried in its place.
+`HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked` names all that may be taken, whatever the command; unset, that is everything.
+It is for a kernel that breaks CUDA (`CudaBroken`): an illegal access leaves nothing in the process usable, so no other can be tried
+in its place.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,6 +48,8 @@ KERNELS = IMPLEMENTATIONS[:2]
 """Those that are kernels of ours."""
 PLUGIN_GAIN = 0.05
 """Share by which the plugin must be faster than the best of the others."""
+VARIABLE = "HYCTAS_TENSORRT_ATTENTION"
+"""Environment variable that names what may be taken."""
 PLAIN_SHARED_BYTES = 48 << 10
 """Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide).
 
@@ -86,11 +90,9 @@ class CudaBroken(HyctasError):
         self.case, self.implementation, self.reason, self.said = case, offer.name, reason, said
         what = f"plugin {offer.kernel.name}" if offer.kernel is not None else f"implementation {offer.name}"
         others = [name for name in IMPLEMENTATIONS if name not in (KERNELS if offer.name in KERNELS else (offer.name,))]
-        named = ", ".join(f'"{name}"' for name in others)
         super().__init__(
             f"trying the {what} for attention of {case} broke CUDA for this process:\n  {reason}\n  since then: {said}\n"
-            f"Nothing more can be built or run here. Repeat the command without it: --config FILE.toml with the line "
-            f"attention = [{named}]"
+            f"Nothing more can be built or run here. Repeat the command without it: {VARIABLE}={','.join(others)} COMMAND"
         )
 
 
@@ -238,7 +240,6 @@ def choose_attention(
     lab: Lab,
     *,
     measure: bool = True,
-    allowed: Sequence[str] = IMPLEMENTATIONS,
     rounds: Rounds | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AttentionChoice:
@@ -250,16 +251,15 @@ def choose_attention(
         offers: gives for a case each implementation once, or why it cannot be taken.
         lab: builds and runs.
         measure: without it the first of `IMPLEMENTATIONS` that is not refused is taken, unproven: for quick builds.
-        allowed: those of `IMPLEMENTATIONS` that may be taken.
         rounds: how to time.
         tell: is told what is being done.
 
     Raises:
         NoAttention: for some shape nothing works, with every reason.
         CudaBroken: an implementation broke CUDA for this process.
-        InvalidInput: the nodes are not those of attention, or `allowed` names something unknown.
+        InvalidInput: the nodes are not those of attention, or `HYCTAS_TENSORRT_ATTENTION` names something unknown.
     """
-    check_implementations(allowed)
+    allowed = allowed_implementations()
     cases: dict[AttentionCase, list[str]] = {}
     for node in nodes_of(model, function):
         cases.setdefault(AttentionCase.of(node), []).append(node.name)
@@ -284,14 +284,17 @@ def choose_attention(
     return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices), measure)
 
 
-def check_implementations(names: Sequence[str]) -> None:
-    """Refuse names of implementations that are not there.
+def allowed_implementations() -> tuple[str, ...]:
+    """Return what `HYCTAS_TENSORRT_ATTENTION` allows: all where it is not set.
 
     Raises:
-        InvalidInput: one is unknown, or there are none.
+        InvalidInput: it names an unknown implementation.
     """
-    if not names or not set(names) <= set(IMPLEMENTATIONS):
-        raise InvalidInput(f"attention is {list(names)}; name one or more of {', '.join(IMPLEMENTATIONS)}")
+    names = tuple(filter(None, (name.strip() for name in os.environ.get(VARIABLE, "").split(","))))
+    if unknown := [name for name in names if name not in IMPLEMENTATIONS]:
+        known = f"one or more of {', '.join(IMPLEMENTATIONS)}, with commas between them, or do not set it"
+        raise InvalidInput(f"{VARIABLE} names {', '.join(unknown)}; write {known}")
+    return names or IMPLEMENTATIONS
 
 
 def placed(
@@ -421,7 +424,7 @@ def _first(case: AttentionCase, offers: Mapping[str, Offer], refused: Mapping[st
 
 
 def _left_out(offer: Offer) -> Offer:
-    return Offer(name=offer.name, refused=offer.refused or "the setting `attention` leaves it out")
+    return Offer(name=offer.name, refused=offer.refused or f"{VARIABLE}={os.environ[VARIABLE]} leaves it out")
 
 
 def _first_failure(error: HyctasError) -> HyctasError:

@@ -48,6 +48,7 @@ from export.trt.precision import in_precision
 from export.trt.progress import Progress
 from export.trt.run import measure, summary
 from export.trt.runner import EngineSession
+from export.trt.timing_cache import default_folder
 
 SECONDS = 2.0
 """Time to measure a finished engine for."""
@@ -67,8 +68,8 @@ class Place:
     """The module `tensorrt`."""
     machine: Machine
     backend: DeviceBackend
-    timing_cache: Path | None = None
-    """Folder of timing caches; None: none is kept."""
+    timing_cache: Path
+    """Folder of timing caches."""
 
 
 def open_place(cuda_backend: str | None = None, timing_cache: Path | None = None) -> Place:
@@ -78,7 +79,7 @@ def open_place(cuda_backend: str | None = None, timing_cache: Path | None = None
         Unavailable: no usable GPU, TensorRT or CUDA backend.
     """
     trt = import_tensorrt()
-    return Place(trt, machine_of(trt), open_backend(cuda_backend), timing_cache)
+    return Place(trt, machine_of(trt), open_backend(cuda_backend), timing_cache or default_folder())
 
 
 def engine_from_onnx(
@@ -247,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=PRESETS, help="release: every kernel is tried (default); search: a quick build")
     parser.add_argument("--workspace-mib", type=int, metavar="N", help="most scratch memory of one layer, for small devices")
     parser.add_argument("--cuda-backend", choices=BACKENDS, help="who talks to CUDA (default: the first that works)")
-    parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="folder of timing caches (default: none is kept)")
+    parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="folder of timing caches (default: the user's cache)")
     return parser
 
 

@@ -65,8 +65,9 @@ def export_network(job: ExportJob) -> None:
         raise InvalidInput(f"--classes {job.classes} must be between 1 and 255")
     target = choose_target(job.target, kind, path)
     home = bundle_of(path) if kind == ENGINE else None
-    if target.runtime == "tensorrt":
-        check_engine(job, path if kind == ENGINE else path / ENGINE_NAME, target)
+    engine = path if kind == ENGINE else path / ENGINE_NAME if kind == BUNDLE and target.runtime == "tensorrt" else None
+    if engine is not None:
+        check_engine(job, engine, target)
     else:
         open_runtime(target, job.threads)
     if kind != BUNDLE and home is None:
@@ -84,12 +85,10 @@ def export_network(job: ExportJob) -> None:
         f"{trained.facts['weights']} weights")  # fmt: skip
     if kind == BUNDLE:
         _bundle(job, trained, path, size, target)
-        if target.runtime == "tensorrt":
-            write_engine_file(job, trained, path / ENGINE_NAME, size, output, target, path)
-    elif kind == ENGINE:
-        write_engine_file(job, trained, path, size, output, target, source)
-    else:
+    elif kind != ENGINE:
         _file(job, trained, path, size, target)
+    if engine is not None:
+        write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
     say(f"next: hyctas-bench {path} --target {target} --threads {job.threads}")
 
 

@@ -390,8 +390,6 @@ def _fits(value: object, hint: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         items = typing.get_args(hint)
-        if isinstance(value, tuple) and items[1:] == (...,):
-            items = items[:1] * len(value)
         return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)

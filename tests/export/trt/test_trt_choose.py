@@ -17,7 +17,7 @@ from export.onnx_function import attach
 from export.plugin_kernel import PluginKernel
 from export.runtime import TensorSpec
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
-from export.trt.choose import AttentionChoice, CudaBroken, EngineLab, NoAttention, Offer, Rounds, choose_attention
+from export.trt.choose import VARIABLE, AttentionChoice, CudaBroken, EngineLab, NoAttention, Offer, Rounds, choose_attention
 from export.trt.device import CudaFailed
 from export.trt.log import TensorRTFailed
 from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
@@ -263,7 +263,7 @@ def test_a_kernel_that_breaks_cuda_is_named(trouble: dict[str, Any]) -> None:
     error, text = caught.value, str(caught.value)
     assert (error.exit_code, error.case, error.implementation) == (1, CASE, "plugin")
     assert "trying the plugin SelfAttention_d8_e64 for attention of 1x1 heads" in text and "cudaDeviceSynchronize" in text
-    assert text.endswith('--config FILE.toml with the line attention = ["fused", "decomposed", "chunked"]')
+    assert text.endswith("Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked COMMAND")
     assert "freeing memory" not in text and all(session.closed for session in lab.sessions)
 
 
@@ -279,16 +279,18 @@ def test_a_large_block_is_told_where_it_fails() -> None:
     assert told not in choice.refused["plugin"]
 
 
-def test_only_what_the_user_allows_is_tried() -> None:
+def test_only_what_the_user_allows_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, " decomposed, chunked")
     for measure in (True, False):
         lab = Lab()
-        allowed = ("decomposed", "chunked")
-        (choice,) = choose(lab, offers=without(plugin="no kernel"), measure=measure, allowed=allowed).choices
+        (choice,) = choose(lab, offers=without(plugin="no kernel"), measure=measure).choices
         assert choice.implementation == "decomposed" and not lab.registered
-        assert choice.refused == {"plugin": "no kernel", "fused": "the setting `attention` leaves it out"}
-    for wrong in (("flash",), ()):
-        with pytest.raises(InvalidInput, match="name one or more of plugin, small-plugin, fused"):
-            choose(Lab(), allowed=wrong)
+        assert choice.refused == {"plugin": "no kernel", "fused": f"{VARIABLE}= decomposed, chunked leaves it out"}
+    monkeypatch.setenv(VARIABLE, "flash")
+    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of plugin, small-plugin, fused"):
+        choose(Lab())
+    monkeypatch.setenv(VARIABLE, "")
+    assert choose(Lab()).choices[0].implementation == "plugin"
 
 
 def test_a_small_kernel_competes_with_a_large_one() -> None:

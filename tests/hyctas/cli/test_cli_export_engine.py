@@ -171,7 +171,7 @@ def moved(path: Path, **facts: Any) -> None:
 @pytest.fixture
 def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
-    fake = Place(None, MACHINE, None)  # type: ignore[arg-type]
+    fake = Place(None, MACHINE, None, shop.folder)  # type: ignore[arg-type]
     monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache: fake)
     workshop = shop.workshop()
     monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: workshop.build(graph, options, None))
