@@ -21,9 +21,9 @@ from benchmarks.ending import one_sentence
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
-from export.runtimes import open_runtime
 from export.target import Target, format_size, parse_size
 from hyctas.calibrate import calibrate, measure_networks
+from hyctas.engine.table import open_target
 from hyctas.plan import lower
 from hyctas.space_file import load_space
 from hyctas.workloads import CostModel, draw_networks, units, workloads
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.networks < 5:
         raise InvalidInput(f"--networks {arguments.networks}: at least 5 are needed to judge a table")
     space, size, target = load_space(arguments.space), parse_size(arguments.size), Target.parse(arguments.target)
-    runtime = open_runtime(target, arguments.threads)
+    runtime = open_target(target, arguments.threads)
     table = LatencyTable.load(arguments.table) if arguments.table else _profiled(arguments)
     found = (table.identity.target, table.identity.threads)
     if found != (str(target), arguments.threads):
@@ -168,7 +168,7 @@ def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> s
 def _profiled(arguments: argparse.Namespace) -> LatencyTable:
     """Profile and calibrate the space now."""
     space, size = load_space(arguments.space), parse_size(arguments.size)
-    runtime = open_runtime(Target.parse(arguments.target), arguments.threads)
+    runtime = open_target(Target.parse(arguments.target), arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         keys = space.keys(size, arguments.classes)
 

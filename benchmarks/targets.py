@@ -24,10 +24,10 @@ from benchmarks.ending import one_sentence
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
-from export.runtimes import open_runtime
 from export.target import Target, format_size
 from hyctas.calibrate import measure_networks
 from hyctas.choice import FORMAT_VERSION
+from hyctas.engine.table import open_target
 from hyctas.genotype import Genotype
 from hyctas.search.front import dominated
 from latency.fidelity import spearman
@@ -95,7 +95,7 @@ def measure(found: Sequence[Found], size: tuple[int, int], classes: int) -> list
             if done % 20 == 0 or done == total:
                 print(f"{target}: {done}/{total}", file=sys.stderr, flush=True)
 
-        runtime = open_runtime(one.target, one.threads)
+        runtime = open_target(one.target, one.threads)
         results = measure_networks(list(members.values()), runtime, size, classes, progress=show)[0]
         times.append(dict(zip(members, results.tolist(), strict=True)))
     return times

@@ -115,10 +115,7 @@ def export_onnx(
     model = trace(network, (torch.zeros(1, 3, *size),), ["image"], [output], opset)
     for key in sorted(metadata or {}):
         model.metadata_props.add(key=key, value=(metadata or {})[key])
-    for function in functions:
-        if nodes_of(model, function):
-            model = attach(model, function)
-    data = checked_bytes(model, type(module).__name__, functions)
+    data = checked_bytes(_with_bodies(model, functions), type(module).__name__, functions)
     write_bytes(path, data)
     return OnnxReport(
         path=path,
@@ -139,6 +136,7 @@ def export_modules(
     batch: int = 40,
     progress: Callable[[int, int], None] | None = None,
     opset: int = 18,
+    functions: Sequence[OnnxFunction] = (),
 ) -> list[Path]:
     """Write each module with its example inputs as `folder/<name>.onnx`, inputs `x0, ...`, outputs `y0, ...`.
 
@@ -151,6 +149,7 @@ def export_modules(
         batch: modules per call of the exporter.
         progress: called with (files present, files wanted) after each batch.
         opset: ONNX operator set.
+        functions: as `export_onnx` takes them.
 
     Returns:
         The files, in the order of `modules`.
@@ -166,7 +165,7 @@ def export_modules(
     done = len(modules) - len(missing)
     for start in range(0, len(missing), batch):
         chosen = missing[start : start + batch]
-        _export_batch([(names[i], paths[i], *modules[i]) for i in chosen], opset)
+        _export_batch([(names[i], paths[i], *modules[i]) for i in chosen], opset, functions)
         done += len(chosen)
         if progress is not None:
             progress(done, len(modules))
@@ -192,7 +191,7 @@ class _Batch(nn.Module):
 Job = tuple[str, Path, nn.Module, tuple[torch.Tensor, ...]]
 
 
-def _export_batch(jobs: Sequence[Job], opset: int) -> None:
+def _export_batch(jobs: Sequence[Job], opset: int, functions: Sequence[OnnxFunction]) -> None:
     """Export jobs together; if the exporter refuses, halve until the module at fault is alone and can be named."""
     modules = [on_cpu(folded(module)) for _, _, module, _ in jobs]
     # torch.export would make one graph input of two arguments that are the same tensor
@@ -211,12 +210,20 @@ def _export_batch(jobs: Sequence[Job], opset: int) -> None:
     except InvalidInput as error:
         if len(jobs) == 1:
             raise InvalidInput(f"module {jobs[0][0]}: {error}") from error
-        _export_batch(jobs[: len(jobs) // 2], opset)
-        _export_batch(jobs[len(jobs) // 2 :], opset)
+        _export_batch(jobs[: len(jobs) // 2], opset, functions)
+        _export_batch(jobs[len(jobs) // 2 :], opset, functions)
         return
     splitter = Splitter(model)
     for (name, path, _, _), source, target in zip(jobs, sources, targets, strict=True):
-        write_bytes(path, checked_bytes(splitter.cut(source, target), name))
+        write_bytes(path, checked_bytes(_with_bodies(splitter.cut(source, target), functions), name, functions))
+
+
+def _with_bodies(model: onnx.ModelProto, functions: Sequence[OnnxFunction]) -> onnx.ModelProto:
+    """Give nodes of functions their default bodies."""
+    for function in functions:
+        if nodes_of(model, function):
+            model = attach(model, function)
+    return model
 
 
 def _valid(path: Path) -> bool:

@@ -73,7 +73,8 @@ class Splitter:
         model = onnx.ModelProto()
         model.CopyFrom(onnx.ModelProto(ir_version=self._model.ir_version, producer_name=self._model.producer_name))
         model.producer_version = self._model.producer_version
-        model.opset_import.extend(self._model.opset_import)
+        domains = {"", "ai.onnx", *(self._model.graph.node[index].domain for index in nodes)}
+        model.opset_import.extend(entry for entry in self._model.opset_import if entry.domain in domains)
         graph = model.graph
         graph.name = "module"
         for position, index in enumerate(nodes):

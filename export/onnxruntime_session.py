@@ -29,6 +29,8 @@ from export.target import Target
 if TYPE_CHECKING:
     import torch
 
+    from export.onnx_function import OnnxFunction
+
 Loaded = TypeVar("Loaded")
 PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 _CUDA_FAILED = re.compile(r"cu(da|dnn|blas)\w* (failure|error)|CUDA-capable|libcu|failed to create CUDAExecutionProvider", re.I)
@@ -238,7 +240,11 @@ def unavailable_reason(target: Target) -> tuple[str, str] | None:
 
 
 def load_exported(
-    modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]], cache: Path | None, load: Callable[[Path], Loaded]
+    modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]],
+    cache: Path | None,
+    load: Callable[[Path], Loaded],
+    functions: Sequence[OnnxFunction] = (),
+    opset: int = 18,
 ) -> list[Loaded]:
     """Export modules to ONNX files in batches and load each, equal modules from one file.
 
@@ -246,14 +252,18 @@ def load_exported(
         modules: with their example inputs.
         cache: where the files are kept, under names that change with the content; without it they are temporary.
         load: opens one file.
+        functions: as `export.onnx_file.export_onnx` takes them.
+        opset: ONNX operator set.
     """
     from export.module_key import module_key
     from export.onnx_file import export_modules
 
     with tempfile.TemporaryDirectory(prefix="hyctas-") as temporary:
-        keys = [module_key(module, inputs) if cache else str(i) for i, (module, inputs) in enumerate(modules)]
+        kind = "-".join(["", str(opset), *(function.name for function in functions)]) if functions or opset != 18 else ""
+        keys = [(module_key(module, inputs) if cache else str(i)) + kind for i, (module, inputs) in enumerate(modules)]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}  # equal modules share a file
-        files = export_modules([modules[i] for i in first.values()], cache or Path(temporary), list(first))
+        chosen, folder = [modules[i] for i in first.values()], cache or Path(temporary)
+        files = export_modules(chosen, folder, list(first), opset=opset, functions=functions)
         paths = dict(zip(first, files, strict=True))
         return [load(paths[key]) for key in keys]
 

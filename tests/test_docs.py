@@ -23,7 +23,7 @@ from hyctas import published
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
-from hyctas.engine import EngineSettings, LoadSettings
+from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head, StemConv
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation

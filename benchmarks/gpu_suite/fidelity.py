@@ -10,9 +10,9 @@ from benchmarks.gpu_suite.records import LeftOut, Records
 from benchmarks.gpu_suite.session import Session
 from export.errors import Unavailable
 from export.runtime import Runtime
-from export.runtimes import open_runtime
 from export.target import Target, format_size
 from hyctas.calibrate import calibrate, measure_networks
+from hyctas.engine.table import open_target
 from hyctas.genotype import Genotype
 from hyctas.plan import lower
 from hyctas.space import tiny
@@ -36,7 +36,7 @@ def run(session: Session) -> None:
     """Profile, calibrate and judge every target that this machine offers."""
     for text in ("torch-cpu:fp32", TARGETS[1]) if session.place.rehearsal else TARGETS:
         try:
-            runtime = open_runtime(Target.parse(text), 1)
+            runtime = open_target(Target.parse(text), 1)
         except Unavailable as error:
             session.records.keep(f"{text} profile", {"state": "left_out", "reason": f"{text} is unavailable: {error.reason}"})
             continue

@@ -115,6 +115,18 @@ class Offer:
             raise InvalidInput(f"an offer has either a body, a kernel or a reason for none; {self.name} has {self}")
 
 
+class Memory(Protocol):
+    """What was chosen before on this machine, under the same conditions."""
+
+    def get(self, case: AttentionCase) -> dict[str, Any] | None:
+        """Return the fields of a `Choice` that measuring decided; None where there are none."""
+        ...
+
+    def put(self, case: AttentionCase, chosen: dict[str, Any]) -> None:
+        """Keep them."""
+        ...
+
+
 class Lab(Protocol):
     """Builds and runs small engines."""
 
@@ -145,6 +157,8 @@ class EngineLab:
     timing_cache: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """`BuildOptions` other than precision and plugins."""
+    count: Callable[[float], None] = lambda seconds: None
+    """Is told of every engine, with the seconds that building it took."""
 
     def register(self, kernels: Sequence[PluginKernel]) -> None:
         """Make kernels known to the builder."""
@@ -156,7 +170,9 @@ class EngineLab:
         from export.trt.options import BuildOptions
 
         options = BuildOptions.release(precision, plugins=plugins, **self.settings)
-        return build_engine(graph, options, timing_cache=self.timing_cache, machine=self.machine, trt=self.trt).plan
+        built = build_engine(graph, options, timing_cache=self.timing_cache, machine=self.machine, trt=self.trt)
+        self.count(built.seconds)
+        return built.plan
 
     def open(self, plan: bytes) -> Session:
         """Load an engine."""
@@ -240,6 +256,8 @@ def choose_attention(
     lab: Lab,
     *,
     measure: bool = True,
+    lean: bool = False,
+    memory: Memory | None = None,
     rounds: Rounds | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AttentionChoice:
@@ -251,6 +269,8 @@ def choose_attention(
         offers: gives for a case each implementation once, or why it cannot be taken.
         lab: builds and runs.
         measure: without it the first of `IMPLEMENTATIONS` that is not refused is taken, unproven: for quick builds.
+        lean: build no `decomposed` or `chunked` where `fused` is right: for latency tables, which have many shapes.
+        memory: where choices are looked up before they are measured, and kept.
         rounds: how to time.
         tell: is told what is being done.
 
@@ -266,14 +286,18 @@ def choose_attention(
     choices: list[Choice] = []
     kernels: dict[str, PluginKernel] = {}
     for number, (case, nodes) in enumerate(cases.items(), 1):
-        if tell is not None:
-            tell(f"attention {number} of {len(cases)}: {case}")
         offered = sorted(offers(case), key=lambda offer: IMPLEMENTATIONS.index(offer.name))
         on_offer = {offer.name: offer if offer.name in allowed else _left_out(offer) for offer in offered}
         refused = {name: offer.refused for name, offer in on_offer.items() if offer.refused}
         taken = {name: offer for name, offer in on_offer.items() if not offer.refused}
-        trial = _Trial(case, graph_of(case, model, nodes[0], function), function, lab, rounds or Rounds())
-        chosen = trial.choose(taken, refused) if measure else _first(case, taken, refused)
+        chosen = memory.get(case) if memory is not None and measure else None
+        if chosen is None or chosen["implementation"] not in taken:
+            if tell is not None:
+                tell(f"attention {number} of {len(cases)}: {case}")
+            trial = _Trial(case, graph_of(case, model, nodes[0], function), function, lab, rounds or Rounds(), lean)
+            chosen = trial.choose(taken, refused) if measure else _first(case, taken, refused)
+            if memory is not None and measure:
+                memory.put(case, chosen)
         offer = taken[chosen["implementation"]]
         if offer.kernel is not None:
             lab.register([offer.kernel])
@@ -322,8 +346,10 @@ def placed(
 class _Trial:
     """One case's implementations, each in an engine of its own."""
 
-    def __init__(self, case: AttentionCase, graph: onnx.ModelProto, function: OnnxFunction, lab: Lab, rounds: Rounds) -> None:
-        self.case, self.graph, self.function, self.lab, self.rounds = case, graph, function, lab, rounds
+    def __init__(
+        self, case: AttentionCase, graph: onnx.ModelProto, function: OnnxFunction, lab: Lab, rounds: Rounds, lean: bool
+    ) -> None:
+        self.case, self.graph, self.function, self.lab, self.rounds, self.lean = case, graph, function, lab, rounds, lean
         self.node = graph.graph.node[0].name
         self.parity: dict[str, dict[str, float]] = {}
         self.refused: dict[str, str] = {}
@@ -337,6 +363,9 @@ class _Trial:
             with ExitStack() as stack:
                 sessions: dict[str, Session] = {}
                 for offer in offers.values():
+                    if self.lean and "fused" in sessions and offer.name in ("decomposed", "chunked"):
+                        self.refused[offer.name] = "not tried, since fused is right"
+                        continue
                     with self._refusing(offer):
                         sessions[offer.name] = self._proven(stack, offer, examples)
                 times = self._times(sessions, offers, examples[0]) if sessions else {}

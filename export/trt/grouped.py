@@ -295,9 +295,17 @@ def count_engines(batches: Iterable[tuple[Sequence[float], Sequence[bool]]], gro
     return sum(len(planned(costs, alone, group)) for costs, alone in batches)
 
 
-def estimate(operators: int, engines: int, builds: int) -> str:
-    """Say how long building engines for operators may take: a guess, and said to be one."""
-    total = engines * builds
+def estimate(operators: int, engines: int, builds: int, trials: int = 0) -> str:
+    """Say how long building engines for operators may take: a guess, and said to be one.
+
+    Args:
+        operators: how many.
+        engines: that they share.
+        builds: of each engine.
+        trials: engines besides, that implementations of attention are tried in.
+    """
+    total = engines * builds + trials
     minutes = math.ceil(total * SECONDS_PER_BUILD / 60)
     counted = f"{operators} operators in {engines}, times {builds} builds"
+    counted += f", and {trials} to choose attention" if trials else ""
     return f"about {total} engines to build: {counted}; at {SECONDS_PER_BUILD:g} s each {minutes} min (estimated, not run)"

@@ -2,7 +2,7 @@
 
 Whole networks (`load_file`, `load_modules`) get an engine each, with fp32 inputs and outputs. Operators of a latency table
 (`load_operators`) share engines, see `export.trt.grouped`; their inputs and outputs are of the target's precision, as parts of
-networks have them.
+networks have them. Attention in modules is what the runtime's `attention` makes of it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from export.errors import HyctasError, InvalidInput
 from export.runtime import Session, check_can_run
@@ -28,7 +30,34 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from export.onnx_function import OnnxFunction
     from export.trt.grouped import Operator
+
+Loaded = TypeVar("Loaded")
+
+
+class Attention(Protocol):
+    """Gives attention in modules an implementation; see `export.trt.choose`."""
+
+    label: str
+    """How it chooses, for a table's identity."""
+
+    def exporting(self) -> AbstractContextManager[object]:
+        """Make ONNX exports inside write attention as nodes of the function."""
+        ...
+
+    def function(self, opset: int) -> OnnxFunction:
+        """Return the function that the nodes are of."""
+        ...
+
+    def placed(self, graph: bytes) -> bytes:
+        """Return a graph, in its precision already, with an implementation in every node's place.
+
+        Raises:
+            NoAttention: for some shape nothing works.
+            CudaBroken: trying an implementation broke CUDA for this process.
+        """
+        ...
 
 
 class TensorRTRuntime:
@@ -49,8 +78,9 @@ class TensorRTRuntime:
         group: operators that share an engine at most; default `export.trt.grouped.GROUP`, 1 gives each an engine of its own.
 
     Attributes:
+        attention: what makes attention of modules; None: it is exported as standard operators, as in a bundle's file.
         tell: told of every engine that operators get; a caller may replace it.
-        engines: how many of those were built so far.
+        engines: how many of those, and of those that attention is chosen by, were built so far.
         building_s: what they took.
 
     Raises:
@@ -86,6 +116,7 @@ class TensorRTRuntime:
         self._cuda_graph, self._repeats = cuda_graph, repeats
         self._timing = default_folder() if timing_cache is None else timing_cache
         self._group = group
+        self.attention: Attention | None = None
         self.tell: Callable[[str], None] = _say_nothing
         self.engines, self.building_s = 0, 0.0
 
@@ -101,6 +132,7 @@ class TensorRTRuntime:
             "cuda_graph": "on" if graphs else "off",
             "inputs_outputs": "fp32" if self._keep_io else self.target.precision,
         }
+        versions |= {"attention": self.attention.label} if self.attention is not None else {}
         return versions | ({"runs_per_graph": str(self._repeats)} if self._repeats > 1 else {})
 
     def operator_versions(self) -> dict[str, str]:
@@ -118,12 +150,14 @@ class TensorRTRuntime:
             CorruptFile: a manifest that cannot be read.
             TensorRTFailed: TensorRT failed, with its own words.
         """
+        from export.trt.precision import in_precision
+
         path, graph = Path(path), "auto" if self._cuda_graph else "off"
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
         if path.suffix == ".onnx":
             options = self._options or BuildOptions(precision=self.target.precision)
-            return self._built(path, options, graph, keep_io=True)
+            return self._built(path, in_precision(path.read_bytes(), options.precision), options, graph)
         if path.suffix not in (".engine", ".plan"):
             raise InvalidInput(f"{self.target} runs .engine and .plan files, and builds .onnx files; got {path.name}")
         session = open_engine(path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats)
@@ -142,16 +176,15 @@ class TensorRTRuntime:
             InvalidInput: a module cannot be exported or converted, or its engine not be captured in a CUDA graph (by `bind`).
             TensorRTFailed: TensorRT failed, with its own words.
         """
-        from export.onnxruntime_session import load_exported
-
         opened: list[Session] = []
 
         def load(path: Path) -> Session:
-            opened.append(self._built(path, self._module_options(), self._module_graph(), keep_io=self._keep_io))
+            graph = self._placed(path, keep_io=self._keep_io)
+            opened.append(self._built(path, graph, self._module_options(), self._module_graph()))
             return opened[-1]
 
         try:
-            return load_exported(modules, self._cache, load)
+            return self._exported(modules, load)
         except BaseException:
             for session in opened:
                 session.close()
@@ -180,12 +213,11 @@ class TensorRTRuntime:
 
     def _parts(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Operator | HyctasError]:
         """Return every operator in the target's precision; one that comes several times is exported once."""
-        from export.onnxruntime_session import load_exported
         from export.trt.grouped import Operator
 
         keys = [(id(module), tuple(tuple(x.shape) for x in inputs)) for module, inputs in modules]
         first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        models = dict(zip(first, load_exported([modules[place] for place in first.values()], self._cache, self._part), strict=True))
+        models = dict(zip(first, self._exported([modules[place] for place in first.values()], self._part), strict=True))
         seen: Counter[object] = Counter()
         parts: list[Operator | HyctasError] = []
         for place, (key, (_, inputs)) in enumerate(zip(keys, modules, strict=True)):
@@ -195,16 +227,37 @@ class TensorRTRuntime:
             seen[key] += 1
         return parts
 
-    def _part(self, path: Path) -> onnx.ModelProto | InvalidInput:
+    def _exported(
+        self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]], load: Callable[[Path], Loaded]
+    ) -> list[Loaded]:
+        """Export modules, and load each; attention is nodes of a function where something makes engines of them."""
+        from export.onnxruntime_session import load_exported
+        from export.precision import opset
+
+        if self.attention is None:
+            return load_exported(modules, self._cache, load)
+        version = opset("bf16" if self.target.precision == "bf16" else "fp32")
+        with self.attention.exporting():
+            return load_exported(modules, self._cache, load, [self.attention.function(version)], version)
+
+    def _placed(self, path: Path, keep_io: bool) -> bytes:
+        """Return a module's graph in the target's precision, with its attention in place."""
+        from export.trt.precision import in_precision
+
+        graph = in_precision(path.read_bytes(), self._module_options().precision, keep_io=keep_io)
+        return graph if self.attention is None else self.attention.placed(graph)
+
+    def _part(self, path: Path) -> onnx.ModelProto | HyctasError:
         import onnx
 
-        from export.trt.precision import check_graph, in_precision
+        from export.trt.choose import NoAttention
+        from export.trt.precision import check_graph
 
-        precision = self._module_options().precision
         try:
-            graph = in_precision(path.read_bytes(), precision, keep_io=False)
-            check_graph(graph, precision)  # before operators share an engine, where one would be everybody's failure
-        except InvalidInput as error:
+            graph = self._placed(path, keep_io=False)
+            # before operators share an engine, where one would be everybody's failure
+            check_graph(graph, self._module_options().precision)
+        except (InvalidInput, NoAttention) as error:
             return error
         return onnx.ModelProto.FromString(graph)
 
@@ -212,15 +265,20 @@ class TensorRTRuntime:
         from export.trt.build import build_engine
 
         start = time.monotonic()
-        result = build_engine(graph, self._module_options(), timing_cache=self._timing if cached else None)
+        options = _with_plugins(self._module_options(), graph)
+        result = build_engine(graph, options, timing_cache=self._timing if cached else None)
         session = EngineSession(result.plan, backend=self._backend, cuda_graph=self._module_graph(), repeats=self._repeats)
         took_s = time.monotonic() - start
-        self.engines, self.building_s = self.engines + 1, self.building_s + took_s
+        self.count(took_s)
         for notice in result.notices:
             self.tell(notice)
         again = "" if cached else ", once more"
         self.tell(f"an engine of {result.layers} layers built{again} ({took_s:.0f} s)")
         return session
+
+    def count(self, seconds: float) -> None:
+        """Take note of an engine that was built for operators."""
+        self.engines, self.building_s = self.engines + 1, self.building_s + seconds
 
     def _module_options(self) -> BuildOptions:
         return self._options or BuildOptions.search(self.target.precision)
@@ -228,12 +286,10 @@ class TensorRTRuntime:
     def _module_graph(self) -> str:
         return "require" if self._cuda_graph and not self._backend.why_no_graphs else "off"
 
-    def _built(self, path: Path, options: BuildOptions, cuda_graph: str, keep_io: bool) -> EngineSession:
+    def _built(self, path: Path, graph: bytes, options: BuildOptions, cuda_graph: str) -> EngineSession:
         from export.trt.build import build_engine
-        from export.trt.precision import in_precision
 
-        graph = in_precision(path.read_bytes(), options.precision, keep_io=keep_io)
-        result = build_engine(graph, options, timing_cache=self._timing)
+        result = build_engine(graph, _with_plugins(options, graph), timing_cache=self._timing)
         session = EngineSession(
             result.plan,
             backend=self._backend,
@@ -247,6 +303,16 @@ class TensorRTRuntime:
 
 def _say_nothing(_text: str) -> None:
     pass
+
+
+def _with_plugins(options: BuildOptions, graph: bytes) -> BuildOptions:
+    """Return the options for a graph, which may hold plugin nodes."""
+    import onnx
+
+    from export.trt.plugin import NAMESPACE
+
+    nodes = onnx.ModelProto.FromString(graph).graph.node
+    return replace(options, plugins=options.plugins or any(node.domain == NAMESPACE for node in nodes))
 
 
 def _described(options: BuildOptions) -> str:

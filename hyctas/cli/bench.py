@@ -38,8 +38,8 @@ def bench_models(job: BenchJob) -> None:
     """Time the models and write the report."""
     from export.bench import bench
     from export.errors import InvalidInput
-    from export.runtimes import open_runtime
     from hyctas.cli.show import say
+    from hyctas.engine.table import open_target
     from latency.lock import measuring
 
     if job.kit is not None or job.ingest is not None:
@@ -57,7 +57,7 @@ def bench_models(job: BenchJob) -> None:
     if size and ".pt2" in kinds:
         raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
     target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
-    runtime = open_runtime(target, job.threads, **(job.loading().arguments() if target.runtime == "tensorrt" else {}))
+    runtime = open_target(target, job.threads, **(job.loading().arguments() if target.runtime == "tensorrt" else {}))
     models = [_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
     images = load_images(job.data) if job.data else _street(models[0], runtime) if job.mode == "end-to-end" else []
     if images:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from export.target import Target
     from export.trt.options import BuildOptions
     from hyctas.bundling import Trained
-    from hyctas.engine import EngineReport, EngineSettings
+    from hyctas.engine.settings import EngineSettings
+    from hyctas.engine.write import EngineReport
 
 KEPT = ("file", "cuda_backend", "threads", "rebuild")
 """Flags that go with --rebuild; the manifest says everything else."""
@@ -31,7 +32,7 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
     from export.errors import Unavailable
     from export.runtimes import open_runtime
     from export.trt.engine_file import check_free
-    from hyctas.engine import built_precision
+    from hyctas.engine.settings import built_precision
 
     settings = job.engine()
     settings.options(built_precision(target.precision, settings))
@@ -168,7 +169,8 @@ def _built(
 ) -> EngineReport:
     from hyctas.cli.export import EXAMPLES, street_scenes
     from hyctas.cli.show import bar, say
-    from hyctas.engine import open_workshop, write_engine
+    from hyctas.engine.workshop import open_workshop
+    from hyctas.engine.write import write_engine
 
     with bar(f"export {path.name}") as shown:
         return write_engine(

@@ -18,7 +18,7 @@ from export.target import Target, parse_size
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 
 if TYPE_CHECKING:
-    from hyctas.engine import EngineSettings, LoadSettings
+    from hyctas.engine.settings import EngineSettings, LoadSettings
     from latency.protocol import Protocol
 
 R = TypeVar("R")
@@ -239,7 +239,7 @@ class ExportJob:
     @classmethod
     def settings(cls) -> type[EngineSettings]:
         """Return what a TOML file may set besides the flags."""
-        from hyctas.engine import EngineSettings
+        from hyctas.engine.settings import EngineSettings
 
         return EngineSettings
 
@@ -286,7 +286,7 @@ class BenchJob:
     @classmethod
     def settings(cls) -> type[LoadSettings]:
         """Return what a TOML file may set besides the flags."""
-        from hyctas.engine import LoadSettings
+        from hyctas.engine.settings import LoadSettings
 
         return LoadSettings
 

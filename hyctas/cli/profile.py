@@ -36,8 +36,8 @@ def main() -> None:
 
 def profile_space(job: ProfileJob) -> None:
     """Measure RUN/latency.json."""
-    from export.runtimes import open_runtime
     from hyctas.cli.show import bar, say
+    from hyctas.engine.table import open_target
     from hyctas.runs import Run
     from hyctas.space_file import load_space
     from hyctas.workloads import workloads
@@ -57,7 +57,7 @@ def profile_space(job: ProfileJob) -> None:
     classes = num_classes(job)
     every_key = space.keys(size, classes)
     keys = part(every_key, job.shard)
-    runtime = open_runtime(target, job.threads)
+    runtime = open_target(target, job.threads)
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
     config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
               "threads": job.threads, "networks": job.networks, "protocol": asdict(protocol), "shard": job.shard,
@@ -80,6 +80,7 @@ def profile_space(job: ProfileJob) -> None:
             progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}", left),
         )  # fmt: skip
     show_spread([table.rows[key] for key in keys])
+    show_attention(runtime)
     busy = sum(table.rows[key].busy for key in keys)
     if busy:
         say(f"warning: {busy} of {len(keys)} operators were timed while other processes were running; "
@@ -106,6 +107,7 @@ def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> tuple[
     """Count the engines to be built for what a table and its journal lack, and say how long that may take."""
     from export.trt.grouped import count_engines, estimate, rough_ms
     from hyctas.cli.kit import ALONE
+    from hyctas.engine.table import TRIALS, attention_shapes
     from hyctas.operators import BYTES_PER_ELEMENT
     from latency import LatencyTable
     from latency.journal import journal_path, read_journal
@@ -120,7 +122,8 @@ def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> tuple[
         costs.append(rough_ms(operator.macs(shapes), operator.bytes_moved(shapes) / BYTES_PER_ELEMENT))
     alone = [workload.op in ALONE for workload in todo]
     engines = count_engines((costs[at : at + BATCH], alone[at : at + BATCH]) for at in range(0, len(todo), BATCH))
-    return engines * builds, estimate(len(todo), engines, builds)
+    trials = TRIALS * len(attention_shapes(workload.key for workload in todo))
+    return engines * builds + trials, estimate(len(todo), engines, builds, trials)
 
 
 def follow(runtime: Runtime, shown: Bar, engines: int) -> None:
@@ -134,6 +137,16 @@ def follow(runtime: Runtime, shown: Bar, engines: int) -> None:
             shown.tell(text, left * runtime.building_s / runtime.engines if runtime.engines else None)
 
         runtime.tell = tell
+
+
+def show_attention(runtime: Runtime) -> None:
+    """Print which implementations attention got, where a runtime chooses one per shape."""
+    from hyctas.cli.show import say
+    from hyctas.engine.table import MeasuredAttention
+
+    attention = getattr(runtime, "attention", None)
+    if isinstance(attention, MeasuredAttention) and attention.taken:
+        say(attention.summary())
 
 
 def show_spread(rows: Sequence[Row]) -> None:
@@ -227,16 +240,16 @@ def check(job: ProfileJob) -> None:
         CheckFailed: it does not.
     """
     from export.errors import CheckFailed, CorruptFile
-    from export.runtimes import open_runtime
     from export.target import Target
     from hyctas.cli.show import bar, say
+    from hyctas.engine.table import open_target
     from hyctas.workloads import workloads
     from latency import LatencyTable
     from latency.check import check_table, sample_keys
 
     assert job.check is not None
     table = LatencyTable.load(job.check)
-    runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
+    runtime = open_target(Target.parse(table.identity.target), table.identity.threads)
     try:
         wanted = workloads(sample_keys(table, SAMPLE))
     except ValueError as error:

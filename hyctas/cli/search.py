@@ -176,10 +176,10 @@ def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model
     """Measure members of the front on the table's target, where this is the table's machine."""
     from export.errors import Unavailable
     from export.machine import hardware
-    from export.runtimes import open_runtime
     from export.target import Target
     from hyctas.calibrate import measure_networks
     from hyctas.cli.show import bar, say
+    from hyctas.engine.table import open_target
     from hyctas.search.front import spread
 
     members = spread(front, count) if count else []
@@ -189,7 +189,7 @@ def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model
         say("the front is not measured: the latency table comes from another machine")
         return {}
     try:
-        runtime = open_runtime(Target.parse(table.identity.target), table.identity.threads)
+        runtime = open_target(Target.parse(table.identity.target), table.identity.threads)
     except Unavailable as error:
         say(f"the front is not measured: {error}")
         return {}

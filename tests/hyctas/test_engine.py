@@ -32,11 +32,15 @@ from export.trt.options import BuildOptions
 from export.trt.precision import check_graph, prepared
 from export.trt.runner import open_engine
 from export.trt.versions import has_plugins
-from hyctas import engine, published
+from hyctas import published
 from hyctas.attention.onnx_function import self_attention_function
 from hyctas.bundling import Trained, check_free
 from hyctas.data import Labels, default_colours
-from hyctas.engine import EngineSettings, Workshop, choose, intermediate, offers, write_engine
+from hyctas.engine import attention, workshop
+from hyctas.engine.attention import choose, intermediate, offers
+from hyctas.engine.settings import EngineSettings
+from hyctas.engine.workshop import Workshop
+from hyctas.engine.write import EngineReport, write_engine
 from hyctas.genotype import Genotype
 from hyctas.network import build
 from hyctas.space import edge, tiny
@@ -163,7 +167,7 @@ def attending() -> Trained:
     return network
 
 
-def written(path: Path, network: Trained, shop: Shop, precision: str = "fp16", **settings: Any) -> engine.EngineReport:
+def written(path: Path, network: Trained, shop: Shop, precision: str = "fp16", **settings: Any) -> EngineReport:
     given = EngineSettings(**settings)
     scenes = [np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)]
     command = "hyctas-export m.engine --network runs/one"
@@ -255,7 +259,7 @@ def test_mixed_computes_attention_in_chunks_on_the_cpu(
     """No graph that `mixed` computes holds all logits; the graph for the builder still has its nodes, in fp16 or kept in fp32."""
     (node,) = nodes_of(*intermediate(attending, SIZE, "native", "fp32"))
     bytes_of_logits = AttentionCase.of(node).logits_bytes
-    monkeypatch.setattr(engine, "MIXED_LOGITS_BYTES", bytes_of_logits // 4)
+    monkeypatch.setattr(attention, "MIXED_LOGITS_BYTES", bytes_of_logits // 4)
     computed: list[int] = []
     real, kept = mixed._run, [node.name] if keeps else []
 
@@ -315,7 +319,7 @@ def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch:
 
     asked: list[Any] = []
     monkeypatch.setattr(plugin, "plugin_kernel", lambda *given, **named: asked.append((given, named)))
-    engine.compiled_kernel(replace(CASE, keys=1024), replace(GPU, capability=(8, 6), driver_cuda=(12, 4)))
+    workshop.compiled_kernel(replace(CASE, keys=1024), replace(GPU, capability=(8, 6), driver_cuda=(12, 4)))
     assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024, "driver_cuda": (12, 4), "most_shared_bytes": None})]
 
 
@@ -408,7 +412,7 @@ def test_on_a_gpu(attending: Trained, tmp_path: Path, precision: str) -> None:
     if (why := guard.unavailable_reason()) is not None:
         pytest.skip("; ".join(why))
     settings = EngineSettings(preset="search", mixed=precision == "mixed", timing_cache=str(tmp_path / "cache"))
-    shop, path = engine.open_workshop(settings), tmp_path / "m.engine"
+    shop, path = workshop.open_workshop(settings), tmp_path / "m.engine"
     scenes = [np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)]
     asked = "fp16" if precision == "mixed" else precision
     report = write_engine(attending, path, SIZE, "native", asked, "none", settings, shop, scenes)

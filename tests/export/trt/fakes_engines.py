@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto
 
-from export.trt import build, runtime
+from export.trt import build, device, runtime
 from export.trt.build import BuildResult
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
@@ -47,9 +47,10 @@ class FakeBuilder:
         self.caches.append(timing_cache)
         if self.fails(model):
             raise TensorRTFailed("building the engine", ["error: could not find any implementation"])
+        inputs = _tensors(model.graph.input)
         data = plan(
-            _tensors(model.graph.input), _tensors(model.graph.output), version=self.rig.trt.version, layers=self.layers(model),
-            ms=self.ms(model),
+            inputs, _tensors(model.graph.output), version=self.rig.trt.version, layers=self.layers(model), ms=self.ms(model),
+            attention_scale=_scale(model) if list(inputs) == ["q", "k", "v"] else None,
         )  # fmt: skip
         digest = hashlib.sha256(graph).hexdigest()
         return BuildResult(data, 0.1, len(model.graph.node), {}, options, digest, (), ("the timing cache was new",))
@@ -60,9 +61,16 @@ def _tensors(infos: Any) -> dict[str, list[Any]]:
     return {name: [KINDS[t.elem_type], *(d.dim_value for d in t.shape.dim)] for name, t in types.items()}
 
 
+def _scale(model: onnx.ModelProto) -> float:
+    """Return the factor on the logits in a graph of one attention."""
+    constants = [a.f for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value_float"]
+    return float(constants[0])
+
+
 def install_builder(monkeypatch: pytest.MonkeyPatch, rig: Rig) -> FakeBuilder:
-    """Let `TensorRTRuntime` build with a fake and talk to the rig's GPU."""
+    """Let `TensorRTRuntime`, and the lab that attention is chosen in, build with a fake and talk to the rig's GPU."""
     builder = FakeBuilder(rig)
     monkeypatch.setattr(build, "build_engine", builder)
-    monkeypatch.setattr(runtime, "open_backend", lambda name=None: rig.backend)
+    for module in (runtime, device):
+        monkeypatch.setattr(module, "open_backend", lambda name=None: rig.backend)
     return builder

@@ -113,8 +113,12 @@ def plan(
     profile: Mapping[str, Sequence[Sequence[int]]] | None = None,
     formats: Mapping[str, str] | None = None,
     shape_tensors: Sequence[str] = (),
+    attention_scale: float | None = None,
 ) -> bytes:
-    """Write a plan: tensors as name -> (type, extents...), -1 for dynamic ones, whose `profile` is (minimum, optimum, maximum)."""
+    """Write a plan: tensors as name -> (type, extents...), -1 for dynamic ones, whose `profile` is (minimum, optimum, maximum).
+
+    With `attention_scale` its first output is the attention of its inputs q, k and v.
+    """
     value = {
         "version": version,
         "inputs": inputs or {"x": ["FLOAT", *SHAPE]},
@@ -124,6 +128,7 @@ def plan(
         "profile": profile or {},
         "formats": formats or {},
         "shape_tensors": shape_tensors,
+        "attention_scale": attention_scale,
     }
     return MAGIC + json.dumps(value).encode()
 
@@ -338,7 +343,17 @@ class Context:
         data = self.state.gpu.bytes_at(self.addresses[name], int(np.prod(shape)) * dtype.itemsize)
         return data.view(dtype).reshape(shape)
 
+    def _attend(self, scale: float) -> None:
+        """As the bodies of `hyctas::SelfAttention` do: channels before positions."""
+        q, k, v = (self._array(name, self.shapes[name]).astype(np.float64) for name in "qkv")
+        weights = np.exp(scale * q.swapaxes(2, 3) @ k)
+        target = self._array("o", self.get_tensor_shape("o"))
+        target[...] = (v @ (weights / weights.sum(3, keepdims=True)).swapaxes(2, 3)).astype(target.dtype)
+
     def _compute(self) -> None:
+        if self.engine.value["attention_scale"] is not None:
+            self._attend(self.engine.value["attention_scale"])
+            return
         for name in self.engine.value["outputs"]:
             twin, shape = self._twin(name)
             target = self._array(name, self.get_tensor_shape(name))

@@ -109,7 +109,7 @@ class TestRuntime:
         torch = pytest.importorskip("torch")
         onnx_file = importlib.import_module("export.onnx_file")
 
-        def export_modules(modules: Sequence[Any], folder: Path, names: Sequence[str]) -> list[Path]:
+        def export_modules(modules: Sequence[Any], folder: Path, names: Sequence[str], **_: Any) -> list[Path]:
             return [write_onnx(folder / f"{name}.onnx", {}, names=("x0", "y0")) for name in names]
 
         monkeypatch.setattr(onnx_file, "export_modules", export_modules)

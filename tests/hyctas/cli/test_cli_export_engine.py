@@ -17,10 +17,10 @@ from export.target import Target
 from export.trt import from_onnx, guard
 from export.trt.engine_file import read_manifest
 from export.trt.from_onnx import Place
-from hyctas import engine
 from hyctas.cli import bench, export
 from hyctas.cli.jobs import BenchJob, ExportJob
-from hyctas.engine import EngineSettings, LoadSettings
+from hyctas.engine import workshop as engine
+from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.space import tiny
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save

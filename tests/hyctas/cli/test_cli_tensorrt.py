@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,13 +20,21 @@ from onnx import TensorProto, helper
 from export import bench as bench_module
 from export.bench import bench
 from export.bench_models import BenchModel
+from export.errors import Unavailable
 from export.onnx_file import export_modules
-from export.runtimes import open_runtime
+from export.plugin_kernel import PluginKernel
 from export.target import Target
-from export.trt import guard
+from export.trt import choose, guard
+from export.trt.attention_case import AttentionCase
+from export.trt.choose import Rounds
+from export.trt.guard import Gpu
+from export.trt.precision import check_graph
+from export.trt.runtime import TensorRTRuntime
 from hyctas.calibrate import measure_networks
 from hyctas.cli.jobs import ProfileJob
 from hyctas.cli.profile import engines_ahead, part, protocol_of
+from hyctas.engine import workshop
+from hyctas.engine.table import TRIALS, open_target
 from hyctas.space import edge, tiny
 from hyctas.workloads import draw_networks, workloads
 from latency.journal import journal_path, read_journal
@@ -56,6 +66,12 @@ def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
 def builder(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> FakeBuilder:
     builder = install_builder(monkeypatch, rig)
     builder.ms = lambda model: 0.01 * len(model.graph.node)
+
+    def no_compiler(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None = None) -> PluginKernel:
+        raise Unavailable("the offline compiler", "not here", "nothing")
+
+    monkeypatch.setattr(workshop, "compiled_kernel", no_compiler)
+    monkeypatch.setattr(choose, "Rounds", functools.partial(Rounds, warm_up=1, rounds=2, steps=2))
     return builder
 
 
@@ -71,6 +87,11 @@ def rows_of(journal: Path) -> list[str]:
     return list(found.rows)
 
 
+def trials(builder: FakeBuilder) -> list[onnx.ModelProto]:
+    """Return the graphs of engines that attention was chosen by."""
+    return [model for model in builder.graphs if [info.name for info in model.graph.input] == ["q", "k", "v"]]
+
+
 def operators_of(model: onnx.ModelProto) -> int:
     return len({info.name.partition("_")[0] for info in model.graph.input})
 
@@ -82,26 +103,68 @@ class TestProfile:
         code, said = command("profile", *profile_arguments(tmp_path, "--shard", "1/60"))
         assert code == 0, said
         table = LatencyTable.load(tmp_path / "run/latency.json")
-        engines = len(builder.graphs) - 1  # the reference has one more
-        assert f"about {engines} engines to build: {len(table)} operators in {engines // 3}, times 3 builds; at 10 s" in said, said
+        tried = trials(builder)
+        engines = len(builder.graphs) - len(tried) - 1  # the reference has one more
+        counted = f"{len(table)} operators in {engines // 3}, times 3 builds, and {TRIALS} to choose attention; at 10 s"
+        assert f"about {engines + TRIALS} engines to build: {counted}" in said and len(tried) == 1, said
+        assert "attention of 1 shape: fused for 1" in said
         assert "(estimated, not run)" in said and "builds of one operator differ by 0.0%" in said
         assert len(table) > 2 and all(row.builds == 3 and row.spread == pytest.approx(0) for row in table.rows.values())
         identity = table.identity
         assert (identity.target, identity.protocol["builds"]) == ("tensorrt:fp16", 3)
         assert set(identity.versions) >= {"tensorrt", "cuda", "driver", "gpu0", "cuda_graph", "build", "operators"}
-        shared = [operators_of(model) for model in builder.graphs]
+        assert identity.versions["attention"] == "fastest per shape"
+        shared = [operators_of(model) for model in builder.graphs if model not in tried]
         assert shared[0] == 1 and max(shared) > 1, "the reference first, then several in one engine"
         assert set(builder.caches) == {tmp_path / "cache/hyctas/tensorrt", None}
         assert rig.gpu.leaks() == []
 
     def test_networks_calibrate_it(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         """Whole networks get an engine each, with fp32 inputs, whatever the operators have."""
-        runtime = open_runtime(FP16, 1)
+        runtime = open_target(FP16, 1)
         measured = measure_networks(draw_networks(tiny(), 2, 0, 1), runtime, (64, 64), 4, rounds=1)
-        kinds = [model.graph.input[0].type.tensor_type.elem_type for model in builder.graphs]
-        assert builder.caches == [tmp_path / "cache/hyctas/tensorrt"] * 2, "the same as the operators'"
-        assert measured.shape == (1, 2) and kinds == [TensorProto.FLOAT] * 2
-        assert [model.graph.input[0].name for model in builder.graphs] == ["x0", "x0"]
+        networks = [model for model in builder.graphs if model not in trials(builder)]
+        assert set(builder.caches) == {tmp_path / "cache/hyctas/tensorrt"}, "the same as the operators'"
+        assert measured.shape == (1, 2)
+        assert [model.graph.input[0].type.tensor_type.elem_type for model in networks] == [TensorProto.FLOAT] * 2
+        assert [model.graph.input[0].name for model in networks] == ["x0", "x0"]
+        assert rig.gpu.leaks() == []
+
+    @pytest.mark.parametrize(("precision", "opset"), [("fp16", 18), ("bf16", 22)])
+    def test_attention_is_chosen_once(
+        self, rig: Rig, builder: FakeBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, opset: int
+    ) -> None:
+        """For operators and whole networks, by every command, as long as nothing changes that decides it."""
+        network = tiny().sample(np.random.default_rng(194))  # attends
+
+        def measured() -> int:
+            before = len(trials(builder))
+            measure_networks([network], open_target(Target("tensorrt", precision), 1), (64, 64), 4, rounds=1)
+            return len(trials(builder)) - before
+
+        assert measured() == 1 and measured() == 0
+        whole = builder.graphs[-1]
+        assert [(item.domain, item.version) for item in whole.opset_import] == [("", opset)]
+        assert check_graph(whole, precision)
+        assert {node.op_type for node in whole.graph.node} >= {"Pad", "Softmax"}, "TensorRT's own form, for one kernel"
+        assert {node.domain for node in whole.graph.node} == {""} and not whole.functions
+        (kept,) = (tmp_path / "cache/hyctas/tensorrt").glob("*.attention.json")
+        (choice,) = json.loads(kept.read_text())["choices"].values()
+        assert choice["implementation"] == "fused" and "not here" in choice["refused"]["plugin"]
+        assert choice["refused"]["decomposed"] == "not tried, since fused is right"
+
+        monkeypatch.setenv("HYCTAS_TENSORRT_ATTENTION", "decomposed")
+        assert measured() == 1 and len(json.loads(kept.read_text())["choices"]) == 2
+        assert "Pad" not in {node.op_type for node in builder.graphs[-1].graph.node}
+        monkeypatch.delenv("HYCTAS_TENSORRT_ATTENTION")
+        kept.write_text("{")
+        told: list[str] = []
+        runtime = open_target(Target("tensorrt", precision), 1)
+        assert isinstance(runtime, TensorRTRuntime)
+        runtime.tell = told.append
+        measure_networks([network], runtime, (64, 64), 4, rounds=1)
+        assert (kept.parent / f"{kept.name}.unusable").exists() and json.loads(kept.read_text())
+        assert f"{kept.name} cannot be read and was moved to {kept.name}.unusable" in told[0] and "attention 1 of 1" in told[1]
         assert rig.gpu.leaks() == []
 
     def test_a_failing_operator_is_named_and_the_others_stay(
@@ -190,6 +253,23 @@ class TestProfile:
         cpu = Target("onnxruntime-cpu", "fp32")
         assert [protocol_of(ProfileJob(), target).builds for target in (FP16, cpu)] == [3, 1]
         assert protocol_of(ProfileJob(expert=json.dumps({"builds": 1})), FP16).builds == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """A network whose attention is chosen by measurement, twice: the second time nothing is chosen anew."""
+    if (why := guard.unavailable_reason()) is not None:
+        pytest.skip("; ".join(why))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network = tiny().sample(np.random.default_rng(194))
+    times, counts = [], []
+    for _ in range(2):
+        runtime = open_target(Target("tensorrt", precision), 1)
+        assert isinstance(runtime, TensorRTRuntime)
+        times.append(float(measure_networks([network], runtime, (256, 256), 4)[0, 0]))
+        counts.append(runtime.engines)
+    assert counts[0] > 0 and counts[1] == 0 and 0 < min(times) < max(times) < 2 * min(times)
 
 
 class TestBench:

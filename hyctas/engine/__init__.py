@@ -1,0 +1,10 @@
+"""TensorRT engines of networks. Nothing here imports TensorRT or torch before it is used.
+
+| file        | does                                                                              |
+|-------------|-----------------------------------------------------------------------------------|
+| `settings`  | how engines are built and loaded, as plain data                                   |
+| `workshop`  | what building needs of a machine                                                  |
+| `attention` | export with attention as nodes, and choose an implementation for each             |
+| `write`     | build a network's engine, prove it, and write it with its manifest                |
+| `table`     | give attention in operators and networks that are only measured its implementation |
+"""
