@@ -13,7 +13,7 @@ from export.platform import install_line, platform_kind
 from export.runtime import Runtime
 from export.target import RUNTIMES, Target
 
-PREFERRED = ("onnxruntime-cuda:fp32", "torch-cuda:fp32", "onnxruntime-cpu:fp32", "torch-cpu:fp32")
+PREFERRED = ("tensorrt:fp16", "onnxruntime-cuda:fp32", "torch-cuda:fp32", "onnxruntime-cpu:fp32", "torch-cpu:fp32")
 """What `default_target` tries, best first."""
 
 
@@ -73,7 +73,10 @@ def available_targets() -> list[Availability]:
 
 
 def default_target() -> Target:
-    """Return the best target that runs here: `onnxruntime-cpu:fp32` without a GPU, `torch-cpu:fp32` as the last resort.
+    """Return the best target that runs here.
+
+    That is `tensorrt:fp16` where a GPU and TensorRT are proven, `onnxruntime-cpu:fp32` without
+    a GPU, `torch-cpu:fp32` as the last resort.
 
     Raises:
         Unavailable: not even PyTorch can be imported.

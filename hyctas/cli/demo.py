@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import BenchJob, DemoJob, ProfileJob, SearchJob, TrainNetworkJob, TrainSupernetJob, parse_target
+from hyctas.cli.jobs import BenchJob, DemoJob, ProfileJob, SearchJob, TrainNetworkJob, TrainSupernetJob, best_target
 
 if TYPE_CHECKING:
     from hyctas.cli.datasets import DataSet
@@ -48,7 +48,7 @@ def main() -> None:
 def demo(job: DemoJob) -> None:
     """Run the whole job into one run folder."""
     from export.errors import InvalidInput
-    from export.target import format_size, parse_size
+    from export.target import Target, format_size, parse_size
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.profile import profile_space
     from hyctas.cli.search import run_search
@@ -59,7 +59,8 @@ def demo(job: DemoJob) -> None:
         raise InvalidInput(f"--minutes {job.minutes} must be between 1 and 10000")
     limit = (f"fps={job.fps:g}",) if job.fps is not None else ()
     started, plan, spec = time.monotonic(), scale(job.minutes), job.data or DEMO_SCENES
-    target = str(parse_target(job.target))
+    # TensorRT only where it is asked for: its builds take longer than all the rest of a demo
+    target = str(Target.parse(job.target) if job.target else best_target(("onnxruntime-", "torch-")))
     data = open_dataset(spec)
     size = job.size or format_size(working_size(data))
     small = format_size(sharing_size(parse_size(size)))

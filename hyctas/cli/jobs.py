@@ -196,7 +196,7 @@ class DemoJob:
     fps: float | None = None
     """Frame rate to reach on the target; default: none, the whole front is searched."""
     target: str | None = None
-    """Where the network will run, for instance onnxruntime-cpu:fp32; default: the best available here."""
+    """Where the network will run, for instance onnxruntime-cpu:fp32; default: the best available here, TensorRT aside."""
     size: str | None = None
     """Image size, HEIGHTxWIDTH; default: that of the first image, at most 640 pixels long."""
     threads: int = 2

@@ -67,6 +67,8 @@ def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "_installed", lambda package: False)
     with pytest.raises(Unavailable, match="torch is not installed"):
         runtimes.default_target()
+    monkeypatch.setattr("export.trt.guard.unavailable_reason", lambda: None)
+    assert str(runtimes.default_target()) == "tensorrt:fp16", "where a GPU and TensorRT are proven"
 
 
 def test_light_modules_import_neither_torch_nor_runtimes() -> None:
