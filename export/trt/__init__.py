@@ -20,10 +20,12 @@
 | `runner`                  | run and time an engine behind `export.runtime.Session`                                 |
 | `layers`                  | per-layer times and descriptions in trtexec's schema; is the attention fused?          |
 | `run`                     | `python -m export.trt.run`: time an engine where there is no torch                     |
+| `from_onnx`               | `python -m export.trt.from_onnx`: build one from an ONNX file there, or build it anew  |
 | `runtime`                 | TensorRT behind `export.runtime.Runtime`: files, modules, operators                    |
 | `grouped`                 | several operators in one engine, for latency tables                                    |
 | `attribution`             | which layer belongs to which of them; the device kit uses it, too                      |
 | `plugin`                  | the attention kernel as an ahead-of-time plugin                                        |
+| `attention_memory`        | keep what was chosen on this machine, for tables and searches                          |
 | `attention_case`          | one shape of attention: its graph alone, examples, and a float64 reference             |
 | `choose`                  | plugin, native fused, decomposed or chunked attention, by measurement                  |
 """
