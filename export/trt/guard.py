@@ -115,7 +115,10 @@ def driver_version(root: Path = Path("/")) -> str:
 
 
 def cuda_runtime_version(root: Path = Path("/")) -> str:
-    """Return the version of CUDA's runtime that Python packages brought, or that is installed; `unknown` if neither is found.
+    """Return the version of CUDA's runtime that Python packages brought, or that is installed.
+
+    TensorRT's wheels bring no runtime of their own: without another it is their CUDA's major version, and without such wheels
+    `unknown`.
 
     Args:
         root: where an installation is looked for.
@@ -126,7 +129,7 @@ def cuda_runtime_version(root: Path = Path("/")) -> str:
     try:
         return str(json.loads(_text(root / _CUDA_FILE))["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
-        return UNKNOWN
+        return next((str(major) for major, package in _MADE_FOR.items() if _version(package) is not None), UNKNOWN)
 
 
 def _check_driver(gpu: Gpu) -> None:

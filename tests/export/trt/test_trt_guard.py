@@ -248,6 +248,9 @@ def test_cuda_runtime_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert cuda_runtime_version(tmp_path) == "unknown"
     file.write_text(json.dumps({"cuda": {"name": "CUDA SDK", "version": "12.6.68"}}))
     assert cuda_runtime_version(tmp_path) == "12.6.68"
+    file.unlink()
+    monkeypatch.setattr(guard, "_version", {"tensorrt-cu13-bindings": "11.4.0.106"}.get)
+    assert cuda_runtime_version(tmp_path) == "13"
 
 
 def test_messages_keep_errors_and_warnings_and_are_bounded() -> None:
