@@ -7,7 +7,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,6 +275,21 @@ def write_file(
         InvalidInput: another suffix, or the path is taken by a file that was not written here.
         Unavailable: onnxruntime is missing, so parity cannot be proven.
     """
+    with drafted_file(trained, path, size, output, target, examples, extra) as report:
+        return report
+
+
+@contextmanager
+def drafted_file(
+    trained: Trained,
+    path: Path,
+    size: tuple[int, int],
+    output: str,
+    target: str,
+    examples: Sequence[np.ndarray],
+    extra: Mapping[str, Any] | None,
+) -> Iterator[FileReport]:
+    """Write and prove what `write_file` does, and let it take its place once the block has ended without an exception."""
     if path.suffix not in PROOF:
         raise InvalidInput(f"{path}: one file is written as {' or '.join(PROOF)}")
     check_free(path)
@@ -291,9 +307,9 @@ def write_file(
         )  # fmt: skip
         draft_manifest = manifest_of(draft)
         write_json(draft_manifest, manifest.to_json())
+        yield FileReport(path, manifest_of(path), size_bytes, parity)
         os.replace(draft, path)
         os.replace(draft_manifest, manifest_of(path))
-    return FileReport(path, manifest_of(path), size_bytes, parity)
 
 
 def prove(

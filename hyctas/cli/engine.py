@@ -93,12 +93,12 @@ def write_engine_file(
     if home is None:
         again = shlex.join(["hyctas-export", path.name, *asked])
         report = _built(job, trained, path, size, output, target.precision, again, settings)
-        beside = f"{path.name}.json; and {report.onnx.name}, which it can be rebuilt from"
+        beside = f"{path.name}.json; and {report.onnx.name}"
     else:
         again = shlex.join(["hyctas-export", str(path), "--target", str(target)])
         with engine_replaced(home):
             report = _built(job, trained, path, size, output, target.precision, again, settings, home / "model.onnx")
-        beside = f"{path.name}.json; {home} can rebuild it"
+        beside = f"{path.name}.json"
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
     _tell(report)
@@ -124,8 +124,8 @@ def rebuild(job: ExportJob, path: Path) -> None:
     if reason is None:
         say(f"{path} fits this machine; nothing to do")
         return
-    say(f"{path.name}: {reason}")
     if home is not None:
+        say(f"{path.name}: {reason}")
         _rebuild_from_bundle(job, path, home, options)
         return
     with bar(f"rebuild {path.name}") as shown:

@@ -8,6 +8,7 @@ compared with the network's in PyTorch. What talks to the GPU comes in as a `Wor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,26 +87,26 @@ def write_engine(
     """
     from export.trt.engine_file import check_free, save_engine
     from export.trt.layers import fused_attention
-    from hyctas.bundling import write_file
+    from hyctas.bundling import drafted_file
 
     precision = built_precision(precision, settings)
     settings.options(precision)  # refused before minutes are spent
     check_free(path)
-    images = _prepared_images(trained, examples, size)
-    model, function = intermediate(trained, size, output, precision, images)
-    attention = choose(model, function, workshop, measure=settings.measure_attention, tell=tell)
-    options = settings.options(precision, plugins=bool(attention.plugins))
-    if tell is not None:
-        tell(f"build {path.name}: {precision}, preset {settings.preset}")
-    built = workshop.build(attention.model.SerializeToString(), options, progress)
-    with workshop.open(built.plan) as session:
-        parity = _proven(trained, session, images, size, options)
-        latency = _timed(session, images)
-        fused = fused_attention(session.layer_info(), attention.plugins)
-        notes = (*built.notices, *session.notes)
-    onnx = portable
-    if onnx is None:
-        onnx = write_file(trained, path.with_suffix(".onnx"), size, output, f"tensorrt:{precision}", examples, extra).path
+    onnx, target = portable or path.with_suffix(".onnx"), f"tensorrt:{precision}"
+    # the ONNX file first: what it may fail for is known before minutes are spent; it takes its place when the engine is proven
+    with nullcontext() if portable else drafted_file(trained, onnx, size, output, target, examples, extra):
+        images = _prepared_images(trained, examples, size)
+        model, function = intermediate(trained, size, output, precision, images)
+        attention = choose(model, function, workshop, measure=settings.measure_attention, tell=tell)
+        options = settings.options(precision, plugins=bool(attention.plugins))
+        if tell is not None:
+            tell(f"build {path.name}: {precision}, preset {settings.preset}")
+        built = workshop.build(attention.model.SerializeToString(), options, progress)
+        with workshop.open(built.plan) as session:
+            parity = _proven(trained, session, images, size, options)
+            latency = _timed(session, images)
+            fused = fused_attention(session.layer_info(), attention.plugins)
+            notes = (*built.notices, *session.notes)
     found = {**attention.to_json(), "fused": fused.verdict, "evidence": list(fused.evidence)}
     manifest = built.manifest(
         workshop.machine, onnx, command, attention=found, parity=parity.to_json(), latency=_described(latency)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,7 +293,8 @@ def test_bench_names_the_first_mismatch_of_an_engine(
     trt = FakeTensorRT(FakeGpu(), version)
     install(monkeypatch, trt)
     save(work / "m.engine", trt, plan(version=version), tensorrt="10.3.0")
-    monkeypatch.setattr("export.trt.runtime.open_backend", lambda name: object())
+    for module in ("runtime", "device"):
+        monkeypatch.setattr(f"export.trt.{module}.open_backend", lambda name: object())
     monkeypatch.setattr(guard, "import_tensorrt", lambda index=0: trt.module)
     monkeypatch.setattr("export.trt.runtime.unavailable_reason", lambda: None)
     assert call(monkeypatch, bench, "m.engine") == 2
@@ -329,6 +331,7 @@ def test_the_workshop_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert given == (b"graph", options) and named["timing_cache"] == tmp_path and named["machine"] == shop.machine
     lab: Any = shop.lab
     assert lab.backend == ("backend", "pycuda") and lab.settings == {"workspace_mib": 64, "tf32": False, "level": 2}
-    monkeypatch.setattr("export.trt.build.build_engine", lambda graph, options, **named: type("R", (), {"plan": options.to_json()}))
+    built_small = lambda graph, options, **named: SimpleNamespace(plan=options.to_json(), seconds=1.5)  # noqa: E731
+    monkeypatch.setattr("export.trt.build.build_engine", built_small)
     small = lab.build(b"graph", "bf16", True)
     assert (small["precision"], small["plugins"], small["level"], small["workspace_mib"]) == ("bf16", True, 2, 64)
