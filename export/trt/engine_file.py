@@ -311,7 +311,8 @@ def _notices(manifest: EngineManifest, here: Machine) -> tuple[str, ...]:
 
 def _without_manifest(path: Path) -> EngineRefused:
     reason = f"it has no manifest ({manifest_path(path).name}), so nobody knows what it is; loading an engine executes code in it"
-    command = f"hyctas-export {path.name} --network BUNDLE --target tensorrt:fp16 (or trust it explicitly if you built it)"
+    command = f"hyctas-export {path.name} --network BUNDLE --target tensorrt:fp16\nIf you built it yourself, trust it: "
+    command += "`trust = true` in a TOML file (hyctas-bench --config FILE), or --trust (python3 -m export.trt.run)"
     return EngineRefused(path, reason, field="manifest", built=UNKNOWN, found="none", command=command)
 
 
