@@ -6,18 +6,18 @@ A bundle is built in a sibling folder and swapped in whole (`export/swap.py`), s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.bundle_engine import ENGINE_FILES, ENGINE_NAME
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_bytes, write_json, write_text
 from export.imaging import Preprocessing
-from export.manifest import NAME, Manifest, entry_of, read_manifest, verify, write_manifest
+from export.manifest import NAME, Manifest, read_manifest, verify, write_manifest
 from export.swap import previous_of, replaced_folder
 from export.target import Target, format_size
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from export.onnx_file import OnnxReport
     from export.parity import ParityReport
 
-ENGINE_NAME = "model.engine"
-"""The TensorRT engine of a bundle that has one; its manifest (`export.trt.engine_file`) stands beside it."""
-ENGINE_FILES = (ENGINE_NAME, f"{ENGINE_NAME}.json")
 CONTENT = ("model.onnx", "genotype.json", "weights.safetensors", "labels.json", "parity.json", "run.py")
 
 
@@ -156,24 +153,6 @@ def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
     verify(folder, manifest)
     labels, parity = read_json(folder / "labels.json"), read_json(folder / "parity.json")
     return Bundle(folder, manifest, (folder / "genotype.json").read_text(), labels, parity)
-
-
-@contextmanager
-def engine_replaced(folder: Path) -> Iterator[None]:
-    """Let a bundle's engine and its manifest be written inside; after a kill meanwhile the bundle is whole and lists no engine.
-
-    Raises:
-        CorruptFile: the bundle's manifest is damaged.
-    """
-    manifest = read_manifest(folder)
-    others = {name: entry for name, entry in manifest.files.items() if name not in ENGINE_FILES}
-    write_json(folder / NAME, replace(manifest, files=others).to_json())
-    try:
-        yield
-    finally:  # what failed before it wrote anything leaves the old engine, which is listed again
-        if all((folder / name).is_file() for name in ENGINE_FILES):
-            engine = {name: entry_of(folder / name) for name in ENGINE_FILES}
-            write_json(folder / NAME, replace(manifest, files=others | engine).to_json())
 
 
 def _write_model(

@@ -20,10 +20,12 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from export.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import read_json, sha256, write_bytes, write_json
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
@@ -176,14 +178,18 @@ def check_free(path: Path) -> None:
 def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
     """Write an engine and its manifest, each safely; a kill in between leaves a pair that is refused, since hashes differ.
 
+    Where they are part of a bundle, its manifest lists them afterwards.
+
     Raises:
         InvalidInput: the manifest is not that of the plan.
         OSError: a file cannot be written.
     """
     if manifest.engine_sha256 != hashlib.sha256(plan).hexdigest() or manifest.size_bytes != len(plan):
         raise InvalidInput(f"the manifest for {path.name} names another engine than the {len(plan)} bytes that are to be saved")
-    write_bytes(path, plan)
-    write_json(manifest_path(path), manifest.to_json())
+    home = bundle_of(path)
+    with engine_replaced(home) if home is not None else nullcontext():
+        write_bytes(path, plan)
+        write_json(manifest_path(path), manifest.to_json())
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,6 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
     check_free(path)
 
 
-def bundle_of(path: Path) -> Path | None:
-    """Return the bundle that an engine is to be part of, if it is one's."""
-    from export.bundle import ENGINE_NAME
-    from export.manifest import NAME
-
-    return path.parent if path.name == ENGINE_NAME and (path.parent / NAME).is_file() else None
-
-
 def check_bundle(job: ExportJob, folder: Path) -> None:
     """Refuse an engine for a bundle that is not of the bundle's own network, size and output.
 
@@ -82,7 +74,7 @@ def write_engine_file(
     job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path
 ) -> None:
     """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there."""
-    from export.bundle import engine_replaced
+    from export.bundle_engine import bundle_of
     from hyctas.cli.show import say
 
     asked = ["--network", str(source), "--target", str(target), "--output", output, "--size", format_size(size)]
@@ -96,8 +88,7 @@ def write_engine_file(
         beside = f"{path.name}.json; and {report.onnx.name}"
     else:
         again = shlex.join(["hyctas-export", str(path), "--target", str(target)])
-        with engine_replaced(home):
-            report = _built(job, trained, path, size, output, target.precision, again, settings, home / "model.onnx")
+        report = _built(job, trained, path, size, output, target.precision, again, settings, home / "model.onnx")
         beside = f"{path.name}.json"
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
@@ -112,6 +103,7 @@ def rebuild(job: ExportJob, path: Path) -> None:
         EngineRefused: it has no manifest.
         CorruptFile: the manifest, the bundle or the ONNX file is damaged.
     """
+    from export.bundle_engine import bundle_of, engine_listed, engine_replaced
     from export.trt.engine_file import needs_rebuild, required_manifest
     from export.trt.from_onnx import open_place, options_of, rebuild_engine
     from hyctas.cli.show import bar, say
@@ -121,6 +113,10 @@ def rebuild(job: ExportJob, path: Path) -> None:
     settings, home = job.engine(), bundle_of(path)
     place = open_place(settings.cuda_backend, settings.cache())
     reason = needs_rebuild(path, place.machine)
+    if reason is None and home is not None and not engine_listed(home):  # a kill while it was written
+        with engine_replaced(home):
+            say(f"{path} fits this machine; its bundle lists it again")
+        return
     if reason is None:
         say(f"{path} fits this machine; nothing to do")
         return

@@ -46,12 +46,12 @@ def kind_of(file: str) -> str:
 
 def export_network(job: ExportJob) -> None:
     """Write OUTPUT."""
-    from export.bundle import ENGINE_NAME
+    from export.bundle_engine import ENGINE_NAME, bundle_of
     from export.errors import InvalidInput
     from export.manifest import read_manifest
     from export.runtimes import open_runtime
     from hyctas.bundling import check_free, load_trained
-    from hyctas.cli.engine import bundle_of, check_bundle, check_engine, rebuild, write_engine_file
+    from hyctas.cli.engine import check_bundle, check_engine, rebuild, write_engine_file
     from hyctas.cli.show import say
     from hyctas.runs import newest_run
 

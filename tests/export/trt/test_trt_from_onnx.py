@@ -19,6 +19,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.files import sha256
+from export.manifest import read_manifest as read_bundle_manifest
+from export.manifest import verify, write_manifest
 from export.trt import from_onnx, guard
 from export.trt.engine_file import EngineManifest, manifest_path, read_manifest
 from export.trt.from_onnx import Shown, main
@@ -131,6 +133,24 @@ def test_an_engine_is_built_anew_where_it_does_not_fit(
     engine.unlink()
     assert main([str(engine)]) == 0 and "no such engine" in capsys.readouterr().out
     assert without_times(engine) == replace(first, latency=None) and rig.gpu.leaks() == []
+
+
+def test_the_manifest_of_a_bundle_lists_what_is_built_in_it(network: Path, builder: FakeBuilder) -> None:
+    bundle = network.parent
+    write_manifest(bundle, target="tensorrt:fp16", size=(4, 6), output="native", extra={})
+
+    def listed() -> set[str]:
+        manifest = read_bundle_manifest(bundle)
+        verify(bundle, manifest)
+        return set(manifest.files)
+
+    whole = {"model.onnx", "model.engine", "model.engine.json"}
+    assert main([str(network)]) == 0 and listed() == whole
+    network.with_suffix(".engine").unlink()
+    assert main([str(network.with_suffix(".engine"))]) == 0 and listed() == whole
+    assert main([str(network), "--precision", "fp32"]) == 0 and listed() == whole
+    (bundle / "manifest.json").write_text('{"name": "of something else"}')
+    assert main([str(network)]) == 0 and (bundle / "manifest.json").read_text() == '{"name": "of something else"}'
 
 
 def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,13 @@ import pytest
 
 from export import runtimes
 from export.bundle import read_bundle
+from export.bundle_engine import engine_replaced
 from export.errors import Unavailable
+from export.manifest import read_manifest as read_bundle_manifest
+from export.manifest import verify, write_manifest
 from export.target import Target
 from export.trt import from_onnx, guard
-from export.trt.engine_file import read_manifest
+from export.trt.engine_file import read_manifest, save_engine
 from export.trt.from_onnx import Place
 from hyctas.cli import bench, export
 from hyctas.cli.jobs import BenchJob, ExportJob
@@ -25,6 +28,7 @@ from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.space import tiny
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
+from tests.export.trt.test_trt_engine_file import ONNX, PLAN, manifest_of
 from tests.hyctas.test_engine import MACHINE, Shop
 
 NO_GPU = Unavailable("tensorrt", "NVIDIA's driver is not there (libcuda.so.1)", "a machine with an NVIDIA GPU")
@@ -219,10 +223,6 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
 
 
 def test_a_failure_leaves_a_bundle_whole(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.bundle import engine_replaced
-    from export.manifest import read_manifest as read_bundle_manifest
-    from export.manifest import verify, write_manifest
-
     (work / "model.onnx").write_bytes(b"onnx")
     write_manifest(work, target="tensorrt:fp16", size=(64, 64), output="native", extra={})
 
@@ -243,6 +243,23 @@ def test_a_failure_leaves_a_bundle_whole(work: Path, monkeypatch: pytest.MonkeyP
     assert listed() == whole
 
 
+@pytest.mark.usefixtures("place")
+def test_an_engine_that_a_bundle_lost_in_a_kill_is_listed_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "model.onnx").write_bytes(ONNX)
+    write_manifest(work, target="tensorrt:fp16", size=(64, 64), output="native", extra={})
+    killed = (work / "manifest.json").read_bytes()
+    save_engine(work / "model.engine", PLAN, manifest_of(machine=MACHINE))
+    whole = (work / "manifest.json").read_bytes()
+    assert call(monkeypatch, export, "model.engine", "--rebuild") == 0
+    assert "model.engine fits this machine; nothing to do" in capsys.readouterr().out
+    (work / "manifest.json").write_bytes(killed)
+    assert call(monkeypatch, export, "model.engine", "--rebuild") == 0
+    assert "model.engine fits this machine; its bundle lists it again" in capsys.readouterr().out
+    assert (work / "manifest.json").read_bytes() == whole != killed
+
+
 @pytest.mark.slow
 def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
     genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -253,7 +270,7 @@ def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
     capsys.readouterr()
     assert call(monkeypatch, export, "m.engine", "--rebuild") == 0
     told = capsys.readouterr().out
-    assert "m.engine: it was built for GPU NVIDIA Orin, and here is GPU Fake A100" in told
+    assert told.count("m.engine: it was built for GPU NVIDIA Orin, and here is GPU Fake A100") == 1
     assert "wrote m.engine and m.engine.json" in told
     assert "note: attention is built as it stands in the file" in told
     manifest = read_manifest(work / "m.engine")
