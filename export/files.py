@@ -49,6 +49,8 @@ def read_json(path: Path, format_version: int | None = None) -> Any:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
     except UnicodeDecodeError:
         raise CorruptFile(path, "not a text file") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number too long for Python
+        raise CorruptFile(path, f"not usable JSON ({error})") from None
     if format_version is not None:
         found = value.get("format_version") if isinstance(value, dict) else None
         if found != format_version:

@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
             files={name: _entry(entry) for name, entry in value["files"].items()},
             extra=dict(value["extra"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CorruptFile(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
     for name in manifest.files:
         if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:

@@ -138,6 +138,7 @@ def check_same(
     Raises:
         InvalidInput: the sessions do not take the same input, or there is nothing to compare.
     """
+    check_comparable(reference)
     images = _images(session, inputs or (), None, seed, count)
     if [spec.name for spec in reference.inputs] != [spec.name for spec in session.inputs]:
         given = [[spec.name for spec in side.inputs] for side in (session, reference)]
@@ -145,6 +146,20 @@ def check_same(
     output = session.outputs[0].name
     compute = lambda image: reference.run({reference.inputs[0].name: image})[0]  # noqa: E731
     return _judge(_rows(compute, session, images, output), output, seed, tolerance, min_agreement)
+
+
+def check_comparable(reference: Session) -> None:
+    """Refuse a model that `check_same` cannot judge.
+
+    Raises:
+        InvalidInput: it has not one float32 input and one output: floats (N, C, ...), or integers.
+    """
+    kinds = [np.dtype(spec.dtype).kind for spec in reference.outputs]
+    judged = kinds in (["i"], ["u"]) or (kinds == ["f"] and len(reference.outputs[0].shape) > 1)
+    if [spec.dtype for spec in reference.inputs] != ["float32"] or not judged:
+        inputs, outputs = ([f"{s.name} {s.dtype} {s.shape}" for s in side] for side in (reference.inputs, reference.outputs))
+        wanted = "parity needs one float32 input, and one output of floats (N, C, ...) or of integers"
+        raise InvalidInput(f"{wanted}; the model has the inputs {inputs} and the outputs {outputs}")
 
 
 def _images(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
@@ -289,8 +290,9 @@ def _ways_to_rebuild(path: Path) -> str:
         return ""
     if manifest is None or not path.with_name(manifest.onnx).is_file():
         return ""
-    without = f"without torch: python3 -m export.trt.from_onnx {path}"
-    return f"\nor from {manifest.onnx} beside it: hyctas-export {path} --rebuild ({without})"
+    engine = shlex.quote(str(path))
+    without = f"without torch: python3 -m export.trt.from_onnx {engine}"
+    return f"\nor from {manifest.onnx} beside it: hyctas-export {engine} --rebuild ({without})"
 
 
 def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
@@ -317,8 +319,9 @@ def _notices(manifest: EngineManifest, here: Machine) -> tuple[str, ...]:
 
 def _without_manifest(path: Path) -> EngineRefused:
     reason = f"it has no manifest ({manifest_path(path).name}), so nobody knows what it is; loading an engine executes code in it"
-    command = f"hyctas-export {path.name} --network BUNDLE --target tensorrt:fp16\nIf you built it yourself, trust it: "
-    command += "`trust = true` in a TOML file (hyctas-bench --config FILE), or --trust (python3 -m export.trt.run)"
+    command = f"hyctas-export {shlex.quote(path.name)} --network BUNDLE --target tensorrt:fp16\n"
+    command += "If you built it yourself, trust it: `trust = true` in a TOML file (hyctas-bench --config FILE), "
+    command += "or --trust (python3 -m export.trt.run)"
     return EngineRefused(path, reason, field="manifest", built=UNKNOWN, found="none", command=command)
 
 

@@ -13,6 +13,8 @@ engine must give: nothing is written before both agree. Attention is built as it
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
-from export.parity import ParityReport, check_same
+from export.parity import ParityReport, check_comparable, check_same
 from export.target import Target
 from export.trt.build import BuildResult, build_engine
 from export.trt.device import BACKENDS, DeviceBackend, open_backend
@@ -100,7 +102,7 @@ def engine_from_onnx(
 
     Raises:
         CheckFailed: the engine does not compute what ONNX Runtime computes from the file.
-        InvalidInput: no such file, or a graph that does not fit the options.
+        InvalidInput: no such file, other inputs or outputs, or a graph that does not fit the options.
         Unavailable: onnxruntime is not installed, or what converts to the precision.
         TensorRTFailed: TensorRT failed, with its own words.
         CudaFailed: CUDA did.
@@ -110,8 +112,9 @@ def engine_from_onnx(
     if not onnx.is_file():
         raise InvalidInput(f"no such file: {onnx}")
     with ExitStack() as stack:
-        # opened before minutes are spent: it must be installed, and take the file
+        # opened before minutes are spent: it must be installed, take the file, and be able to judge it
         reference = stack.enter_context(OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(onnx))
+        check_comparable(reference)
         random = np.random.default_rng(0)
         draw = lambda: {spec.name: random.standard_normal(spec.shape, np.float32) for spec in reference.inputs}  # noqa: E731
         examples = [draw() for _ in range(EXAMPLES)] if options.precision == "mixed" else []
@@ -256,6 +259,8 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
     path: Path = args.file
     if path.suffix not in (".onnx", ".engine"):
         raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
     given = [name for name in ("precision", "preset", "workspace_mib") if getattr(args, name) is not None]
     if path.suffix == ".engine":
         if given:
@@ -272,13 +277,13 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
         raise InvalidInput(f"no such file: {path}")
     check_free(engine)
     place = open_place(args.cuda_backend, args.timing_cache)
-    command = f"python3 -m export.trt.from_onnx {engine.name}"
+    command = f"python3 -m export.trt.from_onnx {shlex.quote(engine.name)}"
     save_engine(engine, *engine_from_onnx(path, options, place, command, tell, shown))
     tell(_wrote(engine))
 
 
 def _wrote(path: Path) -> str:
-    return f"wrote {path} and {manifest_path(path).name}\nnext: python3 -m export.trt.run {path}"
+    return f"wrote {path} and {manifest_path(path).name}\nnext: python3 -m export.trt.run {shlex.quote(str(path))}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,13 @@ TF32_LIMITS = (0.05, 0.99)
 """The same for fp32 whose convolutions may round to TF32."""
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("tf32", "plugins", "detailed"), (bool,)), **dict.fromkeys(("level", "timing_iterations"), (int,)),
+    **dict.fromkeys(("workspace_mib", "max_aux_streams"), (int, type(None))), "precision": (str,), "shapes": (list, tuple),
+}  # fmt: skip
+"""What values of `BuildOptions` are in JSON."""
+
+
 def target_precision(precision: str) -> str:
     """Return the precision of the target (`tensorrt:fp16`) that an engine runs as: mixed ones run as fp16."""
     return "fp16" if precision == "mixed" else precision
@@ -117,6 +124,8 @@ class BuildOptions:
         known = {field.name for field in fields(cls)}
         if not set(value) <= known:
             raise InvalidInput(f"unknown build options {sorted(set(value) - known)}; known: {sorted(known)}")
+        if wrong := [name for name, kinds in _KINDS.items() if name in value and type(value[name]) not in kinds]:
+            raise InvalidInput(f"{wrong[0]} is {value[wrong[0]]!r}, a {type(value[wrong[0]]).__name__}")
         shapes = tuple(ShapeRange.from_json(shape) for shape in value.get("shapes", ()))
         try:
             return cls(**{**value, "shapes": shapes})

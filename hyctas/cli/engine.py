@@ -39,12 +39,12 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
     try:
         open_runtime(target, job.threads, backend=settings.cuda_backend)
     except Unavailable as error:
-        onnx = path.with_suffix(".onnx").name
+        onnx, engine = (shlex.quote(name) for name in (path.with_suffix(".onnx").name, path.name))
         raise Unavailable(
             f"{path} ({target})", f"{error.reason}; nothing else is written in its place",
             f"{error.install}\nOn the device itself: hyctas-export {onnx}, copy that and the folder export, and there run "
             f"`python3 -m export.trt.from_onnx {onnx} --precision {target.precision}`, or without Python "
-            f"`trtexec --onnx={onnx} --saveEngine={path.name}` (of TensorRT's system packages; it builds fp32), "
+            f"`trtexec --onnx={onnx} --saveEngine={engine}` (of TensorRT's system packages; it builds fp32), "
             f"or take a kit that builds and times {target} there: hyctas-bench {onnx} --target {target} --kit FOLDER",
         ) from None  # fmt: skip
     check_free(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def export_network(job: ExportJob) -> None:
         _file(job, trained, path, size, target)
     if engine is not None:
         write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
-    say(f"next: hyctas-bench {path} --target {target} --threads {job.threads}")
+    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}")
 
 
 def choose_target(text: str | None, kind: str, path: Path) -> Target:
@@ -134,7 +135,7 @@ def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int
     say(report.parity.summary())
     if target.runtime != "tensorrt":  # its engine, which follows, is compared by itself
         _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
-    say(f"try it: python {folder}/run.py IMAGE_OR_FOLDER")
+    say(f"try it: python {shlex.quote(str(folder / 'run.py'))} IMAGE_OR_FOLDER")
 
 
 def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target) -> None:

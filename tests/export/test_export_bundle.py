@@ -123,6 +123,7 @@ def test_tampering_names_the_file(copied: Path, name: str) -> None:
         ({"files": {}}, "does not list"),
         ({"files": {"../x": {"sha256": "", "size_bytes": 1}}}, "plain file name"),
         ({"files": {"model.onnx": {}}}, "field"),
+        ({"files": {"model.onnx": {"sha256": "", "size_bytes": float("inf")}}}, "field"),
         ({"versions": 3}, "field"),
     ],
 )

@@ -100,6 +100,17 @@ def test_the_first_thing_that_does_not_fit_is_named_trusted_or_not(engine: Path,
     assert needs_rebuild(engine, machine) == reason
 
 
+def test_commands_that_a_refusal_names_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(ONNX)
+    save_engine(folder / "model.engine", PLAN, manifest_of())
+    with pytest.raises(EngineRefused) as found:
+        check_engine(folder / "model.engine", dataclasses.replace(HERE, gpu="other"))
+    quoted = f"'{folder}/model.engine'"
+    assert f"hyctas-export {quoted} --rebuild (without torch: python3 -m export.trt.from_onnx {quoted})" in str(found.value)
+
+
 def test_several_mismatches_name_the_one_that_matters_most(engine: Path) -> None:
     other = Machine("11.4.0", "13.0", "580.1", "NVIDIA B200", (10, 0), "Linux-x86_64")
     with pytest.raises(EngineRefused) as found:

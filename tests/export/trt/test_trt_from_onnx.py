@@ -170,16 +170,53 @@ def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, ca
     assert main([str(network)]) == 0
     assert "is built anew as its manifest says; leave out --precision" in refused(engine, "--precision", "fp16")
     beside = json.loads(manifest_path(engine).read_text())
-    for options, reason in (({"precision": "fp32"}, "says fp16, and fp32"), ({"level": 9}, "level is 9"), ({"odd": 1}, "unknown")):
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"precision": "fp32"}, "says fp16, and fp32"), ({"level": 9}, "level is 9"), ({"odd": 1}, "unknown"),
+        ({"workspace_mib": 1.5}, "workspace_mib is 1.5, a float"), ({"tf32": float("nan")}, "tf32 is nan, a float"),
+    )  # fmt: skip
+    for options, reason in wrong:
         changed = {**beside, "options": {**beside["options"], **options}, "machine": {**beside["machine"], "gpu": "other"}}
         manifest_path(engine).write_text(json.dumps(changed))
         assert reason in refused(engine)
-    manifest_path(engine).write_text("{")
-    assert "not valid JSON" in refused(engine)
+    for text, reason in (("{", "not valid JSON"), ("[" * 100_000, "not usable JSON"), ("9" * 5000, "not usable JSON")):
+        manifest_path(engine).write_text(text)
+        assert reason in refused(engine)
     network.write_bytes(b"no onnx")
     engine.unlink()
     manifest_path(engine).unlink()
     assert "model.onnx" in refused(network)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "nodes"),
+    [
+        ({"a": TensorProto.FLOAT, "b": TensorProto.FLOAT}, (TensorProto.FLOAT, SHAPE), [("Add", ["a", "b"], {})]),
+        ({"a": TensorProto.FLOAT16}, (TensorProto.FLOAT16, SHAPE), [("Relu", ["a"], {})]),
+        ({"a": TensorProto.UINT8}, (TensorProto.FLOAT, SHAPE), [("Cast", ["a"], {"to": 1})]),
+        ({"a": TensorProto.FLOAT}, (TensorProto.BOOL, SHAPE), [("Cast", ["a"], {"to": 9})]),
+        ({"a": TensorProto.FLOAT}, (TensorProto.FLOAT, ()), [("ReduceSum", ["a"], {"keepdims": 0})]),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp16", "mixed"])
+def test_what_parity_cannot_judge_is_refused_before_it_is_built(
+    tmp_path: Path, builder: FakeBuilder, capsys: pytest.CaptureFixture[str], precision: str,
+    inputs: dict[str, int], output: tuple[int, tuple[int, ...]], nodes: list[Any],
+) -> None:  # fmt: skip
+    made = [helper.make_node(kind, names, ["y"], **attributes) for kind, names, attributes in nodes]
+    given = [helper.make_tensor_value_info(name, kind, SHAPE) for name, kind in inputs.items()]
+    graph = helper.make_graph(made, "g", given, [helper.make_tensor_value_info("y", *output)])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    assert main([str(tmp_path / "m.onnx"), "--precision", precision]) == 2
+    assert "parity needs one float32 input, and one output of floats" in capsys.readouterr().err
+    assert builder.graphs == []
+
+
+def test_a_folder_that_is_not_writable_is_refused_before_anything_is_built(
+    network: Path, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != network.parent)
+    assert main([str(network)]) == main([str(network.with_suffix(".engine"))]) == 2
+    assert "you may not write there" in capsys.readouterr().err and builder.graphs == []
 
 
 def test_a_full_disk_keeps_what_was_there(
