@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from export.errors import InvalidInput
+from export.errors import CorruptFile, InvalidInput
 from export.files import sha256
 from export.imaging import Preprocessing, decode, labels_of, overlay, palette
 from export.runtime import Runtime, Session, TensorSpec
-from export.target import Target
+from export.target import Target, format_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,7 +115,8 @@ def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
     if path.suffix not in (".pt2", ".engine", ".plan"):
         from export.onnx_shape import static_onnx
 
-        path, notes = static_onnx(path, model.size, folder)
+        path, changed = static_onnx(path, model.size, folder)
+        notes += changed
     session = runtime.load_file(path)
     return replace(_described(model, session, notes), file=original.name, sha256=sha256(original))
 
@@ -140,8 +142,15 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
 def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
     """Return what a target runs of a bundle: on TensorRT its engine, if it has one of this precision, else its ONNX file."""
     from export.bundle import read_bundle
+    from export.bundle_engine import ENGINE_FILES, ENGINE_NAME
 
-    bundle = read_bundle(folder)
+    try:
+        bundle = read_bundle(folder, with_engine=target.runtime == "tensorrt")
+    except CorruptFile as error:
+        if error.path.name not in ENGINE_FILES:
+            raise
+        again = shlex.join(["hyctas-export", str(folder / ENGINE_NAME), "--rebuild"])
+        raise CorruptFile(error.path, f"{error.reason}; to build it anew: {again}") from None
     if target.runtime != "tensorrt" or bundle.engine is None:
         return bundle.model
     from export.trt.engine_file import required_manifest
@@ -159,6 +168,11 @@ def _described(model: BenchModel, session: Session, notes: list[str]) -> OpenMod
     if len(shapes) != 1 or shapes[0][1] != "float32" or len(shapes[0][2]) != 4 or shapes[0][2][:2] != (1, 3):
         session.close()
         raise InvalidInput(f"model {model.name!r}: a model to time takes one float32 image (1, 3, H, W); found {shapes}")
+    height, width = shapes[0][2][2:]
+    if model.size is not None and model.size != (height, width):
+        session.close()
+        asked = format_size(model.size)
+        raise InvalidInput(f"model {model.name!r} is made for {format_size((height, width))}; asked for {asked}")
     if len(session.outputs) > 1:
         notes.append(f"it has {len(session.outputs)} outputs; labels come from {session.outputs[0].name!r}")
     metadata: dict[str, str] = getattr(session, "metadata", {})
@@ -167,7 +181,6 @@ def _described(model: BenchModel, session: Session, notes: list[str]) -> OpenMod
         preprocessing = Preprocessing.from_json(_parsed(metadata, "preprocessing"))
     if preprocessing is None:
         notes.append("no preprocessing metadata: images are scaled to 0..1 and not normalised")
-    height, width = shapes[0][2][2:]
     labels = _parsed(metadata, "labels") if "labels" in metadata else None
     colours = labels["colours"] if isinstance(labels, dict) and labels.get("colours") else palette(256)
     return OpenModel(

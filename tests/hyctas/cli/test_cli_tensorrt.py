@@ -20,7 +20,9 @@ from onnx import TensorProto, helper
 from export import bench as bench_module
 from export.bench import bench
 from export.bench_models import BenchModel
-from export.errors import Unavailable
+from export.bundle import CONTENT
+from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.manifest import write_manifest
 from export.onnx_file import export_modules
 from export.plugin_kernel import PluginKernel
 from export.target import Target
@@ -283,9 +285,16 @@ class TestBench:
         kinds: dict[str, Any] = {"inputs": {"image": ["FLOAT", *SHAPE]}, "outputs": {"native": ["FLOAT", *SHAPE]}, **changes}
         return save(path, rig.trt, plan(version=rig.trt.version, **kinds), precision="fp16")
 
-    def bench(self, *paths: Path) -> Any:
-        models = [BenchModel(path.name, path) for path in paths]
-        return bench(models, FP16, 1, seconds=0.05, warmup_s=0.0)
+    def onnx(self, path: Path) -> None:
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native")]
+        node = helper.make_node("Relu", ["image"], ["native"], name="relu")
+        model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
+        model.ir_version = 10
+        onnx.save(model, path)
+
+    def bench(self, *paths: Path, target: Target = FP16, size: tuple[int, int] | None = None) -> Any:
+        models = [BenchModel(path.name, path, size=size) for path in paths]
+        return bench(models, target, 1, seconds=0.05, warmup_s=0.0)
 
     def test_engines_and_plans(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         paths = self.engine(tmp_path / "a.engine", rig), self.engine(tmp_path / "b.plan", rig, ms=0.5)
@@ -302,10 +311,31 @@ class TestBench:
         assert "a.engine: no CUDA graph" in report.to_markdown()
 
     def test_onnx_files_are_built(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native")]
-        node = helper.make_node("Relu", ["image"], ["native"], name="relu")
-        model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
-        model.ir_version = 10
-        onnx.save(model, tmp_path / "m.onnx")
+        self.onnx(tmp_path / "m.onnx")
         report = self.bench(tmp_path / "m.onnx")
         assert len(builder.graphs) == 1 and "the timing cache was new" in report.models[0].notes
+
+    def test_a_bundle(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
+        bundle = tmp_path / "my bundle"
+        bundle.mkdir()
+        for name in CONTENT:
+            (bundle / name).write_text("{}")
+        self.onnx(bundle / "model.onnx")
+        write_manifest(bundle, target="tensorrt:fp16", size=SHAPE[2:], output="native", extra={})
+        engine = self.engine(bundle / "model.engine", rig)
+        assert self.bench(bundle).models[0].file == "model.engine" and builder.graphs == []
+        with pytest.raises(InvalidInput, match="is made for 4x6; asked for 32x64"):
+            self.bench(bundle, size=(32, 64))
+        fp32, cpu = Target("tensorrt", "fp32"), Target("onnxruntime-cpu", "fp32")
+        (model,) = self.bench(bundle, target=fp32).models
+        assert model.file == "model.onnx" and "the bundle's engine is fp16; this one was built for tensorrt:fp32" in model.notes
+        engine.write_bytes(b"damaged")
+        again = f"hyctas-export '{engine}' --rebuild"
+        with pytest.raises(CorruptFile, match="differs from the manifest") as found:
+            self.bench(bundle)
+        assert str(found.value).endswith(again)
+        engine.unlink()
+        with pytest.raises(CorruptFile, match="missing") as found:
+            self.bench(bundle)
+        assert str(found.value).endswith(again)
+        assert self.bench(bundle, target=cpu).models[0].file == "model.onnx", "where the engine is not used, nothing is lost"
