@@ -1,16 +1,15 @@
 """Keep which attention was chosen on a machine, so that tables, searches and their repetitions use the same. No torch here.
 
 One file stands beside each timing cache, since choices hold for the same TensorRT, GPU and driver. What else decides a choice
-(options of the build, the kernels' source, what may be taken) is part of an entry's name, so entries that no longer apply are not
-found.
+(options of the build, the kernels' source, what it was chosen among) is part of an entry's name, so entries that no longer apply
+are not found. A process keeps to what it chose or found first, whatever happens to the file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,35 +35,50 @@ class AttentionMemory:
     def __init__(self, path: Path, conditions: Mapping[str, Any], tell: Callable[[str], None]) -> None:
         self.path, self._tell = path, tell
         self._conditions = json.dumps(dict(conditions), sort_keys=True)
+        self._used: dict[str, dict[str, Any]] = {}
 
-    def get(self, case: AttentionCase) -> dict[str, Any] | None:
-        """Return what was chosen for a case; None where nothing was."""
-        found = self._read().get(self._name(case))
-        return None if found is None else {**found, "parity": {}}
+    def get(self, case: AttentionCase, offered: Sequence[str]) -> dict[str, Any] | None:
+        """Return what was chosen for a case among some implementations; None where nothing was."""
+        name = self._name(case, offered)
+        if name not in self._used and (found := self._read().get(name)) is not None:
+            self._used[name] = found
+        return {**self._used[name], "parity": {}} if name in self._used else None
 
-    def put(self, case: AttentionCase, chosen: Mapping[str, Any]) -> None:
-        """Keep what was chosen, beside what other processes kept meanwhile.
+    def put(self, case: AttentionCase, offered: Sequence[str], chosen: Mapping[str, Any]) -> None:
+        """Keep what was chosen, beside what other processes kept meanwhile; a file that cannot be written is told."""
+        name = self._name(case, offered)
+        self._used[name] = {field: chosen[field] for field in _FIELDS if field in chosen}
+        try:
+            write_json(self.path, {"format_version": FORMAT_VERSION, "choices": {**self._read(), name: self._used[name]}})
+        except OSError as error:
+            self._tell(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention anew")
 
-        Raises:
-            OSError: the file cannot be written.
-        """
-        entry = {field: chosen[field] for field in _FIELDS if field in chosen}
-        write_json(self.path, {"format_version": FORMAT_VERSION, "choices": {**self._read(), self._name(case): entry}})
-
-    def _name(self, case: AttentionCase) -> str:
-        return f"{json.dumps(asdict(case), sort_keys=True)} {self._conditions}"
+    def _name(self, case: AttentionCase, offered: Sequence[str]) -> str:
+        return f"{json.dumps(asdict(case), sort_keys=True)} {self._conditions} of {','.join(offered)}"
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self.path.is_file():
             return {}
         try:
             choices = read_json(self.path, FORMAT_VERSION)["choices"]
-            if not all({"implementation", "reason"} <= set(entry) <= set(_FIELDS) for entry in choices.values()):
+            if not all(map(_usable, choices.values())):
                 raise CorruptFile(self.path, "holds an entry with other fields")
-        except (CorruptFile, KeyError, TypeError, AttributeError) as error:
+        except (CorruptFile, OSError, KeyError, TypeError, AttributeError) as error:
             aside = self.path.with_name(self.path.name + ".unusable")
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            moved = f" and was moved to {aside.name}"
+            try:
                 os.replace(self.path, aside)
-            self._tell(f"{self.path.name} cannot be read and was moved to {aside.name} ({error})")
+            except FileNotFoundError:  # another process was quicker
+                pass
+            except OSError:
+                moved = ""
+            self._tell(f"{self.path.name} cannot be read{moved} ({error})")
             return {}
         return dict(choices)
+
+
+def _usable(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not {"implementation", "reason"} <= set(entry) <= set(_FIELDS):
+        return False
+    texts, maps = (entry["implementation"], entry["reason"]), (entry.get("times_ms", {}), entry.get("refused", {}))
+    return all(isinstance(text, str) for text in texts) and all(isinstance(value, dict) for value in maps)

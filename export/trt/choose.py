@@ -50,6 +50,8 @@ PLUGIN_GAIN = 0.05
 """Share by which the plugin must be faster than the best of the others."""
 VARIABLE = "HYCTAS_TENSORRT_ATTENTION"
 """Environment variable that names what may be taken."""
+NOT_TRIED = "not tried, since fused is right"
+"""Why `lean` leaves an implementation out."""
 PLAIN_SHARED_BYTES = 48 << 10
 """Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide).
 
@@ -89,10 +91,12 @@ class CudaBroken(HyctasError):
     def __init__(self, case: AttentionCase, offer: Offer, reason: str, said: str) -> None:
         self.case, self.implementation, self.reason, self.said = case, offer.name, reason, said
         what = f"plugin {offer.kernel.name}" if offer.kernel is not None else f"implementation {offer.name}"
-        others = [name for name in IMPLEMENTATIONS if name not in (KERNELS if offer.name in KERNELS else (offer.name,))]
+        broken = KERNELS if offer.name in KERNELS else (offer.name,)
+        others = ",".join(name for name in allowed_implementations() if name not in broken)  # what broke it before stays out
+        again = f"Repeat the command without it: {VARIABLE}={others} COMMAND" if others else f"{VARIABLE} allows nothing else"
         super().__init__(
             f"trying the {what} for attention of {case} broke CUDA for this process:\n  {reason}\n  since then: {said}\n"
-            f"Nothing more can be built or run here. Repeat the command without it: {VARIABLE}={','.join(others)} COMMAND"
+            f"Nothing more can be built or run here. {again}"
         )
 
 
@@ -118,11 +122,11 @@ class Offer:
 class Memory(Protocol):
     """What was chosen before on this machine, under the same conditions."""
 
-    def get(self, case: AttentionCase) -> dict[str, Any] | None:
-        """Return the fields of a `Choice` that measuring decided; None where there are none."""
+    def get(self, case: AttentionCase, offered: Sequence[str]) -> dict[str, Any] | None:
+        """Return the fields of a `Choice` that measuring decided among these implementations; None where there are none."""
         ...
 
-    def put(self, case: AttentionCase, chosen: dict[str, Any]) -> None:
+    def put(self, case: AttentionCase, offered: Sequence[str], chosen: dict[str, Any]) -> None:
         """Keep them."""
         ...
 
@@ -290,14 +294,14 @@ def choose_attention(
         on_offer = {offer.name: offer if offer.name in allowed else _left_out(offer) for offer in offered}
         refused = {name: offer.refused for name, offer in on_offer.items() if offer.refused}
         taken = {name: offer for name, offer in on_offer.items() if not offer.refused}
-        chosen = memory.get(case) if memory is not None and measure else None
+        chosen = memory.get(case, [*taken]) if memory is not None and measure else None
         if chosen is None or chosen["implementation"] not in taken:
             if tell is not None:
                 tell(f"attention {number} of {len(cases)}: {case}")
             trial = _Trial(case, graph_of(case, model, nodes[0], function), function, lab, rounds or Rounds(), lean)
             chosen = trial.choose(taken, refused) if measure else _first(case, taken, refused)
             if memory is not None and measure:
-                memory.put(case, chosen)
+                memory.put(case, [*taken], chosen)
         offer = taken[chosen["implementation"]]
         if offer.kernel is not None:
             lab.register([offer.kernel])
@@ -364,13 +368,16 @@ class _Trial:
                 sessions: dict[str, Session] = {}
                 for offer in offers.values():
                     if self.lean and "fused" in sessions and offer.name in ("decomposed", "chunked"):
-                        self.refused[offer.name] = "not tried, since fused is right"
+                        self.refused[offer.name] = NOT_TRIED
                         continue
                     with self._refusing(offer):
                         sessions[offer.name] = self._proven(stack, offer, examples)
                 times = self._times(sessions, offers, examples[0]) if sessions else {}
         except HyctasError as error:  # where CUDA is broken, closing the sessions fails as well
             raise _first_failure(error) from None
+        if not times and NOT_TRIED in self.refused.values():  # fused failed while it was timed: what was left out may hold
+            self.lean = False
+            return self.choose(offers, refused)
         if not times:
             raise NoAttention(self.case, self.refused)
         implementation, reason = _winner(times)

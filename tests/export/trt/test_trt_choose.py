@@ -267,6 +267,22 @@ def test_a_kernel_that_breaks_cuda_is_named(trouble: dict[str, Any]) -> None:
     assert "freeing memory" not in text and all(session.closed for session in lab.sessions)
 
 
+def test_what_broke_cuda_before_is_not_advised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    advised = {"fused,decomposed": f"without it: {VARIABLE}=decomposed COMMAND", "fused": f"{VARIABLE} allows nothing else"}
+    for allowed, advice in advised.items():
+        monkeypatch.setenv(VARIABLE, allowed)
+        with pytest.raises(CudaBroken) as caught:
+            choose(Lab(breaks={"fused": ILLEGAL}, run_fails={"fused": ILLEGAL}))
+        assert str(caught.value).endswith(advice)
+
+
+def test_lean_tries_what_it_left_out_where_nothing_else_can_be_timed() -> None:
+    lab = Lab(fails_after={"plugin": 0, "fused": 3})
+    (choice,) = choose(lab, lean=True).choices
+    assert choice.implementation == "decomposed" and choice.refused["fused"].startswith("launching failed")
+    assert set(choice.times_ms) == {"decomposed", "chunked"} and all(session.closed for session in lab.sessions)
+
+
 def test_a_large_block_is_told_where_it_fails() -> None:
     def large(case: AttentionCase) -> list[Offer]:
         kernel = made.kernel(8, 64, shared_bytes=77824)
