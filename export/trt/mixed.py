@@ -72,7 +72,7 @@ def keep_list(
         keep_io: as `export.trt.precision.prepared`.
         limit: largest error that is allowed, in the measure of `error_of`.
         error_of: how wrong a half-precision graph is; by default the largest difference of an output from fp32's over all examples,
-            as a share of its largest magnitude.
+            as a share of its largest magnitude; of labels (integers), the largest share that differs.
 
     Raises:
         InvalidInput: no examples.
@@ -287,7 +287,12 @@ def _run(model: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> dict[str
 
 
 def _off(want: np.ndarray, got: np.ndarray) -> float:
-    """Return the largest difference as a share of the largest magnitude; infinity where a value is not finite."""
+    """Return the largest difference as a share of the largest magnitude; infinity where a value is not finite.
+
+    Integers are labels: for them it is the share of those that differ.
+    """
+    if np.issubdtype(want.dtype, np.integer):
+        return float(np.mean(want != got))
     if not np.isfinite(got).all():
         return math.inf
     largest, difference = float(np.max(np.abs(want), initial=0.0)), float(np.max(np.abs(want - got), initial=0.0))

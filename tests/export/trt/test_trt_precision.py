@@ -282,6 +282,23 @@ def test_mixed_follows_the_measure_it_is_given() -> None:
     assert len(seen) >= 2
 
 
+def test_mixed_counts_labels_that_differ() -> None:
+    shapes = {"x": (TensorProto.FLOAT, (1, 2, 200)), "y": (TensorProto.UINT8, (1, 200))}
+    ends = [helper.make_tensor_value_info(name, *kind) for name, kind in shapes.items()]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("ArgMax", ["r"], ["i"], name="max", axis=1, keepdims=0),
+        helper.make_node("Cast", ["i"], ["y"], name="cast", to=TensorProto.UINT8),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    logits = np.zeros((1, 2, 200), np.float32)
+    logits[0, 1] = 1.0
+    logits[0, :, 0] = 2048, 2049  # equal in fp16, and label 0 then
+    kept = keep_list(model, [{"x": logits}])
+    assert (kept.nodes, kept.error) == ((), 1 / 200)
+
+
 def test_what_mixed_needs() -> None:
     with pytest.raises(InvalidInput, match="at least one example"):
         prepared(chain(1.0), "mixed")
