@@ -130,7 +130,10 @@ class OnnxSession:
         self._session, self._device = session, target.device
         self.on_gpu = self._device != "cpu"
         self._launched = _launched() if cuda_graph else None  # run options that leave the graph alone
-        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        try:
+            self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"the model's metadata is not UTF-8 text ({error})") from None
         self.outputs = self._describe_outputs()
         self._binding: Any = None
 

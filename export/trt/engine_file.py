@@ -172,7 +172,7 @@ def check_free(path: Path) -> None:
         ours = False
     if not ours:
         beside = manifest_path(path).name
-        raise InvalidInput(f"{path} exists and was not written by this command (no {beside} beside it); "
+        raise InvalidInput(f"{path} exists and was not written by this command (no {beside} beside it that can be read); "
                            "choose another name or move it away")  # fmt: skip
 
 

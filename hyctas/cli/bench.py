@@ -132,8 +132,8 @@ def _target_of_engine(text: str | None, engine: Path) -> Target:
     from export.trt.options import target_precision
 
     manifest = read_manifest(engine)
-    precision = manifest.precision if manifest is not None else "fp16"
-    target = Target("tensorrt", target_precision(precision)) if text is None else Target.parse(text)
+    precision = target_precision(manifest.precision) if manifest is not None else "fp16"
+    target = Target("tensorrt", precision) if text is None else Target.parse(text)
     if target.runtime != "tensorrt":
         raise InvalidInput(f"{target} does not run {engine}; take tensorrt:{precision}, or time {engine.with_suffix('.onnx')}")
     return target

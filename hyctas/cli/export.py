@@ -122,9 +122,11 @@ def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
 
 
 def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int], target: Target) -> None:
+    from export.bundle_engine import ENGINE_NAME
     from hyctas.bundling import bundle_network
     from hyctas.cli.show import bar, say
 
+    had_engine = (folder / ENGINE_NAME).exists()
     examples = street_scenes(size, EXAMPLES)
     with bar("export bundle"):
         report = bundle_network(trained, folder, size, job.output, str(target), examples, {"threads": job.threads})
@@ -135,6 +137,9 @@ def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int
     say(report.parity.summary())
     if target.runtime != "tensorrt":  # its engine, which follows, is compared by itself
         _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
+    if had_engine and target.runtime != "tensorrt" and not (folder / ENGINE_NAME).exists():
+        engine = shlex.quote(str(folder / ENGINE_NAME))
+        say(f"note: the engine was of the bundle that was replaced, and is gone with it; a new one: hyctas-export {engine}")
     say(f"try it: python {shlex.quote(str(folder / 'run.py'))} IMAGE_OR_FOLDER")
 
 

@@ -220,6 +220,9 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert call(monkeypatch, export, "b/model.engine", "--target", "tensorrt:fp32") == 0
     fp32 = read_manifest(work / "b/model.engine")
     assert fp32 is not None and fp32.precision == "fp32" and read_bundle(work / "b").engine is not None
+    capsys.readouterr()
+    assert call(monkeypatch, export, "b/", "--network", "b") == 0 and read_bundle(work / "b").engine is None
+    assert "is gone with it; a new one: hyctas-export b/model.engine" in capsys.readouterr().out
 
 
 def test_a_failure_leaves_a_bundle_whole(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +323,9 @@ def test_bench_names_the_first_mismatch_of_an_engine(
     assert "To get one that fits: hyctas-export model.engine" in told
     assert call(monkeypatch, bench, "m.engine", "--target", "torch-cpu:fp32") == 2
     assert "does not run m.engine; take tensorrt:fp32, or time m.onnx" in capsys.readouterr().err
+    save(work / "m.engine", trt, plan(version=version), precision="mixed")
+    assert call(monkeypatch, bench, "m.engine", "--target", "torch-cpu:fp32") == 2
+    assert "does not run m.engine; take tensorrt:fp16, or time m.onnx" in capsys.readouterr().err
     (work / "m.pt2").write_text("")
     assert call(monkeypatch, bench, "m.engine", "m.pt2") == 2
     assert "no target runs both" in capsys.readouterr().err
