@@ -28,7 +28,7 @@ from typing import Any
 
 from export.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
-from export.files import read_json, sha256, write_bytes, write_json
+from export.files import json_text, read_json, sha256, write_together
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
 
 FORMAT_VERSION = 1
@@ -177,7 +177,7 @@ def check_free(path: Path) -> None:
 
 
 def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
-    """Write an engine and its manifest, each safely; a kill in between leaves a pair that is refused, since hashes differ.
+    """Write an engine and its manifest, both or none; a kill between the two leaves a pair that is refused, since hashes differ.
 
     Where they are part of a bundle, its manifest lists them afterwards.
 
@@ -189,8 +189,7 @@ def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
         raise InvalidInput(f"the manifest for {path.name} names another engine than the {len(plan)} bytes that are to be saved")
     home = bundle_of(path)
     with engine_replaced(home) if home is not None else nullcontext():
-        write_bytes(path, plan)
-        write_json(manifest_path(path), manifest.to_json())
+        write_together({path: plan, manifest_path(path): json_text(manifest.to_json()).encode()})
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def kind_of(path: Path) -> str:
 def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Target:
     """Return the target asked for, or the best available one that runs all models; bundles and runs run on any.
 
+    That is TensorRT where a bundle has an engine, or an engine is to be timed.
+
     Raises:
         InvalidInput: no one target runs all of them, or the one asked for does not.
     """
@@ -121,7 +123,17 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
         if (onnx or pt2) and target.runtime.startswith(("onnxruntime-", "torch-")) and not target.runtime.startswith(runtimes):
             raise InvalidInput(f"{target} does not run {onnx or pt2}; take {runtimes[0]}cpu:fp32, or a bundle (runs on both)")
         return target
-    return best_target(runtimes)
+    built = None if pt2 else _engine_of_bundles([path for path, kind in models if kind == BUNDLE])
+    return best_target(runtimes) if built is None else _target_of_engine(None, built)
+
+
+def _engine_of_bundles(folders: Sequence[Path]) -> Path | None:
+    """Return the engine of the first bundle that has one, where TensorRT can be used."""
+    from export.bundle_engine import ENGINE_NAME, engine_listed
+    from export.trt.guard import unavailable_reason
+
+    engines = [folder / ENGINE_NAME for folder in folders if engine_listed(folder)]
+    return engines[0] if engines and unavailable_reason() is None else None
 
 
 def _target_of_engine(text: str | None, engine: Path) -> Target:

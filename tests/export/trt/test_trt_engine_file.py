@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -148,24 +149,46 @@ def test_another_content_needs_trust(engine: Path) -> None:
     assert trusted.notices == ("model.engine is not the engine that its manifest names, and was trusted",)
 
 
-@pytest.mark.parametrize("function", ["write_bytes", "write_json"])
-def test_a_kill_while_saving_leaves_nothing_that_passes(engine: Path, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: Path, content: Any) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_a_kill_while_saving_leaves_nothing_that_passes(engine: Path, renamed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, real = list[Path](), os.replace
 
-    monkeypatch.setattr(engine_file, function, killed)
+    def killed(source: Path, target: Path) -> None:
+        if len(done) == renamed:
+            raise KeyboardInterrupt
+        real(source, target)
+        done.append(target)
+
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save_engine(engine, b"a newer engine", manifest_of(b"a newer engine"))
-    if function == "write_bytes":
+    if renamed == 0:
         assert check_engine(engine, HERE) == manifest_of(), "nothing was replaced"
     else:
         with pytest.raises(EngineRefused, match="writing it was interrupted"):
             check_engine(engine, HERE)
+    done.clear()
     fresh = engine.with_name("fresh.engine")
     with pytest.raises(KeyboardInterrupt):
         save_engine(fresh, PLAN, manifest_of())
     with pytest.raises((EngineRefused, InvalidInput), match=r"no manifest|no such engine"):
         check_engine(fresh, HERE)
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_full_disk_keeps_the_old_pair(engine: Path, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_engine(engine, b"a newer engine", manifest_of(b"a newer engine"))
+    assert check_engine(engine, HERE) == manifest_of()
+    assert {path.name for path in engine.parent.iterdir()} == {"model.engine", "model.engine.json", "model.onnx"}
 
 
 def test_a_manifest_of_another_plan_is_not_saved(tmp_path: Path) -> None:

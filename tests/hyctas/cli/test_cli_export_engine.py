@@ -200,6 +200,10 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert built.onnx_sha256 == bundle.manifest.files["model.onnx"]["sha256"]
     assert not (work / "b/model.onnx.manifest.json").exists(), "the bundle's own file is the one that it can be rebuilt from"
 
+    for reason, target in ((("no GPU", "a GPU"), "onnxruntime-cpu:fp32"), (None, "tensorrt:fp16")):
+        monkeypatch.setattr(guard, "unavailable_reason", lambda reason=reason: reason)
+        assert str(bench.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
+
     assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
     assert "b/model.engine fits this machine; nothing to do" in capsys.readouterr().out and len(place.built) == 1
 
