@@ -250,7 +250,7 @@ class TensorRTRuntime:
     def _part(self, path: Path) -> onnx.ModelProto | HyctasError:
         import onnx
 
-        from export.trt.choose import NoAttention
+        from export.trt.attention_trial import NoAttention
         from export.trt.precision import check_graph
 
         try:

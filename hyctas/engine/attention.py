@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from export.onnx_function import OnnxFunction
     from export.trt.attention_case import AttentionCase
-    from export.trt.choose import AttentionChoice, Memory, Offer
+    from export.trt.attention_trial import Offer
+    from export.trt.choose import AttentionChoice, Memory
     from hyctas.bundling import Trained
     from hyctas.engine.workshop import Workshop
 
@@ -103,7 +104,7 @@ def choose(
 
 def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
     """Return what computes an attention, or why it cannot: plugins, fused, decomposed, chunked."""
-    from export.trt.choose import Offer
+    from export.trt.attention_trial import Offer
     from hyctas.attention.onnx_chunks import body_name
     from hyctas.attention.onnx_function import refusal
 
@@ -119,7 +120,7 @@ def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
 
 def _plugins(case: AttentionCase, workshop: Workshop) -> list[Offer]:
     """Offer the plugin, and where it takes much shared memory one that does not."""
-    from export.trt.choose import KERNELS, PLAIN_SHARED_BYTES
+    from export.trt.attention_trial import KERNELS, PLAIN_SHARED_BYTES
 
     plain, small = KERNELS
     found = [_plugin(plain, None, case, workshop)]
@@ -130,7 +131,7 @@ def _plugins(case: AttentionCase, workshop: Workshop) -> list[Offer]:
 
 
 def _plugin(name: str, most_shared_bytes: int | None, case: AttentionCase, workshop: Workshop) -> Offer:
-    from export.trt.choose import Offer
+    from export.trt.attention_trial import Offer
     from export.trt.plugin import refusal, version_refusal
 
     why = version_refusal(workshop.trt)

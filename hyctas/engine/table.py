@@ -92,7 +92,7 @@ def open_target(target: Target, threads: int, cache: Path | None = None, **more:
 
 def _attend(runtime: Runtime, backend: object) -> None:
     from export.trt.attention_memory import AttentionMemory
-    from export.trt.choose import allowed_implementations
+    from export.trt.attention_trial import allowed_implementations
     from export.trt.runtime import TensorRTRuntime
     from export.trt.timing_cache import cache_path
     from hyctas.engine.workshop import open_workshop

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from export.plugin_kernel import PluginKernel
     from export.trt.attention_case import AttentionCase
+    from export.trt.attention_trial import Lab
     from export.trt.build import BuildResult
-    from export.trt.choose import Lab
     from export.trt.engine_file import Machine
     from export.trt.guard import Gpu
     from export.trt.options import BuildOptions
@@ -46,8 +46,8 @@ def open_workshop(settings: EngineSettings, count: Callable[[float], None] | Non
     Raises:
         Unavailable: no usable GPU, TensorRT or CUDA backend.
     """
+    from export.trt.attention_trial import EngineLab
     from export.trt.build import build_engine
-    from export.trt.choose import EngineLab
     from export.trt.device import open_backend
     from export.trt.engine_file import machine_of
     from export.trt.guard import import_tensorrt, require_gpu

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from export.trt.build import BuildResult
     from export.trt.choose import AttentionChoice
     from export.trt.layers import FusedAttention
-    from export.trt.options import BuildOptions
     from export.trt.progress import Progress
     from export.trt.runner import EngineSession
     from hyctas.bundling import Trained
@@ -86,7 +85,6 @@ def write_engine(
         HyctasError: an attention has no implementation here, or TensorRT failed, with its words.
     """
     from export.trt.engine_file import check_free, save_engine
-    from export.trt.layers import fused_attention
     from hyctas.bundling import drafted_file
 
     precision = built_precision(precision, settings)
@@ -102,17 +100,13 @@ def write_engine(
         if tell is not None:
             tell(f"build {path.name}: {precision}, preset {settings.preset}")
         built = workshop.build(attention.model.SerializeToString(), options, progress)
-        with workshop.open(built.plan) as session:
-            parity = _proven(trained, session, images, size, options)
-            latency = _timed(session, images)
-            fused = fused_attention(session.layer_info(), attention.plugins)
-            notes = (*built.notices, *session.notes)
+        fused, parity, latency, notes = _proven(trained, workshop, built, attention, images, size)
     found = {**attention.to_json(), "fused": fused.verdict, "evidence": list(fused.evidence)}
     manifest = built.manifest(
         workshop.machine, onnx, command, attention=found, parity=parity.to_json(), latency=_described(latency)
     )
     save_engine(path, built.plan, manifest)
-    return EngineReport(path, onnx, built, attention, fused, parity, latency, notes)
+    return EngineReport(path, onnx, built, attention, fused, parity, latency, (*built.notices, *notes))
 
 
 def _prepared_images(trained: Trained, examples: Sequence[np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
@@ -123,19 +117,28 @@ def _prepared_images(trained: Trained, examples: Sequence[np.ndarray], size: tup
 
 def _proven(
     trained: Trained,
-    session: EngineSession,
+    workshop: Workshop,
+    built: BuildResult,
+    attention: AttentionChoice,
     images: Sequence[np.ndarray],
     size: tuple[int, int],
-    options: BuildOptions,
-) -> ParityReport:
-    from export.parity import check_parity
+) -> tuple[FusedAttention, ParityReport, Measurement, list[str]]:
+    """Compare an engine with the network, time it, and look at its layers; the last are the session's notes.
 
-    tolerance, agreement = options.parity_limits
-    report = check_parity(trained.network, session, images, size, tolerance=tolerance, min_agreement=agreement)
-    if not report.passed:
-        advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if options.precision == "fp16" else ""
-        raise CheckFailed(f"the engine is not written: {report.summary()}{advice}")
-    return report
+    Raises:
+        CheckFailed: it does not compute what the network computes.
+    """
+    from export.parity import check_parity
+    from export.trt.layers import fused_attention
+
+    tolerance, agreement = built.options.parity_limits
+    with workshop.open(built.plan) as session:
+        report = check_parity(trained.network, session, images, size, tolerance=tolerance, min_agreement=agreement)
+        if not report.passed:
+            advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if built.options.precision == "fp16" else ""
+            raise CheckFailed(f"the engine is not written: {report.summary()}{advice}")
+        latency = _timed(session, images)
+        return fused_attention(session.layer_info(), attention.plugins), report, latency, [*session.notes]
 
 
 def _timed(session: EngineSession, images: Sequence[np.ndarray]) -> Measurement:

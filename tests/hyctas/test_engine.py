@@ -23,8 +23,9 @@ from export.runtime import Session
 from export.target import Target
 from export.trt import guard, mixed
 from export.trt.attention_case import AttentionCase
+from export.trt.attention_trial import Offer
 from export.trt.build import BuildResult
-from export.trt.choose import Offer, choose_attention
+from export.trt.choose import choose_attention
 from export.trt.engine_file import Machine, read_manifest
 from export.trt.engine_file import check_free as check_engine_free
 from export.trt.guard import Gpu

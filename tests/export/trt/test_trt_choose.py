@@ -17,7 +17,8 @@ from export.onnx_function import attach
 from export.plugin_kernel import PluginKernel
 from export.runtime import TensorSpec
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
-from export.trt.choose import VARIABLE, AttentionChoice, CudaBroken, EngineLab, NoAttention, Offer, Rounds, choose_attention
+from export.trt.attention_trial import VARIABLE, CudaBroken, EngineLab, NoAttention, Offer, Rounds
+from export.trt.choose import AttentionChoice, choose_attention
 from export.trt.device import CudaFailed
 from export.trt.log import TensorRTFailed
 from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks

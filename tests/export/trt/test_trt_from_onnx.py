@@ -26,6 +26,7 @@ from export.trt.engine_file import EngineManifest, manifest_path, read_manifest
 from export.trt.from_onnx import Shown, main
 from export.trt.options import BuildOptions
 from export.trt.runner import open_engine
+from tests.export.trt.a_device import BECOME
 from tests.export.trt.fakes_engines import FakeBuilder
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig
 from tests.export.trt.test_trt_torch_free import assert_python_3_10
@@ -261,52 +262,28 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == ["Building", "Writing"]
 
 
-ON_A_DEVICE = """
-import importlib.abc, json, sys
-
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
-
-BLOCKED = ("torch", "onnxscript", "PIL", "tyro", "rich", "pycuda", "hyctas", "latency", "pytest", "sympy")
-sys.meta_path.insert(0, Blocked())
-
-from tests.export.trt.fakes_cuda import fake_cuda_bindings, module
-from tests.export.trt.fakes_gpu import FakeGpu
-from tests.export.trt.fakes_run import FakeTensorRT, Rig, install
-
-class Patch:
-    setattr = staticmethod(setattr)
-    setitem = staticmethod(dict.__setitem__)
-
-gpu = FakeGpu()
-trt = FakeTensorRT(gpu, "10.3.0")
-install(Patch, trt)
-for made in (module("cuda"), module("cuda.bindings"), fake_cuda_bindings(gpu)):
-    sys.modules[made.__name__] = made
-
-from export.trt import from_onnx, guard
+ABSENT = ("torch", "onnxscript", "PIL", "tyro", "rich", "pycuda", "hyctas", "latency", "pytest", "sympy")
+"""What a device does not have, or does not need."""
+ON_A_DEVICE = f"""{BECOME}
+from export.trt import from_onnx
 from tests.export.trt.fakes_engines import FakeBuilder
 
 builder = FakeBuilder(Rig(gpu, trt, None))
 
 def build(*given, **named):
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 3:
         import pathlib, time
-        pathlib.Path(sys.argv[2]).touch()
+        pathlib.Path(sys.argv[3]).touch()
         time.sleep(60)
     return builder(*given, **named)
 
 from_onnx.build_engine, from_onnx.SECONDS = build, 0.01
-code = from_onnx.main([sys.argv[1]])
-ours = sorted(name for name in sys.modules if name.partition(".")[0] == "export")
-print(json.dumps({"code": code, "leaks": gpu.leaks(), "present": sorted(set(sys.modules) & set(BLOCKED)), "modules": ours}))
+tell(from_onnx.main([sys.argv[2]]))
 """
 
 
 def test_it_runs_without_what_a_device_lacks_and_is_python_3_10(network: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", "-c", ON_A_DEVICE, str(network)]
+    command = [sys.executable, "-W", "error", "-c", ON_A_DEVICE, json.dumps(ABSENT), str(network)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -317,7 +294,7 @@ def test_it_runs_without_what_a_device_lacks_and_is_python_3_10(network: Path, t
 
 
 def test_a_killed_build_leaves_the_old_engine(network: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ON_A_DEVICE, str(network)]
+    command = [sys.executable, "-c", ON_A_DEVICE, json.dumps(ABSENT), str(network)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
     before = {path.name: path.read_bytes() for path in network.parent.iterdir()}
     started = tmp_path.parent / f"{tmp_path.name}-started"

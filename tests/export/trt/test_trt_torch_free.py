@@ -17,6 +17,7 @@ import pytest
 from export.trt import run
 from export.trt.engine_file import manifest_path
 from export.trt.run import main
+from tests.export.trt.a_device import BECOME
 from tests.export.trt.fakes_cuda import fake_cuda_bindings, module
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import SHAPE, FakeTensorRT, install, plan, save
@@ -31,38 +32,13 @@ NEWER = {
     "is_junction", "deprecated",
 }  # fmt: skip
 """Names of the standard library that Python 3.10 lacks."""
-ON_A_DEVICE = """
-import importlib.abc, json, sys
+ON_A_DEVICE = f"""{BECOME}
 from pathlib import Path
-
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
-
-BLOCKED, folder = json.loads(sys.argv[1])
-sys.meta_path.insert(0, Blocked())
-
-from tests.export.trt.fakes_cuda import fake_cuda_bindings, module
-from tests.export.trt.fakes_gpu import FakeGpu
-from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
-
-class Patch:
-    setattr = staticmethod(setattr)
-    setitem = staticmethod(dict.__setitem__)
-
-gpu = FakeGpu()
-trt = FakeTensorRT(gpu, "10.3.0")
-install(Patch, trt)
-for made in (module("cuda"), module("cuda.bindings"), fake_cuda_bindings(gpu)):
-    sys.modules[made.__name__] = made
-path = save(Path(folder) / "model.engine", trt, plan(version="10.3.0"))
-
 from export.trt.run import main
 
-code = main([str(path), "--seconds", "0.05", "--layers", folder, "--outputs", str(Path(folder) / "y.npz")])
-ours = sorted(name for name in sys.modules if name.partition(".")[0] == "export")
-print(json.dumps({"code": code, "leaks": gpu.leaks(), "modules": ours, "present": sorted(set(sys.modules) & set(BLOCKED))}))
+folder = sys.argv[2]
+path = save(Path(folder) / "model.engine", trt, plan(version="10.3.0"))
+tell(main([str(path), "--seconds", "0.05", "--layers", folder, "--outputs", str(Path(folder) / "y.npz")]))
 """
 
 
@@ -74,7 +50,7 @@ def on_a_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def run_on_a_device(python: str, folder: Path) -> dict[str, Any]:
     """Run an engine in a process of this Python; return what the fixture does."""
-    command = [python, "-W", "error", "-c", ON_A_DEVICE, json.dumps([ABSENT, str(folder)])]
+    command = [python, "-W", "error", "-c", ON_A_DEVICE, json.dumps(ABSENT), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     *shown, last = done.stdout.splitlines()

@@ -28,7 +28,7 @@ from export.plugin_kernel import PluginKernel
 from export.target import Target
 from export.trt import choose, guard
 from export.trt.attention_case import AttentionCase
-from export.trt.choose import Rounds
+from export.trt.attention_trial import Rounds
 from export.trt.guard import Gpu
 from export.trt.precision import check_graph
 from export.trt.runtime import TensorRTRuntime
