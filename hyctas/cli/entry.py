@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import tyro
 
 from export.errors import HyctasError, InvalidInput
-from hyctas.cli.jobs import field_names
+from hyctas.cli.values import field_names
 
 T = TypeVar("T")
 DEFECT = 70

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from export.errors import InvalidInput
 from export.target import Target, parse_size
+from hyctas.cli.values import fill
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 
 if TYPE_CHECKING:
     from hyctas.engine.settings import EngineSettings, LoadSettings
     from latency.protocol import Protocol
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,42 +359,3 @@ def image_size(text: str) -> tuple[int, int]:
     if min(size) < 32:
         raise InvalidInput(f"size {text} is too small: networks halve the image five times; use at least 32x32")
     return size
-
-
-def fill(kind: type[R], values: dict[str, Any]) -> R:
-    """Build a recipe from plain values.
-
-    Raises:
-        InvalidInput: an unknown name or a value of the wrong type; the text says what is allowed.
-    """
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(values) - set(hints)):
-        raise InvalidInput(f"unknown settings {unknown}; known: {', '.join(sorted(hints))}")
-    converted: dict[str, Any] = {}
-    for name, value in values.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, hints[name]):
-            shown = str(hints[name]) if typing.get_origin(hints[name]) else hints[name].__name__
-            raise InvalidInput(f"{name} must be {shown}, found {value!r}")
-        converted[name] = value
-    return kind(**converted)
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Say whether a plain value has the type of a dataclass field."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        items = typing.get_args(hint)
-        return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def field_names(kind: type) -> set[str]:
-    """Return the names that a TOML file may set for a job: its flags and its recipe's settings."""
-    positional = {field.name for field in dataclasses.fields(kind) if "Positional" in str(field.type)}
-    names = {field.name for field in dataclasses.fields(kind)} - {"expert"} - positional
-    settings = getattr(kind, "settings", None)
-    return names | ({field.name for field in dataclasses.fields(settings())} if settings else set())

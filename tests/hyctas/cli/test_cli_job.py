@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from export.errors import InvalidInput
-from hyctas.cli.jobs import TrainSupernetJob, field_names
+from hyctas.cli.jobs import TrainSupernetJob
+from hyctas.cli.values import field_names
 from hyctas.operators import from_key
 from hyctas.space import tiny
 from hyctas.workloads import family
@@ -255,7 +256,7 @@ def test_unexpected_errors_are_ours(command: Command, run: Path, monkeypatch: py
 
 
 def test_recipe_types() -> None:
-    from hyctas.cli.jobs import fill
+    from hyctas.cli.values import fill
     from hyctas.training.config import SupernetRecipe
 
     assert fill(SupernetRecipe, {"steps": 1, "rate": 1, "crop": [64, 64]}).crop == (64, 64)
