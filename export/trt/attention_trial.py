@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from export.trt.device import DeviceBackend
     from export.trt.engine_file import Machine
 
-IMPLEMENTATIONS = ("plugin", "small-plugin", "fused", "decomposed", "chunked")
+IMPLEMENTATIONS = ("plugin", "small-plugin", "native", "fused", "decomposed", "chunked")
 """In the order in which they are taken where nothing is measured."""
 KERNELS = IMPLEMENTATIONS[:2]
 """Those that are kernels of ours."""
@@ -34,7 +34,9 @@ PLUGIN_GAIN = 0.05
 """Share by which the plugin must be faster than the best of the others."""
 VARIABLE = "HYCTAS_TENSORRT_ATTENTION"
 """Environment variable that names what may be taken."""
-NOT_TRIED = "not tried, since fused is right"
+ONE_KERNEL = ("native", "fused")
+"""Those that TensorRT is to make one kernel of."""
+NOT_TRIED = "not tried, since another that TensorRT makes one kernel of is right"
 """Why `lean` leaves an implementation out."""
 PLAIN_SHARED_BYTES = 48 << 10
 """Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide).
@@ -183,9 +185,15 @@ class Trial:
     """One case's implementations, each in an engine of its own."""
 
     def __init__(
-        self, case: AttentionCase, graph: onnx.ModelProto, function: OnnxFunction, lab: Lab, rounds: Rounds, lean: bool
+        self,
+        case: AttentionCase,
+        graph: onnx.ModelProto,
+        functions: tuple[OnnxFunction, OnnxFunction | None],
+        lab: Lab,
+        rounds: Rounds,
+        lean: bool,
     ) -> None:
-        self.case, self.graph, self.function, self.lab, self.rounds, self.lean = case, graph, function, lab, rounds, lean
+        self.case, self.graph, self.functions, self.lab, self.rounds, self.lean = case, graph, functions, lab, rounds, lean
         self.node = graph.graph.node[0].name
         self.parity: dict[str, dict[str, float]] = {}
         self.refused: dict[str, str] = {}
@@ -199,7 +207,7 @@ class Trial:
             with ExitStack() as stack:
                 sessions: dict[str, Session] = {}
                 for offer in offers.values():
-                    if self.lean and "fused" in sessions and offer.name in ("decomposed", "chunked"):
+                    if self.lean and offer.name not in KERNELS and any(name in sessions for name in ONE_KERNEL):
                         self.refused[offer.name] = NOT_TRIED
                         continue
                     with self._refusing(offer):
@@ -239,9 +247,9 @@ class Trial:
         """Build, load and check one; on failure nothing of it stays open."""
         if offer.kernel is not None:
             self.lab.register([offer.kernel])
-            graph = placed(self.graph, self.function, {}, {self.node: offer.kernel})
+            graph = placed(self.graph, self.functions, {}, {self.node: offer.kernel})
         else:
-            graph = placed(self.graph, self.function, {self.node: offer.body}, {})
+            graph = placed(self.graph, self.functions, {self.node: offer.body}, {})
         plan = self.lab.build(graph.SerializeToString(), self.case.precision, offer.kernel is not None)
         with ExitStack() as local:
             session = local.enter_context(self.lab.open(plan))
@@ -284,20 +292,40 @@ def allowed_implementations() -> tuple[str, ...]:
 
 
 def placed(
-    model: onnx.ModelProto, function: OnnxFunction, bodies: Mapping[str, str], kernels: Mapping[str, PluginKernel]
+    model: onnx.ModelProto,
+    functions: tuple[OnnxFunction, OnnxFunction | None],
+    bodies: Mapping[str, str],
+    kernels: Mapping[str, PluginKernel],
 ) -> onnx.ModelProto:
     """Return a copy of a model in which every node of a function is a plugin node, or a body's operators.
 
+    Args:
+        model: with nodes of the first function.
+        functions: the operator; and, under another name, what holds bodies of a newer operator set. The whole graph is taken to
+            that set where one of these is chosen.
+        bodies: by the name of the node.
+        kernels: likewise.
+
     Raises:
-        InvalidInput: the choice misses nodes, or names unknown ones.
+        InvalidInput: the choice misses nodes, or names unknown ones, or the graph cannot be taken to the newer operator set.
     """
     from onnx import inliner
 
+    function, newer = functions
     result = with_plugins(model, function, kernels)
-    if bodies or nodes_of(result, function):
-        result = attach(result, function, bodies)
+    later = {name: body for name, body in bodies.items() if newer is not None and body in newer.bodies}
+    for node in result.graph.node:
+        if node.name in later and newer is not None:
+            node.op_type = newer.name
+    others = {name: body for name, body in bodies.items() if name not in later}
+    if others or nodes_of(result, function):
+        result = attach(result, function, others)
     if result.functions:
         result = inliner.inline_local_functions(result)
+    if later and newer is not None:
+        from export.trt.precision import at_opset
+
+        result = inliner.inline_local_functions(attach(at_opset(result, newer.opset), newer, later))
     if not kernels:  # a domain that no node is of would only be a question to the parser
         kept = [item for item in result.opset_import if item.domain != function.domain]
         del result.opset_import[:]

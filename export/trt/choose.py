@@ -9,6 +9,7 @@ failed is kept with its reason.
 |----------------|---------------------------------------------------------------|-------------------------------------------------|
 | `plugin`       | our kernel (`export.trt.plugin`)                              | TensorRT < 10.16; no kernel for GPU or shape    |
 | `small-plugin` | the same with less shared memory, 48 KiB per block            | likewise; not on offer where `plugin` is small  |
+| `native`       | ONNX's operator Attention: a layer of TensorRT's for it       | TensorRT < 10.14; as `fused`                    |
 | `fused`        | a body that TensorRT turns into one kernel of its own         | channels, dtype or number of keys do not suit   |
 | `decomposed`   | a body of plain products and softmax                          | its logits take too much memory                 |
 | `chunked`      | the same, some queries at a time                              | the whole fits                                  |
@@ -113,6 +114,7 @@ def choose_attention(
     *,
     measure: bool = True,
     lean: bool = False,
+    newer: OnnxFunction | None = None,
     memory: Memory | None = None,
     rounds: Rounds | None = None,
     tell: Callable[[str], None] | None = None,
@@ -125,7 +127,8 @@ def choose_attention(
         offers: gives for a case each implementation once, or why it cannot be taken.
         lab: builds and runs.
         measure: without it the first of `IMPLEMENTATIONS` that is not refused is taken, unproven: for quick builds.
-        lean: build no `decomposed` or `chunked` where `fused` is right: for latency tables, which have many shapes.
+        lean: where `native` is right build none of those behind it, and likewise with `fused`: for tables, which have many shapes.
+        newer: bodies on offer that need a newer operator set than the model's, as a function of another name.
         memory: where choices are looked up before they are measured, and kept.
         rounds: how to time.
         tell: is told what is being done.
@@ -150,7 +153,7 @@ def choose_attention(
         if chosen is None or chosen["implementation"] not in taken:
             if tell is not None:
                 tell(f"attention {number} of {len(cases)}: {case}")
-            trial = Trial(case, graph_of(case, model, nodes[0], function), function, lab, rounds or Rounds(), lean)
+            trial = Trial(case, graph_of(case, model, nodes[0], function), (function, newer), lab, rounds or Rounds(), lean)
             chosen = trial.choose(taken, refused) if measure else _first(case, taken, refused)
             if memory is not None and measure:
                 memory.put(case, [*taken], chosen)
@@ -161,13 +164,14 @@ def choose_attention(
         plugin = offer.kernel.name if offer.kernel is not None else ""
         choices.append(Choice(case=case, nodes=tuple(nodes), body=offer.body, plugin=plugin, **chosen))
     bodies = {name: choice.body for choice in choices for name in choice.nodes if choice.body}
-    return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices), measure)
+    return AttentionChoice(placed(model, (function, newer), bodies, kernels), tuple(choices), measure)
 
 
 def _first(case: AttentionCase, offers: Mapping[str, Offer], refused: Mapping[str, str]) -> dict[str, Any]:
     if not offers:
         raise NoAttention(case, refused)
-    return {"implementation": next(iter(offers)), "reason": "not measured", "refused": dict(refused)}
+    sure = [name for name in offers if name != "native"] or [*offers]  # native fails to build where TensorRT has no kernel
+    return {"implementation": sure[0], "reason": "not measured", "refused": dict(refused)}
 
 
 def _left_out(offer: Offer) -> Offer:

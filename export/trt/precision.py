@@ -174,7 +174,7 @@ def bf16(model: onnx.ModelProto, *, keep_io: bool = True, keep: Sequence[str] = 
         InvalidInput: the graph cannot be converted, for instance to operator set 22, the first whose operators take bf16.
         Unavailable: the converter is not installed.
     """
-    original = _at_opset(named(model), opset_of("bf16"))
+    original = at_opset(named(model), opset_of("bf16"))
     half = _without_round_trips(converted(original, "fp16", keep_io=keep_io, keep=keep))
     exact = {tensor.name: tensor for tensor in original.graph.initializer}
     attributes = {(node.name, a.name): a.t for node in original.graph.node for a in node.attribute if a.HasField("t")}
@@ -243,7 +243,12 @@ def _bf16_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return TensorProto(name=tensor.name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=values.astype("<u2").tobytes())
 
 
-def _at_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
+def at_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
+    """Return a graph in an operator set, or in its own where that is newer; nodes of other domains stay as they are.
+
+    Raises:
+        InvalidInput: it cannot be taken there, or has local functions.
+    """
     found = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if found >= wanted:
         return model

@@ -16,7 +16,7 @@ NEWEST_MAJOR = 11
 PLUGINS_FROM = (10, 16)
 """Ahead-of-time plugins exist from 10.9 on; up to 10.15 arrays read back under NumPy 2 are corrupt."""
 ATTENTION_FROM = (10, 14)
-"""`INetworkDefinition.add_attention`."""
+"""TensorRT's own attention layer, and ONNX's operator Attention in its parser (release notes of the parser, 10.14)."""
 OPSETS = (((10, 3), 20), ((10, 15), 24), ((11, 5), 25))
 """From which version on the ONNX parser takes at least which opset, as its documentation says."""
 
@@ -73,6 +73,11 @@ def network_flags(trt: Any, *, plugins: bool) -> int:
 def has_plugins(trt: Any) -> bool:
     """Return whether ahead-of-time plugins can be relied on."""
     return version_of(trt)[:2] >= PLUGINS_FROM
+
+
+def has_attention(trt: Any) -> bool:
+    """Return whether TensorRT has an attention layer of its own."""
+    return version_of(trt)[:2] >= ATTENTION_FROM
 
 
 def newest_opset(trt: Any) -> int:

@@ -1,9 +1,13 @@
-"""Say in standard ONNX operators what a `hyctas::SelfAttention` node computes: two bodies, for TensorRT to choose from per shape.
+"""Say in standard ONNX operators what a `hyctas::SelfAttention` node computes: bodies for TensorRT to choose from per shape.
 
 | body     | for                                   | softmax | memory                                                            |
 |----------|---------------------------------------|---------|-------------------------------------------------------------------|
 | `plain`  | any shape and dtype                   | fp32    | the N x M logits: no kernel of TensorRT's has d != e              |
 | `padded` | fp16 and bfloat16, one fused kernel   | as v    | none if TensorRT fuses it; ask its inspector, for it may decline  |
+| `native` | the same, by ONNX's operator Attention | its own | none: where TensorRT has no kernel for it, the build fails        |
+
+`native` needs operator set 23, so it is in a function of its own (`native_attention_function`); graphs are taken to that set only
+where it is chosen. TensorRT's own attribute that lets it decompose the operator is none of ONNX's, and is not written.
 
 `plain` casts the logits to fp32 for the softmax, whose sums over thousands of keys fp16 does not hold. TensorRT honours casts,
 and one between the products would break its fusion, so `padded` has none: its fused kernel keeps the statistics itself, in the
@@ -26,6 +30,7 @@ from export.errors import InvalidInput
 from export.onnx_function import OnnxFunction
 from hyctas.attention.onnx_nodes import DOMAIN, NAME
 
+NATIVE_NAME, NATIVE_OPSET = f"Native{NAME}", 23
 OPSETS = range(18, 24)
 """Standard operator sets that the bodies can be written in; before 18, Pad and others differ."""
 HALF = ("float16", "bfloat16")
@@ -53,11 +58,18 @@ def self_attention_function(opset: int = 18) -> OnnxFunction:
     return OnnxFunction(DOMAIN, NAME, opset, bodies, "plain")
 
 
+@cache
+def native_attention_function() -> OnnxFunction:
+    """Return the function whose body is the operator Attention: for graphs of operator set 23, its first."""
+    body = function_body(_native(), NATIVE_OPSET, NATIVE_NAME)
+    return OnnxFunction(DOMAIN, NATIVE_NAME, NATIVE_OPSET, {"native": body}, "native")
+
+
 def refusal(body: str, shapes: Sequence[Sequence[int]], dtype: str, memory_bytes: int = MEMORY_BYTES) -> str:
     """Say why a body does not suit a node; empty where it does.
 
     Args:
-        body: `plain` or `padded`.
+        body: `plain`, `padded` or `native`.
         shapes: of q (B, h, d, N), k (B, h, d, M) and v (B, h, e, M), as `export.onnx_function.nodes_of` gives them.
         dtype: of q, k and v, as numpy names it.
         memory_bytes: what the logits of one `plain` node may take while it runs.
@@ -74,8 +86,8 @@ def refusal(body: str, shapes: Sequence[Sequence[int]], dtype: str, memory_bytes
             return ""
         taken = f"logits of {queries} queries x {keys} keys take {needed / 2**30:.2f} GiB"
         return f"{taken}, above {memory_bytes / 2**30:.2f} GiB; take the plugin or the chunked export"
-    if body != "padded":
-        raise InvalidInput(f"{DOMAIN}::{NAME} has no body {body!r}; its bodies: padded, plain")
+    if body not in ("padded", "native"):
+        raise InvalidInput(f"{DOMAIN}::{NAME} has no body {body!r}; its bodies: padded, plain, native")
     if dtype not in HALF:
         return f"TensorRT fuses attention in {' and '.join(HALF)}, not in {dtype}"
     if d > e:
@@ -121,13 +133,30 @@ def _plain() -> list[NodeProto]:
     ]
 
 
-def _padded() -> list[NodeProto]:
+def _padded_rows() -> list[NodeProto]:
+    """Give q and k as many channels as v; q in rows."""
     return [
         *scaled(),
         _given("padding", "value_ints", "pads"),
         node("Pad", ["q_scaled", "pads"], "q_padded"),  # (B, h, e, N)
         node("Pad", ["k", "pads"], "k_padded"),  # (B, h, e, M)
         node("Transpose", ["q_padded"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, e)
+    ]
+
+
+def _native() -> list[NodeProto]:
+    return [
+        *_padded_rows(),
+        node("Transpose", ["k_padded"], "k_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
+        node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
+        node("Attention", ["q_rows", "k_rows", "v_rows"], "o_rows", scale=1.0),  # (B, h, N, e)
+        node("Transpose", ["o_rows"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
+    ]
+
+
+def _padded() -> list[NodeProto]:
+    return [
+        *_padded_rows(),
         node("MatMul", ["q_rows", "k_padded"], "logits"),  # (B, h, N, M)
         node("Softmax", ["logits"], "weights", axis=-1),
         *_averaged(),
@@ -143,9 +172,9 @@ def _averaged() -> list[NodeProto]:
     ]
 
 
-def function_body(nodes: Sequence[NodeProto], opset: int) -> bytes:
+def function_body(nodes: Sequence[NodeProto], opset: int, name: str = NAME) -> bytes:
     """Return nodes from q, k, v to o as a serialised FunctionProto."""
     imports = [helper.make_opsetid("", opset)]
-    function = helper.make_function(DOMAIN, NAME, ["q", "k", "v"], ["o"], nodes, imports, ["scale", "padding"])
+    function = helper.make_function(DOMAIN, name, ["q", "k", "v"], ["o"], nodes, imports, ["scale", "padding"])
     data: bytes = function.SerializeToString(deterministic=True)
     return data

@@ -92,26 +92,32 @@ def choose(
     from export.trt.attention_case import AttentionCase
     from export.trt.choose import choose_attention
     from hyctas.attention.onnx_chunks import with_chunks
+    from hyctas.attention.onnx_function import native_attention_function
 
     cases = {AttentionCase.of(node) for node in nodes_of(model, function)}
     limit = _memory(workshop)
     sizes = sorted({found for case in cases if (found := _chunks(case, limit)[0]) is not None})
     bodies = with_chunks(function, sizes)
     return choose_attention(
-        model, bodies, lambda case: offers(case, workshop), workshop.lab, measure=measure, lean=lean, memory=memory, tell=tell
-    )
+        model, bodies, lambda case: offers(case, workshop), workshop.lab, measure=measure, lean=lean,
+        newer=native_attention_function(), memory=memory, tell=tell,
+    )  # fmt: skip
 
 
 def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
-    """Return what computes an attention, or why it cannot: plugins, fused, decomposed, chunked."""
+    """Return what computes an attention, or why it cannot: plugins, native, fused, decomposed, chunked."""
     from export.trt.attention_trial import Offer
+    from export.trt.versions import ATTENTION_FROM, has_attention, version_of
     from hyctas.attention.onnx_chunks import body_name
     from hyctas.attention.onnx_function import refusal
 
     memory = _memory(workshop)
     found = _plugins(case, workshop)
-    for name, body in (("fused", "padded"), ("decomposed", "plain")):
+    for name, body in (("native", "native"), ("fused", "padded"), ("decomposed", "plain")):
         why = refusal(body, case.shapes, case.dtype, memory)
+        if name == "native" and not has_attention(workshop.trt):
+            least, here = (".".join(map(str, version)) for version in (ATTENTION_FROM, version_of(workshop.trt)))
+            why = f"TensorRT has a layer for it from {least} on, and here is {here}"
         found.append(Offer(name=name, refused=why) if why else Offer(name=name, body=body))
     size, why = _chunks(case, memory)
     found.append(Offer(name="chunked", refused=why) if size is None else Offer(name="chunked", body=body_name(*size)))

@@ -34,7 +34,7 @@ from export.trt.precision import check_graph, prepared
 from export.trt.runner import open_engine
 from export.trt.versions import has_plugins
 from hyctas import published
-from hyctas.attention.onnx_function import self_attention_function
+from hyctas.attention.onnx_function import native_attention_function, self_attention_function
 from hyctas.bundling import Trained, check_free
 from hyctas.data import Labels, default_colours
 from hyctas.engine import attention, workshop
@@ -211,6 +211,7 @@ def test_native_attention_where_plugins_are_not(attending: Trained, tmp_path: Pa
     assert (choice.implementation, choice.reason) == ("decomposed", "the only one that works here")
     assert choice.refused == {
         "plugin": "they need TensorRT 10.16, and here is 10.3.0",
+        "native": "TensorRT has a layer for it from 10.14 on, and here is 10.3.0",
         "fused": "TensorRT fuses attention in float16 and bfloat16, not in float32", "chunked": "all logits fit at once",
     }  # fmt: skip
     assert report.fused.verdict == "no" and {node.domain for node in graph.graph.node} == {""}
@@ -293,7 +294,7 @@ def reasons(case: AttentionCase, workshop: Workshop) -> dict[str, str]:
 def test_offers(tmp_path: Path) -> None:
     shop = Shop(tmp_path).workshop()
     assert reasons(CASE, shop) == {
-        "plugin": "kernel", "fused": "padded", "decomposed": "plain", "chunked": "all logits fit at once",
+        "plugin": "kernel", "native": "native", "fused": "padded", "decomposed": "plain", "chunked": "all logits fit at once",
     }  # fmt: skip
     small = replace(shop, gpu=replace(GPU, memory_bytes=512 << 20))  # an eighth of it holds half of the logits
     assert reasons(CASE, small)["chunked"] == "chunked_4096_2048"
@@ -374,13 +375,19 @@ def assert_all_forms(model: onnx.ModelProto, function: OnnxFunction, precision: 
     assert_operators(with_plugin.model, set(with_plugin.plugins))
     check_graph(with_plugin.model, precision)
 
-    def native(case: AttentionCase) -> list[Offer]:
-        return [offer for offer in offers(case, shop) if offer.name != "plugin"]
+    for name in ("native", "fused", "decomposed"):
 
-    alone = choose_attention(model, function, native, Shop(folder), measure=False)
-    assert_operators(alone.model, set())
-    assert {item.domain for item in alone.model.opset_import} == {""} and not alone.model.functions
-    check_graph(alone.model, precision)
+        def only(case: AttentionCase, name: str = name) -> list[Offer]:
+            return [offer for offer in offers(case, shop) if offer.name == name]
+
+        if any(offer.refused for node in nodes_of(model, function) for offer in only(AttentionCase.of(node))):
+            continue
+        alone = choose_attention(model, function, only, Shop(folder), measure=False, newer=native_attention_function())
+        assert_operators(alone.model, set())
+        assert {item.domain for item in alone.model.opset_import} == {""} and not alone.model.functions
+        check_graph(alone.model, precision)
+        attentions = sum(node.op_type == "Attention" for node in alone.model.graph.node)
+        assert attentions == (len(nodes_of(model, function)) if name == "native" else 0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

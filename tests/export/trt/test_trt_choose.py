@@ -264,7 +264,7 @@ def test_a_kernel_that_breaks_cuda_is_named(trouble: dict[str, Any]) -> None:
     error, text = caught.value, str(caught.value)
     assert (error.exit_code, error.case, error.implementation) == (1, CASE, "plugin")
     assert "trying the plugin SelfAttention_d8_e64 for attention of 1x1 heads" in text and "cudaDeviceSynchronize" in text
-    assert text.endswith("Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked COMMAND")
+    assert text.endswith("Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=native,fused,decomposed,chunked COMMAND")
     assert "freeing memory" not in text and all(session.closed for session in lab.sessions)
 
 
@@ -304,7 +304,7 @@ def test_only_what_the_user_allows_is_tried(monkeypatch: pytest.MonkeyPatch) -> 
         assert choice.implementation == "decomposed" and not lab.registered
         assert choice.refused == {"plugin": "no kernel", "fused": f"{VARIABLE}= decomposed, chunked leaves it out"}
     monkeypatch.setenv(VARIABLE, "flash")
-    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of plugin, small-plugin, fused"):
+    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of plugin, small-plugin, native, fused"):
         choose(Lab())
     monkeypatch.setenv(VARIABLE, "")
     assert choose(Lab()).choices[0].implementation == "plugin"

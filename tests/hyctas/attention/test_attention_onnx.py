@@ -18,9 +18,10 @@ from export.errors import InvalidInput
 from export.onnx_file import export_onnx
 from export.onnx_function import attach, inlined, nodes_of
 from export.onnx_trace import checked_bytes
+from export.trt.attention_trial import placed
 from hyctas import published
 from hyctas.attention import chunked, self_attention
-from hyctas.attention.onnx_function import MAX_KEYS, OPSETS, refusal, self_attention_function
+from hyctas.attention.onnx_function import MAX_KEYS, OPSETS, native_attention_function, refusal, self_attention_function
 from hyctas.attention.onnx_nodes import nodes
 from hyctas.network import build
 from hyctas.operators import SelfAttention
@@ -128,6 +129,20 @@ def test_every_body_computes_the_standard_graph(exported: Exported, body: str) -
             if node.domain == FUNCTION.domain and attribute.name == "scale":
                 attribute.f = 0.0
     assert np.abs(run(uniform) - expected).max() > 1e-3 * np.abs(expected).max(), "the attention matters, and its scale is used"
+
+
+def test_the_native_operator_computes_the_standard_graph(exported: Exported) -> None:
+    """Alone, and beside nodes of another body; the whole graph goes to the operator set that has it."""
+    _, with_nodes, standard = exported
+    names = [node.name for node in nodes_of(with_nodes, FUNCTION)]
+    expected = run(standard)
+    for count_native in {1, len(names)}:
+        bodies = {name: "native" if place < count_native else "plain" for place, name in enumerate(names)}
+        model = placed(with_nodes, (FUNCTION, native_attention_function()), bodies, {})
+        assert [(item.domain, item.version) for item in model.opset_import] == [("", 23)] and not model.functions
+        assert sum(node.op_type == "Attention" for node in model.graph.node) == count_native
+        onnx.checker.check_model(model, full_check=True)
+        assert_same(run(model), expected)
 
 
 def test_bodies_differ_per_node_and_survive_fp16(exported: Exported) -> None:

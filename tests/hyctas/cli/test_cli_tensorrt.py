@@ -28,7 +28,7 @@ from export.plugin_kernel import PluginKernel
 from export.target import Target
 from export.trt import choose, guard
 from export.trt.attention_case import AttentionCase
-from export.trt.attention_trial import Rounds
+from export.trt.attention_trial import NOT_TRIED, Rounds
 from export.trt.guard import Gpu
 from export.trt.precision import check_graph
 from export.trt.runtime import TensorRTRuntime
@@ -109,7 +109,7 @@ class TestProfile:
         engines = len(builder.graphs) - len(tried) - 1  # the reference has one more
         counted = f"{len(table)} operators in {engines // 3}, times 3 builds, and {TRIALS} to choose attention; at 10 s"
         assert f"about {engines + TRIALS} engines to build: {counted}" in said and len(tried) == 1, said
-        assert "attention of 1 shape: fused for 1" in said
+        assert "attention of 1 shape: native for 1" in said
         assert "(estimated, not run)" in said and "builds of one operator differ by 0.0%" in said
         assert len(table) > 2 and all(row.builds == 3 and row.spread == pytest.approx(0) for row in table.rows.values())
         identity = table.identity
@@ -132,9 +132,9 @@ class TestProfile:
         assert [model.graph.input[0].name for model in networks] == ["x0", "x0"]
         assert rig.gpu.leaks() == []
 
-    @pytest.mark.parametrize(("precision", "opset"), [("fp16", 18), ("bf16", 22)])
+    @pytest.mark.parametrize("precision", ["fp16", "bf16"])
     def test_attention_is_chosen_once(
-        self, rig: Rig, builder: FakeBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, opset: int
+        self, rig: Rig, builder: FakeBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
     ) -> None:
         """For operators and whole networks, by every command, as long as nothing changes that decides it."""
         network = tiny().sample(np.random.default_rng(194))  # attends
@@ -146,18 +146,19 @@ class TestProfile:
 
         assert measured() == 1 and measured() == 0
         whole = builder.graphs[-1]
-        assert [(item.domain, item.version) for item in whole.opset_import] == [("", opset)]
+        assert [(item.domain, item.version) for item in whole.opset_import] == [("", 23)]
         assert check_graph(whole, precision)
-        assert {node.op_type for node in whole.graph.node} >= {"Pad", "Softmax"}, "TensorRT's own form, for one kernel"
+        assert "Attention" in {node.op_type for node in whole.graph.node}, "the operator that TensorRT has a layer for"
         assert {node.domain for node in whole.graph.node} == {""} and not whole.functions
         (kept,) = (tmp_path / "cache/hyctas/tensorrt").glob("*.attention.json")
         (choice,) = json.loads(kept.read_text())["choices"].values()
-        assert choice["implementation"] == "fused" and "not here" in choice["refused"]["plugin"]
-        assert choice["refused"]["decomposed"] == "not tried, since fused is right"
+        assert choice["implementation"] == "native" and "not here" in choice["refused"]["plugin"]
+        assert choice["refused"]["fused"] == choice["refused"]["decomposed"] == NOT_TRIED
 
         monkeypatch.setenv("HYCTAS_TENSORRT_ATTENTION", "decomposed")
         assert measured() == 1 and len(json.loads(kept.read_text())["choices"]) == 2
-        assert "Pad" not in {node.op_type for node in builder.graphs[-1].graph.node}
+        assert [item.version for item in builder.graphs[-1].opset_import] == [22 if precision == "bf16" else 18]
+        assert "Attention" not in {node.op_type for node in builder.graphs[-1].graph.node}
         monkeypatch.delenv("HYCTAS_TENSORRT_ATTENTION")
         kept.write_text("{")
         told: list[str] = []
