@@ -144,7 +144,7 @@ def write_layer_info(info: Mapping[str, Any], path: Path) -> None:
     write_json(path, dict(info))
 
 
-def fused_attention(info: Mapping[str, Any], plugins: Sequence[str] = ()) -> FusedAttention:
+def fused_attention(info: Mapping[str, Any], plugins: Sequence[str] = (), *, native: bool = False) -> FusedAttention:
     """Tell from the layers whether attention is fused.
 
     A softmax that is left means no, whatever else was fused; one that is no attention's cannot be told from one that is. Engines
@@ -153,6 +153,8 @@ def fused_attention(info: Mapping[str, Any], plugins: Sequence[str] = ()) -> Fus
     Args:
         info: as `layer_info` returns it, or read from a file of trtexec's.
         plugins: names of attention plugins besides those that `PLUGIN` matches.
+        native: whether all attention is TensorRT's own layer, which it builds with a fused kernel or not at all, under names that
+            nobody has seen.
     """
     fused, left, whole = [], [], []
     layers = [layer if isinstance(layer, Mapping) else {"Name": layer} for layer in info.get("Layers", ())]
@@ -169,6 +171,8 @@ def fused_attention(info: Mapping[str, Any], plugins: Sequence[str] = ()) -> Fus
             left.append(name)
     if left:
         return FusedAttention("no", tuple(left))
+    if native and not fused:
+        return FusedAttention("yes", ("TensorRT's own attention layer, which is built with a fused kernel or not at all",))
     if whole:
         why = f"{len(whole)} layers are shown as a whole; build the engine with detailed profiling verbosity"
         return FusedAttention("unknown", (why,))

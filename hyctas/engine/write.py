@@ -138,7 +138,9 @@ def _proven(
             advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if built.options.precision == "fp16" else ""
             raise CheckFailed(f"the engine is not written: {report.summary()}{advice}")
         latency = _timed(session, images)
-        return fused_attention(session.layer_info(), attention.plugins), report, latency, [*session.notes]
+        native = bool(attention.choices) and all(choice.implementation == "native" for choice in attention.choices)
+        fused = fused_attention(session.layer_info(), attention.plugins, native=native)
+        return fused, report, latency, [*session.notes]
 
 
 def _timed(session: EngineSession, images: Sequence[np.ndarray]) -> Measurement:

@@ -178,6 +178,15 @@ def test_fused_attention(layers: list[Any], verdict: str, evidence: list[str]) -
     assert found.summary().startswith(f"fused attention: {verdict} ({evidence[0]}")
 
 
+def test_tensorrts_own_layer_is_fused_whatever_it_is_called() -> None:
+    unnamed = {"Layers": ["conv", "{ForeignNode[a...b]}"]}
+    assert fused_attention(unnamed).verdict == "unknown"
+    assert fused_attention(unnamed, native=True).verdict == "yes"
+    assert fused_attention({"Layers": ["softmax_3"]}, native=True).verdict == "no", "one that is left says otherwise"
+    found = fused_attention({"Layers": ["_gemm_mha_v2_1"]}, native=True)
+    assert (found.verdict, found.evidence) == ("yes", ("_gemm_mha_v2_1",))
+
+
 def test_summaries_are_short() -> None:
     found = fused_attention({"Layers": [f"_gemm_mha_v2_{i}" for i in range(5)]})
     assert found.summary() == "fused attention: yes (_gemm_mha_v2_0, _gemm_mha_v2_1, _gemm_mha_v2_2 and 2 more)"
