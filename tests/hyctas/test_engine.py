@@ -33,7 +33,7 @@ from export.trt.options import BuildOptions
 from export.trt.precision import check_graph, prepared
 from export.trt.runner import open_engine
 from export.trt.versions import has_plugins
-from hyctas import published
+from hyctas import published, space
 from hyctas.attention.onnx_function import native_attention_function, self_attention_function
 from hyctas.bundling import Trained, check_free
 from hyctas.data import Labels, default_colours
@@ -51,8 +51,11 @@ from tests.export.trt.fakes_build import fake_tensorrt
 SIZE = (64, 96)
 GPU = Gpu("Fake A100", (8, 0), 40 << 30, 108, (13, 0))
 MACHINE = Machine("11.4.0", "13.0", "580.1", GPU.name, GPU.capability, "Linux-x86_64")
-EDGE = {"edge-a": 0, "edge-b": 9, "edge-c": 11, "edge-d": 1, "edge-e": 2}
-"""Genotypes drawn with these seeds; the first three attend."""
+SAMPLED = {
+    "edge-a": (edge, 0), "edge-b": (edge, 9), "edge-c": (edge, 11), "edge-d": (edge, 1), "edge-e": (edge, 2), "tiny-a": (tiny, 194),
+    "tiny-b": (tiny, 3), "published-a": (space.published, 1), "published-b": (space.published, 2),
+}  # fmt: skip
+"""Genotypes drawn from these spaces with these seeds; all attend."""
 PLAIN = self_attention_function()
 FULL: dict[str, Any] = {"full_check": True}
 
@@ -339,10 +342,13 @@ Graph = tuple[onnx.ModelProto, OnnxFunction]
 
 
 def named_network(name: str) -> Trained:
-    return trained(edge().sample(np.random.default_rng(EDGE[name])) if name in EDGE else published.genotype(name, 8))
+    if name not in SAMPLED:
+        return trained(published.genotype(name, 8))
+    made, seed = SAMPLED[name]
+    return trained(made().sample(np.random.default_rng(seed)))
 
 
-@pytest.fixture(scope="module", params=[*published.NAMES, *EDGE])
+@pytest.fixture(scope="module", params=[*published.NAMES, *SAMPLED])
 def traced(request: pytest.FixtureRequest) -> Graph:
     """Give a network's graph in fp32, and the function of its nodes."""
     return intermediate(named_network(request.param), SIZE, "native", "fp32")
@@ -396,7 +402,7 @@ def test_builder_graphs_use_the_operators_of_their_opset(traced: Graph, tmp_path
     assert_all_forms(prepared(model, precision).model, function, precision, tmp_path)
 
 
-@pytest.mark.parametrize("name", [*published.NAMES, *EDGE])
+@pytest.mark.parametrize("name", [*published.NAMES, *SAMPLED])
 def test_builder_graphs_in_bf16(name: str, tmp_path: Path) -> None:
     model, function = intermediate(named_network(name), SIZE, "native", "bf16")
     assert function.opset == 22
