@@ -19,18 +19,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
     """Replace several files: all are written under temporary names, then renamed in order. On failure the old files stay."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    written: dict[Path, Path] = {}
     try:
         for path, data in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporaries[path], "wb") as handle:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with open(temporary, "wb") as handle:
+                written[path] = temporary
                 handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
-        for path, temporary in temporaries.items():
+        for path, temporary in written.items():
             os.replace(temporary, path)
     except BaseException:
-        for temporary in temporaries.values():
+        for temporary in written.values():
             temporary.unlink(missing_ok=True)
         raise
 

@@ -129,10 +129,10 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
 
 def _engine_of_bundles(folders: Sequence[Path]) -> Path | None:
     """Return the engine of the first bundle that has one, where TensorRT can be used."""
-    from export.bundle_engine import ENGINE_NAME, engine_listed
+    from export.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
     from export.trt.guard import unavailable_reason
 
-    engines = [folder / ENGINE_NAME for folder in folders if engine_listed(folder)]
+    engines = [path for path in (folder / ENGINE_NAME for folder in folders) if bundle_of(path) and engine_listed(path.parent)]
     return engines[0] if engines and unavailable_reason() is None else None
 
 
