@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.bundle_engine import ENGINE_FILES, ENGINE_NAME
+from export.bundle_engine import ENGINE_NAME, without_engine
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_bytes, write_json, write_text
 from export.imaging import Preprocessing
@@ -149,7 +149,7 @@ def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
         if name not in manifest.files:
             raise CorruptFile(folder / NAME, f"does not list {name}")
     if not with_engine:
-        manifest = replace(manifest, files={name: entry for name, entry in manifest.files.items() if name not in ENGINE_FILES})
+        manifest = without_engine(manifest)
     verify(folder, manifest)
     labels, parity = read_json(folder / "labels.json"), read_json(folder / "parity.json")
     return Bundle(folder, manifest, (folder / "genotype.json").read_text(), labels, parity)

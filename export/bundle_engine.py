@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export.errors import CorruptFile
 from export.files import write_json
-from export.manifest import NAME, entry_of, read_manifest
+from export.manifest import NAME, Manifest, entry_of, read_manifest
 
 ENGINE_NAME = "model.engine"
 """The TensorRT engine of a bundle that has one; its manifest (`export.trt.engine_file`) stands beside it."""
@@ -19,6 +19,11 @@ ENGINE_FILES = (ENGINE_NAME, f"{ENGINE_NAME}.json")
 def bundle_of(path: Path) -> Path | None:
     """Return the bundle that an engine is to be part of, if it is one's."""
     return path.parent if path.name == ENGINE_NAME and (path.parent / NAME).is_file() else None
+
+
+def without_engine(manifest: Manifest) -> Manifest:
+    """Return a bundle's manifest without what it lists of an engine."""
+    return replace(manifest, files={name: entry for name, entry in manifest.files.items() if name not in ENGINE_FILES})
 
 
 def engine_listed(folder: Path) -> bool:
@@ -38,15 +43,14 @@ def engine_replaced(folder: Path) -> Iterator[None]:
     A manifest that is damaged, or somebody else's, stays as it is.
     """
     try:
-        manifest = read_manifest(folder)
+        manifest = without_engine(read_manifest(folder))
     except CorruptFile:
         yield
         return
-    others = {name: entry for name, entry in manifest.files.items() if name not in ENGINE_FILES}
-    write_json(folder / NAME, replace(manifest, files=others).to_json())
+    write_json(folder / NAME, manifest.to_json())
     try:
         yield
     finally:  # what failed before it wrote anything leaves the old engine, which is listed again
         if all((folder / name).is_file() for name in ENGINE_FILES):
             engine = {name: entry_of(folder / name) for name in ENGINE_FILES}
-            write_json(folder / NAME, replace(manifest, files=others | engine).to_json())
+            write_json(folder / NAME, replace(manifest, files=manifest.files | engine).to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -50,6 +51,14 @@ def json_text(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` with `value` as indented JSON (NaN refused), safely."""
     write_text(path, json_text(value))
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a file that cannot be used to `NAME.unusable`, and return that; one that is gone already is no error."""
+    aside = path.with_name(path.name + ".unusable")
+    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        os.replace(path, aside)
+    return aside
 
 
 def read_json(path: Path, format_version: int | None = None) -> Any:

@@ -16,11 +16,9 @@ import onnx
 from onnx import inliner
 
 from export.errors import InvalidInput
+from export.onnx_opset import STANDARD, standard_opset
 from export.onnx_split import spec_of, walk
 from export.runtime import TensorSpec
-
-STANDARD = ("", "ai.onnx")
-"""The names of ONNX's own domain."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def attach(model: onnx.ModelProto, function: OnnxFunction, body: str | Mapping[s
         InvalidInput: no such nodes, an unknown body, a choice that misses nodes or names unknown ones, nodes without names of
             their own, or another opset.
     """
-    opset = next((item.version for item in model.opset_import if item.domain in STANDARD), 0)
+    opset = standard_opset(model)
     if opset != function.opset:
         raise InvalidInput(
             f"{function.label} has bodies for opset {function.opset}, the model is opset {opset}: "

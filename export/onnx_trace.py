@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from export.errors import InvalidInput
-from export.onnx_function import STANDARD, OnnxFunction
+from export.onnx_function import OnnxFunction
+from export.onnx_opset import STANDARD
 from export.onnx_split import clean, walk
 
 MAX_BYTES = 2**31 - 1

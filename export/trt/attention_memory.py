@@ -8,14 +8,13 @@ are not found. A process keeps to what it chose or found first, whatever happens
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile
-from export.files import read_json, write_json
+from export.files import move_aside, read_json, write_json
 from export.trt.attention_case import AttentionCase
 
 FORMAT_VERSION = 1
@@ -64,12 +63,8 @@ class AttentionMemory:
             if not all(map(_usable, choices.values())):
                 raise CorruptFile(self.path, "holds an entry with other fields")
         except (CorruptFile, OSError, KeyError, TypeError, AttributeError) as error:
-            aside = self.path.with_name(self.path.name + ".unusable")
-            moved = f" and was moved to {aside.name}"
             try:
-                os.replace(self.path, aside)
-            except FileNotFoundError:  # another process was quicker
-                pass
+                moved = f" and was moved to {move_aside(self.path).name}"
             except OSError:
                 moved = ""
             self._tell(f"{self.path.name} cannot be read{moved} ({error})")

@@ -189,8 +189,9 @@ def _opset_advice(trt: Any, data: bytes) -> str:
     """Say whether the operator set is newer than what the parser is documented for."""
     import onnx
 
-    entries = onnx.ModelProto.FromString(data).opset_import
-    found = max((entry.version for entry in entries if entry.domain in ("", "ai.onnx")), default=1)
+    from export.onnx_opset import standard_opset
+
+    found = standard_opset(onnx.ModelProto.FromString(data))
     known = newest_opset(trt)
     if found <= known:
         return ""

@@ -45,10 +45,10 @@ from export.trt.engine_file import (
 from export.trt.guard import import_tensorrt
 from export.trt.layers import fused_attention
 from export.trt.onnx_metadata import onnx_metadata
-from export.trt.options import PRECISIONS, BuildOptions
+from export.trt.options import PRECISIONS, PRESETS, BuildOptions
 from export.trt.precision import in_precision
 from export.trt.progress import Progress
-from export.trt.run import measure, summary
+from export.trt.run import measure, random_feeds, summary
 from export.trt.runner import EngineSession
 from export.trt.timing_cache import default_folder
 
@@ -56,7 +56,6 @@ SECONDS = 2.0
 """Time to measure a finished engine for."""
 EXAMPLES = 2
 """Random inputs that `mixed` holds parity on while it decides."""
-PRESETS = ("release", "search")
 AS_IT_STANDS = "attention is built as it stands in the file; hyctas-export chooses its implementation by measurement"
 
 Tell = Callable[[str], None]
@@ -130,13 +129,13 @@ def engine_from_onnx(
         return built.plan, _described(built, session, place.machine, onnx, command, parity, tell)
 
 
-def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest | None:
-    """Build an engine anew from the ONNX file beside it, as its manifest says; None where it fits this machine already.
+def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest:
+    """Build an engine anew from the ONNX file beside it, as its manifest says.
 
     Args:
         path: the engine, there or not; its manifest must be.
         place: this machine.
-        tell: is told why, and what is being done.
+        tell: is told what is being done.
         progress: is told how far the build is.
 
     Raises:
@@ -144,10 +143,6 @@ def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | No
         CorruptFile: the manifest cannot be read, or the ONNX file is missing or another one.
         HyctasError: as `engine_from_onnx`.
     """
-    reason = needs_rebuild(path, place.machine)
-    if reason is None:
-        return None
-    tell(f"{path.name}: {reason}")
 
     def build(source: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
         options = options_of(path, manifest)
@@ -174,8 +169,7 @@ def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
 def _described(
     built: BuildResult, session: EngineSession, machine: Machine, onnx: Path, command: str, parity: ParityReport, tell: Tell
 ) -> EngineManifest:
-    random = np.random.default_rng(0)
-    session.bind({spec.name: random.standard_normal(spec.shape).astype(spec.dtype) for spec in session.inputs})
+    session.bind(random_feeds(session.inputs))
     times = summary(measure(session, SECONDS))
     fused = fused_attention(session.layer_info())
     latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
@@ -267,11 +261,15 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
         required_manifest(path)
         place = open_place(args.cuda_backend, args.timing_cache)
-        fresh = rebuild_engine(path, place, tell, shown)
-        tell(f"{path.name} fits this machine; nothing to do" if fresh is None else _wrote(path))
+        reason = needs_rebuild(path, place.machine)
+        if reason is None:
+            tell(f"{path.name} fits this machine; nothing to do")
+            return
+        tell(f"{path.name}: {reason}")
+        rebuild_engine(path, place, tell, shown)
+        tell(_wrote(path))
         return
-    make = BuildOptions.search if args.preset == "search" else BuildOptions.release
-    options = make(args.precision or "fp16", workspace_mib=args.workspace_mib)
+    options = BuildOptions.of_preset(args.preset or "release", args.precision or "fp16", workspace_mib=args.workspace_mib)
     engine = path.with_suffix(".engine")
     if not path.is_file():
         raise InvalidInput(f"no such file: {path}")

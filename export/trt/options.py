@@ -9,6 +9,7 @@ from typing import Any
 from export.errors import InvalidInput
 
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "int8", "fp8")
+PRESETS = ("release", "search")
 LEVELS = range(6)
 PARITY_LIMITS = {
     "fp32": (1e-3, 0.999), "fp16": (0.1, 0.99), "mixed": (0.1, 0.99), "bf16": (0.5, 0.95), "int8": (0.5, 0.95), "fp8": (0.5, 0.95),
@@ -98,6 +99,11 @@ class BuildOptions:
     def release(cls, precision: str, **changes: Any) -> BuildOptions:
         """Return options for the engine that is kept: every kernel is tried, which takes minutes."""
         return replace(cls(precision=precision, level=5), **changes)
+
+    @classmethod
+    def of_preset(cls, preset: str, precision: str, **changes: Any) -> BuildOptions:
+        """Return the options of one of `PRESETS`."""
+        return cls.release(precision, **changes) if preset == "release" else cls.search(precision, **changes)
 
     @property
     def preset(self) -> str:

@@ -26,6 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import InvalidInput
+from export.onnx_opset import standard_opset
 from export.precision import ERROR_BOUND, KEEP_FP32, converted
 from export.precision import opset as opset_of
 from export.trt.options import PRECISIONS
@@ -113,10 +114,11 @@ def in_precision(
     if precision not in ("fp16", "bf16", "mixed"):
         return data
     try:
-        check_graph(data, "fp32")
+        model = _parsed(data)
+        check_graph(model, "fp32")
     except InvalidInput:  # in half precision already: the builder says whether it is the right one
         return data
-    return prepared(_parsed(data), precision, keep_io=keep_io, examples=examples).model.SerializeToString()
+    return prepared(model, precision, keep_io=keep_io, examples=examples).model.SerializeToString()
 
 
 def check_graph(model: onnx.ModelProto | bytes, precision: str) -> dict[str, int]:
@@ -249,7 +251,7 @@ def at_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
     Raises:
         InvalidInput: it cannot be taken there, or has local functions.
     """
-    found = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    found = standard_opset(model)
     if found >= wanted:
         return model
     if model.functions:  # onnx's converter leaves them out of its result without a word

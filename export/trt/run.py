@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> None:
     backend = open_backend(args.cuda_backend)
     with open_engine(args.engine, trust=args.trust, backend=backend) as session:
         notes: list[str] = []
-        feeds = _image(args.image, session, notes) if args.image else _random(session.inputs)
+        feeds = _image(args.image, session, notes) if args.image else random_feeds(session.inputs)
         outputs = session.run(feeds)
         session.bind(feeds)
         samples = measure(session, args.seconds)
@@ -127,7 +127,8 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     return {**numbers, "cv": float(values.std()) / mean, "n": len(values), "fps": 1000 / median}
 
 
-def _random(inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+def random_feeds(inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """Return normal noise for inputs, always the same."""
     random = np.random.default_rng(0)
     return {spec.name: random.standard_normal(spec.shape).astype(spec.dtype) for spec in inputs}
 

@@ -180,7 +180,7 @@ class TensorRTRuntime:
 
         def load(path: Path) -> Session:
             graph = self._placed(path, keep_io=self._keep_io)
-            opened.append(self._built(path, graph, self._module_options(), self._module_graph()))
+            opened.append(self._built(path, graph, self._options_for(graph), self._module_graph()))
             return opened[-1]
 
         try:
@@ -190,9 +190,7 @@ class TensorRTRuntime:
                 session.close()
             raise
 
-    def load_operators(
-        self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
-    ) -> list[Session | HyctasError]:
+    def load_operators(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session | HyctasError]:
         """Export operators, and measure several in one engine; see `export.trt.grouped`.
 
         Returns:
@@ -254,19 +252,18 @@ class TensorRTRuntime:
         from export.trt.precision import check_graph
 
         try:
-            graph = self._placed(path, keep_io=False)
+            model = onnx.ModelProto.FromString(self._placed(path, keep_io=False))
             # before operators share an engine, where one would be everybody's failure
-            check_graph(graph, self._module_options().precision)
+            check_graph(model, self._module_options().precision)
         except (InvalidInput, NoAttention) as error:
             return error
-        return onnx.ModelProto.FromString(graph)
+        return model
 
     def _open_operators(self, graph: bytes, cached: bool) -> EngineSession:
         from export.trt.build import build_engine
 
         start = time.monotonic()
-        options = _with_plugins(self._module_options(), graph)
-        result = build_engine(graph, options, timing_cache=self._timing if cached else None)
+        result = build_engine(graph, self._options_for(graph), timing_cache=self._timing if cached else None)
         session = EngineSession(result.plan, backend=self._backend, cuda_graph=self._module_graph(), repeats=self._repeats)
         took_s = time.monotonic() - start
         self.count(took_s)
@@ -283,13 +280,24 @@ class TensorRTRuntime:
     def _module_options(self) -> BuildOptions:
         return self._options or BuildOptions.search(self.target.precision)
 
+    def _options_for(self, graph: bytes) -> BuildOptions:
+        """Return the options for a module's graph, which may hold plugin nodes where something made its attention."""
+        if self.attention is None:
+            return self._module_options()
+        import onnx
+
+        from export.trt.plugin import NAMESPACE
+
+        plugins = any(node.domain == NAMESPACE for node in onnx.ModelProto.FromString(graph).graph.node)
+        return replace(self._module_options(), plugins=plugins)
+
     def _module_graph(self) -> str:
         return "require" if self._cuda_graph and not self._backend.why_no_graphs else "off"
 
     def _built(self, path: Path, graph: bytes, options: BuildOptions, cuda_graph: str) -> EngineSession:
         from export.trt.build import build_engine
 
-        result = build_engine(graph, _with_plugins(options, graph), timing_cache=self._timing)
+        result = build_engine(graph, options, timing_cache=self._timing)
         session = EngineSession(
             result.plan,
             backend=self._backend,
@@ -303,16 +311,6 @@ class TensorRTRuntime:
 
 def _say_nothing(_text: str) -> None:
     pass
-
-
-def _with_plugins(options: BuildOptions, graph: bytes) -> BuildOptions:
-    """Return the options for a graph, which may hold plugin nodes."""
-    import onnx
-
-    from export.trt.plugin import NAMESPACE
-
-    nodes = onnx.ModelProto.FromString(graph).graph.node
-    return replace(options, plugins=options.plugins or any(node.domain == NAMESPACE for node in nodes))
 
 
 def _described(options: BuildOptions) -> str:

@@ -7,7 +7,6 @@ same instant one loses its entries, which costs time and nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from export.files import write_bytes
+from export.files import move_aside, write_bytes
 from export.trt.api_build import ConfigLike, HostMemoryLike, TimingCacheLike
 from export.trt.engine_file import Machine
 from export.trt.log import TensorRTFailed, checked
@@ -106,8 +105,6 @@ def _attached(config: ConfigLike, data: bytes) -> TimingCacheLike:
 
 def _moved_aside(path: Path, error: TensorRTFailed) -> str:
     """Move a file out of the way, and return the notice; the next build writes a fresh one."""
-    aside = path.with_name(path.name + ".unusable")
-    with contextlib.suppress(FileNotFoundError):  # another process was quicker
-        os.replace(path, aside)
+    aside = move_aside(path)
     said = f": {error.lines[-1]}" if error.lines else ""
     return f"the timing cache {path.name} cannot be used here and was moved to {aside.name} ({error.what} failed{said})"

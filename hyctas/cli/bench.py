@@ -132,8 +132,10 @@ def _engine_of_bundles(folders: Sequence[Path]) -> Path | None:
     from export.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
     from export.trt.guard import unavailable_reason
 
-    engines = [path for path in (folder / ENGINE_NAME for folder in folders) if bundle_of(path) and engine_listed(path.parent)]
-    return engines[0] if engines and unavailable_reason() is None else None
+    engines = [path for path in (folder / ENGINE_NAME for folder in folders) if bundle_of(path)]
+    if not engines or unavailable_reason() is not None:  # before whole engines are hashed
+        return None
+    return next((path for path in engines if engine_listed(path.parent)), None)
 
 
 def _target_of_engine(text: str | None, engine: Path) -> Target:

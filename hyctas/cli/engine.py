@@ -50,8 +50,8 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
     check_free(path)
 
 
-def check_bundle(job: ExportJob, folder: Path) -> None:
-    """Refuse an engine for a bundle that is not of the bundle's own network, size and output.
+def check_bundle(job: ExportJob, folder: Path) -> str:
+    """Return a bundle's output; refuse an engine for it that is not of its own network, size and output.
 
     Raises:
         InvalidInput: something else is asked for.
@@ -68,6 +68,7 @@ def check_bundle(job: ExportJob, folder: Path) -> None:
     if asked != manifest.size or job.output not in ("native", manifest.output):
         made = f"{format_size(manifest.size)}, output {manifest.output}"
         raise InvalidInput(f"{job.file} is part of a bundle made for {made}; leave --size and --output out, or write it elsewhere")
+    return manifest.output
 
 
 def write_engine_file(
@@ -120,12 +121,12 @@ def rebuild(job: ExportJob, path: Path) -> None:
     if reason is None:
         say(f"{path} fits this machine; nothing to do")
         return
+    say(f"{path.name}: {reason}")
     if home is not None:
-        say(f"{path.name}: {reason}")
         _rebuild_from_bundle(job, path, home, options)
         return
     with bar(f"rebuild {path.name}") as shown:
-        rebuild_engine(path, place, say, lambda text, done, total: shown.update(done / total if total else 0.0, text))
+        rebuild_engine(path, place, say, shown.count)
     say(f"wrote {path} and {path.name}.json")
 
 
@@ -171,8 +172,7 @@ def _built(
     with bar(f"export {path.name}") as shown:
         return write_engine(
             trained, path, size, output, precision, again, settings, open_workshop(settings),
-            street_scenes(size, EXAMPLES), {"threads": job.threads}, say,
-            lambda text, done, total: shown.update(done / total if total else 0.0, text), portable,
+            street_scenes(size, EXAMPLES), {"threads": job.threads}, say, shown.count, portable,
         )  # fmt: skip
 
 

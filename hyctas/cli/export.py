@@ -49,7 +49,6 @@ def export_network(job: ExportJob) -> None:
     """Write OUTPUT."""
     from export.bundle_engine import ENGINE_NAME, bundle_of
     from export.errors import InvalidInput
-    from export.manifest import read_manifest
     from export.runtimes import open_runtime
     from hyctas.bundling import check_free, load_trained
     from hyctas.cli.engine import check_bundle, check_engine, rebuild, write_engine_file
@@ -73,12 +72,10 @@ def export_network(job: ExportJob) -> None:
         open_runtime(target, job.threads)
     if kind != BUNDLE and home is None:
         check_free(path.with_suffix(".onnx") if kind == ENGINE else path)
-    if home is not None:
-        check_bundle(job, home)
+    output = job.output if home is None else check_bundle(job, home)
     source = job.network or home or newest_run()
     trained = load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint)
     size = size or trained.size
-    output = job.output if home is None else read_manifest(home).output
     if size is None:
         raise InvalidInput(f"{source} does not say for which image size; give --size HEIGHTxWIDTH")
     chosen = "" if job.network or home else " (the newest run)"

@@ -36,6 +36,10 @@ class Bar:
         self._share, self._left_s = share, left_s
         self._show(text, now)
 
+    def count(self, text: str, done: int, total: int) -> None:
+        """Show steps done of so many (0: not known), as TensorRT counts them."""
+        self.update(done / total if total else 0.0, text)
+
     def tell(self, text: str, left_s: float | None = None) -> None:
         """Show a few words; share and time left stay, and only before the first share `left_s` is the time left."""
         if self._first is None:

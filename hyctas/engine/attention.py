@@ -107,21 +107,28 @@ def choose(
 def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
     """Return what computes an attention, or why it cannot: plugins, native, fused, decomposed, chunked."""
     from export.trt.attention_trial import Offer
-    from export.trt.versions import ATTENTION_FROM, has_attention, version_of
     from hyctas.attention.onnx_chunks import body_name
     from hyctas.attention.onnx_function import refusal
 
     memory = _memory(workshop)
     found = _plugins(case, workshop)
-    for name, body in (("native", "native"), ("fused", "padded"), ("decomposed", "plain")):
-        why = refusal(body, case.shapes, case.dtype, memory)
-        if name == "native" and not has_attention(workshop.trt):
-            least, here = (".".join(map(str, version)) for version in (ATTENTION_FROM, version_of(workshop.trt)))
-            why = f"TensorRT has a layer for it from {least} on, and here is {here}"
+    bodies = (("native", "native", _layer_refusal(workshop)), ("fused", "padded", ""), ("decomposed", "plain", ""))
+    for name, body, too_old in bodies:
+        why = too_old or refusal(body, case.shapes, case.dtype, memory)
         found.append(Offer(name=name, refused=why) if why else Offer(name=name, body=body))
     size, why = _chunks(case, memory)
     found.append(Offer(name="chunked", refused=why) if size is None else Offer(name="chunked", body=body_name(*size)))
     return found
+
+
+def _layer_refusal(workshop: Workshop) -> str:
+    """Say why this TensorRT has no attention layer of its own; empty where it has."""
+    from export.trt.versions import ATTENTION_FROM, has_attention, version_of
+
+    if has_attention(workshop.trt):
+        return ""
+    least, here = (".".join(map(str, version)) for version in (ATTENTION_FROM, version_of(workshop.trt)))
+    return f"TensorRT has a layer for it from {least} on, and here is {here}"
 
 
 def _plugins(case: AttentionCase, workshop: Workshop) -> list[Offer]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export.errors import InvalidInput
+from export.trt.options import PRESETS, BuildOptions
 
-if TYPE_CHECKING:
-    from export.trt.options import BuildOptions
-
-PRESETS = ("release", "search")
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Of engines that are built from a network alone; int8 and fp8 need a graph that was quantised with data."""
 
@@ -45,10 +42,7 @@ class EngineSettings:
         Raises:
             InvalidInput: a value that is not allowed.
         """
-        from export.trt.options import BuildOptions
-
-        make = BuildOptions.release if self.preset == "release" else BuildOptions.search
-        return make(precision, workspace_mib=self.workspace_mib, tf32=self.tf32, **changes)
+        return BuildOptions.of_preset(self.preset, precision, workspace_mib=self.workspace_mib, tf32=self.tf32, **changes)
 
     def cache(self) -> Path:
         """Return the folder of timing caches."""

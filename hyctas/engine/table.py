@@ -37,12 +37,12 @@ class MeasuredAttention:
         shop: where implementations are built and timed.
         memory: what was chosen before.
         tell: is told what is being done.
-        measure: without it the first that may work is taken.
     """
 
-    def __init__(self, shop: Workshop, memory: Memory | None, tell: Callable[[str], None], *, measure: bool = True) -> None:
-        self._shop, self._memory, self._tell, self._measure = shop, memory, tell, measure
-        self.label = "fastest per shape" if measure else "first that may work"
+    label = "fastest per shape"
+
+    def __init__(self, shop: Workshop, memory: Memory, tell: Callable[[str], None]) -> None:
+        self._shop, self._memory, self._tell = shop, memory, tell
         self.taken: dict[AttentionCase, str] = {}
         """The implementation of every shape so far."""
 
@@ -63,13 +63,14 @@ class MeasuredAttention:
         import onnx
 
         from export.onnx_function import nodes_of
+        from export.onnx_opset import standard_opset
         from hyctas.engine.attention import choose
 
         model = onnx.ModelProto.FromString(graph)
-        function = self.function(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+        function = self.function(standard_opset(model))
         if not nodes_of(model, function):
             return graph
-        chosen = choose(model, function, self._shop, measure=self._measure, lean=True, memory=self._memory, tell=self._tell)
+        chosen = choose(model, function, self._shop, lean=True, memory=self._memory, tell=self._tell)
         self.taken |= {choice.case: choice.implementation for choice in chosen.choices}
         return chosen.model.SerializeToString()
 
@@ -92,7 +93,6 @@ def open_target(target: Target, threads: int, cache: Path | None = None, **more:
 
 def _attend(runtime: Runtime, backend: object) -> None:
     from export.trt.attention_memory import AttentionMemory
-    from export.trt.attention_trial import allowed_implementations
     from export.trt.runtime import TensorRTRuntime
     from export.trt.timing_cache import cache_path
     from hyctas.engine.workshop import open_workshop
@@ -102,7 +102,7 @@ def _attend(runtime: Runtime, backend: object) -> None:
     shop = open_workshop(settings, runtime.count)
     options = settings.options("fp32").to_json()
     kept = {name: options[name] for name in ("level", "timing_iterations", "workspace_mib", "tf32")}
-    conditions = {**kept, "kernels": _source_hash(), "allowed": allowed_implementations()}
+    conditions = {**kept, "kernels": _source_hash()}
     tell = lambda text: runtime.tell(text)  # noqa: E731  # whatever it is then
     memory = AttentionMemory(cache_path(settings.cache(), shop.machine).with_suffix(".attention.json"), conditions, tell)
     runtime.attention = MeasuredAttention(shop, memory, tell)
