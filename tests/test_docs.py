@@ -24,7 +24,7 @@ from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
 from hyctas.engine.settings import EngineSettings, LoadSettings
-from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head, StemConv
+from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
@@ -164,7 +164,7 @@ def default(field: dataclasses.Field[object]) -> str:
 
 
 FORMATS = (
-    BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, StemConv, Cell, Fusion, Head, Attention, Arithmetic,
+    BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, Cell, Fusion, Head, Attention, Arithmetic,
     Evaluation, Limits, Calibration, Fidelity, Identity, Row, EngineManifest, Machine,
 )  # fmt: skip
 
