@@ -1,4 +1,4 @@
-"""Leave out of canonical JSON what was added later and is at its default, so that the ids and keys of before stay. No torch here."""
+"""Leave what was added later out of canonical JSON while at its default, so that ids and keys stay. No torch here."""
 
 from __future__ import annotations
 

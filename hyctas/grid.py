@@ -250,14 +250,15 @@ class Space(GeneVectors):
         """
         for name, value in chosen.items():
             if value not in self.choices.get(name, ()):
-                raise InvalidInput(f"space {self.name}: {name} cannot be {value!r}; choices: {self.choices.get(name, 'no such gene')}")
+                known = self.choices.get(name, "there is no such gene")
+                raise InvalidInput(f"space {self.name}: {name} cannot be {value!r}; choices: {known}")
         g = {name: choices[0] for name, choices in self.choices.items()} | dict(chosen)
         return normal_form(
             Genotype(
                 stem=self._stem(g), branches=tuple(self._branch(g, final) for final in g["branches"]), fusion=self._fusion(g),
                 head=self._head(g), arithmetic=ALIGNED,
-            )  # fmt: skip
-        )
+            )
+        )  # fmt: skip
 
     def _stem(self, g: Mapping[str, Any]) -> tuple[Cell, ...]:
         two, four, eight = self.stages[:3]

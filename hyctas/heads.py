@@ -8,7 +8,7 @@
 | `centre16`, `offset16`, .. `32`    | the same of an instance head, for training only        | `auxinstance` |
 
 Ordinals are fixed per role, so that a supernet's slots do not depend on the head's kind: 0 attention, 1 projections of the stem's
-features, 2 and 3 the joining blocks, 4 convolution, 5 prediction; 6 to 8 the offsets' own 3 to 5.
+features, 2 and 3 the joining blocks, 4 convolution, 5 prediction; 6 to 8 the offsets' own 3 to 5; 9 a plain head's joining 1x1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def semantic_head(plan: Lowering, head: Head, features: str, low: Mapping[int, s
         name = _join(plan, head, name, low, 8, plan.channels(features)[0], part)
     if head.kind == "plain":
         sources = [name, low[4]]
-        name = plan.add(part, 3, Conv(plan.channels(*sources), plan.channels(features)[0], 1), sources)
+        name = plan.add(part, 9, Conv(plan.channels(*sources), plan.channels(features)[0], 1), sources)
     else:
         name = _join(plan, head, name, low, 4 if head.kind != "light" else 0, head.channels, part)
     name = plan.add(part, 4, Conv(plan.channels(name), head.channels, 3), [name])

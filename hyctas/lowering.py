@@ -8,7 +8,6 @@ from hyctas.genotype import TRUNK_STRIDE, Cell, Genotype, shared_length
 from hyctas.node import IMAGE, Node, cell_operator, slot_name
 from hyctas.operators import Conv, FeatureFusion, Operator, Shape
 
-
 ADDED = ("attention", "context")
 """Cells that stand at a stage's end and are not counted, so that a trained block never changes its slot."""
 

@@ -22,7 +22,7 @@ class Network(nn.Module):
     """A segmentation network. Its state dict uses the plan's node names: `<node>.<layer>.<tensor>`.
 
     Any image size works: every operator handles odd sizes, or without aligned arithmetic, the image is padded (zeros, bottom and
-    right) to a multiple of the largest stride and outputs are cropped back. Outputs besides "semantic" are listed in `hyctas.heads`.
+    right) to a multiple of the largest stride and outputs are cropped back. Outputs besides "semantic": see `hyctas.heads`.
     """
 
     def __init__(self, genotype: Genotype, num_classes: int, *, auxiliary: bool = False) -> None:

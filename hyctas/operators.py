@@ -3,18 +3,18 @@
 An operator's `layers` list its weights. Module (`hyctas/blocks.py`), ONNX graph, parameters, MACs, bytes moved and the key of
 the latency table all come from that one list, so they cannot disagree. No torch here.
 
-| operator        | what it computes (reference section of the paper's code in brackets)                                  |
-|-----------------|--------------------------------------------------------------------------------------------------------|
-| `Conv`          | conv k x k (stride 1 or 2), batch norm, ReLU [2.4, id 1]; several sources are resized and concatenated (or added) first |
-| `Residual`      | two 3x3 convs with a shortcut: ResNet's basic block (He et al., CVPR 2016)                              |
-| `InvertedResidual` | 1x1 to more channels, depthwise k x k, linear 1x1, shortcut (MobileNetV2, CVPR 2018; EfficientNet-Lite) |
-| `MaxPool`       | 3x3 at stride 2, between ResNet's stem and its first block                                               |
-| `Context`       | x + conv1x1(global average of x) (ParseNet, 2015)                                                       |
-| `Skip`          | stride 2: two 1x1 convs on the even and the odd pixels, concat, norm, ReLU [2.4, id 0]                   |
-| `DownUp`        | light-weight convolution: 3x3 convs at half resolution beside a full-resolution 1x1 [2.5, ids 2, 3]      |
-| `SelfAttention` | 1x1, self-attention over all positions, 1x1, with a shortcut [2.6, id 4]                                |
-| `FeatureFusion` | 1x1 conv over all branches, re-weighted per channel from the global average [2.7]                       |
-| `Predict`       | 1x1 conv with bias to the classes                                                                       |
+| operator           | what it computes (reference section of the paper's code in brackets)                                |
+|--------------------|------------------------------------------------------------------------------------------------------|
+| `Conv`             | conv k x k (stride 1 or 2), batch norm, ReLU [2.4, id 1]; several sources: resize, concat or add, conv |
+| `Residual`         | two 3x3 convs with a shortcut: ResNet's basic block (He et al., CVPR 2016)                           |
+| `InvertedResidual` | 1x1 to more channels, depthwise k x k, linear 1x1, shortcut (MobileNetV2, EfficientNet-Lite)         |
+| `MaxPool`          | 3x3 at stride 2, between ResNet's stem and its first block                                           |
+| `Context`          | x + conv1x1(global average of x) (ParseNet, 2015)                                                    |
+| `Skip`             | stride 2: two 1x1 convs on the even and the odd pixels, concat, norm, ReLU [2.4, id 0]               |
+| `DownUp`           | light-weight convolution: 3x3 convs at half resolution beside a full-resolution 1x1 [2.5, ids 2, 3]  |
+| `SelfAttention`    | 1x1, self-attention over all positions, 1x1, with a shortcut [2.6, id 4]                             |
+| `FeatureFusion`    | 1x1 conv over all branches, re-weighted per channel from the global average [2.7]                    |
+| `Predict`          | 1x1 conv with bias to the classes                                                                    |
 
 Shapes are (channels, height, width) of one image. Spatial sizes halve by rounding up, so any input size works. A field declared
 with `elided` is in keys only where it is not at its default.

@@ -1,6 +1,7 @@
 """The search spaces, one table each.
 
-`hyctas.grid` says what a table means; `hyctas.members` lists hand-made networks of `edge`. A user's own space is a short file: see `docs/own_space.py`.
+`hyctas.grid` says what a table means; `hyctas.members` lists hand-made networks of `edge`. A user's own space is a short file: see
+`docs/own_space.py`.
 """
 
 from __future__ import annotations

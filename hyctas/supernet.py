@@ -101,6 +101,10 @@ class Supernet(nn.Module):
         assert isinstance(slot, Slot)
         return slot
 
+    def slots(self) -> dict[str, Slot]:
+        """Return all slots by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Slot)}
+
     def forward_native(self, genotype: Genotype, image: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the logits of one network at its head's stride s, (N, classes, ceil(H/s), ceil(W/s))."""
         logits, stride = self._padded_logits(genotype, image)

@@ -108,7 +108,8 @@ def test_shared_cells_are_drawn_once() -> None:
         (*shared, Cell("conv", 32, 2), Cell("conv", 32)),
         (*shared, Cell("conv", 32, 2), Cell("skip", 48, 2)),
     )
-    genotype = Genotype((Cell("conv", 8, 2), Cell("conv", 8, 2), Cell("conv", 24, 2)), branches, Fusion(24, 24, 24), Head("light", 24))
+    stem = (Cell("conv", 8, 2), Cell("conv", 8, 2), Cell("conv", 24, 2))
+    genotype = Genotype(stem, branches, Fusion(24, 24, 24), Head("light", 24))
     plan = lower(genotype, (64, 96), 5)
     placed = boxes(ET.fromstring(diagram_svg(plan)))
     assert sum(name.startswith("trunk.") for name in placed) == 6  # 2 shared by all, 1 shared by two, 3 of one branch each
