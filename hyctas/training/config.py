@@ -23,12 +23,12 @@ class Recipe:
     """Resize all images to this height and width first; none: as they are."""
     scale: tuple[float, float] = (0.6, 1.6)
     """Range of the random scale."""
-    rate: float = 2e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2
     """Decoupled weight decay, on convolution weights only."""
     warmup_steps: int = 50
-    """Steps of linear warm-up; then the rate falls as (1 - progress) ** 0.9."""
+    """Steps of linear warm-up; then the learning rate falls as (1 - progress) ** 0.9."""
     clip: float = 5.0
     """Largest norm of the gradient."""
     loss: str = "cross_entropy"

@@ -52,7 +52,7 @@ class Trainer:
         decayed = [p for p in model.parameters() if p.dim() > 1]
         other = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.rate, fused=True)
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate, fused=True)
         self.step, self.spent_s, self._saved_at, self._save_cost = 0, 0.0, time.monotonic(), 0.0
         if checkpoint.exists():
             self._load()
@@ -66,10 +66,10 @@ class Trainer:
         return self.spent_s / (60 * self.recipe.minutes)
 
     @property
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """Learning rate of the next step: linear warm-up, then (1 - share) ** 0.9."""
         warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
-        return self.recipe.rate * warm * max(0.0, 1 - self.share) ** 0.9
+        return self.recipe.learning_rate * warm * max(0.0, 1 - self.share) ** 0.9
 
     def run(self, step: Step, progress: Callable[[Progress], None] | None = None) -> None:
         """Train until the budget is spent.
@@ -82,7 +82,7 @@ class Trainer:
             while not self._finished():
                 started = time.monotonic()
                 for group in self.optimiser.param_groups:
-                    group["lr"] = self.rate
+                    group["lr"] = self.learning_rate
                 self.optimiser.zero_grad(set_to_none=True)
                 numbers = step(self.step)
                 average_gradients(self.model)
@@ -92,8 +92,8 @@ class Trainer:
                     self.optimiser.step()
                 elif bad == 3:
                     raise CheckFailed(
-                        f"the loss is not finite at step {self.step}, three times in a row; set a lower rate "
-                        f"(now {self.recipe.rate}) or amp = false in a TOML file (--config), and repeat with --restart"
+                        f"the loss is not finite at step {self.step}, three times in a row; set a lower learning_rate "
+                        f"(now {self.recipe.learning_rate}) or amp = false in a TOML file (--config), and repeat with --restart"
                     )
                 self.step += 1
                 self.spent_s += time.monotonic() - started

@@ -141,7 +141,7 @@ def test_full_disk_keeps_the_old_checkpoint(frames: Frames, tmp_path: Path, monk
 def test_infinite_loss_stops_with_advice(tmp_path: Path) -> None:
     network = build(TINY.smallest(), 3)
     trainer = Trainer(network, recipe(9), tmp_path / "x")
-    with pytest.raises(CheckFailed, match="set a lower rate"):
+    with pytest.raises(CheckFailed, match="set a lower learning_rate"):
         trainer.run(lambda step: {"loss": float("nan")})
 
 
@@ -150,12 +150,12 @@ def test_rate_warms_up_and_falls(tmp_path: Path) -> None:
     rates = []
     for step in range(11):
         trainer.step = step
-        rates.append(trainer.rate)
+        rates.append(trainer.learning_rate)
     assert rates[0] < rates[1] and rates[1:] == sorted(rates[1:], reverse=True) and rates[10] == 0
 
 
 def test_supernet_learns_and_notes_its_ratios(frames: Frames, tmp_path: Path) -> None:
-    settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, rate=5e-3)
+    settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, learning_rate=5e-3)
     supernet = Supernet(TINY, 10)
     step = Sandwich(supernet, settings, frames)
     losses: list[float] = []

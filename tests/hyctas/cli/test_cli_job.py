@@ -157,7 +157,7 @@ def test_training_a_network(command: Command, run: Path) -> None:
     ("toml", "says"),
     [
         ("rates = 0.1", "unknown keys ['rates']"),
-        ("rate = 'high'", "rate must be float"),
+        ("learning_rate = 'high'", "learning_rate must be float"),
         ("ratios = [1, 2]", "ratios must be"),
         ("amp = 1", "amp must be bool"),
         ("loss = 'mse'", "loss 'mse' is unknown"),
@@ -171,12 +171,13 @@ def test_bad_toml(command: Command, tmp_path: Path, toml: str, says: str) -> Non
 
 
 def test_toml_fills_flags_and_recipe(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('steps = 9\nspace = "tiny"\nrate = 0.01\nratios = [3, 2, 1]\ncrop = "48x64"\nbatch = 2\n')
+    settings = ("steps = 9", 'space = "tiny"', "learning_rate = 0.01", "ratios = [3, 2, 1]", 'crop = "48x64"', "batch = 2")
+    (tmp_path / "c.toml").write_text("\n".join(settings))
     code, text = command("train", "supernet", "--data", DATA, "--run", tmp_path, "--config", tmp_path / "c.toml", "--steps", 1)
     assert code == 0, text
     recipe = json.loads((tmp_path / "train-supernet.json").read_text())["config"]["recipe"]
-    assert (recipe["steps"], recipe["rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
-    assert {"rate", "run", "ratios"} <= field_names(TrainSupernetJob)
+    assert (recipe["steps"], recipe["learning_rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
+    assert {"learning_rate", "run", "ratios"} <= field_names(TrainSupernetJob)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_recipe_types() -> None:
     from hyctas.cli.values import fill
     from hyctas.training.config import SupernetRecipe
 
-    assert fill(SupernetRecipe, {"steps": 1, "rate": 1, "crop": [64, 64]}).crop == (64, 64)
+    assert fill(SupernetRecipe, {"steps": 1, "learning_rate": 1, "crop": [64, 64]}).crop == (64, 64)
     with pytest.raises(InvalidInput, match="unknown settings"):
         fill(SupernetRecipe, {"stepz": 1})
 
