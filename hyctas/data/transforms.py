@@ -10,15 +10,14 @@ import numpy as np
 from PIL import Image
 
 from export.errors import InvalidInput
+from export.imaging import Preprocessing
 from hyctas.data.labels import IGNORE
 
 if TYPE_CHECKING:
     import torch
 
-MEAN = (0.411, 0.425, 0.432)
-"""Mean of RGB in 0..1."""
-STD = (0.3, 0.31, 0.3)
-"""Standard deviation of RGB in 0..1."""
+PREPROCESSING = Preprocessing(mean=(0.411, 0.425, 0.432), std=(0.3, 0.31, 0.3))
+"""What networks that are trained from random weights expect of their images."""
 _MARGIN = 3
 
 
@@ -52,7 +51,9 @@ class Augment:
             raise InvalidInput(f"offset is {self.offset}; wanted 0..1")
 
 
-def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one random view of a frame: zoom, crop (padded where the frame is too small), mirror, light.
 
     The same as resizing the whole frame and cropping then, but only the region that stays is resized.
@@ -62,9 +63,10 @@ def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.rando
         label: uint8 (H, W).
         config: what to vary.
         rng: the same number of draws is taken whatever the settings.
+        preprocessing: of the network that is trained; its mean is the padding, which becomes 0 where the image is normalised.
 
     Returns:
-        Image float32 (crop height, crop width, 3) in 0..1, padding = `MEAN`; label uint8 of that size, padding = 255.
+        Image float32 (crop height, crop width, 3) in 0..1, padding = the mean; label uint8 of that size, padding = 255.
     """
     zoom, top, left, mirror, gain = rng.random(5)
     shift = rng.random(3)
@@ -80,7 +82,7 @@ def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.rando
     seen = _resize(label, box, size, Image.Resampling.NEAREST)
     if size != (config.crop[1], config.crop[0]):
         inner, inner_label = view, seen
-        view = np.broadcast_to(np.array(MEAN, np.float32), (*config.crop, 3)).copy()
+        view = np.broadcast_to(np.array(preprocessing.mean, np.float32), (*config.crop, 3)).copy()
         seen = np.full(config.crop, IGNORE, np.uint8)
         view[into_rows, into_columns] = inner
         seen[into_rows, into_columns] = inner_label
@@ -109,20 +111,17 @@ def _resize(
     return np.array(Image.fromarray(region).resize(size, how, box=shifted))
 
 
-def normalise(image: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
+def normalise(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean and divide by the standard deviation, per channel.
 
     Args:
         image: float (..., 3) in 0..1.
-        mean: three numbers.
-        std: three positive numbers.
+        preprocessing: mean and standard deviation.
 
     Returns:
         float32 of the same shape.
     """
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise InvalidInput(f"mean {tuple(mean)} and std {tuple(std)}: wanted three numbers each, std above 0")
-    return (image.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return (image.astype(np.float32) - np.array(preprocessing.mean, np.float32)) / np.array(preprocessing.std, np.float32)
 
 
 def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:

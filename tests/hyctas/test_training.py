@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from export.errors import CheckFailed, CorruptFile, Infeasible, InvalidInput
-from hyctas.data import Frames, Scenes
+from export.imaging import Preprocessing
+from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.network import build
 from hyctas.space import edge, tiny
 from hyctas.supernet import Supernet
 from hyctas.training.config import Recipe, SupernetRecipe
-from hyctas.training.evaluate import evaluate, reestimate_norms, whole_images
+from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms, whole_images
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Trainer
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
@@ -21,6 +24,8 @@ from hyctas.training.sandwich import Drawer, Sandwich
 from hyctas.training.single import Single
 
 TINY = tiny()
+LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+"""What EfficientNet-Lite was trained with."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def test_distillation_is_least_at_the_teacher() -> None:
 
 
 def test_crops_depend_on_the_step_only(frames: Frames) -> None:
-    one, two = CropFeed(frames, recipe(9)), CropFeed(frames, recipe(9))
+    one, two = CropFeed(frames, recipe(9), PREPROCESSING), CropFeed(frames, recipe(9), PREPROCESSING)
     one.batch(0)
     one.batch(1)
     assert torch.equal(one.batch(5)[0], two.batch(5)[0])
@@ -75,8 +80,22 @@ def test_crops_depend_on_the_step_only(frames: Frames) -> None:
     two.close()
 
 
+def test_crops_and_whole_images_are_normalised_alike(frames: Frames) -> None:
+    """A grey image, at a scale and light that change nothing, is the same number everywhere: (value - mean) / std."""
+    grey = Frames(frames.source, "train", frames.samples[:4])
+    grey._frames = [(np.full_like(image, 255), label) for image, label in grey]
+    feed = CropFeed(grey, recipe(1, scale=(1.0, 1.0)), LITE)
+    feed.augmentation = dataclasses.replace(feed.augmentation, brightness=0.0, offset=0.0)
+    crops, _ = feed.batch(0)
+    feed.close()
+    whole, _ = whole_images(grey, [0, 1], LITE)
+    (estimated,) = estimation_batches(grey, 0, 1, 4, LITE)
+    for images in (crops, whole, estimated):
+        torch.testing.assert_close(images, torch.ones_like(images))
+
+
 def test_processes_share_an_epoch(frames: Frames) -> None:
-    feeds = [CropFeed(frames, recipe(9), rank, 2) for rank in (0, 1)]
+    feeds = [CropFeed(frames, recipe(9), PREPROCESSING, rank, 2) for rank in (0, 1)]
     positions = [[feed._index(0 * 8 + feed.rank * 4 + i) for i in range(4)] for feed in feeds]
     assert not set(positions[0]) & set(positions[1])
 
@@ -85,7 +104,7 @@ def train(frames: Frames, path: Path, steps: int, stop: int | None = None) -> Tr
     torch.manual_seed(1)
     network = build(TINY.smallest(), 10)
     settings = recipe(steps)
-    step = Single(network, settings, frames)
+    step = Single(network, settings, frames, PREPROCESSING)
     trainer = Trainer(network, settings, path)
 
     class Stop(Exception):
@@ -157,19 +176,20 @@ def test_rate_warms_up_and_falls(tmp_path: Path) -> None:
 def test_supernet_learns_and_notes_its_ratios(frames: Frames, tmp_path: Path) -> None:
     settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, learning_rate=5e-3)
     supernet = Supernet(TINY, 10)
-    step = Sandwich(supernet, settings, frames)
+    step = Sandwich(supernet, settings, frames, PREPROCESSING)
     losses: list[float] = []
     Trainer(supernet, settings, tmp_path / "s", step.state).run(step, lambda p: losses.append(p.numbers["loss"]))
     step.feed.close()
     assert losses[-1] < losses[0]
     assert abs(sum(step.ratios) - 1) < 1e-9 and any(step.state["lag"])
     network = supernet.extract(TINY.smallest())
-    reestimate_norms(network, [whole_images(frames, range(8))[0]])
-    assert 0 <= evaluate(network, frames, 10).miou <= 1
+    reestimate_norms(network, [whole_images(frames, range(8), PREPROCESSING)[0]])
+    assert 0 <= evaluate(network, frames, 10, PREPROCESSING).miou <= 1
 
 
 def test_lagging_branch_counts_are_drawn_more(frames: Frames) -> None:
-    step = Sandwich(Supernet(TINY, 10), SupernetRecipe(steps=1, crop=(48, 64), batch=4, ratios=(1, 1, 1)), frames)
+    settings = SupernetRecipe(steps=1, crop=(48, 64), batch=4, ratios=(1, 1, 1))
+    step = Sandwich(Supernet(TINY, 10), settings, frames, PREPROCESSING)
     step.state["lag"] = [0.0, 0.0, 0.5]
     assert step.ratios[2] > step.ratios[0] == step.ratios[1]
 
