@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PREPROCESSING = Preprocessing(mean=(0.411, 0.425, 0.432), std=(0.3, 0.31, 0.3))
 """What networks that are trained from random weights expect of their images."""
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+"""Share of R, G and B in brightness (ITU-R BT.601)."""
 _MARGIN = 3
 
 
@@ -37,6 +39,8 @@ class Augment:
     """Intensities are multiplied by a factor of 1 +- this."""
     offset: float = 0.1
     """A number within +- this is added to each colour channel, of intensities in 0..1."""
+    colour: float = 0.0
+    """Contrast and saturation are multiplied by factors of 1 +- this."""
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
@@ -49,6 +53,8 @@ class Augment:
             raise InvalidInput(f"brightness is {self.brightness}; wanted 0 or more and below 1")
         if not 0 <= self.offset <= 1:
             raise InvalidInput(f"offset is {self.offset}; wanted 0..1")
+        if not 0 <= self.colour <= 1:
+            raise InvalidInput(f"colour is {self.colour}; wanted 0..1")
 
 
 def augment(
@@ -62,7 +68,7 @@ def augment(
         image: uint8 (H, W, 3).
         label: uint8 (H, W).
         config: what to vary.
-        rng: the same number of draws is taken whatever the settings.
+        rng: the same number of draws is taken whatever the settings, and two more after them where `colour` is above 0.
         preprocessing: of the network that is trained; its mean is the padding, which becomes 0 where the image is normalised.
 
     Returns:
@@ -78,6 +84,9 @@ def augment(
     view = _resize(image, box, size, Image.Resampling.BILINEAR).astype(np.float32)
     view *= np.float32((1 + (2 * gain - 1) * config.brightness) / 255)
     view += ((2 * shift - 1) * config.offset).astype(np.float32)
+    if config.colour:
+        contrast, saturation = 1 + (2 * rng.random(2) - 1) * config.colour
+        _adjust(view, contrast, saturation)
     np.clip(view, 0, 1, out=view)
     seen = _resize(label, box, size, Image.Resampling.NEAREST)
     if size != (config.crop[1], config.crop[0]):
@@ -89,6 +98,19 @@ def augment(
     if config.flip and mirror < 0.5:
         view, seen = view[:, ::-1], seen[:, ::-1]
     return np.ascontiguousarray(view), np.ascontiguousarray(seen)
+
+
+def _adjust(image: np.ndarray, contrast: float, saturation: float) -> None:
+    """Blend an image, in place, with its own grey version (saturation) and then with its mean grey (contrast).
+
+    Both together are contrast * saturation * image + contrast * (1 - saturation) * grey + (1 - contrast) * mean grey: one pass.
+    """
+    grey = image @ LUMA
+    mean = grey.mean()
+    grey *= np.float32(contrast * (1 - saturation))
+    grey += np.float32((1 - contrast) * mean)
+    image *= np.float32(contrast * saturation)
+    image += grey[..., None]
 
 
 def _window(length: int, crop: int, scale: float, position: float) -> tuple[tuple[float, float], slice]:

@@ -30,7 +30,9 @@ class CropFeed:
         self, frames: Frames, recipe: Recipe, preprocessing: Preprocessing, rank: int = 0, world: int = 1
     ) -> None:
         self.frames, self.recipe, self.preprocessing, self.rank, self.world = frames, recipe, preprocessing, rank, world
-        self.augmentation = Augment(crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1])
+        self.augmentation = Augment(
+            crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1], colour=recipe.colour
+        )
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 

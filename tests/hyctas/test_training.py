@@ -100,10 +100,10 @@ def test_processes_share_an_epoch(frames: Frames) -> None:
     assert not set(positions[0]) & set(positions[1])
 
 
-def train(frames: Frames, path: Path, steps: int, stop: int | None = None) -> Trainer:
+def train(frames: Frames, path: Path, steps: int, stop: int | None = None, **other: object) -> Trainer:
     torch.manual_seed(1)
     network = build(TINY.smallest(), 10)
-    settings = recipe(steps)
+    settings = recipe(steps, **other)
     step = Single(network, settings, frames, PREPROCESSING)
     trainer = Trainer(network, settings, path)
 
@@ -123,13 +123,62 @@ def train(frames: Frames, path: Path, steps: int, stop: int | None = None) -> Tr
     return trainer
 
 
-def test_a_stopped_run_continues_exactly(frames: Frames, tmp_path: Path) -> None:
-    whole = train(frames, tmp_path / "a", 6)
-    train(frames, tmp_path / "b", 6, stop=3)
-    continued = train(frames, tmp_path / "b", 6)
+@pytest.mark.parametrize("other", [{}, {"ema": 0.9, "schedule": "cosine", "colour": 0.3}], ids=["plain", "all"])
+def test_a_stopped_run_continues_exactly(frames: Frames, tmp_path: Path, other: dict[str, object]) -> None:
+    whole = train(frames, tmp_path / "a", 6, **other)
+    train(frames, tmp_path / "b", 6, stop=3, **other)
+    continued = train(frames, tmp_path / "b", 6, **other)
     assert continued.step == whole.step == 6
     for one, two in zip(whole.model.parameters(), continued.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_training_ends_with_averaged_weights(frames: Frames, tmp_path: Path) -> None:
+    """Average after step n: decay(n) * average + (1 - decay(n)) * weights, decay(n) = min(ema, (1 + n) / (10 + n))."""
+    torch.manual_seed(1)
+    network, settings = build(TINY.smallest(), 10), recipe(5, ema=0.2)
+    step, trainer = Single(network, settings, frames, PREPROCESSING), Trainer(network, settings, tmp_path / "x")
+    seen = [[p.detach().clone() for p in network.parameters()]]
+    trainer.run(step, lambda progress: seen.append([p.detach().clone() for p in network.parameters()]))
+    step.feed.close()
+    expected = seen[0]
+    for n, weights in enumerate(seen[1:]):
+        decay = min(0.2, (1 + n) / (10 + n))
+        expected = [decay * mean + (1 - decay) * now for mean, now in zip(expected, weights, strict=True)]
+    assert not torch.equal(seen[-1][0], expected[0])
+    torch.testing.assert_close([p.detach() for p in network.parameters()], expected)
+
+
+def test_a_step_with_infinite_gradients_leaves_the_average(tmp_path: Path) -> None:
+    network = build(TINY.smallest(), 3)
+    trainer = Trainer(network, recipe(2, ema=0.5), tmp_path / "x")
+    before = [p.detach().clone() for p in network.parameters()]
+
+    def step(number: int) -> dict[str, float]:
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        return {"loss": 1.0}
+
+    trainer.run(step)
+    assert all(map(torch.equal, before, network.parameters()))
+
+
+def test_the_trunk_learns_at_its_own_rate(frames: Frames, tmp_path: Path) -> None:
+    moved: dict[float, dict[str, float]] = {}
+    for factor in (0.0, 0.1, 1.0):
+        torch.manual_seed(1)
+        network, settings = build(TINY.smallest(), 10), recipe(1, trunk_rate=factor)
+        trunk = {name for name, _ in network.named_parameters() if name.startswith("stem")}
+        step = Single(network, settings, frames, PREPROCESSING)
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        Trainer(network, settings, tmp_path / f"{factor}", pretrained=trunk).run(step)
+        step.feed.close()
+        moved[factor] = {name: float((p - before[name]).detach().abs().sum()) for name, p in network.named_parameters()}
+    assert trunk and all(moved[0.0][name] == 0 < moved[1.0][name] for name in trunk)
+    assert all(abs(moved[0.1][name] / moved[1.0][name] - 0.1) < 0.01 for name in trunk)
+    assert all(moved[0.0][name] == moved[1.0][name] for name in moved[0.0].keys() - trunk)
+    with pytest.raises(InvalidInput, match="nowhere"):
+        Trainer(network, settings, tmp_path / "y", pretrained=["stem.nowhere"])
 
 
 def test_damaged_checkpoint_is_named(frames: Frames, tmp_path: Path) -> None:
@@ -164,13 +213,15 @@ def test_infinite_loss_stops_with_advice(tmp_path: Path) -> None:
         trainer.run(lambda step: {"loss": float("nan")})
 
 
-def test_rate_warms_up_and_falls(tmp_path: Path) -> None:
-    trainer = Trainer(build(TINY.smallest(), 3), recipe(10), tmp_path / "x")
+@pytest.mark.parametrize(("schedule", "middle"), [("poly", 0.5**0.9), ("cosine", 0.5)])
+def test_learning_rate_warms_up_and_falls(tmp_path: Path, schedule: str, middle: float) -> None:
+    trainer = Trainer(build(TINY.smallest(), 3), recipe(10, schedule=schedule), tmp_path / "x")
     rates = []
     for step in range(11):
         trainer.step = step
         rates.append(trainer.learning_rate)
     assert rates[0] < rates[1] and rates[1:] == sorted(rates[1:], reverse=True) and rates[10] == 0
+    assert abs(rates[5] / trainer.recipe.learning_rate - middle) < 1e-9
 
 
 def test_supernet_learns_and_notes_its_ratios(frames: Frames, tmp_path: Path) -> None:
@@ -205,8 +256,31 @@ def test_networks_of_a_step_keep_the_cap() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"steps": 1, "loss": "mse"}, {"steps": 1, "batch": 1}]
+    "bad",
+    [
+        {},
+        {"steps": 1, "minutes": 1.0},
+        {"steps": 0},
+        {"steps": 1, "loss": "mse"},
+        {"steps": 1, "batch": 1},
+        {"steps": 1, "schedule": "step"},
+        *({"steps": 1, "learning_rate": value} for value in (0.0, -1.0, float("inf"), float("nan"))),
+        *({"steps": 1, "ema": value} for value in (-0.1, 1.0, float("nan"))),
+        *({"steps": 1, "trunk_rate": value} for value in (-0.1, 1.5, float("nan"))),
+        *({"steps": 1, "colour": value} for value in (-0.1, 1.5, float("nan"))),
+    ],
 )
 def test_bad_recipes(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         Recipe(**bad)  # type: ignore[arg-type]
+
+
+def test_averaged_supernet(frames: Frames, tmp_path: Path) -> None:
+    settings = SupernetRecipe(steps=2, crop=(32, 32), batch=2, warmup_steps=1, ema=0.9)
+    supernet = Supernet(TINY, 10)
+    step = Sandwich(supernet, settings, frames, PREPROCESSING)
+    trainer = Trainer(supernet, settings, tmp_path / "s", step.state)
+    trainer.run(step)
+    step.feed.close()
+    assert trainer.average is not None
+    assert all(map(torch.equal, trainer.average.values, supernet.parameters()))

@@ -1,15 +1,18 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
 
 from export.errors import InvalidInput
 from export.imaging import Preprocessing
 from hyctas.data import PREPROCESSING, Augment, Frames, Scenes, augment, normalise, to_batch
+from hyctas.data.transforms import _adjust
 
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """What EfficientNet-Lite was trained with."""
@@ -68,6 +71,32 @@ def test_same_generator_same_view() -> None:
     assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1])
 
 
+def test_colour_jitter_keeps_the_view() -> None:
+    """The other draws are as without it; grey stays grey, and contrast leaves the mean where nothing is clipped."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(100, 156, (50, 60, 3), np.uint8)
+    label = rng.integers(0, 5, (50, 60), np.uint8)
+    config = Augment(crop=(24, 24), brightness=0, offset=0)
+    strong = replace(config, colour=0.5)
+    (plain, seen), (out, same) = (augment(image, label, c, np.random.default_rng(3), PREPROCESSING) for c in (config, strong))
+    assert np.array_equal(seen, same) and np.abs(out - plain).max() > 0.01 and out.dtype == np.float32
+    luma = np.array((0.299, 0.587, 0.114))
+    assert abs((out @ luma).mean() - (plain @ luma).mean()) < 1e-5
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    out, _ = augment(grey, label, strong, np.random.default_rng(3), PREPROCESSING)
+    assert np.ptp(out, axis=2).max() < 1e-5
+
+
+def test_colour_jitter_against_pillow() -> None:
+    """Saturation then contrast, as Pillow's enhancers have them, up to their rounding to whole intensities."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(60, 190, (40, 50, 3), np.uint8)
+    out = image.astype(np.float32) / 255
+    _adjust(out, contrast=0.7, saturation=1.2)
+    expected = ImageEnhance.Contrast(ImageEnhance.Color(Image.fromarray(image)).enhance(1.2)).enhance(0.7)
+    assert np.abs(out * 255 - np.asarray(expected)).max() < 2.5
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -77,6 +106,8 @@ def test_same_generator_same_view() -> None:
         {"crop": (4, 4), "scale_max": float("nan")},
         {"crop": (4, 4), "brightness": 1.0},
         {"crop": (4, 4), "offset": -0.1},
+        {"crop": (4, 4), "colour": 1.1},
+        {"crop": (4, 4), "colour": float("nan")},
     ],
 )
 def test_bad_settings(options: dict) -> None:
