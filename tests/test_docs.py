@@ -154,7 +154,7 @@ def test_the_example_toml_is_accepted(tmp_path: Path) -> None:
     command(jobs.append, TrainSupernetJob, "", ["--config", str(tmp_path / "train.toml")])
     recipe = jobs[0].recipe()
     assert isinstance(recipe, SupernetRecipe)
-    assert (recipe.size, recipe.crop, recipe.rate, recipe.amp) == ((360, 480), (240, 320), 1e-3, False)
+    assert (recipe.size, recipe.crop, recipe.learning_rate, recipe.amp) == ((360, 480), (240, 320), 1e-3, False)
 
 
 def default(field: dataclasses.Field[object]) -> str:

@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image
 
 from export.errors import InvalidInput
+from export.imaging import Preprocessing
 from hyctas.data.labels import IGNORE
 
 if TYPE_CHECKING:
     import torch
 
-MEAN = (0.411, 0.425, 0.432)
-"""Mean of RGB in 0..1."""
-STD = (0.3, 0.31, 0.3)
-"""Standard deviation of RGB in 0..1."""
+PREPROCESSING = Preprocessing(mean=(0.411, 0.425, 0.432), std=(0.3, 0.31, 0.3))
+"""What networks that are trained from random weights expect of their images."""
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+"""Share of R, G and B in brightness (ITU-R BT.601)."""
 _MARGIN = 3
 
 
@@ -38,6 +39,8 @@ class Augment:
     """Intensities are multiplied by a factor of 1 +- this."""
     offset: float = 0.1
     """A number within +- this is added to each colour channel, of intensities in 0..1."""
+    colour: float = 0.0
+    """Contrast and saturation are multiplied by factors of 1 +- this."""
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
@@ -50,9 +53,13 @@ class Augment:
             raise InvalidInput(f"brightness is {self.brightness}; wanted 0 or more and below 1")
         if not 0 <= self.offset <= 1:
             raise InvalidInput(f"offset is {self.offset}; wanted 0..1")
+        if not 0 <= self.colour <= 1:
+            raise InvalidInput(f"colour is {self.colour}; wanted 0..1")
 
 
-def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one random view of a frame: zoom, crop (padded where the frame is too small), mirror, light.
 
     The same as resizing the whole frame and cropping then, but only the region that stays is resized.
@@ -61,10 +68,11 @@ def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.rando
         image: uint8 (H, W, 3).
         label: uint8 (H, W).
         config: what to vary.
-        rng: the same number of draws is taken whatever the settings.
+        rng: the same number of draws is taken whatever the settings, and two more after them where `colour` is above 0.
+        preprocessing: of the network that is trained; its mean is the padding, which becomes 0 where the image is normalised.
 
     Returns:
-        Image float32 (crop height, crop width, 3) in 0..1, padding = `MEAN`; label uint8 of that size, padding = 255.
+        Image float32 (crop height, crop width, 3) in 0..1, padding = the mean; label uint8 of that size, padding = 255.
     """
     zoom, top, left, mirror, gain = rng.random(5)
     shift = rng.random(3)
@@ -76,17 +84,33 @@ def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.rando
     view = _resize(image, box, size, Image.Resampling.BILINEAR).astype(np.float32)
     view *= np.float32((1 + (2 * gain - 1) * config.brightness) / 255)
     view += ((2 * shift - 1) * config.offset).astype(np.float32)
+    if config.colour:
+        contrast, saturation = 1 + (2 * rng.random(2) - 1) * config.colour
+        _adjust(view, contrast, saturation)
     np.clip(view, 0, 1, out=view)
     seen = _resize(label, box, size, Image.Resampling.NEAREST)
     if size != (config.crop[1], config.crop[0]):
         inner, inner_label = view, seen
-        view = np.broadcast_to(np.array(MEAN, np.float32), (*config.crop, 3)).copy()
+        view = np.broadcast_to(np.array(preprocessing.mean, np.float32), (*config.crop, 3)).copy()
         seen = np.full(config.crop, IGNORE, np.uint8)
         view[into_rows, into_columns] = inner
         seen[into_rows, into_columns] = inner_label
     if config.flip and mirror < 0.5:
         view, seen = view[:, ::-1], seen[:, ::-1]
     return np.ascontiguousarray(view), np.ascontiguousarray(seen)
+
+
+def _adjust(image: np.ndarray, contrast: float, saturation: float) -> None:
+    """Blend an image, in place, with its own grey version (saturation) and then with its mean grey (contrast).
+
+    Both together are contrast * saturation * image + contrast * (1 - saturation) * grey + (1 - contrast) * mean grey: one pass.
+    """
+    grey = image @ LUMA
+    mean = grey.mean()
+    grey *= np.float32(contrast * (1 - saturation))
+    grey += np.float32((1 - contrast) * mean)
+    image *= np.float32(contrast * saturation)
+    image += grey[..., None]
 
 
 def _window(length: int, crop: int, scale: float, position: float) -> tuple[tuple[float, float], slice]:
@@ -109,20 +133,17 @@ def _resize(
     return np.array(Image.fromarray(region).resize(size, how, box=shifted))
 
 
-def normalise(image: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
+def normalise(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean and divide by the standard deviation, per channel.
 
     Args:
         image: float (..., 3) in 0..1.
-        mean: three numbers.
-        std: three positive numbers.
+        preprocessing: mean and standard deviation.
 
     Returns:
         float32 of the same shape.
     """
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise InvalidInput(f"mean {tuple(mean)} and std {tuple(std)}: wanted three numbers each, std above 0")
-    return (image.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return (image.astype(np.float32) - np.array(preprocessing.mean, np.float32)) / np.array(preprocessing.std, np.float32)
 
 
 def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:

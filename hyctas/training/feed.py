@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
+from export.imaging import Preprocessing
 from hyctas.data import Augment, Frames, augment, normalise, to_batch
 from hyctas.training.config import Recipe
 
@@ -20,13 +21,18 @@ class CropFeed:
     Args:
         frames: images to train on.
         recipe: batch size, crop, scale, seed.
+        preprocessing: how images are normalised.
         rank: which of `world` processes this is; each takes its own share of every step's images.
         world: number of processes.
     """
 
-    def __init__(self, frames: Frames, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
-        self.frames, self.recipe, self.rank, self.world = frames, recipe, rank, world
-        self.augmentation = Augment(crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1])
+    def __init__(
+        self, frames: Frames, recipe: Recipe, preprocessing: Preprocessing, rank: int = 0, world: int = 1
+    ) -> None:
+        self.frames, self.recipe, self.preprocessing, self.rank, self.world = frames, recipe, preprocessing, rank, world
+        self.augmentation = Augment(
+            crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1], colour=recipe.colour
+        )
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
@@ -50,8 +56,8 @@ class CropFeed:
         pairs = []
         for position in range(start, start + recipe.batch):
             image, label = self.frames[self._index(position)]
-            crop, mask = augment(image, label, self.augmentation, rng)
-            pairs.append((normalise(crop), mask))
+            crop, mask = augment(image, label, self.augmentation, rng, self.preprocessing)
+            pairs.append((normalise(crop, self.preprocessing), mask))
         assert len(pairs) * self.world == total
         return to_batch(pairs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from export.imaging import Preprocessing
 from hyctas.data import Frames
 from hyctas.network import Network
 from hyctas.training.config import Recipe
@@ -20,15 +21,18 @@ class Single:
         network: in place.
         recipe: batch, loss, seed.
         frames: images to train on.
+        preprocessing: how images are normalised.
         auxiliary: weight of the loss of each auxiliary head; above 0 the network must have been built with them.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, frames: Frames, auxiliary: float = 0.0) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, frames: Frames, preprocessing: Preprocessing, auxiliary: float = 0.0
+    ) -> None:
         self.network, self.recipe, self.auxiliary = network, recipe, auxiliary
         rank, world = start_processes()
         self.device = default_device()
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.feed = CropFeed(frames, recipe, rank, world)
+        self.feed = CropFeed(frames, recipe, preprocessing, rank, world)
         counts = torch.from_numpy(frames.class_counts())
         self.weights = class_weights(counts).to(self.device) if recipe.class_weights else None
 
