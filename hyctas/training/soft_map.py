@@ -66,7 +66,7 @@ def average(maps: Sequence[SoftMap]) -> SoftMap:
             total += soft.probabilities
         else:
             rows, columns = (_whole(n, cell) for n, cell in zip(finest.size, finest.cell, strict=True))
-            total += _read(lambda at, p=soft.probabilities: p[at], soft.grid, rows, columns)
+            total += _read(soft.probabilities.__getitem__, soft.grid, rows, columns)
     return SoftMap(probabilities=total / len(maps), grid=finest)
 
 
