@@ -143,6 +143,8 @@ class TrainNetworkJob(TrainJob):
     """Start from the weights of RUN/supernet.safetensors instead of random ones."""
     auxiliary: float | None = None
     """Weight of the losses of two more heads, at 1/16 and 1/32, that only training uses; default 0 (published: 0.2)."""
+    teacher: tuple[Path, ...] = ()
+    """Follow a trained network too: a run folder, bundle or ONNX file of the same classes; several are averaged."""
 
     RECIPE: ClassVar[type[Recipe]] = NetworkRecipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -12,9 +13,11 @@ from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
     from export.imaging import Preprocessing
+    from hyctas.cli.datasets import DataSet
     from hyctas.training.loop import Trainer
     from hyctas.training.sandwich import Sandwich
     from hyctas.training.single import Single
+    from hyctas.training.teacher import TeacherFile
 
 USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
 
@@ -97,7 +100,10 @@ def train_network(job: TrainNetworkJob) -> None:
         "recipe": asdict(recipe), "genotype": genotype.id, "inherit": job.inherit, "data": data.identity(),
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
-    outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json")
+    if job.teacher:
+        teachers = _find_teachers(job, data, recipe.temperature)
+        config["teacher"] = [teacher.sha256 for teacher in teachers]
+    outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json", "soft_labels")
     run = Run(job.run, "train-network", config, outputs, restart=job.restart)
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
@@ -119,7 +125,16 @@ def train_network(job: TrainNetworkJob) -> None:
     if job.inherit:
         network.load_state_dict(load_supernet(job.run).extract(genotype).state_dict(), strict=recipe.auxiliary == 0)
     frames = Frames(data.source, "train", data.train, size=recipe.size)
-    step = Single(network, recipe, frames, preprocessing, recipe.auxiliary)
+    soft_labels = None
+    if job.teacher:
+        from hyctas.training.soft_labels import label_frames
+
+        with bar("label with teacher") as shown:
+            soft_labels = label_frames(
+                frames, teachers, run.file("soft_labels"), recipe.temperature,
+                lambda done, total: shown.update(done / total, f"image {done} of {total}"),
+            )  # fmt: skip
+    step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"))
     _train("train network", trainer, step)
     if not is_first_process():
@@ -140,6 +155,7 @@ def train_network(job: TrainNetworkJob) -> None:
     results = {name: score["miou"] for name, score in scores.items()}
     run.finish(steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data, **results)
     run.file("network.checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(run.file("soft_labels"), ignore_errors=True)
     say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): "
         f"mIoU {scores['choose']['miou']:.3f} on the choosing split, {scores['val']['miou']:.3f} on val")  # fmt: skip
 
@@ -160,6 +176,18 @@ def choose_preprocessing(job: TrainJob) -> Preprocessing:
     if not record.exists():
         raise InvalidInput(f"--inherit needs a supernet in {job.run}; run hyctas-train supernet --run {job.run} first")
     return recorded_preprocessing(record)
+def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> tuple[TeacherFile, ...]:
+    """Find the teachers, and have them label one image before the run folder is claimed for them."""
+    from export.errors import InvalidInput
+    from hyctas.training.teacher import find_teachers, open_teachers
+
+    if job.run.resolve() in [path.resolve() for path in job.teacher]:
+        raise InvalidInput(f"--teacher {job.run} is the run itself; give the network that is trained here another --run")
+    teachers = find_teachers(job.teacher)
+    if not (job.run / "train-network.json").exists():
+        with open_teachers(teachers, data.source.labels) as teacher:
+            teacher.soft_map(data.source.load("train", data.train[0])[0], temperature)
+    return teachers
 
 
 def _train(name: str, trainer: Trainer, step: Sandwich | Single) -> None:

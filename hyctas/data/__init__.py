@@ -7,7 +7,7 @@ from hyctas.data.sample import Sample, Source
 from hyctas.data.scenes import Scenes
 from hyctas.data.source import open_source
 from hyctas.data.split import Split, honest_split
-from hyctas.data.transforms import PREPROCESSING, Augment, augment, normalise, to_batch
+from hyctas.data.transforms import PREPROCESSING, Augment, View, augment, augment_view, draw_view, normalise, to_batch
 from hyctas.data.verify import VerifyReport, verify
 
 __all__ = [
@@ -24,9 +24,12 @@ __all__ = [
     "Source",
     "Split",
     "VerifyReport",
+    "View",
     "augment",
+    "augment_view",
     "confusion",
     "default_colours",
+    "draw_view",
     "honest_split",
     "normalise",
     "open_source",

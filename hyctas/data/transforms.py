@@ -57,6 +57,36 @@ class Augment:
             raise InvalidInput(f"colour is {self.colour}; wanted 0..1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Which part of a frame a crop shows. What belongs to a frame (label, soft labels) is cut by the same view."""
+
+    crop: tuple[int, int]
+    """Height and width of the crop, in its pixels."""
+    rows: tuple[float, float]
+    """Interval of the frame that is shown, in the frame's pixels from its top."""
+    columns: tuple[float, float]
+    """The same from the left."""
+    into_rows: slice
+    """Rows of the crop that the interval fills; the others are padding."""
+    into_columns: slice
+    """Columns of the crop, before mirroring."""
+    mirror: bool
+    """Whether the crop, padding included, is mirrored left and right in the end."""
+
+
+def draw_view(frame: tuple[int, int], config: Augment, rng: np.random.Generator) -> View:
+    """Draw a zoom, a place and whether to mirror, for a frame of (H, W) pixels; four draws whatever the settings."""
+    zoom, top, left, mirror = rng.random(4)
+    scale = config.scale_min + zoom * (config.scale_max - config.scale_min)
+    rows, into_rows = _window(frame[0], config.crop[0], scale, top)
+    columns, into_columns = _window(frame[1], config.crop[1], scale, left)
+    return View(
+        crop=config.crop, rows=rows, columns=columns, into_rows=into_rows, into_columns=into_columns,
+        mirror=bool(config.flip and mirror < 0.5),
+    )  # fmt: skip
+
+
 def augment(
     image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -74,30 +104,34 @@ def augment(
     Returns:
         Image float32 (crop height, crop width, 3) in 0..1, padding = the mean; label uint8 of that size, padding = 255.
     """
-    zoom, top, left, mirror, gain = rng.random(5)
-    shift = rng.random(3)
-    scale = config.scale_min + zoom * (config.scale_max - config.scale_min)
-    rows, into_rows = _window(image.shape[0], config.crop[0], scale, top)
-    columns, into_columns = _window(image.shape[1], config.crop[1], scale, left)
-    box = (columns[0], rows[0], columns[1], rows[1])
-    size = (into_columns.stop - into_columns.start, into_rows.stop - into_rows.start)
-    view = _resize(image, box, size, Image.Resampling.BILINEAR).astype(np.float32)
-    view *= np.float32((1 + (2 * gain - 1) * config.brightness) / 255)
-    view += ((2 * shift - 1) * config.offset).astype(np.float32)
+    view = draw_view((image.shape[0], image.shape[1]), config, rng)
+    return augment_view(image, label, view, config, rng, preprocessing)
+
+
+def augment_view(
+    image: np.ndarray, label: np.ndarray, view: View, config: Augment, rng: np.random.Generator, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do what `augment` does with a view that is drawn already: cut it out, and vary the light."""
+    gain, *shift = rng.random(4)
+    box = (view.columns[0], view.rows[0], view.columns[1], view.rows[1])
+    size = (view.into_columns.stop - view.into_columns.start, view.into_rows.stop - view.into_rows.start)
+    crop = _resize(image, box, size, Image.Resampling.BILINEAR).astype(np.float32)
+    crop *= np.float32((1 + (2 * gain - 1) * config.brightness) / 255)
+    crop += ((2 * np.array(shift) - 1) * config.offset).astype(np.float32)
     if config.colour:
         contrast, saturation = 1 + (2 * rng.random(2) - 1) * config.colour
-        _adjust(view, contrast, saturation)
-    np.clip(view, 0, 1, out=view)
+        _adjust(crop, contrast, saturation)
+    np.clip(crop, 0, 1, out=crop)
     seen = _resize(label, box, size, Image.Resampling.NEAREST)
-    if size != (config.crop[1], config.crop[0]):
-        inner, inner_label = view, seen
-        view = np.broadcast_to(np.array(preprocessing.mean, np.float32), (*config.crop, 3)).copy()
-        seen = np.full(config.crop, IGNORE, np.uint8)
-        view[into_rows, into_columns] = inner
-        seen[into_rows, into_columns] = inner_label
-    if config.flip and mirror < 0.5:
-        view, seen = view[:, ::-1], seen[:, ::-1]
-    return np.ascontiguousarray(view), np.ascontiguousarray(seen)
+    if size != (view.crop[1], view.crop[0]):
+        inner, inner_label = crop, seen
+        crop = np.broadcast_to(np.array(preprocessing.mean, np.float32), (*view.crop, 3)).copy()
+        seen = np.full(view.crop, IGNORE, np.uint8)
+        crop[view.into_rows, view.into_columns] = inner
+        seen[view.into_rows, view.into_columns] = inner_label
+    if view.mirror:
+        crop, seen = crop[:, ::-1], seen[:, ::-1]
+    return np.ascontiguousarray(crop), np.ascontiguousarray(seen)
 
 
 def _adjust(image: np.ndarray, contrast: float, saturation: float) -> None:

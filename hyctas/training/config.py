@@ -79,11 +79,19 @@ class NetworkRecipe(Recipe):
 
     auxiliary: float = 0.0
     """Weight of the losses of two more heads, at 1/16 and 1/32, which the finished network does not have (published: 0.2)."""
+    distillation: float = 0.5
+    """Weight of following the teacher's soft labels, against the labels; only with a teacher."""
+    temperature: float = 2.0
+    """Temperature that softens the teacher's and the network's probabilities; only with a teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.auxiliary <= 10:
             raise InvalidInput(f"auxiliary is {self.auxiliary}; the weight of the auxiliary losses must be between 0 and 10")
+        if not 0 <= self.distillation <= 1:
+            raise InvalidInput(f"distillation is {self.distillation}; the weight of following a teacher must be between 0 and 1")
+        if not 0.1 <= self.temperature <= 100:
+            raise InvalidInput(f"temperature is {self.temperature}; it must be between 0.1 and 100 (1: probabilities as they are)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from export.imaging import Preprocessing
-from hyctas.data import Augment, Frames, augment, normalise, to_batch
+from hyctas.data import Augment, Frames, augment_view, draw_view, normalise, to_batch
 from hyctas.training.config import Recipe
+from hyctas.training.soft_labels import SoftLabels
 
 ORDER, CROPS = 11, 12
 """Purposes of random draws: default_rng([seed, purpose, step or epoch])."""
@@ -24,20 +26,26 @@ class CropFeed:
         preprocessing: how images are normalised.
         rank: which of `world` processes this is; each takes its own share of every step's images.
         world: number of processes.
+        soft_labels: a teacher's, of the same frames.
     """
 
     def __init__(
-        self, frames: Frames, recipe: Recipe, preprocessing: Preprocessing, rank: int = 0, world: int = 1
-    ) -> None:
+        self, frames: Frames, recipe: Recipe, preprocessing: Preprocessing, rank: int = 0, world: int = 1,
+        soft_labels: SoftLabels | None = None,
+    ) -> None:  # fmt: skip
         self.frames, self.recipe, self.preprocessing, self.rank, self.world = frames, recipe, preprocessing, rank, world
+        self.soft_labels = soft_labels
         self.augmentation = Augment(
             crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1], colour=recipe.colour
         )
         self._pool = ThreadPoolExecutor(1)
-        self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self._next: tuple[int, Future[tuple[Tensor, ...]]] | None = None
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return images (N, 3, h, w), normalised, and labels (N, h, w) of a step."""
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Return images (N, 3, h, w), normalised, and labels (N, h, w) of a step.
+
+        With soft labels a third tensor holds theirs, cut as the images are, (N, classes, ceil(h / s), ceil(w / s)) float32.
+        """
         if self._next is not None and self._next[0] == step:
             result = self._next[1].result()
         else:
@@ -49,17 +57,22 @@ class CropFeed:
         """Stop the thread."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _make(self, step: int) -> tuple[Tensor, Tensor]:
+    def _make(self, step: int) -> tuple[Tensor, ...]:
         recipe = self.recipe
         total, start = recipe.batch * self.world, step * recipe.batch * self.world + self.rank * recipe.batch
         rng = np.random.default_rng([recipe.seed, CROPS, step, self.rank])
-        pairs = []
+        pairs, soft = [], []
         for position in range(start, start + recipe.batch):
-            image, label = self.frames[self._index(position)]
-            crop, mask = augment(image, label, self.augmentation, rng, self.preprocessing)
+            index = self._index(position)
+            image, label = self.frames[index]
+            view = draw_view((image.shape[0], image.shape[1]), self.augmentation, rng)
+            crop, mask = augment_view(image, label, view, self.augmentation, rng, self.preprocessing)
             pairs.append((normalise(crop, self.preprocessing), mask))
+            if self.soft_labels is not None:
+                soft.append(self.soft_labels.cut(index, view))
         assert len(pairs) * self.world == total
-        return to_batch(pairs)
+        batch = to_batch(pairs)
+        return (*batch, torch.from_numpy(np.stack(soft))) if soft else batch
 
     def _index(self, position: int) -> int:
         """Return the image at a position of the endless sequence of shuffled epochs."""

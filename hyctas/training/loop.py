@@ -224,6 +224,6 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Move images and labels to a device."""
-    return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Move a batch's tensors (images, labels, perhaps soft labels) to a device."""
+    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)

@@ -62,3 +62,21 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         for x in (student, teacher)
     )
     return -(teacher.softmax(1) * student.log_softmax(1)).sum(1).mean()
+
+
+def soft_label_loss(logits: Tensor, soft: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(teacher || student) at temperature T, the mean over labelled cells (Hinton et al. 2015, section 2).
+
+    The factor keeps the size of its gradient, which falls as 1 / T^2, beside that of a loss on hard labels.
+
+    Args:
+        logits: the student's, (N, classes, H, W), any float; computed in fp32 at the size of `soft`.
+        soft: (N, classes, h, w) the teacher's probabilities at the temperature, covering the same crop; cells of 0 for all
+            classes are ignored.
+        temperature: above 0.
+    """
+    logits = logits.float()
+    if logits.shape[2:] != soft.shape[2:]:
+        logits = F.interpolate(logits, soft.shape[2:], mode="bilinear", align_corners=False)
+    cells = F.kl_div((logits / temperature).log_softmax(1), soft, reduction="none").sum(1)  # 0 where soft is 0
+    return temperature**2 * cells.sum() / (soft.sum(1) > 0.5).sum().clamp(min=1)

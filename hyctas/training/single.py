@@ -11,7 +11,8 @@ from hyctas.network import Network
 from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import default_device, start_processes, to_device
-from hyctas.training.losses import class_weights, segmentation_loss
+from hyctas.training.losses import class_weights, segmentation_loss, soft_label_loss
+from hyctas.training.soft_labels import SoftLabels
 
 
 class Single:
@@ -23,30 +24,39 @@ class Single:
         frames: images to train on.
         preprocessing: how images are normalised.
         auxiliary: weight of the loss of each auxiliary head; above 0 the network must have been built with them.
+        teacher: soft labels of the frames that the network follows besides the labels.
+        distillation: weight of following the teacher, against the labels; 0..1, of use with a teacher only.
     """
 
     def __init__(
-        self, network: nn.Module, recipe: Recipe, frames: Frames, preprocessing: Preprocessing, auxiliary: float = 0.0
+        self, network: nn.Module, recipe: Recipe, frames: Frames, preprocessing: Preprocessing, auxiliary: float = 0.0,
+        teacher: SoftLabels | None = None, distillation: float = 0.5,
     ) -> None:
         self.network, self.recipe, self.auxiliary = network, recipe, auxiliary
+        self.teacher, self.distillation = teacher, distillation
         rank, world = start_processes()
         self.device = default_device()
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.feed = CropFeed(frames, recipe, preprocessing, rank, world)
+        self.feed = CropFeed(frames, recipe, preprocessing, rank, world, teacher)
         counts = torch.from_numpy(frames.class_counts())
         self.weights = class_weights(counts).to(self.device) if recipe.class_weights else None
 
     def __call__(self, step: int) -> dict[str, float]:
         self.network.train()
-        images, labels = to_device(self.feed.batch(step), self.device)
+        images, labels, *soft = to_device(self.feed.batch(step), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
             logits, *others = self._logits(images)
         loss = segmentation_loss(logits, labels, self.weights, self.recipe.loss)
         total = loss
         for other in others:
             total = total + self.auxiliary * segmentation_loss(other, labels, self.weights, self.recipe.loss)
+        numbers = {"loss": float(loss.detach())}
+        if self.teacher is not None:
+            following = soft_label_loss(logits, soft[0], self.teacher.temperature)
+            total = (1 - self.distillation) * total + self.distillation * following
+            numbers["distillation"] = float(following.detach())
         total.backward()
-        return {"loss": float(loss.detach())}
+        return numbers
 
     def _logits(self, images: Tensor) -> list[Tensor]:
         """Return the logits of the head and of the auxiliary heads in use, all at the images' size."""
