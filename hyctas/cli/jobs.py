@@ -84,6 +84,9 @@ class TrainJob:
     """Run folder."""
     data: str = "scenes"
     """Data set: scenes, scenes:seed=1,train=200,val=40,size=96x128, or a folder (CamVid, Cityscapes, plain layout)."""
+    init: str | None = None
+    """Weights to start from: efficientnet-lite0 (1, 2), a .pth or .safetensors file, timm:NAME, a run or bundle, none; default: \
+efficientnet-lite0 for space edge, else none."""
     preset: str | None = None
     """Settings to start from: quick, standard or best; what a TOML file or another flag sets wins."""
     minutes: float | None = None
@@ -147,9 +150,9 @@ class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
     network: Path | None = None
-    """Genotype JSON, or published:S (M, L); default: the chosen network of RUN/pareto.json."""
-    inherit: bool = False
-    """Start from the weights of RUN/supernet.safetensors instead of random ones."""
+    """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
+    all_of_train: bool = False
+    """Train on all of train, the part that networks are chosen by included: only val tells then how good it is."""
     auxiliary: float | None = None
     """Weight of the losses of two more heads, at 1/16 and 1/32, that only training uses; default 0 (published: 0.2)."""
     teacher: tuple[Path, ...] = ()
