@@ -11,7 +11,7 @@ from typing import Any
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from hyctas.pretrained.reading import Provenance, read_trunk, unsupported
-from hyctas.pretrained.state_file import file_sha256, summary, read_state, tensors_sha256
+from hyctas.pretrained.state_file import file_sha256, read_state, summary, tensors_sha256
 from hyctas.pretrained.trunk import SourceTrunk
 
 TIMM = "timm:"
