@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyctas.attention import exact_logits, self_attention
+from hyctas.depthwise import depthwise, fits
 from hyctas.operators import (
     Context,
     Conv,
@@ -200,6 +201,8 @@ def convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     """Convolve x (N, I, H, W) with weight (O, I / groups, k, k) as a layer pads and strides it: (N, O, ceil(H/s), ceil(W/s))."""
     top, bottom = layer.padding(x.shape[2])
     left, right = layer.padding(x.shape[3])
+    if layer.depthwise and bias is None and fits(x, weight):
+        return depthwise(F.pad(x, (left, right, top, bottom)), weight, layer.stride)
     if (top, left) == (bottom, right):
         return F.conv2d(x, weight, bias, layer.stride, (top, left), groups=layer.groups)
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, layer.stride, groups=layer.groups)
