@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from hyctas.data import Augment, Frames, augment_view, draw_view, normalise, to_batch
 from hyctas.training.config import Recipe
-from hyctas.training.soft_labels import SoftLabels
+
+if TYPE_CHECKING:
+    from hyctas.training.soft_labels import SoftLabels
 
 ORDER, CROPS = 11, 12
 """Purposes of random draws: default_rng([seed, purpose, step or epoch])."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,9 @@ from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import default_device, start_processes, to_device
 from hyctas.training.losses import class_weights, segmentation_loss, soft_label_loss
-from hyctas.training.soft_labels import SoftLabels
+
+if TYPE_CHECKING:
+    from hyctas.training.soft_labels import SoftLabels
 
 
 class Single:
