@@ -22,7 +22,7 @@ from export import export_onnx
 from export.target import parse_size
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.show import bar, say
-from hyctas.data import Frames
+from hyctas.data import PREPROCESSING, Frames
 from hyctas.runs import Run
 from hyctas.training.config import Recipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
@@ -107,14 +107,14 @@ def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(recipe.seed)
     network = Yardstick(data.num_classes)
     frames = Frames(data.source, "train", data.train)
-    step = Single(network, recipe, frames)
+    step = Single(network, recipe, frames, PREPROCESSING)
     trainer = Trainer(network, recipe, place.file("yardstick.checkpoint.pt"))
     with bar("train yardstick") as shown:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()
-    reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8))
+    reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, PREPROCESSING))
     scores = {
-        name: evaluate(network, Frames(data.source, split, samples), data.num_classes)
+        name: evaluate(network, Frames(data.source, split, samples), data.num_classes, PREPROCESSING)
         for name, split, samples in (("choose", "train", data.choose), ("val", "val", data.val))
     }
     export_onnx(network, parse_size(arguments.size), place.file("yardstick.onnx"))

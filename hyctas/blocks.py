@@ -7,6 +7,7 @@ ones. So both are the same arithmetic by construction.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,13 +17,17 @@ from torch import Tensor, nn
 
 from hyctas.attention import exact_logits, self_attention
 from hyctas.operators import (
+    Context,
     Conv,
     DownUp,
     FeatureFusion,
+    InvertedResidual,
     Layer,
+    MaxPool,
     Norm,
     Operator,
     Predict,
+    Residual,
     Scalar,
     SelfAttention,
     Skip,
@@ -56,18 +61,48 @@ def average_down(x: Tensor, factor: int) -> Tensor:
     return F.avg_pool2d(x, factor)
 
 
-def gather(inputs: Sequence[Tensor]) -> Tensor:
-    """Resize all inputs to the largest one's size and concatenate their channels."""
+def gather(inputs: Sequence[Tensor], *, add: bool = False) -> Tensor:
+    """Resize all inputs to the largest one's size, and concatenate their channels or add them."""
     if len(inputs) == 1:
         return inputs[0]
-    height, width = max((x.shape[2], x.shape[3]) for x in inputs)
-    resized = [upsample(x, (height, width), round(height / x.shape[2])) for x in inputs]
-    return torch.cat(resized, dim=1)
+    size = max((x.shape[2], x.shape[3]) for x in inputs)
+    resized = [upsample(x, size, _factor(size, x)) for x in inputs]
+    return sum(resized[1:], resized[0]) if add else torch.cat(resized, dim=1)
+
+
+def _factor(size: tuple[int, int], x: Tensor) -> int:
+    """Return the power of two by which x (N, C, h, w) was halved, rounding up, from a size."""
+    return max(1 << (-(-wanted // length) - 1).bit_length() for wanted, length in zip(size, x.shape[2:], strict=True))
+
+
+def _rectify(x: Tensor, six: bool) -> Tensor:
+    return F.relu6(x) if six else F.relu(x)
 
 
 def _conv(op: Conv, apply: Apply, x: Tensor) -> Tensor:
     y = apply("conv", x)
-    return F.relu(y) if op.relu else y
+    return _rectify(y, op.relu6) if op.relu else y
+
+
+def _residual(op: Residual, apply: Apply, x: Tensor) -> Tensor:
+    y = apply("second", F.relu(apply("first", x)))
+    return F.relu(y + (x if op.keeps_shape else apply("shortcut", x)))
+
+
+def _inverted(op: InvertedResidual, apply: Apply, x: Tensor) -> Tensor:
+    y = x if op.expansion == 1 else _rectify(apply("expand", x), op.relu6)
+    y = apply("project", _rectify(apply("depthwise", y), op.relu6))
+    return x + y if op.keeps_shape else y
+
+
+def _max_pool(op: MaxPool, apply: Apply, x: Tensor) -> Tensor:
+    if not op.aligned:
+        return F.max_pool2d(x, 3, 2, 1)
+    return F.max_pool2d(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)), 3, 2)
+
+
+def _context(op: Context, apply: Apply, x: Tensor) -> Tensor:
+    return x + apply("conv", x.mean(dim=(2, 3), keepdim=True))
 
 
 def _skip(op: Skip, apply: Apply, x: Tensor) -> Tensor:
@@ -96,7 +131,9 @@ def before_attention(op: SelfAttention, apply: Apply, x: Tensor) -> tuple[Tensor
     """Return x at the operator's own resolution, its shortcut, and what the attention works on (N, C, h, w)."""
     x = x if op.pool_last else average_down(x, op.stride)
     has_shortcut = any(layer.name == "shortcut" for layer in op.layers())
-    shortcut = F.relu(apply("shortcut", x)) if has_shortcut else x
+    shortcut = x
+    if has_shortcut:
+        shortcut = apply("shortcut", x) if op.linear else F.relu(apply("shortcut", x))
     down = 2 if op.half_resolution else 1
     if op.wide_projections:
         return x, shortcut, average_down(F.relu(apply("reduce", x)), down)
@@ -127,7 +164,7 @@ def after_attention(op: SelfAttention, apply: Apply, x: Tensor, shortcut: Tensor
         y = apply("expand", upsample(y, x.shape[2:], down))
     else:
         y = upsample(apply("expand", y), shortcut.shape[2:], down)
-    return F.relu(y + shortcut)
+    return y + shortcut if op.linear else F.relu(y + shortcut)
 
 
 def _fusion(op: FeatureFusion, apply: Apply, x: Tensor) -> Tensor:
@@ -142,6 +179,10 @@ def _predict(op: Predict, apply: Apply, x: Tensor) -> Tensor:
 
 _COMPUTE: dict[type[Operator], Callable[..., Tensor]] = {
     Conv: _conv,
+    Residual: _residual,
+    InvertedResidual: _inverted,
+    MaxPool: _max_pool,
+    Context: _context,
     Skip: _skip,
     DownUp: _down_up,
     SelfAttention: _attention,
@@ -152,7 +193,16 @@ _COMPUTE: dict[type[Operator], Callable[..., Tensor]] = {
 
 def compute(operator: Operator, apply: Apply, inputs: Sequence[Tensor]) -> Tensor:
     """Compute an operator on inputs (N, C_i, H_i, W_i), with its layers given by `apply`."""
-    return _COMPUTE[type(operator)](operator, apply, gather(inputs))
+    return _COMPUTE[type(operator)](operator, apply, gather(inputs, add=isinstance(operator, Conv) and operator.add))
+
+
+def convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve x (N, I, H, W) with weight (O, I / groups, k, k) as a layer pads and strides it: (N, O, ceil(H/s), ceil(W/s))."""
+    top, bottom = layer.padding(x.shape[2])
+    left, right = layer.padding(x.shape[3])
+    if (top, left) == (bottom, right):
+        return F.conv2d(x, weight, bias, layer.stride, (top, left), groups=layer.groups)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, layer.stride, groups=layer.groups)
 
 
 class ConvNorm(nn.Conv2d):
@@ -160,12 +210,13 @@ class ConvNorm(nn.Conv2d):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(
-            sum(layer.sources), layer.out, layer.kernel, layer.stride, layer.kernel // 2, bias=layer.bias
+            sum(layer.sources), layer.out, layer.kernel, layer.stride, layer.kernel // 2, groups=layer.groups, bias=layer.bias
         )
+        self.layer = layer
         self.norm = nn.BatchNorm2d(layer.out) if layer.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        y = convolve(self.layer, x, self.weight, self.bias)
         return y if self.norm is None else self.norm(y)
 
     def fold(self) -> None:
@@ -241,13 +292,16 @@ class Block(nn.Module):
 def initialise(module: nn.Module) -> None:
     """Initialise all weights: He-normal convolutions (fan out, ReLU), norms at 1 and 0, biases at 0.
 
-    The last norm of every self-attention starts at 0, so that its block starts as its shortcut.
+    A layer that `starts_at_zero` does: the block of a self-attention or a context starts as its shortcut.
     """
-    for name, child in module.named_modules():
-        if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+    for child in module.modules():
+        if isinstance(child, ConvNorm):
+            nn.init.normal_(child.weight, 0, math.sqrt(2) / math.sqrt(child.weight[:, 0].numel() // child.groups))
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.BatchNorm2d):
-            nn.init.constant_(child.weight, 0.0 if name.endswith("expand.norm") else 1.0)
-            nn.init.zeros_(child.bias)
+            if child.layer.starts_at_zero:
+                nn.init.zeros_(child.weight if child.norm is None else child.norm.weight)

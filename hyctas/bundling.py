@@ -26,16 +26,16 @@ from export.manifest import NAME as BUNDLE_MARK
 from export.target import Target, format_size, parse_size
 from hyctas.attention import self_attention_graph
 from hyctas.choice import read_genotype
-from hyctas.data import MEAN, STD, Labels, default_colours
+from hyctas.data import PREPROCESSING, Labels, default_colours
 from hyctas.genotype import Genotype
 from hyctas.network import Network, build, load_weights, weights_bytes
 from hyctas.published.source import is_source
+from hyctas.runs import recorded_preprocessing
 
 if TYPE_CHECKING:
     from export.parity import ParityReport
 
 RUN_FILES = ("network.safetensors", "genotype.json", "labels.json")
-PREPROCESSING = Preprocessing(mean=MEAN, std=STD)
 RELEASED_PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """ImageNet's, which the released training code normalises with."""
 PROOF = {".onnx": Target("onnxruntime-cpu", "fp32"), ".pt2": Target("torch-cpu", "fp32")}
@@ -169,7 +169,8 @@ def _from_run(folder: Path) -> Trained:
     facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
     if (folder / "scores.json").exists():
         facts["miou"] = _scores(folder / "scores.json")
-    return Trained(network, genotype, labels, _run_size(folder), facts=facts)
+    preprocessing = recorded_preprocessing(folder / "train-network.json")
+    return Trained(network, genotype, labels, _run_size(folder), preprocessing, facts)
 
 
 def _with_weights(genotype: Genotype, labels: Labels, path: Path) -> Network:

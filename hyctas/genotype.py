@@ -6,7 +6,8 @@ Two genotypes describe the same network exactly when their normal forms are equa
 2. branches are sorted by their final stride;
 3. shared prefixes are not written down: which cells two branches share follows from the cells (`shared_length`).
 
-Classes and labels are not part of a genotype. No torch here.
+Classes and labels are not part of a genotype. A field declared with `elided` is in JSON only where it is not at its default. No
+torch here.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.errors import InvalidInput
+from hyctas.canonical import elided, written
 
 FORMAT_VERSION = 1
-CELL_OPERATORS = ("skip", "conv", "downup", "downup2x", "attention")
-HEAD_KINDS = ("light", "head1", "head2")
+CELL_OPERATORS = ("skip", "conv", "downup", "downup2x", "attention", "residual", "inverted", "pool", "context")
+HEAD_KINDS = ("light", "plain", "head1", "head2")
 HEAD_BLOCKS = ("conv", "downup2x")
+DECODERS = ("concat", "sum")
+STAGES = ("2", "4", "8", "16a", "16b", "32a", "32b")
+"""Stages of a trunk with stages, in order: the stride, and a letter where two stages have one stride."""
 TRUNK_STRIDE = 8
 """Stride at which the stem ends and all branches start."""
 
@@ -43,6 +48,8 @@ class Arithmetic:
     """Around a half-resolution attention, the 1x1 convolutions work at full resolution."""
     late_pooling: bool = False
     """A stride-2 attention attends at its input's resolution and averages afterwards."""
+    aligned: bool = elided(False)
+    """Stride-2 convolutions pad as `operators.Layer.padding` says for aligned ones, and the image is never padded as a whole."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,12 @@ class Attention:
     pool: int = 1
     half_resolution: bool = False
     residual: str = "gamma"
+    linear: bool = elided(False)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One operator of a branch."""
+    """One operator of the stem or of a branch; in the stem, the last one at stride 4 and at stride 8 feed the head."""
 
     op: str
     """One of `CELL_OPERATORS`."""
@@ -68,31 +76,38 @@ class Cell:
     stride: int = 1
     attention: Attention | None = None
     """Given exactly when `op` is "attention"."""
-
-
-@dataclass(frozen=True)
-class StemConv:
-    """A 3x3 convolution of the stem; the last one at stride 4 and at stride 8 feed the head."""
-
-    out: int
-    stride: int
+    stage: str = elided("")
+    """One of `STAGES`; empty throughout a network without stages."""
+    kernel: int = elided(3)
+    """Kernel of a "conv", and of an "inverted"'s depthwise convolution: 3, 5 or 7."""
+    expansion: int = elided(1)
+    """Of an "inverted": channels inside, as a multiple of the input's."""
+    relu6: bool = elided(False)
+    """The ReLUs of a "conv" or "inverted" are cut at 6."""
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """Channels on the way back: after refining at stride 16, at stride 8, and after all branches are joined."""
+    """The decoder up to stride 8, and its channels.
+
+    `concat`: every branch comes back by itself (a 1x1, concatenation with its own features of the next stride, a 3x3; `refine16`
+    and `refine8` channels), then all are joined to `out`. `sum`: one 1x1 to `out` channels per stride, added, a 3x3 (as in FPN,
+    Lin et al., CVPR 2017, with the sum at the largest resolution).
+    """
 
     refine16: int
     refine8: int
     out: int
+    decoder: str = elided("concat")
+    """One of `DECODERS`; with `sum`, all three numbers are equal."""
 
 
 @dataclass(frozen=True)
 class Head:
     """From fused features to logits.
 
-    `light` predicts at stride 8; `head1` joins the stem's stride-4 features and predicts at stride 4; `head2` joins the stem's
-    stride-8 features first, then those of stride 4.
+    `light` predicts at stride 8; `plain` joins the stem's stride-4 features as they are, by a 1x1, and predicts at stride 4;
+    `head1` projects them first and joins by a block; `head2` joins the stem's stride-8 features before.
     """
 
     kind: str
@@ -116,7 +131,7 @@ Branch = tuple[Cell, ...]
 class Genotype:
     """A whole network, up to its classes."""
 
-    stem: tuple[StemConv, ...]
+    stem: tuple[Cell, ...]
     branches: tuple[Branch, ...]
     fusion: Fusion
     head: Head
@@ -139,7 +154,10 @@ class Genotype:
 
     def to_json(self) -> str:
         """Write canonical JSON: sorted keys, no spaces."""
-        value = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        value = {"format_version": FORMAT_VERSION, **written(self)}
+        for cell in value["stem"]:  # a plain convolution of the stem is its channels and its stride
+            if cell["op"] == "conv":
+                del cell["op"], cell["attention"]
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -161,7 +179,7 @@ class Genotype:
         fields = _fields(cls, value, "genotype")
         branches = _list(fields["branches"], "branches")
         return cls(
-            stem=tuple(_read(StemConv, item, f"stem[{i}]") for i, item in enumerate(_list(fields["stem"], "stem"))),
+            stem=tuple(_read_stem(item, f"stem[{i}]") for i, item in enumerate(_list(fields["stem"], "stem"))),
             branches=tuple(
                 tuple(_read_cell(cell, f"branches[{b}][{i}]") for i, cell in enumerate(_list(branch, f"branches[{b}]")))
                 for b, branch in enumerate(branches)
@@ -197,40 +215,71 @@ def shared_length(first: Branch, second: Branch) -> int:
 
 def _check(genotype: Genotype) -> None:
     """Raise InvalidInput where values describe no network."""
-    strides = [conv.stride for conv in genotype.stem]
+    strides = [cell.stride for cell in genotype.stem]
     product = 1
     for stride in strides:
         product *= stride
     if product != TRUNK_STRIDE or any(stride not in (1, 2) for stride in strides):
         raise InvalidInput(f"stem strides {strides} must be 1 or 2 with product {TRUNK_STRIDE}")
-    channels = [conv.out for conv in genotype.stem] + [cell.out for branch in genotype.branches for cell in branch]
+    channels = [cell.out for part in (genotype.stem, *genotype.branches) for cell in part]
     channels += [genotype.fusion.refine16, genotype.fusion.refine8, genotype.fusion.out, genotype.head.channels]
     channels += [genotype.instance_head.channels // 2] if genotype.instance_head else []
     if min(channels) < 1:
         raise InvalidInput("every channel number of a genotype must be at least 1")
-    for index, branch in enumerate(genotype.branches):
-        for position, cell in enumerate(branch):
-            where = f"branches[{index}][{position}]"
-            if cell.op not in CELL_OPERATORS:
-                raise InvalidInput(f"{where}: unknown op {cell.op!r}; known: {', '.join(CELL_OPERATORS)}")
-            if cell.stride not in (1, 2):
-                raise InvalidInput(f"{where}: stride {cell.stride} is not 1 or 2")
-            if (cell.attention is not None) != (cell.op == "attention"):
-                raise InvalidInput(f'{where}: the field "attention" belongs to op "attention" and to no other')
+    parts = {"stem": genotype.stem, **{f"branches[{index}]": branch for index, branch in enumerate(genotype.branches)}}
+    for part, cells in parts.items():
+        for position, cell in enumerate(cells):
+            _check_cell(f"{part}[{position}]", cell)
+        if part != "stem":
+            _check_stages(part, (*genotype.stem, *cells))
     ends = sorted(genotype.final_strides)
     if not ends or len(set(ends)) != len(ends) or any(end not in (8, 16, 32) for end in ends):
         raise InvalidInput(f"branches end at strides {ends}; they must be distinct ones of 8, 16, 32")
     if any(not branch for branch in normal_branches(genotype)):
         raise InvalidInput("a branch has no cell besides stride-1 skips")
+    fusion = genotype.fusion
+    if fusion.decoder not in DECODERS or (fusion.decoder == "sum" and not fusion.refine16 == fusion.refine8 == fusion.out):
+        raise InvalidInput(f"fusion: decoders are {DECODERS}, a sum has one number of channels; got {fusion}")
     for name, head in (("head", genotype.head), ("instance_head", genotype.instance_head)):
         if head is not None:
             _check_head(name, head)
 
 
+def _check_cell(where: str, cell: Cell) -> None:
+    if cell.op not in CELL_OPERATORS:
+        raise InvalidInput(f"{where}: unknown op {cell.op!r}; known: {', '.join(CELL_OPERATORS)}")
+    if cell.stride not in (1, 2):
+        raise InvalidInput(f"{where}: stride {cell.stride} is not 1 or 2")
+    if (cell.attention is not None) != (cell.op == "attention"):
+        raise InvalidInput(f'{where}: the field "attention" belongs to op "attention" and to no other')
+    if cell.stage and cell.stage not in STAGES:
+        raise InvalidInput(f"{where}: unknown stage {cell.stage!r}; stages are {', '.join(STAGES)}")
+    if cell.kernel not in ((3, 5, 7) if cell.op in ("conv", "inverted") else (3,)):
+        raise InvalidInput(f"{where}: kernel {cell.kernel} is not 3, 5 or 7 of a conv or an inverted, nor 3 of any other op")
+    if cell.expansion < 1 or (cell.expansion > 1 and cell.op != "inverted"):
+        raise InvalidInput(f"{where}: expansion {cell.expansion} is not at least 1, of an inverted")
+    if cell.relu6 and cell.op not in ("conv", "inverted"):
+        raise InvalidInput(f"{where}: relu6 belongs to conv and inverted, not to {cell.op}")
+
+
+def _check_stages(part: str, cells: tuple[Cell, ...]) -> None:
+    """Check that the stages of a branch, its stem before it, ascend and have the strides that they are named after."""
+    stages = [cell.stage for cell in cells]
+    if not any(stages):
+        return
+    stride = 1
+    for cell in cells:
+        stride *= cell.stride
+        if int(cell.stage.rstrip("ab") or 0) != stride:
+            raise InvalidInput(f"{part}: a cell at stride {stride} is of stage {cell.stage!r}; its stage must be named after it")
+    if sorted(stages, key=STAGES.index) != stages:
+        raise InvalidInput(f"{part}: stages {stages} do not ascend")
+
+
 def _check_head(name: str, head: Head) -> None:
     if head.kind not in HEAD_KINDS or head.block not in HEAD_BLOCKS:
         raise InvalidInput(f"{name} {head.kind!r}/{head.block!r}: kinds are {HEAD_KINDS}, blocks {HEAD_BLOCKS}")
-    if (head.low4 > 0) != (head.kind != "light") or (head.low8 > 0) != (head.kind == "head2"):
+    if (head.low4 > 0) != (head.kind in ("head1", "head2")) or (head.low8 > 0) != (head.kind == "head2"):
         raise InvalidInput(f"{name} {head.kind}: low4 belongs to head1 and head2, low8 to head2; got {head.low4}, {head.low8}")
 
 
@@ -277,6 +326,10 @@ def _read(kind: type, value: Any, where: str) -> Any:
 
 def _read_optional(kind: type, value: Any, where: str) -> Any:
     return None if value is None else _read(kind, value, where)
+
+
+def _read_stem(value: Any, where: str) -> Cell:
+    return _read_cell({"op": "conv", **value} if isinstance(value, dict) else value, where)
 
 
 def _read_cell(value: Any, where: str) -> Cell:

@@ -8,12 +8,13 @@
 | `centre16`, `offset16`, .. `32`    | the same of an instance head, for training only        | `auxinstance` |
 
 Ordinals are fixed per role, so that a supernet's slots do not depend on the head's kind: 0 attention, 1 projections of the stem's
-features, 2 and 3 the joining blocks, 4 convolution, 5 prediction; 6 to 8 the offsets' own 3 to 5.
+features, 2 and 3 the joining blocks, 4 convolution, 5 prediction; 6 to 8 the offsets' own 3 to 5; 9 a plain head's joining 1x1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hyctas.genotype import Attention, Head
 from hyctas.lowering import Lowering
@@ -41,7 +42,11 @@ def semantic_head(plan: Lowering, head: Head, features: str, low: Mapping[int, s
     name = _attend(plan, head, features, part)
     if head.kind == "head2":
         name = _join(plan, head, name, low, 8, plan.channels(features)[0], part)
-    name = _join(plan, head, name, low, 4 if head.kind != "light" else 0, head.channels, part)
+    if head.kind == "plain":
+        sources = [name, low[4]]
+        name = plan.add(part, 9, Conv(plan.channels(*sources), plan.channels(features)[0], 1), sources)
+    else:
+        name = _join(plan, head, name, low, 4 if head.kind != "light" else 0, head.channels, part)
     name = plan.add(part, 4, Conv(plan.channels(name), head.channels, 3), [name])
     return plan.add(part, 5, Predict(plan.channels(name), classes), [name])
 
@@ -51,8 +56,11 @@ def instance_head(plan: Lowering, head: Head, features: str, low: Mapping[int, s
     name = _attend(plan, head, features, part)
     if head.kind == "head2":
         name = _join(plan, head, name, low, 8, head.channels, part)
-    stride = 4 if head.kind != "light" else 0
-    sources = [name, _project(plan, head, low, stride, part)] if stride else [name]
+    sources = [name]
+    if head.kind == "plain":
+        sources.append(low[4])
+    elif head.kind != "light":
+        sources.append(_project(plan, head, low, 4, part))
     ends = []
     for ordinal, outputs in ((3, 1), (6, 2)):
         last = plan.add(part, ordinal, block_operator(head.block, plan.channels(*sources), head.channels), sources)
@@ -102,9 +110,7 @@ def light_head(head: Head, from_channels: int, channels: int) -> Head:
     if attention is not None:
         qk = max(attention.heads, channels * attention.qk_channels // from_channels // attention.heads * attention.heads)
         scale = None if attention.scale is None else round((qk / attention.heads) ** -0.5, 6)
-        attention = Attention(
-            attention.heads, qk, scale, attention.pool, attention.half_resolution, attention.residual
-        )
+        attention = replace(attention, qk_channels=qk, scale=scale)
     return Head("light", middle_channels(channels), head.block, attention=attention)
 
 

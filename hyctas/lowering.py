@@ -1,12 +1,15 @@
-"""Build the nodes of a genotype in order: stem, trunk, the way back, fusion. Heads follow in `hyctas.heads`. No torch here."""
+"""Build the nodes of a genotype in order: stem, trunk, decoder. Heads follow in `hyctas.heads`. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hyctas.genotype import TRUNK_STRIDE, Genotype, shared_length
+from hyctas.genotype import TRUNK_STRIDE, Cell, Genotype, shared_length
 from hyctas.node import IMAGE, Node, cell_operator, slot_name
 from hyctas.operators import Conv, FeatureFusion, Operator, Shape
+
+ADDED = ("attention", "context")
+"""Cells that stand at a stage's end and are not counted, so that a trained block never changes its slot."""
 
 
 class Lowering:
@@ -25,16 +28,16 @@ class Lowering:
 
     def add(
         self, part: str, ordinal: int, operator: Operator, inputs: Sequence[str],
-        branches: tuple[int, ...] = (), blocks: Sequence[int] | None = None,
+        branches: tuple[int, ...] = (), blocks: Sequence[int] | None = None, slot: str | None = None,
     ) -> str:  # fmt: skip
-        """Append a node and return its name."""
+        """Append a node and return its name; its slot is that of its part, stride and ordinal unless one is given."""
         shapes = tuple(self.shapes[name] for name in inputs)
         stride = min(self.strides[name] for name in inputs)
         suffix = f".b{'-'.join(map(str, branches))}" if branches else ""
         name = f"{part}.s{stride}.{ordinal}.{operator.label}{suffix}"
         shape = operator.output_shape(shapes)
         self.nodes[name] = Node(
-            name=name, slot=slot_name(part, stride, ordinal, operator), operator=operator, inputs=tuple(inputs),
+            name=name, slot=slot or slot_name(part, stride, ordinal, operator), operator=operator, inputs=tuple(inputs),
             input_shapes=shapes, shape=shape, stride=stride * operator.stride, branches=branches,
             blocks=tuple(blocks) if blocks is not None else tuple(range(len(inputs))),
         )  # fmt: skip
@@ -48,14 +51,24 @@ class Lowering:
     def stem(self) -> dict[int, str]:
         """Add the stem; return the name of the last node at each stride."""
         name, last, ordinals = IMAGE, {}, dict[int, int]()
-        for index, conv in enumerate(self.genotype.stem):
+        for index, cell in enumerate(self.genotype.stem):
             stride = self.strides[name]
             relu = not (index == 0 and self.arithmetic.linear_stem)
-            operator = Conv(self.channels(name), conv.out, 3, conv.stride, relu)
-            name = self.add("stem", ordinals.get(stride, 0), operator, [name])
+            operator = cell_operator(cell, self.channels(name), self.arithmetic, relu=relu)
+            slot = self._stage_slot(self.genotype.stem[:index], cell, operator)
+            name = self.add("stem", ordinals.get(stride, 0), operator, [name], slot=slot)
             ordinals[stride] = ordinals.get(stride, 0) + 1
             last[self.strides[name]] = name
         return last
+
+    def _stage_slot(self, before: Sequence[Cell], cell: Cell, operator: Operator) -> str | None:
+        """Name the slot of a cell with a stage: by its place among the stage's cells, attention and context not counted."""
+        if not cell.stage:
+            return None
+        if cell.op in ADDED:
+            return slot_name("stage", cell.stage, 0, operator)
+        ordinal = sum(other.stage == cell.stage and other.op not in ADDED for other in before)
+        return slot_name("stage", cell.stage, ordinal, operator)
 
     def trunk(self, start: str) -> dict[int, dict[int, str]]:
         """Add all cells, shared prefixes once; return per final stride of a branch its last feature at each stride."""
@@ -80,12 +93,32 @@ class Lowering:
                         if other == index or (other > index and shared_length(branches[other], branch) > position)
                     )  # fmt: skip
                     operator = cell_operator(cell, self.channels(name), self.arithmetic)
-                    name = self.add("trunk", ordinal, operator, [name], sharing)
+                    slot = self._stage_slot((*self.genotype.stem, *branch[:position]), cell, operator)
+                    name = self.add("trunk", ordinal, operator, [name], sharing, slot=slot)
                 row.append(name)
                 last[self.strides[name]] = name
             names.append(row)
             ends[self.strides[name]] = last
         return ends
+
+    def decode(self, ends: dict[int, dict[int, str]]) -> str:
+        """Add the decoder up to stride 8; return the node that the head starts from."""
+        return self.add_up(ends) if self.genotype.fusion.decoder == "sum" else self.fuse(ends)
+
+    def add_up(self, ends: dict[int, dict[int, str]]) -> str:
+        """Project one feature per stride to equally many channels, add them at the largest resolution, and convolve.
+
+        The feature of a stride is the branch that ends there, or where none does, the deepest branch's last one.
+        """
+        out, deepest = self.genotype.fusion.out, max(ends)
+        laterals = []
+        for stride, own in ends[deepest].items():
+            final = stride if stride in ends else deepest
+            name = ends[final][stride] if stride in ends else own
+            operator = Conv(self.channels(name), out, 1, 1, relu=False)
+            laterals.append(self.add("lateral", 0, operator, [name], (final,)))
+        operator = Conv(self.channels(*laterals), out, 3, 1, add=len(laterals) > 1)
+        return self.add("fusion", 0, operator, laterals)
 
     def fuse(self, ends: dict[int, dict[int, str]]) -> str:
         """Bring every branch back to stride 8 and join them; sources are concatenated as the published code does."""

@@ -21,8 +21,8 @@ from hyctas.plan import IMAGE, SEMANTIC, Node, lower
 class Network(nn.Module):
     """A segmentation network. Its state dict uses the plan's node names: `<node>.<layer>.<tensor>`.
 
-    Any image size works: the image is padded (zeros, bottom and right) to a multiple of the largest stride, and outputs are
-    cropped back. Outputs besides "semantic" are listed in `hyctas.heads`.
+    Any image size works: every operator handles odd sizes, or without aligned arithmetic, the image is padded (zeros, bottom and
+    right) to a multiple of the largest stride and outputs are cropped back. Outputs besides "semantic": see `hyctas.heads`.
     """
 
     def __init__(self, genotype: Genotype, num_classes: int, *, auxiliary: bool = False) -> None:
@@ -30,7 +30,8 @@ class Network(nn.Module):
         plan = lower(genotype, (max(genotype.final_strides),) * 2, num_classes, auxiliary=auxiliary)
         self.genotype, self.num_classes = plan.genotype, num_classes
         self.plan, self.nodes = plan, plan.nodes
-        self.multiple, self.output_stride = max(genotype.final_strides), plan.output_stride
+        self.multiple = 1 if genotype.arithmetic.aligned else max(genotype.final_strides)
+        self.output_stride = plan.output_stride
         for node in self.nodes:
             attach(self, node.name, Block(node.operator))
 
@@ -97,8 +98,8 @@ class Network(nn.Module):
     def finished(self) -> Network:
         """Return a copy without what only training uses (the auxiliary heads)."""
         network = Network(self.genotype, self.num_classes).to(next(self.parameters()).device)
-        state = self.state_dict()
-        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        for node in network.nodes:  # strictly: branches of re-parameterised convolutions must be merged before
+            network.block(node.name).load_state_dict(self.block(node.name).state_dict())
         return network.train(self.training)
 
     def folded(self) -> Network:

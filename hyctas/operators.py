@@ -3,25 +3,31 @@
 An operator's `layers` list its weights. Module (`hyctas/blocks.py`), ONNX graph, parameters, MACs, bytes moved and the key of
 the latency table all come from that one list, so they cannot disagree. No torch here.
 
-| operator        | what it computes (reference section of the paper's code in brackets)                                  |
-|-----------------|--------------------------------------------------------------------------------------------------------|
-| `Conv`          | conv k x k (stride 1 or 2), batch norm, ReLU [2.4, id 1]; with several sources: resize, concat, conv     |
-| `Skip`          | stride 2: two 1x1 convs on the even and the odd pixels, concat, norm, ReLU [2.4, id 0]                   |
-| `DownUp`        | light-weight convolution: 3x3 convs at half resolution beside a full-resolution 1x1 [2.5, ids 2, 3]      |
-| `SelfAttention` | 1x1, self-attention over all positions, 1x1, with a shortcut [2.6, id 4]                                |
-| `FeatureFusion` | 1x1 conv over all branches, re-weighted per channel from the global average [2.7]                       |
-| `Predict`       | 1x1 conv with bias to the classes                                                                       |
+| operator           | what it computes (reference section of the paper's code in brackets)                                |
+|--------------------|------------------------------------------------------------------------------------------------------|
+| `Conv`             | conv k x k (stride 1 or 2), batch norm, ReLU [2.4, id 1]; several sources: resize, concat or add, conv |
+| `Residual`         | two 3x3 convs with a shortcut: ResNet's basic block (He et al., CVPR 2016)                           |
+| `InvertedResidual` | 1x1 to more channels, depthwise k x k, linear 1x1, shortcut (MobileNetV2, EfficientNet-Lite)         |
+| `MaxPool`          | 3x3 at stride 2, between ResNet's stem and its first block                                           |
+| `Context`          | x + conv1x1(global average of x) (ParseNet, 2015)                                                    |
+| `Skip`             | stride 2: two 1x1 convs on the even and the odd pixels, concat, norm, ReLU [2.4, id 0]               |
+| `DownUp`           | light-weight convolution: 3x3 convs at half resolution beside a full-resolution 1x1 [2.5, ids 2, 3]  |
+| `SelfAttention`    | 1x1, self-attention over all positions, 1x1, with a shortcut [2.6, id 4]                             |
+| `FeatureFusion`    | 1x1 conv over all branches, re-weighted per channel from the global average [2.7]                    |
+| `Predict`          | 1x1 conv with bias to the classes                                                                    |
 
-Shapes are (channels, height, width) of one image. Spatial sizes halve by rounding up, so any input size works.
+Shapes are (channels, height, width) of one image. Spatial sizes halve by rounding up, so any input size works. A field declared
+with `elided` is in keys only where it is not at its default.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from hyctas.canonical import elided, written
 
 Shape = tuple[int, int, int]
 BYTES_PER_ELEMENT = 4
@@ -32,8 +38,8 @@ BYTES_PER_ELEMENT = 4
 class Layer:
     """One convolution of an operator, with what follows it.
 
-    Its weights are `<name>.weight` (out, sum(sources), kernel, kernel), `<name>.bias` where `bias`, and with `norm` a batch
-    norm over its outputs. A convolution after a concatenation holds one input block per source.
+    Its weights are `<name>.weight` (out, sum(sources) / groups, kernel, kernel), `<name>.bias` where `bias`, and with `norm` a
+    batch norm over its outputs. A convolution after a concatenation holds one input block per source.
     """
 
     name: str
@@ -43,15 +49,41 @@ class Layer:
     stride: int = 1
     bias: bool = False
     norm: bool = True
+    groups: int = 1
+    """1, or as many as channels (depthwise)."""
+    aligned: bool = False
+    """Padding at stride 2: see `padding`."""
+    starts_at_zero: bool = False
+    """Its output is 0 in a fresh network (the norm's scale, or without a norm the weights, start at 0)."""
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1
 
     @property
     def parameters(self) -> int:
         """Count trainable parameters: weights, bias, and the norm's scale and shift."""
-        return self.out * sum(self.sources) * self.kernel**2 + self.out * self.bias + 2 * self.out * self.norm
+        return self.out * self.fan_in + self.out * self.bias + 2 * self.out * self.norm
+
+    @property
+    def fan_in(self) -> int:
+        """Count the weights behind one output channel."""
+        return sum(self.sources) // self.groups * self.kernel**2
 
     def macs(self, height: int, width: int) -> int:
         """Count multiply-accumulates for one image with the given output size."""
-        return self.out * sum(self.sources) * self.kernel**2 * height * width
+        return self.out * self.fan_in * height * width
+
+    def padding(self, length: int) -> tuple[int, int]:
+        """Return the zeros before and after an axis of the input; a negative number crops.
+
+        At stride 2, `aligned` pads (k - 2) // 2 before, and after what ceil(length / 2) outputs need: TensorFlow's rule ("same")
+        at even lengths, and the same alignment at odd ones. Otherwise (k - 1) // 2 on both sides.
+        """
+        if not (self.aligned and self.stride == 2):
+            return self.kernel // 2, self.kernel // 2
+        before = (self.kernel - 2) // 2
+        return before, 2 * (half(length) - 1) + self.kernel - length - before
 
 
 @dataclass(frozen=True)
@@ -144,8 +176,8 @@ class Operator:
     def key(self, shapes: Sequence[Shape]) -> str:
         """Return the row of the latency table: canonical JSON of the class name, all fields, and the input shapes."""
         self.input_size(shapes)
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return json.dumps({"operator": type(self).__name__, **fields, "inputs": list(shapes)}, separators=(",", ":"))
+        value = {"operator": type(self).__name__, **written(self), "inputs": list(shapes)}
+        return json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -155,17 +187,134 @@ class Conv(Operator):
     kernel: int = 3
     cell_stride: int = 1
     relu: bool = True
+    relu6: bool = elided(False)
+    """The ReLU is cut at 6."""
+    aligned: bool = elided(False)
+    """Padding at stride 2 (`Layer.padding`)."""
+    add: bool = elided(False)
+    """Several sources, of equally many channels, are added instead of concatenated."""
     label = "conv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.add and len(set(self.sources)) != 1:
+            raise ValueError(f"sources are added where all have equally many channels, not {self.sources}")
 
     @property
     def stride(self) -> int:
         return self.cell_stride
 
     def layers(self) -> tuple[Layer, ...]:
-        return (Layer("conv", self.sources, self.out, self.kernel, self.stride),)
+        sources = self.sources[:1] if self.add else self.sources
+        return (Layer("conv", sources, self.out, self.kernel, self.stride, aligned=self.aligned),)
 
     def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
         return {"conv": (height, width) if self.stride == 1 else (half(height), half(width))}
+
+
+@dataclass(frozen=True)
+class _Trained(Operator):
+    """What the blocks share that exist with trained weights elsewhere: one source, and the convolution that strides."""
+
+    cell_stride: int = 1
+    aligned: bool = elided(False)
+    """Padding at stride 2 (`Layer.padding`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.sources) != 1:
+            raise ValueError(f"{type(self).__name__} takes one input")
+
+    @property
+    def stride(self) -> int:
+        return self.cell_stride
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Say whether the output has the input's shape."""
+        return self.stride == 1 and self.sources == (self.out,)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the output's height and width."""
+        return (height, width) if self.stride == 1 else (half(height), half(width))
+
+
+@dataclass(frozen=True)
+class Residual(_Trained):
+    """ReLU(norm(conv3x3(ReLU(norm(conv3x3(x))))) + shortcut(x)); the shortcut is a 1x1 where the shape changes.
+
+    ResNet's basic block (He et al., CVPR 2016, figure 5 and section 4.1, option B).
+    """
+
+    label = "residual"
+
+    def layers(self) -> tuple[Layer, ...]:
+        first = Layer("first", self.sources, self.out, 3, self.stride, aligned=self.aligned)
+        second = Layer("second", (self.out,), self.out, 3)
+        if self.keeps_shape:
+            return first, second
+        return first, second, Layer("shortcut", self.sources, self.out, 1, self.stride, aligned=self.aligned)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        return dict.fromkeys(("first", "second", "shortcut"), self.output_size(height, width))
+
+
+@dataclass(frozen=True)
+class InvertedResidual(_Trained):
+    """1x1 to `expansion` times the channels, depthwise k x k, linear 1x1; a shortcut where the shape stays.
+
+    MobileNetV2's block (Sandler et al., CVPR 2018, section 3.3) and EfficientNet-Lite's. With expansion 1 there is no first 1x1.
+    """
+
+    kernel: int = 3
+    expansion: int = 6
+    relu6: bool = True
+    """The ReLUs are cut at 6."""
+    label = "inverted"
+
+    @property
+    def hidden(self) -> int:
+        """Channels of the depthwise convolution."""
+        return self.sources[0] * self.expansion
+
+    def layers(self) -> tuple[Layer, ...]:
+        wide = (self.hidden,)
+        layers = (
+            Layer("depthwise", wide, self.hidden, self.kernel, self.stride, groups=self.hidden, aligned=self.aligned),
+            Layer("project", wide, self.out),
+        )
+        return layers if self.expansion == 1 else (Layer("expand", self.sources, self.hidden), *layers)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        size = self.output_size(height, width)
+        return {"expand": (height, width), "depthwise": size, "project": size}
+
+
+@dataclass(frozen=True)
+class MaxPool(_Trained):
+    """The largest of 3x3 pixels, at stride 2; for inputs that are not negative (padding is 0)."""
+
+    cell_stride: int = 2
+    label = "pool"
+
+    def layers(self) -> tuple[Layer, ...]:
+        return ()
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Context(Operator):
+    """x + conv1x1(global average of x), which starts as x (Liu et al., ParseNet, 2015, section 3.1, with a learned sum)."""
+
+    label = "context"
+
+    def layers(self) -> tuple[Layer, ...]:
+        return (Layer("conv", self.sources, self.out, bias=True, norm=False, starts_at_zero=True),)
+
+    def layer_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        return {"conv": (1, 1)}
 
 
 @dataclass(frozen=True)
@@ -235,7 +384,8 @@ class SelfAttention(Operator):
     """Self-attention between two 1x1 convolutions, with a shortcut around all.
 
     y = ReLU(norm(conv1x1(x))); a = attention(q, k, v of y); z = y + gamma * a (or y + norm(a)); output =
-    ReLU(shortcut(x) + norm(conv1x1(ReLU(norm(z))))). Stride 2 averages 2x2 pixels before anything else (`pool_last`: see there).
+    ReLU(shortcut(x) + norm(conv1x1(ReLU(norm(z))))); the last norm starts at 0. Stride 2 averages 2x2 pixels before anything else
+    (`pool_last`: see there).
     """
 
     heads: int = 1
@@ -254,6 +404,8 @@ class SelfAttention(Operator):
     """With half resolution: the 1x1 convolutions before and after the attention stay at full resolution, as published."""
     pool_last: bool = False
     """With stride 2: attend at the input's resolution and average afterwards; the shortcut is a 3x3, as published."""
+    linear: bool = elided(False)
+    """No ReLU after the shortcut: for inputs that have negative values, which then pass unchanged at the start."""
     label = "attention"
 
     def __post_init__(self) -> None:
@@ -287,7 +439,7 @@ class SelfAttention(Operator):
             Layer("value", c, self.out, bias=True, norm=False),
             joint,
             Norm("norm", self.out),
-            Layer("expand", c, self.out),
+            Layer("expand", c, self.out, starts_at_zero=True),
         )
 
     def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
@@ -342,7 +494,8 @@ class Predict(Operator):
 
 
 OPERATORS: dict[str, type[Operator]] = {
-    kind.__name__: kind for kind in (Conv, Skip, DownUp, SelfAttention, FeatureFusion, Predict)
+    kind.__name__: kind
+    for kind in (Conv, Residual, InvertedResidual, MaxPool, Context, Skip, DownUp, SelfAttention, FeatureFusion, Predict)
 }
 
 

@@ -3,12 +3,14 @@
 One plan, many readers: network, cost, latency units, supernet slices, diagram, keys to profile. Nobody else walks branches.
 
     image -> stem (1/2, 1/4, 1/8) -> trunk cells of every branch (shared prefixes once)
-          -> per branch, back to 1/8: arm (1x1 at the low resolution), refine (3x3 over [arm, own last features there])
-          -> fusion (all branches) -> head -> predict
+          -> decoder: per branch, back to 1/8: arm (1x1 at the low resolution), refine (3x3 over [arm, own last features
+             there]), then fusion (all branches); or per stride a lateral 1x1, then fusion (a 3x3 over their sum)
+          -> head -> predict
 
 A node is named `<part>.s<stride of its input>.<ordinal>.<operator>[.b<final strides of the branches that share it>]`. Its slot,
 (part, stride, ordinal of the cell within its stride, operator, cell stride), is where a supernet keeps its weights: it does
-not depend on branches or widths. No torch here.
+not depend on branches or widths. Cells with stages have the slot (stage, ordinal in the stage not counting attention and
+context, operator, cell stride) instead. No torch here.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Plan:
     size: tuple[int, int]
     """Height and width of the image."""
     padded: tuple[int, int]
-    """The image padded (zeros, bottom and right) to a multiple of the largest stride."""
+    """The image padded (zeros, bottom and right) to a multiple of the largest stride; with aligned arithmetic, as it is."""
     nodes: tuple[Node, ...]
     """In an order in which inputs come first."""
     outputs: dict[str, str]
@@ -102,13 +104,13 @@ def lower(genotype: Genotype, size: tuple[int, int], num_classes: int, *, auxili
     if min(size) < 1 or num_classes < 1:
         raise InvalidInput(f"size {size} and number of classes {num_classes} must be positive")
     genotype = normal_form(genotype)
-    multiple = max(genotype.final_strides)
+    multiple = 1 if genotype.arithmetic.aligned else max(genotype.final_strides)
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
     lowering = Lowering(genotype, padded)
     try:
         low = lowering.stem()
         ends = lowering.trunk(low[8])
-        joined = lowering.fuse(ends)
+        joined = lowering.decode(ends)
         outputs = {SEMANTIC: semantic_head(lowering, genotype.head, joined, low, num_classes)}
         if genotype.instance_head is not None:
             outputs["centre"], outputs["offset"] = instance_head(lowering, genotype.instance_head, joined, low)

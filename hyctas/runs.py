@@ -14,9 +14,11 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import InvalidInput
+from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json
+from export.imaging import Preprocessing
 from export.machine import fingerprint
+from hyctas.data import PREPROCESSING
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "pymoo")
@@ -102,6 +104,27 @@ def newest_run(root: Path = Path("runs")) -> Path:
     if not found:
         raise InvalidInput(f"no trained network under {root}/; give --network RUN, GENOTYPE.json or BUNDLE/, or train one first")
     return found[-1].parent
+
+
+def recorded_preprocessing(path: Path) -> Preprocessing:
+    """Read how a training job normalised its images.
+
+    Args:
+        path: RUN/train-supernet.json or RUN/train-network.json. Where there is none, and in records from before this was
+            noted, it was `PREPROCESSING`.
+
+    Raises:
+        CorruptFile: not a record of a job, or its preprocessing is none.
+    """
+    if not path.exists():
+        return PREPROCESSING
+    try:
+        config = read_json(path, FORMAT_VERSION)["config"]
+        return Preprocessing.from_json(config["preprocessing"]) if "preprocessing" in config else PREPROCESSING
+    except (KeyError, TypeError):
+        raise CorruptFile(path, "lacks the configuration of its job") from None
+    except InvalidInput as error:
+        raise CorruptFile(path, str(error)) from None
 
 
 def package_versions() -> dict[str, str]:

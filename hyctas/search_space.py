@@ -76,8 +76,8 @@ class SearchSpace(Protocol):
     def keys(self, size: tuple[int, int], num_classes: int = 19) -> tuple[str, ...]:
         """List the latency-table keys of all networks at an image size, sorted."""
 
-    def cells(self) -> Iterator[tuple[Operator, int, int]]:
-        """Yield every trunk operator at its largest width, with its stride and ordinal."""
+    def cells(self) -> Iterator[tuple[str, Operator]]:
+        """Yield the slot of every cell, with an operator that is at least as wide as any that a network puts there."""
 
     def frames(self) -> Iterator[Genotype]:
         """Yield networks that together have every other operator at its largest, most branches first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hyctas.node import slot_name
 from hyctas.operators import Layer, Norm, Operator, Scalar
 from hyctas.plan import lower
 from hyctas.search_space import SearchSpace
@@ -17,12 +16,12 @@ Layers = dict[str, Layer | Norm | Scalar]
 def slots(space: SearchSpace, num_classes: int) -> dict[str, Layers]:
     """Map every slot to layers at least as wide as any that a network of the space puts there."""
     found: dict[str, Layers] = {}
-    for operator, stride, ordinal in space.cells():
-        _grow(found.setdefault(slot_name("trunk", stride, ordinal, operator), {}), operator, (0,))
+    for slot, operator in space.cells():
+        _grow(found.setdefault(slot, {}), operator, (0,))
     # the largest branch set comes first: with it, fusion's blocks appear in order
     for genotype in space.frames():
         for node in lower(genotype, (32, 32), num_classes).nodes:
-            if node.part != "trunk":
+            if node.part != "trunk" and not node.slot.startswith("stage."):
                 _grow(found.setdefault(node.slot, {}), node.operator, node.blocks)
     return found
 
@@ -39,4 +38,5 @@ def _grow(slot: Layers, operator: Operator, blocks: Sequence[int]) -> None:
             sources = list(known.sources)
             for block, channels in zip(blocks if len(sources) > 1 else (0,), layer.sources, strict=True):
                 sources[block] = max(sources[block], channels)
-            slot[layer.name] = replace(known, sources=tuple(sources), out=max(known.out, layer.out))
+            out, kernel = max(known.out, layer.out), max(known.kernel, layer.kernel)
+            slot[layer.name] = replace(known, sources=tuple(sources), out=out, kernel=kernel, groups=out if known.depthwise else 1)

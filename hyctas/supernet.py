@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyctas.blocks import ConvNorm, compute, initialise, layer_module, upsample
+from hyctas.blocks import ConvNorm, compute, convolve, initialise, layer_module, upsample
 from hyctas.genotype import Genotype
 from hyctas.network import Network, attach
 from hyctas.operators import Layer, Norm, Operator, Scalar
@@ -23,9 +23,15 @@ from hyctas.slots import Layers, slots
 
 
 def slice_weight(weight: Tensor, full: Layer, wanted: Layer, blocks: Sequence[int]) -> Tensor:
-    """Return the part of a full convolution weight (O, I, k, k) that a narrower layer uses, (o, i, k, k)."""
+    """Return the part of a full convolution weight (O, I / groups, K, K) that a layer uses, (o, i / groups, k, k).
+
+    Leading channels, and the centre of a larger kernel.
+    """
+    margin = (full.kernel - wanted.kernel) // 2
+    if margin:
+        weight = weight[:, :, margin : margin + wanted.kernel, margin : margin + wanted.kernel]
     if len(full.sources) == 1:
-        return weight[: wanted.out, : wanted.sources[0]]
+        return weight[: wanted.out, : 1 if wanted.depthwise else wanted.sources[0]]
     starts = [sum(full.sources[:block]) for block in range(len(full.sources))]
     parts = [
         weight[: wanted.out, starts[block] : starts[block] + channels]
@@ -74,7 +80,7 @@ class Slot(nn.Module):
                 return tensors["value"] * x
             if isinstance(layer, Norm):
                 return _batch_norm(x, tensors["weight"], tensors["bias"])
-            y = F.conv2d(x, tensors["weight"], tensors.get("bias"), layer.stride, layer.kernel // 2)
+            y = convolve(layer, x, tensors["weight"], tensors.get("bias"))
             return _batch_norm(y, tensors["norm.weight"], tensors["norm.bias"]) if layer.norm else y
 
         return compute(operator, apply, inputs)
@@ -94,6 +100,10 @@ class Supernet(nn.Module):
         slot = self.get_submodule(node.slot)
         assert isinstance(slot, Slot)
         return slot
+
+    def slots(self) -> dict[str, Slot]:
+        """Return all slots by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Slot)}
 
     def forward_native(self, genotype: Genotype, image: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the logits of one network at its head's stride s, (N, classes, ceil(H/s), ceil(W/s))."""

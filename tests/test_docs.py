@@ -24,7 +24,7 @@ from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
 from hyctas.engine.settings import EngineSettings, LoadSettings
-from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head, StemConv
+from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
@@ -154,7 +154,7 @@ def test_the_example_toml_is_accepted(tmp_path: Path) -> None:
     command(jobs.append, TrainSupernetJob, "", ["--config", str(tmp_path / "train.toml")])
     recipe = jobs[0].recipe()
     assert isinstance(recipe, SupernetRecipe)
-    assert (recipe.size, recipe.crop, recipe.rate, recipe.amp) == ((360, 480), (240, 320), 1e-3, False)
+    assert (recipe.size, recipe.crop, recipe.learning_rate, recipe.amp) == ((360, 480), (240, 320), 1e-3, False)
 
 
 def default(field: dataclasses.Field[object]) -> str:
@@ -164,7 +164,7 @@ def default(field: dataclasses.Field[object]) -> str:
 
 
 FORMATS = (
-    BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, StemConv, Cell, Fusion, Head, Attention, Arithmetic,
+    BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, Cell, Fusion, Head, Attention, Arithmetic,
     Evaluation, Limits, Calibration, Fidelity, Identity, Row, EngineManifest, Machine,
 )  # fmt: skip
 

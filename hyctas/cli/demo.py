@@ -70,7 +70,7 @@ def demo(job: DemoJob) -> None:
         networks=plan.networks, restart=job.restart, expert=json.dumps({"budget_ms": 100.0}),
     ))  # fmt: skip
     check_limit(job.run, plan.space, size, limit, data.num_classes)
-    recipe = json.dumps({"warmup_steps": 20, "rate": 3e-3})
+    recipe = json.dumps({"warmup_steps": 20, "learning_rate": 3e-3})
     train_supernet(TrainSupernetJob(
         run=job.run, data=spec, space=plan.space, minutes=plan.supernet_minutes, size=small, crop=small, batch=8,
         restart=job.restart, expert=recipe,

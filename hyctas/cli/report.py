@@ -43,13 +43,14 @@ def _predictions(
     from hyctas.data import Frames
     from hyctas.training.evaluate import whole_images
 
-    network = load_trained(run, data.num_classes).network.eval()
+    trained = load_trained(run, data.num_classes)
+    network = trained.network.eval()
     places = {round(i * (len(data.val) - 1) / max(1, EXAMPLES - 1)) for i in range(EXAMPLES)}
     frames = Frames(data.source, "val", tuple(data.val[place] for place in sorted(places)), size=size)
     examples, predictions = [], []
     with torch.inference_mode():
         for index in range(len(frames)):
-            images, _ = whole_images(frames, [index])
+            images, _ = whole_images(frames, [index], trained.preprocessing)
             predictions.append(network(images)[0].argmax(0).to(torch.uint8).numpy())
             examples.append(frames[index])
     return examples, predictions

@@ -11,6 +11,7 @@ from hyctas.cli.entry import command
 from hyctas.cli.jobs import SearchJob, image_size
 
 if TYPE_CHECKING:
+    from export.imaging import Preprocessing
     from hyctas.runs import Run
     from hyctas.search.history import Evaluation, History
     from hyctas.search.limits import Limits
@@ -33,7 +34,7 @@ def run_search(job: SearchJob) -> None:
     from export.files import read_json, sha256
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
-    from hyctas.runs import FORMAT_VERSION, Run
+    from hyctas.runs import FORMAT_VERSION, Run, recorded_preprocessing
     from hyctas.search.driver import search
     from hyctas.search.history import History
     from hyctas.search.limits import Limits
@@ -48,6 +49,7 @@ def run_search(job: SearchJob) -> None:
     if not (job.run / "supernet.safetensors").exists() or not record_path.exists():
         raise InvalidInput(f"there is no trained supernet in {job.run}; run hyctas-train supernet --run {job.run} first")
     record = read_json(record_path, FORMAT_VERSION)
+    preprocessing = recorded_preprocessing(record_path)
     space, table = load_space(record["config"]["space"]), LatencyTable.load(table_path)
     size = _size(job, space, table, table_path)
     data = open_dataset(job.data or record["results"]["data"], check=False)
@@ -62,6 +64,7 @@ def run_search(job: SearchJob) -> None:
         "population": job.population, "images": job.images, "eval_size": eval_size, "seed": job.seed,
         "data": data.identity(), "supernet_sha256": sha256(job.run / "supernet.safetensors"),
         "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
+        "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
     run = Run(job.run, "search", {**config, "measure": job.measure}, ("history.jsonl", "pareto.json", "pareto.svg"),
               restart=job.restart)  # fmt: skip
@@ -72,7 +75,7 @@ def run_search(job: SearchJob) -> None:
         return
     if history.evaluations:
         say(f"continuing: {len(history.evaluations)} evaluations are recorded")
-    score = _scorer(job, data, eval_size)
+    score = _scorer(job, data, eval_size, preprocessing)
     with bar(f"search {2 * job.evaluations} networks") as shown:
         search(
             model, limits, score, history, evaluations=job.evaluations, population=job.population, seed=job.seed,
@@ -152,7 +155,7 @@ def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: P
     return image_size(found[0])
 
 
-def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None) -> Any:
+def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None, preprocessing: Preprocessing) -> Any:
     from export.torch_session import torch_threads
     from hyctas.data import Frames
     from hyctas.inherit import load_supernet
@@ -162,7 +165,7 @@ def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None) -> Any
     train = Frames(data.source, "train", data.train, size=size)
     choose = Frames(data.source, "train", data.choose, size=size)
     scorer = Scorer(
-        load_supernet(job.run), train, choose, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
+        load_supernet(job.run), train, choose, preprocessing, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
     )
 
     def score(genotype: Any) -> float:

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
+from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
+    from export.imaging import Preprocessing
     from hyctas.cli.datasets import DataSet
     from hyctas.training.loop import Trainer
     from hyctas.training.sandwich import Sandwich
@@ -49,7 +50,11 @@ def train_supernet(job: TrainSupernetJob) -> None:
 
     recipe, space, data = job.recipe(), load_space(job.space), open_dataset(job.data)
     assert isinstance(recipe, SupernetRecipe)
-    config = {"recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity()}
+    preprocessing = choose_preprocessing(job)
+    config = {
+        "recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity(),
+        "preprocessing": preprocessing.to_json(),
+    }  # fmt: skip
     outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
     run = Run(job.run, "train-supernet", config, outputs, restart=job.restart)
     if run.done:
@@ -67,7 +72,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     torch.manual_seed(recipe.seed)
     supernet = Supernet(space, data.num_classes)
     frames = Frames(data.source, "train", data.train, size=recipe.size)
-    step = Sandwich(supernet, recipe, frames)
+    step = Sandwich(supernet, recipe, frames, preprocessing)
     trainer = Trainer(supernet, recipe, run.file("supernet.checkpoint.pt"), step.state)
     _train("train supernet", trainer, step)
     if not is_first_process():
@@ -90,7 +95,11 @@ def train_network(job: TrainNetworkJob) -> None:
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
     recipe, data = job.recipe(), open_dataset(job.data)
     assert isinstance(recipe, NetworkRecipe)
-    config = {"recipe": asdict(recipe), "genotype": genotype.id, "inherit": job.inherit, "data": data.identity()}
+    preprocessing = choose_preprocessing(job)
+    config = {
+        "recipe": asdict(recipe), "genotype": genotype.id, "inherit": job.inherit, "data": data.identity(),
+        "preprocessing": preprocessing.to_json(),
+    }  # fmt: skip
     if job.teacher:
         teachers = _find_teachers(job, data, recipe.temperature)
         config["teacher"] = [teacher.sha256 for teacher in teachers]
@@ -125,17 +134,18 @@ def train_network(job: TrainNetworkJob) -> None:
                 frames, teachers, run.file("soft_labels"), recipe.temperature,
                 lambda done, total: shown.update(done / total, f"image {done} of {total}"),
             )  # fmt: skip
-    step = Single(network, recipe, frames, recipe.auxiliary, soft_labels, recipe.distillation)
+    step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"))
     _train("train network", trainer, step)
     if not is_first_process():
         return
     network = network.finished()
-    reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8), recipe.amp)
+    reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
     scores = {}
     with bar("score network") as shown:
         for done, (name, split, samples) in enumerate((("choose", "train", data.choose), ("val", "val", data.val))):
-            scores[name] = asdict(evaluate(network, Frames(data.source, split, samples, recipe.size), data.num_classes))
+            images = Frames(data.source, split, samples, recipe.size)
+            scores[name] = asdict(evaluate(network, images, data.num_classes, preprocessing))
             shown.update((done + 1) / 2)
     save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
@@ -162,6 +172,24 @@ def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> t
         with open_teachers(teachers, data.source.labels) as teacher:
             teacher.soft_map(data.source.load("train", data.train[0])[0], temperature)
     return teachers
+
+
+def choose_preprocessing(job: TrainJob) -> Preprocessing:
+    """Return how a job normalises its images: as the weights that it starts from expect, else `PREPROCESSING`.
+
+    Raises:
+        InvalidInput: the supernet to inherit from was never trained.
+    """
+    from export.errors import InvalidInput
+    from hyctas.data import PREPROCESSING
+    from hyctas.runs import recorded_preprocessing
+
+    if not isinstance(job, TrainNetworkJob) or not job.inherit:
+        return PREPROCESSING
+    record = job.run / "train-supernet.json"
+    if not record.exists():
+        raise InvalidInput(f"--inherit needs a supernet in {job.run}; run hyctas-train supernet --run {job.run} first")
+    return recorded_preprocessing(record)
 
 
 def _train(name: str, trainer: Trainer, step: Sandwich | Single) -> None:

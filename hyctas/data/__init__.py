@@ -7,15 +7,14 @@ from hyctas.data.sample import Sample, Source
 from hyctas.data.scenes import Scenes
 from hyctas.data.source import open_source
 from hyctas.data.split import Split, honest_split
-from hyctas.data.transforms import MEAN, STD, Augment, View, augment, augment_view, draw_view, normalise, to_batch
+from hyctas.data.transforms import PREPROCESSING, Augment, View, augment, augment_view, draw_view, normalise, to_batch
 from hyctas.data.verify import VerifyReport, verify
 
 __all__ = [
     "CAMVID",
     "CITYSCAPES",
     "IGNORE",
-    "MEAN",
-    "STD",
+    "PREPROCESSING",
     "Augment",
     "Frames",
     "Labels",

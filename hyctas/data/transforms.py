@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image
 
 from export.errors import InvalidInput
+from export.imaging import Preprocessing
 from hyctas.data.labels import IGNORE
 
 if TYPE_CHECKING:
     import torch
 
-MEAN = (0.411, 0.425, 0.432)
-"""Mean of RGB in 0..1."""
-STD = (0.3, 0.31, 0.3)
-"""Standard deviation of RGB in 0..1."""
+PREPROCESSING = Preprocessing(mean=(0.411, 0.425, 0.432), std=(0.3, 0.31, 0.3))
+"""What networks that are trained from random weights expect of their images."""
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+"""Share of R, G and B in brightness (ITU-R BT.601)."""
 _MARGIN = 3
 
 
@@ -38,6 +39,8 @@ class Augment:
     """Intensities are multiplied by a factor of 1 +- this."""
     offset: float = 0.1
     """A number within +- this is added to each colour channel, of intensities in 0..1."""
+    colour: float = 0.0
+    """Contrast and saturation are multiplied by factors of 1 +- this."""
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
@@ -50,6 +53,8 @@ class Augment:
             raise InvalidInput(f"brightness is {self.brightness}; wanted 0 or more and below 1")
         if not 0 <= self.offset <= 1:
             raise InvalidInput(f"offset is {self.offset}; wanted 0..1")
+        if not 0 <= self.colour <= 1:
+            raise InvalidInput(f"colour is {self.colour}; wanted 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,9 @@ def draw_view(frame: tuple[int, int], config: Augment, rng: np.random.Generator)
     )  # fmt: skip
 
 
-def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, label: np.ndarray, config: Augment, rng: np.random.Generator, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one random view of a frame: zoom, crop (padded where the frame is too small), mirror, light.
 
     The same as resizing the whole frame and cropping then, but only the region that stays is resized.
@@ -91,16 +98,23 @@ def augment(image: np.ndarray, label: np.ndarray, config: Augment, rng: np.rando
         image: uint8 (H, W, 3).
         label: uint8 (H, W).
         config: what to vary.
-        rng: the same number of draws is taken whatever the settings.
+        rng: the same number of draws is taken whatever the settings, and two more after them where `colour` is above 0.
+        preprocessing: of the network that is trained; its mean is the padding, which becomes 0 where the image is normalised.
 
     Returns:
-        Image float32 (crop height, crop width, 3) in 0..1, padding = `MEAN`; label uint8 of that size, padding = 255.
+        Image float32 (crop height, crop width, 3) in 0..1, padding = the mean; label uint8 of that size, padding = 255.
     """
-    return augment_view(image, label, draw_view((image.shape[0], image.shape[1]), config, rng), config, rng)
+    view = draw_view((image.shape[0], image.shape[1]), config, rng)
+    return augment_view(image, label, view, config, rng, preprocessing)
 
 
 def augment_view(
-    image: np.ndarray, label: np.ndarray, view: View, config: Augment, rng: np.random.Generator
+    image: np.ndarray,
+    label: np.ndarray,
+    view: View,
+    config: Augment,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do what `augment` does with a view that is drawn already: cut it out, and vary the light."""
     gain, *shift = rng.random(4)
@@ -109,17 +123,33 @@ def augment_view(
     crop = _resize(image, box, size, Image.Resampling.BILINEAR).astype(np.float32)
     crop *= np.float32((1 + (2 * gain - 1) * config.brightness) / 255)
     crop += ((2 * np.array(shift) - 1) * config.offset).astype(np.float32)
+    if config.colour:
+        contrast, saturation = 1 + (2 * rng.random(2) - 1) * config.colour
+        _adjust(crop, contrast, saturation)
     np.clip(crop, 0, 1, out=crop)
     seen = _resize(label, box, size, Image.Resampling.NEAREST)
     if size != (view.crop[1], view.crop[0]):
         inner, inner_label = crop, seen
-        crop = np.broadcast_to(np.array(MEAN, np.float32), (*view.crop, 3)).copy()
+        crop = np.broadcast_to(np.array(preprocessing.mean, np.float32), (*view.crop, 3)).copy()
         seen = np.full(view.crop, IGNORE, np.uint8)
         crop[view.into_rows, view.into_columns] = inner
         seen[view.into_rows, view.into_columns] = inner_label
     if view.mirror:
         crop, seen = crop[:, ::-1], seen[:, ::-1]
     return np.ascontiguousarray(crop), np.ascontiguousarray(seen)
+
+
+def _adjust(image: np.ndarray, contrast: float, saturation: float) -> None:
+    """Blend an image, in place, with its own grey version (saturation) and then with its mean grey (contrast).
+
+    Both together are contrast * saturation * image + contrast * (1 - saturation) * grey + (1 - contrast) * mean grey: one pass.
+    """
+    grey = image @ LUMA
+    mean = grey.mean()
+    grey *= np.float32(contrast * (1 - saturation))
+    grey += np.float32((1 - contrast) * mean)
+    image *= np.float32(contrast * saturation)
+    image += grey[..., None]
 
 
 def _window(length: int, crop: int, scale: float, position: float) -> tuple[tuple[float, float], slice]:
@@ -142,20 +172,17 @@ def _resize(
     return np.array(Image.fromarray(region).resize(size, how, box=shifted))
 
 
-def normalise(image: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
+def normalise(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean and divide by the standard deviation, per channel.
 
     Args:
         image: float (..., 3) in 0..1.
-        mean: three numbers.
-        std: three positive numbers.
+        preprocessing: mean and standard deviation.
 
     Returns:
         float32 of the same shape.
     """
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise InvalidInput(f"mean {tuple(mean)} and std {tuple(std)}: wanted three numbers each, std above 0")
-    return (image.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return (image.astype(np.float32) - np.array(preprocessing.mean, np.float32)) / np.array(preprocessing.std, np.float32)
 
 
 def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ A base width F (the code's `Fch`: 16 in its configuration for Cityscapes) sets e
 from __future__ import annotations
 
 from export.errors import InvalidInput
-from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head, StemConv
+from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
 from hyctas.heads import middle_channels
 
 SCALES = (8, 16, 32)
@@ -74,7 +74,7 @@ def complete(branches: tuple[tuple[Cell, ...], ...], base: int, head: int | str,
     joined = c8 * len(branches)
     instance = _head(kind, joined, INSTANCE_LOW_CHANNELS[kind]) if panoptic else None
     return Genotype(
-        stem=(StemConv(4 * base, 2), StemConv(c8, 2), StemConv(c8, 1), StemConv(c8, 2), StemConv(c8, 1)),
+        stem=(Cell("conv", 4 * base, 2), Cell("conv", c8, 2), Cell("conv", c8, 1), Cell("conv", c8, 2), Cell("conv", c8, 1)),
         branches=branches,
         fusion=Fusion(refine16=channels(16, base), refine8=c8, out=joined),
         head=_head(kind, joined, LOW_CHANNELS[kind]),

@@ -26,7 +26,7 @@ import numpy as np
 
 from export.errors import InvalidInput
 from hyctas.genotype import Branch, Cell, Genotype, normal_form
-from hyctas.node import cell_operator
+from hyctas.node import cell_operator, slot_name
 from hyctas.operators import Operator
 from hyctas.published.compaction import broken, kept
 from hyctas.published.frame import ARITHMETIC, OPERATORS, SCALES, WIDTHS, cell, channels, check_base, complete, head_kind
@@ -262,8 +262,12 @@ class PublishedSpace(GeneVectors):
         cells.append(cell("conv", channels(final, base), 1))
         return normal_form(complete((tuple(cells),), base, self.head))
 
-    def cells(self) -> Iterator[tuple[Operator, int, int]]:
-        """Yield every trunk operator at its largest width, with its stride and ordinal: what a supernet must hold."""
+    def cells(self) -> Iterator[tuple[str, Operator]]:
+        """Yield the slot and the operator of every trunk cell at its largest width: what a supernet must hold."""
+        for operator, stride, ordinal in self._cells():
+            yield slot_name("trunk", stride, ordinal, operator), operator
+
+    def _cells(self) -> Iterator[tuple[Operator, int, int]]:
         for position, row in enumerate(SCALES):
             width = channels(row, self.base_channels)
             for ordinal in range(self.layers - position):

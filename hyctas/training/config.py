@@ -23,14 +23,22 @@ class Recipe:
     """Resize all images to this height and width first; none: as they are."""
     scale: tuple[float, float] = (0.6, 1.6)
     """Range of the random scale."""
-    rate: float = 2e-3
+    colour: float = 0.0
+    """Strength of the jitter of contrast and saturation, each a factor of 1 +- this."""
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
+    trunk_rate: float = 1.0
+    """Factor on the learning rate of parameters that came from trained weights; 0 leaves them as they are."""
+    schedule: str = "poly"
+    """How the learning rate falls with the share of the budget that is spent: "poly", (1 - share) ** 0.9, or "cosine"."""
     weight_decay: float = 1e-2
     """Decoupled weight decay, on convolution weights only."""
     warmup_steps: int = 50
-    """Steps of linear warm-up; then the rate falls as (1 - progress) ** 0.9."""
+    """Steps over which the learning rate rises linearly first."""
     clip: float = 5.0
     """Largest norm of the gradient."""
+    ema: float = 0.0
+    """Decay of the running average of the weights that the training ends with; 0: it ends with the weights of the last step."""
     loss: str = "cross_entropy"
     """"cross_entropy" over all pixels, or "ohem" over the hardest ones."""
     class_weights: bool = True
@@ -51,6 +59,16 @@ class Recipe:
             raise InvalidInput("the training budget must be positive")
         if self.loss not in ("cross_entropy", "ohem"):
             raise InvalidInput(f'loss {self.loss!r} is unknown; allowed: "cross_entropy", "ohem"')
+        if self.schedule not in ("poly", "cosine"):
+            raise InvalidInput(f'schedule {self.schedule!r} is unknown; allowed: "poly", "cosine"')
+        if not 0 < self.learning_rate < float("inf"):  # not a number fails such comparisons too
+            raise InvalidInput(f"learning_rate is {self.learning_rate}; the peak learning rate must be positive and finite")
+        if not 0 <= self.trunk_rate <= 1:
+            raise InvalidInput(f"trunk_rate is {self.trunk_rate}; the factor must be between 0 (frozen) and 1")
+        if not 0 <= self.ema < 1:
+            raise InvalidInput(f"ema is {self.ema}; the decay of averaged weights must be 0 (off) or more, and below 1")
+        if not 0 <= self.colour <= 1:
+            raise InvalidInput(f"colour is {self.colour}; the strength of the jitter must be between 0 (off) and 1")
         if min(self.crop) < 32 or self.batch < 2:
             raise InvalidInput(f"crop {self.crop} must be at least 32x32 and batch {self.batch} at least 2 (batch norm)")
 

@@ -8,19 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyctas.data import MEAN, STD, Frames, Score, confusion, normalise, score, to_batch
+from export.imaging import Preprocessing
+from hyctas.data import Frames, Score, confusion, normalise, score, to_batch
 
 
-def whole_images(frames: Frames, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+def whole_images(frames: Frames, indices: Sequence[int], preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Return images (N, 3, H, W), normalised, and labels (N, H, W) of a split, without augmentation."""
     pairs = [frames[index] for index in indices]
-    return to_batch([(normalise(image.astype(np.float32) / 255, MEAN, STD), label) for image, label in pairs])
+    return to_batch([(normalise(image.astype(np.float32) / 255, preprocessing), label) for image, label in pairs])
 
 
-def estimation_batches(frames: Frames, seed: int, count: int, batch: int) -> list[Tensor]:
+def estimation_batches(frames: Frames, seed: int, count: int, batch: int, preprocessing: Preprocessing) -> list[Tensor]:
     """Return image batches for `reestimate_norms`, fixed by the seed (not by when they are asked for)."""
     order = np.random.default_rng([seed, 7]).permutation(len(frames))[: count * batch]
-    return [whole_images(frames, order[i : i + batch].tolist())[0] for i in range(0, len(order), batch)]
+    return [whole_images(frames, order[i : i + batch].tolist(), preprocessing)[0] for i in range(0, len(order), batch)]
 
 
 def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = True) -> None:
@@ -40,13 +41,16 @@ def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = 
     network.eval()
 
 
-def evaluate(network: nn.Module, frames: Frames, num_classes: int, *, batch: int = 8, amp: bool = True) -> Score:
+def evaluate(
+    network: nn.Module, frames: Frames, num_classes: int, preprocessing: Preprocessing, *, batch: int = 8, amp: bool = True
+) -> Score:
     """Score a network in eval mode on whole images (see `hyctas.data.metric` for the policy).
 
     Args:
         network: maps (N, 3, H, W) to logits (N, classes, H, W).
         frames: images and labels; consecutive ones of equal size are batched.
         num_classes: number of classes.
+        preprocessing: what the network was trained with.
         batch: images at a time.
         amp: compute in bfloat16 autocast.
     """
@@ -55,7 +59,7 @@ def evaluate(network: nn.Module, frames: Frames, num_classes: int, *, batch: int
     total = np.zeros((num_classes, num_classes), dtype=np.int64)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         for indices in equal_sizes(frames, batch):
-            images, labels = whole_images(frames, indices)
+            images, labels = whole_images(frames, indices, preprocessing)
             prediction = network(images.to(device)).argmax(1).cpu().numpy()
             total += confusion(labels.numpy(), prediction, num_classes)
     return score(total)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.imaging import Preprocessing
 from hyctas.data import Augment, Frames, augment_view, draw_view, normalise, to_batch
 from hyctas.training.config import Recipe
 
@@ -25,16 +26,26 @@ class CropFeed:
     Args:
         frames: images to train on.
         recipe: batch size, crop, scale, seed.
+        preprocessing: how images are normalised.
         rank: which of `world` processes this is; each takes its own share of every step's images.
         world: number of processes.
         soft_labels: a teacher's, of the same frames.
     """
 
     def __init__(
-        self, frames: Frames, recipe: Recipe, rank: int = 0, world: int = 1, soft_labels: SoftLabels | None = None
+        self,
+        frames: Frames,
+        recipe: Recipe,
+        preprocessing: Preprocessing,
+        rank: int = 0,
+        world: int = 1,
+        soft_labels: SoftLabels | None = None,
     ) -> None:
-        self.frames, self.recipe, self.rank, self.world, self.soft_labels = frames, recipe, rank, world, soft_labels
-        self.augmentation = Augment(crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1])
+        self.frames, self.recipe, self.preprocessing, self.rank, self.world = frames, recipe, preprocessing, rank, world
+        self.soft_labels = soft_labels
+        self.augmentation = Augment(
+            crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1], colour=recipe.colour
+        )
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Tensor, ...]]] | None = None
 
@@ -63,8 +74,8 @@ class CropFeed:
             index = self._index(position)
             image, label = self.frames[index]
             view = draw_view((image.shape[0], image.shape[1]), self.augmentation, rng)
-            crop, mask = augment_view(image, label, view, self.augmentation, rng)
-            pairs.append((normalise(crop), mask))
+            crop, mask = augment_view(image, label, view, self.augmentation, rng, self.preprocessing)
+            pairs.append((normalise(crop, self.preprocessing), mask))
             if self.soft_labels is not None:
                 soft.append(self.soft_labels.cut(index, view))
         assert len(pairs) * self.world == total

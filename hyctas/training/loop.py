@@ -6,7 +6,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from export.errors import CheckFailed, CorruptFile
+from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.files import write_bytes
 from export.torch_session import torch_threads
+from hyctas.training.average import WeightAverage
 from hyctas.training.config import Recipe
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Step = Callable[[int], dict[str, float]]
 """Compute the gradients of one step (forward and backward) and return numbers to show, "loss" among them."""
 
@@ -44,15 +45,21 @@ class Trainer:
         recipe: budget, schedule, seed.
         checkpoint: file that holds the state; loaded if it exists.
         extra: further state of the caller, saved and restored in place.
+        pretrained: names of the parameters that came from trained weights; they learn `trunk_rate` times as fast.
+
+    Raises:
+        InvalidInput: `pretrained` names something that is no parameter.
+        CorruptFile: the checkpoint is damaged, or of another training.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, checkpoint: Path, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, checkpoint: Path, extra: dict[str, Any] | None = None,
+        pretrained: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.model, self.recipe, self.checkpoint = model, recipe, checkpoint
         self.extra = {} if extra is None else extra
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        other = [p for p in model.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.rate, fused=True)
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, recipe, pretrained), lr=recipe.learning_rate, fused=True)
+        self.average = WeightAverage(model.parameters(), recipe.ema) if recipe.ema else None
         self.step, self.spent_s, self._saved_at, self._save_cost = 0, 0.0, time.monotonic(), 0.0
         if checkpoint.exists():
             self._load()
@@ -66,13 +73,15 @@ class Trainer:
         return self.spent_s / (60 * self.recipe.minutes)
 
     @property
-    def rate(self) -> float:
-        """Learning rate of the next step: linear warm-up, then (1 - share) ** 0.9."""
+    def learning_rate(self) -> float:
+        """Learning rate of the next step: linear warm-up, and a fall to 0 at the end of the budget."""
         warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
-        return self.recipe.rate * warm * max(0.0, 1 - self.share) ** 0.9
+        left = max(0.0, 1 - self.share)
+        fall = left**0.9 if self.recipe.schedule == "poly" else 0.5 - 0.5 * math.cos(math.pi * left)
+        return self.recipe.learning_rate * warm * fall
 
     def run(self, step: Step, progress: Callable[[Progress], None] | None = None) -> None:
-        """Train until the budget is spent.
+        """Train until the budget is spent; the model then holds the averaged weights where the recipe asks for them.
 
         Raises:
             CheckFailed: the loss is not finite three steps in a row (steps with a non-finite gradient are left out).
@@ -82,7 +91,7 @@ class Trainer:
             while not self._finished():
                 started = time.monotonic()
                 for group in self.optimiser.param_groups:
-                    group["lr"] = self.rate
+                    group["lr"] = self.learning_rate * group["factor"]
                 self.optimiser.zero_grad(set_to_none=True)
                 numbers = step(self.step)
                 average_gradients(self.model)
@@ -90,16 +99,20 @@ class Trainer:
                 bad = 0 if math.isfinite(float(norm)) and math.isfinite(numbers["loss"]) else bad + 1
                 if bad == 0:
                     self.optimiser.step()
+                    if self.average is not None:
+                        self.average.update(self.step)
                 elif bad == 3:
                     raise CheckFailed(
-                        f"the loss is not finite at step {self.step}, three times in a row; set a lower rate "
-                        f"(now {self.recipe.rate}) or amp = false in a TOML file (--config), and repeat with --restart"
+                        f"the loss is not finite at step {self.step}, three times in a row; set a lower learning_rate "
+                        f"(now {self.recipe.learning_rate}) or amp = false in a TOML file (--config), and repeat with --restart"
                     )
                 self.step += 1
                 self.spent_s += time.monotonic() - started
                 self._save_sometimes()
                 if progress is not None:
                     progress(Progress(self.step, min(1.0, self.share), self.spent_s, numbers))
+        if self.average is not None:
+            self.average.apply()
 
     def _finished(self) -> bool:
         """Say whether the budget is spent; all processes agree on the first one's clock."""
@@ -119,6 +132,7 @@ class Trainer:
         state = {
             "format_version": FORMAT_VERSION, "step": self.step, "spent_s": self.spent_s, "extra": self.extra,
             "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else self.average.values,
         }  # fmt: skip
         torch.save(state, buffer)
         write_bytes(self.checkpoint, buffer.getvalue())
@@ -137,6 +151,8 @@ class Trainer:
                 raise CorruptFile(self.checkpoint, f"has format_version {state['format_version']}, expected {FORMAT_VERSION}")
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
+            if self.average is not None:
+                self.average.load(state["average"])
             self.step, self.spent_s = state["step"], state["spent_s"]
             self.extra.update(state["extra"])
         except CorruptFile:
@@ -146,6 +162,22 @@ class Trainer:
                 self.checkpoint, f"is not a whole checkpoint of this run ({type(error).__name__}: {str(error)[:200]}); "
                 "start over with --restart",
             ) from None  # fmt: skip
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe, pretrained: Collection[str]) -> list[dict[str, Any]]:
+    """Group parameters by weight decay (convolution weights have it) and by the factor on their learning rate.
+
+    Raises:
+        InvalidInput: `pretrained` names something that is no parameter.
+    """
+    parameters, trunk = dict(model.named_parameters()), frozenset(pretrained)
+    if unknown := sorted(trunk - parameters.keys()):
+        raise InvalidInput(f"{len(unknown)} pretrained parameters are none of the model's, for instance {unknown[0]!r}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((decay, recipe.trunk_rate if name in trunk else 1.0), []).append(parameter)
+    return [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
 
 
 def start_processes() -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from export.errors import Infeasible
+from export.imaging import Preprocessing
 from hyctas.data import Frames
 from hyctas.genotype import Genotype
 from hyctas.plan import lower
@@ -71,15 +72,22 @@ class Drawer:
 
 
 class Sandwich:
-    """One step of supernet training, as `hyctas.training.loop.Trainer` calls it."""
+    """One step of supernet training, as `hyctas.training.loop.Trainer` calls it.
 
-    def __init__(self, supernet: Supernet, recipe: SupernetRecipe, frames: Frames) -> None:
+    Args:
+        supernet: in place.
+        recipe: batch, loss, seed, which networks a step draws.
+        frames: images to train on.
+        preprocessing: how images are normalised.
+    """
+
+    def __init__(self, supernet: Supernet, recipe: SupernetRecipe, frames: Frames, preprocessing: Preprocessing) -> None:
         self.supernet, self.recipe = supernet, recipe
         rank, world = start_processes()
         self.device = default_device()
         supernet.to(self.device)
         self.drawer = Drawer(supernet.space, recipe, supernet.num_classes)
-        self.feed = CropFeed(frames, recipe, rank, world)
+        self.feed = CropFeed(frames, recipe, preprocessing, rank, world)
         counts = torch.from_numpy(frames.class_counts())
         self.weights = class_weights(counts).to(self.device) if recipe.class_weights else None
         self.state: dict[str, Any] = {"lag": [0.0, 0.0, 0.0]}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from export.imaging import Preprocessing
 from hyctas.data import Frames
 from hyctas.network import Network
 from hyctas.training.config import Recipe
@@ -25,6 +26,7 @@ class Single:
         network: in place.
         recipe: batch, loss, seed.
         frames: images to train on.
+        preprocessing: how images are normalised.
         auxiliary: weight of the loss of each auxiliary head; above 0 the network must have been built with them.
         teacher: soft labels of the frames that the network follows besides the labels.
         distillation: weight of following the teacher, against the labels; 0..1, of use with a teacher only.
@@ -35,6 +37,7 @@ class Single:
         network: nn.Module,
         recipe: Recipe,
         frames: Frames,
+        preprocessing: Preprocessing,
         auxiliary: float = 0.0,
         teacher: SoftLabels | None = None,
         distillation: float = 0.5,
@@ -44,7 +47,7 @@ class Single:
         rank, world = start_processes()
         self.device = default_device()
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.feed = CropFeed(frames, recipe, rank, world, teacher)
+        self.feed = CropFeed(frames, recipe, preprocessing, rank, world, teacher)
         counts = torch.from_numpy(frames.class_counts())
         self.weights = class_weights(counts).to(self.device) if recipe.class_weights else None
 

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from hyctas.data import Frames, Scenes
+from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.space import tiny
 from hyctas.supernet import Supernet
 from hyctas.training.config import SupernetRecipe
@@ -23,7 +23,7 @@ torch.manual_seed(0)
 recipe = SupernetRecipe(steps=2, crop=(32, 32), batch=2, threads=1, amp=False)
 scenes = Scenes(seed=0, train=8, val=4, size=(32, 48))
 supernet = Supernet(tiny(), 10)
-step = Sandwich(supernet, recipe, Frames(scenes, "train", scenes.samples("train")))
+step = Sandwich(supernet, recipe, Frames(scenes, "train", scenes.samples("train")), PREPROCESSING)
 folder = Path(sys.argv[1])
 Trainer(supernet, recipe, folder / f"checkpoint{rank}", step.state).run(step)
 step.feed.close()

@@ -17,7 +17,7 @@ from export.errors import InvalidInput
 from export.onnx_file import export_onnx
 from export.parity import check_parity
 from hyctas import published
-from hyctas.data import Frames, Scenes
+from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.genotype import Genotype
 from hyctas.network import Native, build
 from hyctas.panoptic import split
@@ -68,7 +68,7 @@ def test_auxiliary_losses_train_what_only_they_reach(tmp_path: Path) -> None:
         recipe = NetworkRecipe(steps=2, crop=(32, 32), batch=2, threads=1, amp=False, auxiliary=weight, warmup_steps=1)
         network = build(genotype, 10, auxiliary=True)
         before = {name: value.clone() for name, value in network.named_parameters()}
-        step = Single(network, recipe, frames, recipe.auxiliary)
+        step = Single(network, recipe, frames, PREPROCESSING, recipe.auxiliary)
         Trainer(network, recipe, tmp_path / f"{weight}.pt").run(step)
         step.feed.close()
         moved[weight] = {name.split(".")[0] for name, value in network.named_parameters() if not torch.equal(value, before[name])}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from export.errors import CheckFailed, CorruptFile, Infeasible, InvalidInput
-from hyctas.data import Frames, Scenes
+from export.imaging import Preprocessing
+from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.network import build
 from hyctas.space import edge, tiny
 from hyctas.supernet import Supernet
 from hyctas.training.config import Recipe, SupernetRecipe
-from hyctas.training.evaluate import evaluate, reestimate_norms, whole_images
+from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms, whole_images
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Trainer
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
@@ -21,6 +24,8 @@ from hyctas.training.sandwich import Drawer, Sandwich
 from hyctas.training.single import Single
 
 TINY = tiny()
+LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+"""What EfficientNet-Lite was trained with."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def test_distillation_is_least_at_the_teacher() -> None:
 
 
 def test_crops_depend_on_the_step_only(frames: Frames) -> None:
-    one, two = CropFeed(frames, recipe(9)), CropFeed(frames, recipe(9))
+    one, two = CropFeed(frames, recipe(9), PREPROCESSING), CropFeed(frames, recipe(9), PREPROCESSING)
     one.batch(0)
     one.batch(1)
     assert torch.equal(one.batch(5)[0], two.batch(5)[0])
@@ -75,17 +80,31 @@ def test_crops_depend_on_the_step_only(frames: Frames) -> None:
     two.close()
 
 
+def test_crops_and_whole_images_are_normalised_alike(frames: Frames) -> None:
+    """A grey image, at a scale and light that change nothing, is the same number everywhere: (value - mean) / std."""
+    grey = Frames(frames.source, "train", frames.samples[:4])
+    grey._frames = [(np.full_like(image, 255), label) for image, label in grey]
+    feed = CropFeed(grey, recipe(1, scale=(1.0, 1.0)), LITE)
+    feed.augmentation = dataclasses.replace(feed.augmentation, brightness=0.0, offset=0.0)
+    crops, _ = feed.batch(0)
+    feed.close()
+    whole, _ = whole_images(grey, [0, 1], LITE)
+    (estimated,) = estimation_batches(grey, 0, 1, 4, LITE)
+    for images in (crops, whole, estimated):
+        torch.testing.assert_close(images, torch.ones_like(images))
+
+
 def test_processes_share_an_epoch(frames: Frames) -> None:
-    feeds = [CropFeed(frames, recipe(9), rank, 2) for rank in (0, 1)]
+    feeds = [CropFeed(frames, recipe(9), PREPROCESSING, rank, 2) for rank in (0, 1)]
     positions = [[feed._index(0 * 8 + feed.rank * 4 + i) for i in range(4)] for feed in feeds]
     assert not set(positions[0]) & set(positions[1])
 
 
-def train(frames: Frames, path: Path, steps: int, stop: int | None = None) -> Trainer:
+def train(frames: Frames, path: Path, steps: int, stop: int | None = None, **other: object) -> Trainer:
     torch.manual_seed(1)
     network = build(TINY.smallest(), 10)
-    settings = recipe(steps)
-    step = Single(network, settings, frames)
+    settings = recipe(steps, **other)
+    step = Single(network, settings, frames, PREPROCESSING)
     trainer = Trainer(network, settings, path)
 
     class Stop(Exception):
@@ -104,13 +123,62 @@ def train(frames: Frames, path: Path, steps: int, stop: int | None = None) -> Tr
     return trainer
 
 
-def test_a_stopped_run_continues_exactly(frames: Frames, tmp_path: Path) -> None:
-    whole = train(frames, tmp_path / "a", 6)
-    train(frames, tmp_path / "b", 6, stop=3)
-    continued = train(frames, tmp_path / "b", 6)
+@pytest.mark.parametrize("other", [{}, {"ema": 0.9, "schedule": "cosine", "colour": 0.3}], ids=["plain", "all"])
+def test_a_stopped_run_continues_exactly(frames: Frames, tmp_path: Path, other: dict[str, object]) -> None:
+    whole = train(frames, tmp_path / "a", 6, **other)
+    train(frames, tmp_path / "b", 6, stop=3, **other)
+    continued = train(frames, tmp_path / "b", 6, **other)
     assert continued.step == whole.step == 6
     for one, two in zip(whole.model.parameters(), continued.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_training_ends_with_averaged_weights(frames: Frames, tmp_path: Path) -> None:
+    """Average after step n: decay(n) * average + (1 - decay(n)) * weights, decay(n) = min(ema, (1 + n) / (10 + n))."""
+    torch.manual_seed(1)
+    network, settings = build(TINY.smallest(), 10), recipe(5, ema=0.2)
+    step, trainer = Single(network, settings, frames, PREPROCESSING), Trainer(network, settings, tmp_path / "x")
+    seen = [[p.detach().clone() for p in network.parameters()]]
+    trainer.run(step, lambda progress: seen.append([p.detach().clone() for p in network.parameters()]))
+    step.feed.close()
+    expected = seen[0]
+    for n, weights in enumerate(seen[1:]):
+        decay = min(0.2, (1 + n) / (10 + n))
+        expected = [decay * mean + (1 - decay) * now for mean, now in zip(expected, weights, strict=True)]
+    assert not torch.equal(seen[-1][0], expected[0])
+    torch.testing.assert_close([p.detach() for p in network.parameters()], expected)
+
+
+def test_a_step_with_infinite_gradients_leaves_the_average(tmp_path: Path) -> None:
+    network = build(TINY.smallest(), 3)
+    trainer = Trainer(network, recipe(2, ema=0.5), tmp_path / "x")
+    before = [p.detach().clone() for p in network.parameters()]
+
+    def step(number: int) -> dict[str, float]:
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        return {"loss": 1.0}
+
+    trainer.run(step)
+    assert all(map(torch.equal, before, network.parameters()))
+
+
+def test_the_trunk_learns_at_its_own_rate(frames: Frames, tmp_path: Path) -> None:
+    moved: dict[float, dict[str, float]] = {}
+    for factor in (0.0, 0.1, 1.0):
+        torch.manual_seed(1)
+        network, settings = build(TINY.smallest(), 10), recipe(1, trunk_rate=factor)
+        trunk = {name for name, _ in network.named_parameters() if name.startswith("stem")}
+        step = Single(network, settings, frames, PREPROCESSING)
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        Trainer(network, settings, tmp_path / f"{factor}", pretrained=trunk).run(step)
+        step.feed.close()
+        moved[factor] = {name: float((p - before[name]).detach().abs().sum()) for name, p in network.named_parameters()}
+    assert trunk and all(moved[0.0][name] == 0 < moved[1.0][name] for name in trunk)
+    assert all(abs(moved[0.1][name] / moved[1.0][name] - 0.1) < 0.01 for name in trunk)
+    assert all(moved[0.0][name] == moved[1.0][name] for name in moved[0.0].keys() - trunk)
+    with pytest.raises(InvalidInput, match="nowhere"):
+        Trainer(network, settings, tmp_path / "y", pretrained=["stem.nowhere"])
 
 
 def test_damaged_checkpoint_is_named(frames: Frames, tmp_path: Path) -> None:
@@ -141,35 +209,38 @@ def test_full_disk_keeps_the_old_checkpoint(frames: Frames, tmp_path: Path, monk
 def test_infinite_loss_stops_with_advice(tmp_path: Path) -> None:
     network = build(TINY.smallest(), 3)
     trainer = Trainer(network, recipe(9), tmp_path / "x")
-    with pytest.raises(CheckFailed, match="set a lower rate"):
+    with pytest.raises(CheckFailed, match="set a lower learning_rate"):
         trainer.run(lambda step: {"loss": float("nan")})
 
 
-def test_rate_warms_up_and_falls(tmp_path: Path) -> None:
-    trainer = Trainer(build(TINY.smallest(), 3), recipe(10), tmp_path / "x")
+@pytest.mark.parametrize(("schedule", "middle"), [("poly", 0.5**0.9), ("cosine", 0.5)])
+def test_learning_rate_warms_up_and_falls(tmp_path: Path, schedule: str, middle: float) -> None:
+    trainer = Trainer(build(TINY.smallest(), 3), recipe(10, schedule=schedule), tmp_path / "x")
     rates = []
     for step in range(11):
         trainer.step = step
-        rates.append(trainer.rate)
+        rates.append(trainer.learning_rate)
     assert rates[0] < rates[1] and rates[1:] == sorted(rates[1:], reverse=True) and rates[10] == 0
+    assert abs(rates[5] / trainer.recipe.learning_rate - middle) < 1e-9
 
 
 def test_supernet_learns_and_notes_its_ratios(frames: Frames, tmp_path: Path) -> None:
-    settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, rate=5e-3)
+    settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, learning_rate=5e-3)
     supernet = Supernet(TINY, 10)
-    step = Sandwich(supernet, settings, frames)
+    step = Sandwich(supernet, settings, frames, PREPROCESSING)
     losses: list[float] = []
     Trainer(supernet, settings, tmp_path / "s", step.state).run(step, lambda p: losses.append(p.numbers["loss"]))
     step.feed.close()
     assert losses[-1] < losses[0]
     assert abs(sum(step.ratios) - 1) < 1e-9 and any(step.state["lag"])
     network = supernet.extract(TINY.smallest())
-    reestimate_norms(network, [whole_images(frames, range(8))[0]])
-    assert 0 <= evaluate(network, frames, 10).miou <= 1
+    reestimate_norms(network, [whole_images(frames, range(8), PREPROCESSING)[0]])
+    assert 0 <= evaluate(network, frames, 10, PREPROCESSING).miou <= 1
 
 
 def test_lagging_branch_counts_are_drawn_more(frames: Frames) -> None:
-    step = Sandwich(Supernet(TINY, 10), SupernetRecipe(steps=1, crop=(48, 64), batch=4, ratios=(1, 1, 1)), frames)
+    settings = SupernetRecipe(steps=1, crop=(48, 64), batch=4, ratios=(1, 1, 1))
+    step = Sandwich(Supernet(TINY, 10), settings, frames, PREPROCESSING)
     step.state["lag"] = [0.0, 0.0, 0.5]
     assert step.ratios[2] > step.ratios[0] == step.ratios[1]
 
@@ -185,8 +256,31 @@ def test_networks_of_a_step_keep_the_cap() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"steps": 1, "loss": "mse"}, {"steps": 1, "batch": 1}]
+    "bad",
+    [
+        {},
+        {"steps": 1, "minutes": 1.0},
+        {"steps": 0},
+        {"steps": 1, "loss": "mse"},
+        {"steps": 1, "batch": 1},
+        {"steps": 1, "schedule": "step"},
+        *({"steps": 1, "learning_rate": value} for value in (0.0, -1.0, float("inf"), float("nan"))),
+        *({"steps": 1, "ema": value} for value in (-0.1, 1.0, float("nan"))),
+        *({"steps": 1, "trunk_rate": value} for value in (-0.1, 1.5, float("nan"))),
+        *({"steps": 1, "colour": value} for value in (-0.1, 1.5, float("nan"))),
+    ],
 )
 def test_bad_recipes(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         Recipe(**bad)  # type: ignore[arg-type]
+
+
+def test_averaged_supernet(frames: Frames, tmp_path: Path) -> None:
+    settings = SupernetRecipe(steps=2, crop=(32, 32), batch=2, warmup_steps=1, ema=0.9)
+    supernet = Supernet(TINY, 10)
+    step = Sandwich(supernet, settings, frames, PREPROCESSING)
+    trainer = Trainer(supernet, settings, tmp_path / "s", step.state)
+    trainer.run(step)
+    step.feed.close()
+    assert trainer.average is not None
+    assert all(map(torch.equal, trainer.average.values, supernet.parameters()))

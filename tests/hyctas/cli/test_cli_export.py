@@ -18,6 +18,7 @@ import torch
 
 from export.bundle import read_bundle
 from export.errors import InvalidInput
+from export.imaging import Preprocessing
 from export.target import Target
 from hyctas import bundling
 from hyctas.bundling import RUN_FILES, Trained, bundle_network, load_trained, prove, write_file
@@ -28,6 +29,8 @@ from hyctas.network import build, save_weights
 from hyctas.space import tiny
 
 SIZE = (64, 64)
+LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+"""What EfficientNet-Lite was trained with."""
 LABELS = Labels(tuple("abcde"), default_colours(5))
 
 
@@ -42,7 +45,8 @@ def write_run(folder: Path, network: Genotype, size: list[int] | None) -> Path:
     save_weights(build(network, 5), folder / "network.safetensors", {"genotype": network.id})
     (folder / "genotype.json").write_text(network.to_json())
     (folder / "labels.json").write_text(json.dumps(LABELS.to_json()))
-    record = {"format_version": 1, "config": {"recipe": {"size": size}, "data": {}}}
+    config = {"recipe": {"size": size}, "data": {}, "preprocessing": LITE.to_json()}
+    record = {"format_version": 1, "config": config}
     (folder / "train-network.json").write_text(json.dumps(record))
     scores = {"format_version": 1, "choose": {"miou": 0.5}, "val": {"miou": 0.25}}
     (folder / "scores.json").write_text(json.dumps(scores))
@@ -111,7 +115,8 @@ def test_bundle_of_the_newest_run(
         "genotype": genotype().id, "weights": "trained", "miou": {"choose": 0.5, "val": 0.25}, "threads": 2,
     }  # fmt: skip
     metadata = {p.key: p.value for p in onnx.load(found.model).metadata_props}
-    assert json.loads(metadata["preprocessing"]) == bundling.PREPROCESSING.to_json()
+    assert json.loads(metadata["preprocessing"]) == LITE.to_json()
+    assert load_trained(folder).preprocessing == LITE
 
 
 def test_onnx_file_from_a_bundle(
@@ -328,11 +333,11 @@ def test_a_run_lacks_a_file(run_folder: Path, tmp_path: Path, name: str) -> None
         ({"profile.json": {"config": {"size": [36, 48]}}, "train-network.json": {"config": {}}}, (36, 48)),
     ],
 )
-def test_size_of_a_run(run_folder: Path, tmp_path: Path, files: dict[str, object], size: tuple[int, int] | None) -> None:
+def test_size_of_a_run(run_folder: Path, tmp_path: Path, files: dict[str, dict[str, object]], size: tuple[int, int] | None) -> None:
     for name in RUN_FILES:
         shutil.copy(run_folder / name, tmp_path)
     for name, value in files.items():
-        (tmp_path / name).write_text(json.dumps(value))
+        (tmp_path / name).write_text(json.dumps({"format_version": 1, **value}))
     assert load_trained(tmp_path, 5).size == size
 
 

@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import InvalidInput
+from export.errors import CorruptFile, InvalidInput
+from export.files import write_json
+from export.imaging import Preprocessing
+from hyctas.bundling import load_trained
 from hyctas.cli.jobs import TrainSupernetJob
 from hyctas.cli.values import field_names
+from hyctas.data import PREPROCESSING
 from hyctas.operators import from_key
+from hyctas.runs import recorded_preprocessing
 from hyctas.space import tiny
 from hyctas.workloads import family
 from latency.calibration import Calibration
@@ -27,6 +32,8 @@ from latency.table import LatencyTable, Row
 
 DATA = "scenes:train=16,val=4,size=48x64"
 CLASSES = 10
+LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+"""What EfficientNet-Lite was trained with."""
 TRAIN = ("supernet", "--data", DATA, "--space", "tiny", "--crop", "48x64", "--batch", "2", "--steps", "2")
 Command = Callable[..., tuple[int, str]]
 
@@ -139,6 +146,68 @@ def test_training_again_and_otherwise(command: Command, run: Path) -> None:
     assert code == 2 and "recipe.seed: was 0, now 3" in text
 
 
+def change_preprocessing(record: Path, value: object) -> None:
+    """Write the preprocessing of a job's record, or take it out."""
+    found = json.loads(record.read_text())
+    found["config"]["preprocessing"] = value
+    if value is None:
+        del found["config"]["preprocessing"]
+    record.write_text(json.dumps(found))
+
+
+def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: Path) -> None:
+    """From the supernet's record to the search, to a network that inherits, to the bundle that it becomes."""
+    record = run / "train-supernet.json"
+    assert json.loads(record.read_text())["config"]["preprocessing"] == PREPROCESSING.to_json()
+    change_preprocessing(record, LITE.to_json())
+    assert command("search", "--run", run, *SEARCH)[0] == 0
+    assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["preprocessing"] == LITE.to_json()
+    small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1)
+    code, text = command("train", "network", *small, "--run", run, "--inherit")
+    assert code == 0, text
+    assert json.loads((run / "train-network.json").read_text())["config"]["preprocessing"] == LITE.to_json()
+    assert load_trained(run).preprocessing == LITE
+
+
+def test_other_preprocessing_gives_other_scores(run: Path) -> None:
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.data import Frames
+    from hyctas.inherit import load_supernet
+    from hyctas.search.score import Scorer
+
+    data, supernet = open_dataset(DATA), load_supernet(run)
+    train, choose = (Frames(data.source, "train", samples) for samples in (data.train, data.choose))
+    means = {
+        float(Scorer(supernet, train, choose, preprocessing, seed=0, images=2, norm_batches=1).batches[0].mean())
+        for preprocessing in (LITE, PREPROCESSING)
+    }
+    assert len(means) == 2
+
+
+def test_recorded_preprocessing(tmp_path: Path) -> None:
+    path = tmp_path / "train-network.json"
+    assert recorded_preprocessing(path) == PREPROCESSING, "no record"
+    write_json(path, {"format_version": 1, "config": {}})
+    assert recorded_preprocessing(path) == PREPROCESSING, "a record from before preprocessing was noted"
+    change_preprocessing(path, LITE.to_json())
+    assert recorded_preprocessing(path) == LITE
+    for bad in ({"mean": [0, 0, 0]}, {**LITE.to_json(), "std": [1, 0, 1]}, "imagenet"):
+        change_preprocessing(path, bad)
+        with pytest.raises(CorruptFile) as caught:
+            recorded_preprocessing(path)
+        assert caught.value.path == path
+    write_json(path, {"format_version": 1, "config": None})
+    with pytest.raises(CorruptFile):
+        recorded_preprocessing(path)
+
+
+def test_inheriting_from_no_supernet(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "g.json").write_text(tiny().smallest().to_json())
+    arguments = ("network", "--data", DATA, "--run", tmp_path, "--network", tmp_path / "g.json", "--inherit")
+    code, text = command("train", *arguments)
+    assert code == 2 and "hyctas-train supernet" in text and not (tmp_path / "train-network.json").exists()
+
+
 def test_training_a_network(command: Command, run: Path) -> None:
     (run / "g.json").write_text(tiny().smallest().to_json())
     common = ("network", "--data", DATA, "--crop", "48x64", "--batch", "2", "--steps", "2", "--run", run)
@@ -157,7 +226,7 @@ def test_training_a_network(command: Command, run: Path) -> None:
     ("toml", "says"),
     [
         ("rates = 0.1", "unknown keys ['rates']"),
-        ("rate = 'high'", "rate must be float"),
+        ("learning_rate = 'high'", "learning_rate must be float"),
         ("ratios = [1, 2]", "ratios must be"),
         ("amp = 1", "amp must be bool"),
         ("loss = 'mse'", "loss 'mse' is unknown"),
@@ -171,12 +240,13 @@ def test_bad_toml(command: Command, tmp_path: Path, toml: str, says: str) -> Non
 
 
 def test_toml_fills_flags_and_recipe(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('steps = 9\nspace = "tiny"\nrate = 0.01\nratios = [3, 2, 1]\ncrop = "48x64"\nbatch = 2\n')
+    settings = ("steps = 9", 'space = "tiny"', "learning_rate = 0.01", "ratios = [3, 2, 1]", 'crop = "48x64"', "batch = 2")
+    (tmp_path / "c.toml").write_text("\n".join(settings))
     code, text = command("train", "supernet", "--data", DATA, "--run", tmp_path, "--config", tmp_path / "c.toml", "--steps", 1)
     assert code == 0, text
     recipe = json.loads((tmp_path / "train-supernet.json").read_text())["config"]["recipe"]
-    assert (recipe["steps"], recipe["rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
-    assert {"rate", "run", "ratios"} <= field_names(TrainSupernetJob)
+    assert (recipe["steps"], recipe["learning_rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
+    assert {"learning_rate", "run", "ratios"} <= field_names(TrainSupernetJob)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +329,7 @@ def test_recipe_types() -> None:
     from hyctas.cli.values import fill
     from hyctas.training.config import SupernetRecipe
 
-    assert fill(SupernetRecipe, {"steps": 1, "rate": 1, "crop": [64, 64]}).crop == (64, 64)
+    assert fill(SupernetRecipe, {"steps": 1, "learning_rate": 1, "crop": [64, 64]}).crop == (64, 64)
     with pytest.raises(InvalidInput, match="unknown settings"):
         fill(SupernetRecipe, {"stepz": 1})
 

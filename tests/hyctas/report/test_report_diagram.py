@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyctas.genotype import Attention, Branch, Cell, Fusion, Genotype, Head, StemConv
+from hyctas.genotype import Attention, Branch, Cell, Fusion, Genotype, Head
 from hyctas.plan import Plan, lower
 from hyctas.report.diagram import BOX_H, BOX_W, diagram_svg
 from hyctas.space import edge, tiny
@@ -94,7 +94,7 @@ def long_branch(final: int, cells: int, seed: int) -> Branch:
 @pytest.mark.parametrize("kind", ["light", "head1", "head2"])
 @pytest.mark.parametrize("finals", [(8,), (16,), (32,), (8, 16), (16, 32), (8, 16, 32)])
 def test_long_branches_and_every_head(kind: str, finals: tuple[int, ...]) -> None:
-    stem = (StemConv(16, 2), StemConv(24, 2), StemConv(24, 1), StemConv(48, 2))
+    stem = (Cell("conv", 16, 2), Cell("conv", 24, 2), Cell("conv", 24, 1), Cell("conv", 48, 2))
     head = Head(kind, 48, "conv", 24 if kind != "light" else 0, 16 if kind == "head2" else 0, Attention(1, 8))
     branches = tuple(long_branch(final, 20, final) for final in finals)
     plan = lower(Genotype(stem, branches, Fusion(48, 48, 48), head), (360, 480), 19)
@@ -108,7 +108,8 @@ def test_shared_cells_are_drawn_once() -> None:
         (*shared, Cell("conv", 32, 2), Cell("conv", 32)),
         (*shared, Cell("conv", 32, 2), Cell("skip", 48, 2)),
     )
-    genotype = Genotype((StemConv(8, 2), StemConv(8, 2), StemConv(24, 2)), branches, Fusion(24, 24, 24), Head("light", 24))
+    stem = (Cell("conv", 8, 2), Cell("conv", 8, 2), Cell("conv", 24, 2))
+    genotype = Genotype(stem, branches, Fusion(24, 24, 24), Head("light", 24))
     plan = lower(genotype, (64, 96), 5)
     placed = boxes(ET.fromstring(diagram_svg(plan)))
     assert sum(name.startswith("trunk.") for name in placed) == 6  # 2 shared by all, 1 shared by two, 3 of one branch each
