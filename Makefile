@@ -70,10 +70,10 @@ $(VENV)/.torch: $(VENV)/.python constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo 'installing hyctas and what it needs'
-	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu]' | $(LARGE)
+	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,pretrained]' | $(LARGE)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo 'installing hyctas, what it needs, and the tools for its tests'
-	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,dev]' | $(LARGE)
+	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,pretrained,dev]' | $(LARGE)
 	@touch $@ $(VENV)/.demo

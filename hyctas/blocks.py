@@ -299,9 +299,9 @@ def initialise(module: nn.Module) -> None:
             nn.init.ones_(child.weight)
             nn.init.zeros_(child.bias)
     for child in module.modules():
-        if isinstance(child, ConvNorm):
+        if isinstance(child, nn.Conv2d):
             nn.init.normal_(child.weight, 0, math.sqrt(2) / math.sqrt(child.weight[:, 0].numel() // child.groups))
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-            if child.layer.starts_at_zero:
+            if isinstance(child, ConvNorm) and child.layer.starts_at_zero:
                 nn.init.zeros_(child.weight if child.norm is None else child.norm.weight)

@@ -201,7 +201,7 @@ def _labels(path: Path) -> Labels:
 def _scores(path: Path) -> dict[str, float]:
     value = read_json(path, 1)
     try:
-        return {split: round(float(value[split]["miou"]), 4) for split in ("choose", "val")}
+        return {split: round(float(value[split]["miou"]), 4) for split in ("choose", "val") if split in value}
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(path, f"lacks a score ({type(error).__name__}: {error})") from None
 

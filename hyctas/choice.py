@@ -8,17 +8,21 @@ from pathlib import Path
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json
 from hyctas.genotype import Genotype
+from hyctas.members import member
 from hyctas.published.source import is_source, read_source
 
 FORMAT_VERSION = 1
+HANDMADE = "edge:"
 
 
 def read_genotype(path: Path) -> Genotype:
-    """Read a genotype file, or give a released network (`published:S`, see `hyctas.published.source`).
+    """Read a genotype file, or give a hand-made (`edge:NAME`) or a released network (`published:S`).
 
     Raises:
         InvalidInput: no such file, or it describes no network.
     """
+    if str(path).startswith(HANDMADE):
+        return member(str(path).removeprefix(HANDMADE))
     if is_source(str(path)):
         return read_source(str(path))
     try:

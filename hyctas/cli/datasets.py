@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyctas.cli.show import bar, say
@@ -28,6 +28,11 @@ class DataSet:
     @property
     def num_classes(self) -> int:
         return self.source.labels.num_classes
+
+    def with_all_of_train(self) -> DataSet:
+        """Return the same data with all of train to train on, and nothing to choose by."""
+        train = self.source.samples("train")
+        return replace(self, train=train, choose=(), method="all of train")
 
     def identity(self) -> dict[str, Any]:
         """Describe the data for a run's configuration."""

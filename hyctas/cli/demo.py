@@ -80,7 +80,7 @@ def demo(job: DemoJob) -> None:
         images=plan.images, measure=6, max_error=100, restart=job.restart,
     ))  # fmt: skip
     train_network(TrainNetworkJob(
-        run=job.run, data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8, inherit=True,
+        run=job.run, data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8, init=str(job.run),
         restart=job.restart, expert=recipe,
     ))  # fmt: skip
     finish(job.run, data, size, target, job.threads, plan.bench_seconds)

@@ -13,11 +13,16 @@ import tyro
 from export.errors import InvalidInput
 from export.target import Target, parse_size
 from hyctas.cli.values import fill
+from hyctas.presets import read_preset
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 
 if TYPE_CHECKING:
     from hyctas.engine.settings import EngineSettings, LoadSettings
     from latency.protocol import Protocol
+
+
+BUDGETS = ("minutes", "steps")
+"""Settings of a recipe of which exactly one is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,11 @@ class TrainJob:
     """Run folder."""
     data: str = "scenes"
     """Data set: scenes, scenes:seed=1,train=200,val=40,size=96x128, or a folder (CamVid, Cityscapes, plain layout)."""
+    init: str | None = None
+    """Weights to start from: efficientnet-lite0 (1, 2), a .pth or .safetensors file, timm:NAME, a run or bundle, none; default: \
+efficientnet-lite0 for space edge, else none."""
+    preset: str | None = None
+    """Settings to start from: quick, standard or best; what a TOML file or another flag sets wins."""
     minutes: float | None = None
     """Time budget in minutes; default 30."""
     steps: int | None = None
@@ -104,20 +114,22 @@ class TrainJob:
         return cls.RECIPE
 
     def recipe(self) -> Recipe:
-        """Return the recipe: defaults, then the TOML file, then the command line.
+        """Return the recipe: defaults, then the preset, then the TOML file, then the command line.
 
         Raises:
-            InvalidInput: a value of the wrong type, or out of range.
+            InvalidInput: an unknown preset, a value of the wrong type, or out of range.
         """
-        values: dict[str, Any] = json.loads(self.expert)
-        for name in ("minutes", "steps", "batch", "seed", "max_gmacs", "auxiliary"):
-            if getattr(self, name, None) is not None:
-                values[name] = getattr(self, name)
+        flags = ("minutes", "steps", "size", "crop", "batch", "seed", "max_gmacs", "auxiliary")
+        given = json.loads(self.expert) | {
+            name: value for name in flags if (value := getattr(self, name, None)) is not None
+        }
+        values: dict[str, Any] = {"minutes": 30.0} if self.preset is None else read_preset(self.preset)
+        if not given.keys().isdisjoint(BUDGETS):  # a budget of one kind replaces a budget of the other
+            values = {name: value for name, value in values.items() if name not in BUDGETS}
+        values |= given
         for name in ("size", "crop"):
-            if (text := getattr(self, name)) is not None:
-                values[name] = image_size(text)
-        if values.keys().isdisjoint(("minutes", "steps")):
-            values["minutes"] = 30.0
+            if isinstance(values.get(name), str):
+                values[name] = image_size(values[name])
         return fill(self.RECIPE, values)
 
 
@@ -138,9 +150,9 @@ class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
     network: Path | None = None
-    """Genotype JSON, or published:S (M, L); default: the chosen network of RUN/pareto.json."""
-    inherit: bool = False
-    """Start from the weights of RUN/supernet.safetensors instead of random ones."""
+    """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
+    all_of_train: bool = False
+    """Train on all of train, the part that networks are chosen by included: only val tells then how good it is."""
     auxiliary: float | None = None
     """Weight of the losses of two more heads, at 1/16 and 1/32, that only training uses; default 0 (published: 0.2)."""
     teacher: tuple[Path, ...] = ()

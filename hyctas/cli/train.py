@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
+from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from export.imaging import Preprocessing
     from hyctas.cli.datasets import DataSet
+    from hyctas.pretrained.start import Start
+    from hyctas.pretrained.weights import Loaded
     from hyctas.training.loop import Trainer
     from hyctas.training.sandwich import Sandwich
     from hyctas.training.single import Single
@@ -45,15 +49,16 @@ def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import say
+    from hyctas.pretrained.start import default_supernet_source, find_start
     from hyctas.runs import Run
     from hyctas.space_file import load_space
 
-    recipe, space, data = job.recipe(), load_space(job.space), open_dataset(job.data)
+    recipe, space = job.recipe(), load_space(job.space)
+    start = find_start(job.init or default_supernet_source(space), job.run)
+    data = open_dataset(job.data)
     assert isinstance(recipe, SupernetRecipe)
-    preprocessing = choose_preprocessing(job)
     config = {
-        "recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity(),
-        "preprocessing": preprocessing.to_json(),
+        "recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity(), **_start_config(start),
     }  # fmt: skip
     outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
     run = Run(job.run, "train-supernet", config, outputs, restart=job.restart)
@@ -71,35 +76,40 @@ def train_supernet(job: TrainSupernetJob) -> None:
 
     torch.manual_seed(recipe.seed)
     supernet = Supernet(space, data.num_classes)
+    loaded = start.supernet(supernet, data.source.labels.names) if start else None
+    _say_start(start, loaded)
     frames = Frames(data.source, "train", data.train, size=recipe.size)
-    step = Sandwich(supernet, recipe, frames, preprocessing)
-    trainer = Trainer(supernet, recipe, run.file("supernet.checkpoint.pt"), step.state)
+    step = Sandwich(supernet, recipe, frames, preprocessing_of(start))
+    names = _trained_parameters(supernet, loaded)
+    trainer = Trainer(supernet, recipe, run.file("supernet.checkpoint.pt"), step.state, names)
     _train("train supernet", trainer, step)
     if not is_first_process():
         return
     save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
-    run.finish(steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data)
+    run.finish(
+        steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data,
+        start=loaded.to_json() if loaded else None,
+    )  # fmt: skip
     run.file("supernet.checkpoint.pt").unlink(missing_ok=True)
     say(f"wrote {run.file('supernet.safetensors')} after {trainer.step} steps")
 
 
 def train_network(job: TrainNetworkJob) -> None:
     """Train RUN/network.safetensors."""
-    from export.errors import InvalidInput
     from export.files import write_json, write_text
     from hyctas.choice import chosen_genotype, read_genotype
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
+    from hyctas.pretrained.start import default_source, find_start
     from hyctas.runs import Run
 
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
-    recipe, data = job.recipe(), open_dataset(job.data)
+    recipe = job.recipe()
     assert isinstance(recipe, NetworkRecipe)
-    preprocessing = choose_preprocessing(job)
-    config = {
-        "recipe": asdict(recipe), "genotype": genotype.id, "inherit": job.inherit, "data": data.identity(),
-        "preprocessing": preprocessing.to_json(),
-    }  # fmt: skip
+    start = find_start(job.init or default_source(genotype), job.run)
+    data = open_dataset(job.data)
+    data = data.with_all_of_train() if job.all_of_train else data
+    config = {"recipe": asdict(recipe), "genotype": genotype.id, "data": data.identity(), **_start_config(start)}
     if job.teacher:
         teachers = _find_teachers(job, data, recipe.temperature)
         config["teacher"] = [teacher.sha256 for teacher in teachers]
@@ -108,23 +118,23 @@ def train_network(job: TrainNetworkJob) -> None:
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
         return
-    if job.inherit and not run.file("supernet.safetensors").exists():
-        raise InvalidInput(f"--inherit needs {run.file('supernet.safetensors')}; run hyctas-train supernet first")
 
     import torch
 
     from hyctas.data import Frames
-    from hyctas.inherit import load_supernet
     from hyctas.network import build, save_weights
     from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
     from hyctas.training.loop import Trainer, is_first_process
+    from hyctas.training.reparameterise import merge, reparameterise
     from hyctas.training.single import Single
 
     torch.manual_seed(recipe.seed)
     network = build(genotype, data.num_classes, auxiliary=recipe.auxiliary > 0)
-    if job.inherit:
-        network.load_state_dict(load_supernet(job.run).extract(genotype).state_dict(), strict=recipe.auxiliary == 0)
-    frames = Frames(data.source, "train", data.train, size=recipe.size)
+    loaded = start.network(network, data.source.labels.names) if start else None
+    _say_start(start, loaded)
+    if recipe.reparameterise:
+        reparameterise(network, preserve=loaded is not None)
+    frames, preprocessing = Frames(data.source, "train", data.train, size=recipe.size), preprocessing_of(start)
     soft_labels = None
     if job.teacher:
         from hyctas.training.soft_labels import label_frames
@@ -135,29 +145,64 @@ def train_network(job: TrainNetworkJob) -> None:
                 lambda done, total: shown.update(done / total, f"image {done} of {total}"),
             )  # fmt: skip
     step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)
-    trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"))
+    names = _trained_parameters(network, loaded)
+    trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"), pretrained=names)
     _train("train network", trainer, step)
     if not is_first_process():
         return
-    network = network.finished()
     reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
-    scores = {}
-    with bar("score network") as shown:
-        for done, (name, split, samples) in enumerate((("choose", "train", data.choose), ("val", "val", data.val))):
-            images = Frames(data.source, split, samples, recipe.size)
-            scores[name] = asdict(evaluate(network, images, data.num_classes, preprocessing))
-            shown.update((done + 1) / 2)
+    merge(network)
+    network = network.finished().eval()
     save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
     write_json(run.file("labels.json"), data.source.labels.to_json())
+    scores, splits = {}, [("choose", "train", data.choose), ("val", "val", data.val)]
+    with bar("score network") as shown:
+        for done, (name, split, samples) in enumerate(splits):
+            if samples:
+                images = Frames(data.source, split, samples, recipe.size)
+                scores[name] = asdict(evaluate(network, images, data.num_classes, preprocessing))
+            shown.update((done + 1) / len(splits))
     write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype.id, "size": recipe.size, **scores})
     crops = trainer.step * recipe.batch
     results = {name: score["miou"] for name, score in scores.items()}
-    run.finish(steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data, **results)
+    run.finish(
+        steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
+        start=loaded.to_json() if loaded else None, **results,
+    )  # fmt: skip
     run.file("network.checkpoint.pt").unlink(missing_ok=True)
     shutil.rmtree(run.file("soft_labels"), ignore_errors=True)
-    say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): "
-        f"mIoU {scores['choose']['miou']:.3f} on the choosing split, {scores['val']['miou']:.3f} on val")  # fmt: skip
+    where = {"choose": "the choosing split", "val": "val"}
+    shown_scores = ", ".join(f"{miou:.3f} on {where[name]}" for name, miou in results.items())
+    say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): mIoU {shown_scores}")
+
+
+def preprocessing_of(start: Start | None) -> Preprocessing:
+    """Return how a job normalises its images: as the weights that it starts from expect, else `PREPROCESSING`."""
+    from hyctas.data import PREPROCESSING
+
+    return PREPROCESSING if start is None else start.preprocessing
+
+
+def _start_config(start: Start | None) -> dict[str, Any]:
+    return {"preprocessing": preprocessing_of(start).to_json(), "init": None if start is None else dict(start.record)}
+
+
+def _say_start(start: Start | None, loaded: Loaded | None) -> None:
+    """Print what the weights start from."""
+    from hyctas.cli.show import say
+
+    if start is None or loaded is None:
+        say("start: random weights")
+        return
+    licence = start.record.get("licence")
+    say(f"start: {start.record['source']}{f' ({licence})' if licence else ''}: {loaded.summary()}")
+
+
+def _trained_parameters(model: nn.Module, loaded: Loaded | None) -> list[str]:
+    """Name the parameters whose values were loaded, in the model's order."""
+    found = loaded.parameters if loaded else set()
+    return [name for name, _ in model.named_parameters() if name in found]
 
 
 def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> tuple[TeacherFile, ...]:
@@ -172,24 +217,6 @@ def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> t
         with open_teachers(teachers, data.source.labels) as teacher:
             teacher.soft_map(data.source.load("train", data.train[0])[0], temperature)
     return teachers
-
-
-def choose_preprocessing(job: TrainJob) -> Preprocessing:
-    """Return how a job normalises its images: as the weights that it starts from expect, else `PREPROCESSING`.
-
-    Raises:
-        InvalidInput: the supernet to inherit from was never trained.
-    """
-    from export.errors import InvalidInput
-    from hyctas.data import PREPROCESSING
-    from hyctas.runs import recorded_preprocessing
-
-    if not isinstance(job, TrainNetworkJob) or not job.inherit:
-        return PREPROCESSING
-    record = job.run / "train-supernet.json"
-    if not record.exists():
-        raise InvalidInput(f"--inherit needs a supernet in {job.run}; run hyctas-train supernet --run {job.run} first")
-    return recorded_preprocessing(record)
 
 
 def _train(name: str, trainer: Trainer, step: Sandwich | Single) -> None:

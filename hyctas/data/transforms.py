@@ -109,12 +109,7 @@ def augment(
 
 
 def augment_view(
-    image: np.ndarray,
-    label: np.ndarray,
-    view: View,
-    config: Augment,
-    rng: np.random.Generator,
-    preprocessing: Preprocessing,
+    image: np.ndarray, label: np.ndarray, view: View, config: Augment, rng: np.random.Generator, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do what `augment` does with a view that is drawn already: cut it out, and vary the light."""
     gain, *shift = rng.random(4)

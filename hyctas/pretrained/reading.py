@@ -148,8 +148,8 @@ def _mobile_family(blocks: list[SourceBlock], naming: Naming, name: str) -> Fami
         raise unsupported(name, f"{len(found)} inverted residuals of an unknown network (kernels and expansions {shown})")
     if family is not LITE or naming.name != "timm":
         return family
-    if match := re.search(r"(tf_)?efficientnet[_-]lite", name):
-        return LITE if match[1] else LITE_TIMM
+    if said := re.findall(r"(tf_)?efficientnet_lite", name):
+        return LITE if said[-1] else LITE_TIMM
     raise InvalidInput(
         f"{name}: found EfficientNet-Lite under timm's names, of which there are two trainings with different padding and batch "
         "norm; name the file after its model, tf_efficientnet_lite0 (TensorFlow's weights) or efficientnet_lite0 (timm's own)"

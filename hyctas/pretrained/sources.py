@@ -11,7 +11,7 @@ from typing import Any
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from hyctas.pretrained.reading import Provenance, read_trunk, unsupported
-from hyctas.pretrained.state_file import file_sha256, first_line, read_state, tensors_sha256
+from hyctas.pretrained.state_file import file_sha256, read_state, summary, tensors_sha256
 from hyctas.pretrained.trunk import SourceTrunk
 
 TIMM = "timm:"
@@ -115,12 +115,12 @@ def _read_timm(name: str) -> SourceTrunk:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if not tagged or (name != architecture and name not in tagged):
         raise InvalidInput(
-            f"{asked}: timm {timm.__version__} has trained weights for {', '.join(tagged) or 'no such model'}, {WITHOUT}"
+            f"{asked}: timm {timm.__version__} has trained weights for {', '.join(tagged) or 'none of these'}, {WITHOUT}"
         )
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client raises; its classes have no base of their own
-        reason = f"timm could not fetch it ({type(error).__name__}: {first_line(error)})"
+        reason = f"timm could not fetch it ({summary(error)})"
         raise Unavailable(asked, reason, f"go online once, or give a file of weights, {WITHOUT}") from error
     state, config = model.state_dict(), model.default_cfg
     provenance = Provenance(
@@ -139,4 +139,4 @@ def _import_timm(asked: str) -> Any:
     try:
         return importlib.import_module("timm")
     except (ImportError, AttributeError, RuntimeError) as error:  # torchvision raises any of them where it does not fit torch
-        raise Unavailable(asked, f"timm is installed but cannot be imported ({first_line(error)})", install) from error
+        raise Unavailable(asked, f"timm is installed but cannot be imported ({summary(error)})", install) from error

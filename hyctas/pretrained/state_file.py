@@ -58,16 +58,17 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def first_line(error: Exception) -> str:
-    """Return what fits into a sentence of ours."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def summary(error: Exception) -> str:
+    """Return what of an error fits into a sentence of ours: its type and its first sentence."""
+    text = (str(error).splitlines() or [""])[0].partition(". ")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _safetensors(path: Path) -> Any:
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except safetensors.SafetensorError as error:
-        raise CorruptFile(path, f"is not a readable safetensors file ({first_line(error)})") from None
+        raise CorruptFile(path, f"is not a readable safetensors file ({summary(error)})") from None
 
 
 def _torch(path: Path) -> Any:
@@ -81,4 +82,4 @@ def _torch(path: Path) -> Any:
                 f"{path} holds more than tensors, and nothing in it is executed; "
                 "save the tensors alone with torch.save(model.state_dict(), FILE)"
             ) from None
-        raise CorruptFile(path, f"is not a readable file of torch.save ({first_line(error)})") from None
+        raise CorruptFile(path, f"is not a readable file of torch.save ({summary(error)})") from None

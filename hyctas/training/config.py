@@ -84,6 +84,9 @@ class NetworkRecipe(Recipe):
     temperature: float = 2.0
     """Temperature that softens the teacher's and the network's probabilities; only with a teacher."""
 
+    reparameterise: bool = False
+    """Train each 3x3 convolution as parallel branches that are merged afterwards (RepVGG, Ding et al., CVPR 2021)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.auxiliary <= 10:

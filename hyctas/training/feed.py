@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor
 from export.imaging import Preprocessing
 from hyctas.data import Augment, Frames, augment_view, draw_view, normalise, to_batch
 from hyctas.training.config import Recipe
-
-if TYPE_CHECKING:
-    from hyctas.training.soft_labels import SoftLabels
+from hyctas.training.soft_labels import SoftLabels
 
 ORDER, CROPS = 11, 12
 """Purposes of random draws: default_rng([seed, purpose, step or epoch])."""
@@ -33,14 +30,9 @@ class CropFeed:
     """
 
     def __init__(
-        self,
-        frames: Frames,
-        recipe: Recipe,
-        preprocessing: Preprocessing,
-        rank: int = 0,
-        world: int = 1,
+        self, frames: Frames, recipe: Recipe, preprocessing: Preprocessing, rank: int = 0, world: int = 1,
         soft_labels: SoftLabels | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.frames, self.recipe, self.preprocessing, self.rank, self.world = frames, recipe, preprocessing, rank, world
         self.soft_labels = soft_labels
         self.augmentation = Augment(

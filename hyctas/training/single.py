@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +12,7 @@ from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import default_device, start_processes, to_device
 from hyctas.training.losses import class_weights, segmentation_loss, soft_label_loss
-
-if TYPE_CHECKING:
-    from hyctas.training.soft_labels import SoftLabels
+from hyctas.training.soft_labels import SoftLabels
 
 
 class Single:
@@ -33,14 +29,8 @@ class Single:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        recipe: Recipe,
-        frames: Frames,
-        preprocessing: Preprocessing,
-        auxiliary: float = 0.0,
-        teacher: SoftLabels | None = None,
-        distillation: float = 0.5,
+        self, network: nn.Module, recipe: Recipe, frames: Frames, preprocessing: Preprocessing, auxiliary: float = 0.0,
+        teacher: SoftLabels | None = None, distillation: float = 0.5,
     ) -> None:
         self.network, self.recipe, self.auxiliary = network, recipe, auxiliary
         self.teacher, self.distillation = teacher, distillation

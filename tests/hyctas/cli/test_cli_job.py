@@ -17,13 +17,17 @@ import pytest
 from export.errors import CorruptFile, InvalidInput
 from export.files import write_json
 from export.imaging import Preprocessing
+from export.target import format_size
 from hyctas.bundling import load_trained
-from hyctas.cli.jobs import TrainSupernetJob
+from hyctas.cli.entry import command as parse
+from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
 from hyctas.cli.values import field_names
 from hyctas.data import PREPROCESSING
 from hyctas.operators import from_key
+from hyctas.presets import preset_names
 from hyctas.runs import recorded_preprocessing
 from hyctas.space import tiny
+from hyctas.training.config import Recipe
 from hyctas.workloads import family
 from latency.calibration import Calibration
 from latency.fidelity import Fidelity
@@ -35,6 +39,7 @@ CLASSES = 10
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """What EfficientNet-Lite was trained with."""
 TRAIN = ("supernet", "--data", DATA, "--space", "tiny", "--crop", "48x64", "--batch", "2", "--steps", "2")
+NETWORK = {"supernet": (), "network": ("--network", "published:S")}
 Command = Callable[..., tuple[int, str]]
 
 
@@ -247,6 +252,52 @@ def test_toml_fills_flags_and_recipe(command: Command, tmp_path: Path) -> None:
     recipe = json.loads((tmp_path / "train-supernet.json").read_text())["config"]["recipe"]
     assert (recipe["steps"], recipe["learning_rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
     assert {"learning_rate", "run", "ratios"} <= field_names(TrainSupernetJob)
+
+
+def parsed(kind: type[TrainJob], *arguments: str) -> Recipe:
+    """Return the recipe that a command line makes."""
+    jobs: list[TrainJob] = []
+    parse(jobs.append, kind, "", arguments)
+    return jobs[0].recipe()
+
+
+@pytest.mark.parametrize("kind", [TrainSupernetJob, TrainNetworkJob])
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_recipe(kind: type[TrainJob], name: str) -> None:
+    recipe = parsed(kind, "--preset", name)
+    assert type(recipe) is kind.RECIPE and recipe.minutes is not None and recipe != kind.RECIPE(minutes=recipe.minutes)
+    text = (Path(__file__).parents[3] / "docs/configuration.md").read_text()
+    assert f"| `{name}` | {recipe.minutes:g} | {format_size(recipe.crop)} |" in text
+
+
+def test_presets_known() -> None:
+    assert preset_names() == ("best", "quick", "standard")
+
+
+def test_defaults_then_preset_then_toml_then_flags(tmp_path: Path) -> None:
+    toml = tmp_path / "c.toml"
+    toml.write_text('preset = "standard"\nema = 0.5\nbatch = 4\n')
+    recipe = parsed(TrainNetworkJob, "--config", str(toml), "--batch", "6")
+    assert (recipe.ema, recipe.batch, recipe.minutes, recipe.clip) == (0.5, 6, 30, Recipe(steps=1).clip)
+    assert parsed(TrainNetworkJob, "--config", str(toml), "--preset", "quick").crop == (192, 256)
+    assert parsed(TrainNetworkJob, "--preset", "quick", "--crop", "48x64").crop == (48, 64)
+
+
+def test_a_given_budget_replaces_the_presets(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("steps = 7\n")
+    for arguments in (("--steps", "7"), ("--config", str(tmp_path / "c.toml"))):
+        recipe = parsed(TrainSupernetJob, "--preset", "best", *arguments)
+        assert (recipe.steps, recipe.minutes, recipe.ema) == (7, None, 0.9998)
+    assert parsed(TrainSupernetJob, "--preset", "best", "--minutes", "2").minutes == 2
+    with pytest.raises(InvalidInput, match="exactly one"):
+        TrainSupernetJob(preset="best", minutes=2.0, steps=3).recipe()
+
+
+@pytest.mark.parametrize("kind", ["supernet", "network"])
+@pytest.mark.parametrize("name", ["fast", "../presets/quick", ""])
+def test_unknown_presets(command: Command, run: Path, kind: str, name: str) -> None:
+    code, text = command("train", kind, "--data", DATA, "--run", run, "--preset", name, *NETWORK[kind])
+    assert code == 2 and f"unknown preset {name!r}; known: best, quick, standard" in text and len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Find the weights that a training starts from: trained trunks of others, and runs and bundles of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import InvalidInput
+from export.files import sha256
+from export.imaging import Preprocessing
+from export.manifest import NAME as BUNDLE_MARK
+from hyctas.genotype import Genotype
+from hyctas.grid import Space
+from hyctas.network import Network
+from hyctas.pretrained.sources import read_source
+from hyctas.pretrained.staging import sorted_by_importance, trunk_weights
+from hyctas.pretrained.weights import Loaded, Weights, network_weights, start_network, start_supernet, supernet_weights
+from hyctas.search_space import SearchSpace
+from hyctas.space import edge
+from hyctas.supernet import Supernet
+
+NONE = "none"
+DEFAULT = "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from."""
+
+    weights: Weights
+    preprocessing: Preprocessing
+    """What they expect of images."""
+    classes: tuple[str, ...]
+    """Names of the classes that they predict; empty for a trunk."""
+    record: Mapping[str, Any]
+    """For the run's record: what was asked for, its hash, origin and licence."""
+
+    def network(self, network: Network, classes: Sequence[str]) -> Loaded:
+        """Load what fits into a network, in place; with other classes the prediction stays random.
+
+        Raises:
+            InvalidInput: nothing of the trunk behind its stem fits.
+        """
+        return start_network(network, self.weights, same_classes=self.classes == tuple(classes))
+
+    def supernet(self, supernet: Supernet, classes: Sequence[str]) -> Loaded:
+        """Load what fits into a supernet, in place (see `network`)."""
+        return start_supernet(supernet, self.weights, same_classes=self.classes == tuple(classes))
+
+
+def find_start(source: str, run: Path) -> Start | None:
+    """Read the weights that `--init` names.
+
+    Args:
+        source: "none", a run folder, a bundle, or what `hyctas.pretrained.read_source` takes.
+        run: the job's own run folder: as a source it stands for its supernet.
+
+    Returns:
+        None for "none".
+
+    Raises:
+        InvalidInput, CorruptFile, Unavailable: the source is unknown, damaged, or not installed.
+    """
+    if source == NONE:
+        return None
+    folder = Path(source)
+    if not folder.is_dir():
+        trunk = read_source(source)
+        record = {"source": source, "sha256": trunk.sha256, "origin": trunk.origin, "licence": trunk.licence}
+        preprocessing = Preprocessing(mean=trunk.mean, std=trunk.std)
+        return Start(trunk_weights(sorted_by_importance(trunk)), preprocessing, (), record)
+    if (folder / BUNDLE_MARK).exists() or ((folder / "network.safetensors").exists() and folder.resolve() != run.resolve()):
+        return _start_from_network(folder)
+    if (folder / "supernet.safetensors").exists():
+        return _start_from_supernet(folder)
+    raise InvalidInput(f"--init {source} holds neither a bundle nor trained weights (network.safetensors, supernet.safetensors)")
+
+
+def _start_from_network(folder: Path) -> Start:
+    from hyctas.bundling import load_trained
+
+    trained = load_trained(folder)
+    path = folder / ("weights.safetensors" if (folder / BUNDLE_MARK).exists() else "network.safetensors")
+    record = {"source": folder.name, "sha256": sha256(path), "genotype": trained.genotype.id}
+    return Start(network_weights(trained.network), trained.preprocessing, trained.labels.names, record)
+
+
+def _start_from_supernet(folder: Path) -> Start:
+    from hyctas.inherit import load_supernet, supernet_classes
+    from hyctas.runs import recorded_preprocessing
+
+    record = {"source": folder.name, "sha256": sha256(folder / "supernet.safetensors")}
+    preprocessing = recorded_preprocessing(folder / "train-supernet.json")
+    return Start(supernet_weights(load_supernet(folder)), preprocessing, supernet_classes(folder), record)
+
+
+def default_source(genotype: Genotype) -> str:
+    """Name the weights that a network starts from where nobody says: trained ones if it is of `edge` and has blocks for them."""
+    try:
+        edge().encode(genotype)
+    except InvalidInput:
+        return NONE
+    cells = [cell for part in (genotype.stem, *genotype.branches) for cell in part]
+    return DEFAULT if any(cell.op == "inverted" and cell.stage != "2" for cell in cells) else NONE
+
+
+def default_supernet_source(space: SearchSpace) -> str:
+    """Name the weights that a supernet starts from where nobody says: trained ones for `edge`."""
+    return DEFAULT if isinstance(space, Space) and space.hash == edge().hash else NONE
