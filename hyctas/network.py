@@ -98,8 +98,8 @@ class Network(nn.Module):
     def finished(self) -> Network:
         """Return a copy without what only training uses (the auxiliary heads)."""
         network = Network(self.genotype, self.num_classes).to(next(self.parameters()).device)
-        state = self.state_dict()
-        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        for node in network.nodes:  # strictly: branches of re-parameterised convolutions must be merged before
+            network.block(node.name).load_state_dict(self.block(node.name).state_dict())
         return network.train(self.training)
 
     def folded(self) -> Network:

@@ -200,9 +200,9 @@ def _say_start(start: Start | None, loaded: Loaded | None) -> None:
 
 
 def _trained_parameters(model: nn.Module, loaded: Loaded | None) -> list[str]:
-    """Name the parameters whose values were loaded, as they are called now (a re-parameterised convolution is `dense`)."""
+    """Name the parameters whose values were loaded, in the model's order."""
     found = loaded.parameters if loaded else set()
-    return [name for name, _ in model.named_parameters() if name.replace(".dense.", ".") in found]
+    return [name for name, _ in model.named_parameters() if name in found]
 
 
 def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> tuple[TeacherFile, ...]:

@@ -6,7 +6,7 @@ network trains, and nowhere else: genotype, plan, files and export know one 3x3 
     reparameterise(network)             # before the trainer is made: its checkpoints hold the branches
     ...train...
     reestimate_norms(network, batches)  # merging reads running statistics
-    merge(network)                      # before finished(), save_weights and export
+    merge(network)                      # before finished() and save_weights; folding, and so export, merges by itself
 """
 
 from __future__ import annotations
@@ -19,80 +19,101 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyctas.blocks import ConvNorm, initialise
+from hyctas.operators import Layer
 
 Child = TypeVar("Child", bound=nn.Module)
 
 
-class ReparameterisedConv(nn.Module):
-    """Sum a 3x3 convolution, a 1x1 convolution and, where shapes allow, the input itself, each with a batch norm of its own.
+class ReparameterisedConv(ConvNorm):
+    """A 3x3 convolution to which a 1x1 convolution and, where shapes allow, the input itself are added, each normed by itself.
+
+    The 3x3's tensors keep their names, so what knows them (trained weights, their learning rate) finds them.
 
     Args:
-        dense: the 3x3 convolution with its norm; becomes the first branch as it is.
-        preserve: the other branches' norms start at scale 0, so that the function is still that of `dense`, in training mode
-            too. Otherwise they start at scale 1 as RepVGG's do, unless `dense` itself starts at 0.
+        conv: the 3x3 convolution with its norm, whose tensors are taken over.
+        preserve: the other branches' norms start at scale 0, so that the function is still that of `conv`, in training mode
+            too. Otherwise they start at scale 1 as RepVGG's do, unless the norm of `conv` itself starts at 0.
     """
 
-    def __init__(self, dense: ConvNorm, *, preserve: bool) -> None:
-        super().__init__()
-        norm = dense.norm
-        assert norm is not None and dense.kernel_size == (3, 3) and dense.groups == 1
-        self.dense = dense
-        self.stride = dense.stride[0]
-        self.first = 1 - dense.layer.padding(2)[0]  # with padding p before, the first output is centred on input 1 - p
-        self.pointwise = nn.Conv2d(dense.in_channels, dense.out_channels, 1, bias=False)
-        self.pointwise_norm = _norm_like(norm)
-        identity = self.stride == 1 and dense.in_channels == dense.out_channels
-        self.identity_norm = _norm_like(norm) if identity else None
+    def __init__(self, conv: ConvNorm, *, preserve: bool) -> None:
+        with torch.device("meta"):
+            super().__init__(conv.layer)
+        self.weight, self.bias, self.norm = conv.weight, conv.bias, conv.norm
+        assert self.norm is not None and conv.kernel_size == (3, 3) and conv.groups == 1
+        self.pointwise: ConvNorm | None = ConvNorm(Layer("pointwise", conv.layer.sources, conv.layer.out))
         initialise(self.pointwise)
-        if preserve or not norm.weight.any():
-            for branch in (self.pointwise_norm, self.identity_norm):
-                if branch is not None:
-                    nn.init.zeros_(branch.weight)
-        self.to(dense.weight.device, dense.weight.dtype)
-        self.train(dense.training)
+        self.pointwise.norm = _norm_like(self.norm)
+        identity = conv.layer.stride == 1 and conv.in_channels == conv.out_channels
+        self.identity_norm = _norm_like(self.norm) if identity else None
+        if preserve or not self.norm.weight.any():
+            for norm in (self.pointwise.norm, self.identity_norm):
+                if norm is not None:
+                    nn.init.zeros_(norm.weight)
+        self.to(conv.weight.device, conv.weight.dtype)
+        self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (N, C, H, W) to what `dense` gives plus the other branches, (N, O, ceil(H/s), ceil(W/s))."""
-        y: Tensor = self.dense(x)
+        """Map x (N, I, H, W) to the sum of the branches (N, O, ceil(H/s), ceil(W/s))."""
+        y: Tensor = super().forward(x)
+        if self.pointwise is None:
+            return y
         centres = self._centres(x, y)
-        y = y + self.pointwise_norm(self.pointwise(centres))
+        y = y + self.pointwise(centres)
         return y if self.identity_norm is None else y + self.identity_norm(centres)
 
     def _centres(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the pixels of x under the centres of the 3x3's windows; zero where a centre lies in the padding after x."""
-        if self.stride == 1 and self.first == 0:
+        stride = self.layer.stride
+        if stride == 1:
             return x
-        x = x[:, :, self.first :: self.stride, self.first :: self.stride]
+        top, left = (1 - self.layer.padding(length)[0] for length in x.shape[2:])
+        x = x[:, :, top::stride, left::stride]
         bottom, right = y.shape[2] - x.shape[2], y.shape[3] - x.shape[3]
         return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
     @torch.no_grad()
-    def merged(self) -> ConvNorm:
-        """Return `dense` with all branches folded into its weight and the shift of its norm, computed in fp64.
+    def absorb(self) -> None:
+        """Fold the other branches into the 3x3's weight and the shift of its norm, in fp64; they are gone then.
 
-        Equal to `forward` in eval mode up to rounding. The norm stays, with the statistics that make it a shift alone (mean 0,
-        variance 1 - eps, scale 1), so that the names of the tensors are those of a plain convolution.
+        The function in eval mode stays up to rounding. The norm gets the statistics that make it a shift alone (mean 0,
+        variance 1 - eps, scale 1).
         """
-        dense, norm = self.dense, self.dense.norm
+        norm = self.norm
+        if self.pointwise is None:
+            return
         assert norm is not None and norm.running_mean is not None and norm.running_var is not None
         factor, shift = _scale_and_shift(norm)
-        weight = dense.weight.double() * factor[:, None, None, None]  # (O, I, 3, 3)
-        if dense.bias is not None:
-            shift = shift + dense.bias.double() * factor
-            dense.bias.zero_()
-        factor, more = _scale_and_shift(self.pointwise_norm)
+        weight = self.weight.double() * factor[:, None, None, None]  # (O, I, 3, 3)
+        if self.bias is not None:
+            shift = shift + self.bias.double() * factor
+            self.bias.zero_()
+        assert self.pointwise.norm is not None
+        factor, more = _scale_and_shift(self.pointwise.norm)
         weight[:, :, 1, 1] += self.pointwise.weight.double()[:, :, 0, 0] * factor[:, None]
         shift = shift + more
         if self.identity_norm is not None:
             factor, more = _scale_and_shift(self.identity_norm)
             weight[:, :, 1, 1] += torch.diag(factor)
             shift = shift + more
-        dense.weight.copy_(weight)
+        self.weight.copy_(weight)
         norm.running_mean.zero_()
         norm.running_var.fill_(1 - norm.eps)
         norm.weight.fill_(1)
         norm.bias.copy_(shift)
-        return dense
+        self.pointwise = self.identity_norm = None
+
+    def fold(self) -> None:
+        """Fold the branches and the norm into weight and bias."""
+        self.absorb()
+        super().fold()
+
+    def merged(self) -> ConvNorm:
+        """Return a plain convolution with this one's tensors, once the other branches are folded into them."""
+        self.absorb()
+        with torch.device("meta"):
+            plain = ConvNorm(self.layer)
+        plain.weight, plain.bias, plain.norm = self.weight, self.bias, self.norm
+        return plain.train(self.training)
 
 
 def reparameterise(network: nn.Module, *, preserve: bool = False) -> int:
@@ -107,7 +128,7 @@ def reparameterise(network: nn.Module, *, preserve: bool = False) -> int:
     Returns:
         How many convolutions have branches now that had none.
     """
-    found = [(parent, name, conv) for parent, name, conv in _children(network, ConvNorm) if _is_dense(parent, conv)]
+    found = [(parent, name, conv) for parent, name, conv in _children(network, ConvNorm) if _is_dense(conv)]
     for parent, name, conv in found:
         setattr(parent, name, ReparameterisedConv(conv, preserve=preserve))
     return len(found)
@@ -136,11 +157,9 @@ def _children(root: nn.Module, kind: type[Child]) -> Iterator[tuple[nn.Module, s
                 yield parent, name, child
 
 
-def _is_dense(parent: nn.Module, conv: ConvNorm) -> bool:
-    return (
-        not isinstance(parent, ReparameterisedConv) and conv.norm is not None and conv.groups == 1
-        and conv.kernel_size == (3, 3) and conv.dilation == (1, 1)
-    )  # fmt: skip
+def _is_dense(conv: ConvNorm) -> bool:
+    plain = not isinstance(conv, ReparameterisedConv) and conv.norm is not None
+    return plain and conv.kernel_size == (3, 3) and conv.groups == 1
 
 
 def _norm_like(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:

@@ -19,8 +19,7 @@ from onnx import TensorProto, helper
 from export import export_onnx
 from export.errors import CorruptFile, InvalidInput
 from export.files import write_json, write_text
-from hyctas.bundling import PREPROCESSING
-from hyctas.data import Augment, Frames, Labels, Scenes, View, augment_view, default_colours, draw_view, normalise
+from hyctas.data import PREPROCESSING, Augment, Frames, Labels, Scenes, View, augment_view, default_colours, draw_view, normalise
 from hyctas.network import Network, build, save_weights
 from hyctas.space import tiny
 from hyctas.training.config import NetworkRecipe, Recipe
@@ -98,7 +97,7 @@ def think(paths: list[Path], image: np.ndarray, temperature: float = 2.0) -> Sof
 
 def test_every_kind_says_the_same(network: Network, onnx_file: Path, run_folder: Path, frames: Frames) -> None:
     image = frames[0][0]
-    tensor = torch.from_numpy(normalise(image.astype(np.float32) / 255).transpose(2, 0, 1)[None])
+    tensor = torch.from_numpy(normalise(image.astype(np.float32) / 255, PREPROCESSING).transpose(2, 0, 1)[None])
     with torch.no_grad():
         wanted = (network.forward_native(tensor)[0] / 2).softmax(0).numpy()
     for path in (onnx_file, run_folder):
@@ -174,7 +173,7 @@ def test_soft_labels_are_cut_as_the_labels_are(scales: tuple[float, float], agre
         rng = np.random.default_rng(seed)
         config = Augment(crop=(64, 81), scale_min=scales[0], scale_max=scales[1])
         view = draw_view((96, 128), config, rng)
-        seen = augment_view(image, label, view, config, rng)[1]
+        seen = augment_view(image, label, view, config, rng, PREPROCESSING)[1]
         soft = cut(probabilities.__getitem__, grid, view, (64, 81))
         kept = seen != 255
         assert np.array_equal(soft.sum(0) > 0.5, kept) and np.allclose(soft.sum(0)[kept], 1, atol=1e-5)
@@ -260,12 +259,12 @@ def test_loss_is_zero_at_the_teacher_and_ignores_padding() -> None:
 
 def test_a_network_learns_from_its_teacher_alone(run_folder: Path, frames: Frames, tmp_path: Path) -> None:
     soft = label_frames(frames, find_teachers([run_folder]), tmp_path / "soft", 2.0)
-    recipe = Recipe(steps=12, crop=(48, 64), batch=4, warmup_steps=1, amp=False)
+    recipe = Recipe(steps=30, crop=(48, 64), batch=4, warmup_steps=1, learning_rate=5e-3, amp=False)
     student = build(tiny().smallest(), LABELS.num_classes)
-    step = Single(student, recipe, frames, teacher=soft, distillation=1.0)
+    step = Single(student, recipe, frames, PREPROCESSING, teacher=soft, distillation=1.0)
     losses: list[float] = []
     Trainer(student, recipe, tmp_path / "c").run(step, lambda p: losses.append(p.numbers["distillation"]))
-    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
     assert all(torch.equal(one, two) for one, two in zip(step.feed.batch(3), step.feed.batch(3), strict=True))
     assert step.feed.batch(3)[2].shape == (4, LABELS.num_classes, 48 // soft.stride, 64 // soft.stride)
     step.feed.close()
@@ -274,7 +273,7 @@ def test_a_network_learns_from_its_teacher_alone(run_folder: Path, frames: Frame
 def test_crops_do_not_depend_on_the_teacher(run_folder: Path, frames: Frames, tmp_path: Path) -> None:
     soft: SoftLabels = label_frames(frames, find_teachers([run_folder]), tmp_path, 2.0)
     recipe = Recipe(steps=1, crop=(48, 64), batch=4)
-    plain, taught = CropFeed(frames, recipe), CropFeed(frames, recipe, soft_labels=soft)
+    plain, taught = CropFeed(frames, recipe, PREPROCESSING), CropFeed(frames, recipe, PREPROCESSING, soft_labels=soft)
     assert all(torch.equal(one, two) for one, two in zip(plain.batch(7), taught.batch(7), strict=False))
     plain.close()
     taught.close()

@@ -10,8 +10,7 @@ import torch
 
 from export import export_onnx
 from export.files import sha256
-from hyctas.bundling import PREPROCESSING
-from hyctas.data import Scenes
+from hyctas.data import PREPROCESSING, Scenes
 from hyctas.network import build
 from hyctas.space import tiny
 
