@@ -1,0 +1,220 @@
+"""Train many networks briefly and alike, and note what each reaches: what decides about operators, weights and recipes.
+
+    python -m benchmarks.screening --data FOLDER --plan widths operators --runs runs/screening
+    python -m benchmarks.screening --table
+
+A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing. Everything is chosen by
+the choosing split; val is noted only for cases that train on all of train. Each finished case appends a line to the results file,
+and cases that stand there are skipped; a killed one continues where it last saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ending import one_sentence
+from export.errors import CheckFailed
+from export.files import read_json, write_text
+from hyctas.choice import HANDMADE
+from hyctas.genotype import Cell, Genotype, normal_form
+from hyctas.grid import AttentionVariant
+from hyctas.members import member
+from hyctas.runs import FORMAT_VERSION
+
+RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
+LITE_RATE, RATE = 1e-3, 2e-3
+"""Learning rates of networks with inverted residuals, and of others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training."""
+
+    network: str
+    """edge:NAME, and after a "+" an operator that is added at the end of its trunk (`ADDED`)."""
+    init: str
+    seed: int
+    steps: int = 1500
+    crop: str = "192x256"
+    all_of_train: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the recipe, besides the learning rate and 100 steps of warm-up."""
+
+    @property
+    def key(self) -> str:
+        """Canonical JSON: what stands in the results file."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        parts = [self.network.removeprefix(HANDMADE), self.init, *(f"{name}={value}" for name, value in self.settings.items())]
+        text = "_".join([*parts, str(self.steps), self.crop, *["all"] * self.all_of_train, f"seed{self.seed}"])
+        return "".join(c if c.isalnum() or c in "-_=.+" else "-" for c in text)
+
+    def genotype(self) -> Genotype:
+        """Return what is trained."""
+        name, _, added = self.network.removeprefix(HANDMADE).partition("+")
+        return with_cell(member(name), added) if added else member(name)
+
+
+ATTENTION = {
+    "attention": AttentionVariant(heads=2, qk_divisor=1), "attention-pool2": AttentionVariant(heads=2, qk_divisor=1, pool=2),
+    "attention-thin": AttentionVariant(heads=2, qk_divisor=4),
+}  # fmt: skip
+ADDED = ("conv", "residual", "inverted", "downup", "downup2x", "context", *ATTENTION)
+
+
+def with_cell(genotype: Genotype, op: str) -> Genotype:
+    """Return a network with one branch, with one more cell at the end of its trunk."""
+    (branch,) = genotype.branches
+    last = branch[-1]
+    if op in ATTENTION:
+        cell = Cell("attention", last.out, 1, ATTENTION[op].at(last.out), stage=last.stage)
+    elif op == "inverted":
+        cell = Cell(op, last.out, stage=last.stage, kernel=last.kernel, expansion=last.expansion, relu6=last.relu6)
+    else:
+        cell = Cell(op, last.out, stage=last.stage)
+    fields = {name: getattr(genotype, name) for name in genotype.__dataclass_fields__}
+    return normal_form(Genotype(**fields | {"branches": ((*branch, cell),)}))
+
+
+def _seeds(count: int, **case: Any) -> Iterator[Case]:
+    for seed in range(count):
+        yield Case(seed=seed, **case)
+
+
+def _gate() -> Iterator[Case]:
+    """`lite0-16` in our own code on all of train: val >= 65."""
+    yield Case(network="edge:lite0-16", init="efficientnet-lite0", seed=0, all_of_train=True)
+
+
+def _widths() -> Iterator[Case]:
+    """Random against trained weights, at three widths and whole."""
+    for name in ("lite0-16", "lite0-16-w50", "lite0-16-w75", "lite0"):
+        for init in ("efficientnet-lite0", "none"):
+            yield from _seeds(2, network=f"edge:{name}", init=init)
+
+
+def _operators() -> Iterator[Case]:
+    """Each operator as one more cell at the end of `lite0-16`."""
+    for op in ADDED:
+        yield from _seeds(2, network=f"edge:lite0-16+{op}", init="efficientnet-lite0")
+
+
+def _rates() -> Iterator[Case]:
+    """Slower learning of what was trained before, and other rates for all."""
+    for settings in ({"trunk_rate": 0.3}, {"trunk_rate": 0.1}, {"learning_rate": 2e-3}):
+        yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", settings=settings)
+
+
+def _recipe() -> Iterator[Case]:
+    """One factor of the recipe at a time."""
+    factors: tuple[dict[str, Any], ...] = (
+        {"ema": 0.99}, {"auxiliary": 0.2}, {"reparameterise": True}, {"colour": 0.3}, {"loss": "ohem"}, {"class_weights": False},
+        {"schedule": "cosine"},
+    )  # fmt: skip
+    for settings in factors:
+        yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", settings=settings)
+
+
+def _families() -> Iterator[Case]:
+    """Every hand-made family, from random weights."""
+    for name in ("plain", "plain-w75", "two-branch-w50", "hyctas-w50", "lite0-16-attention", "lite0-16-branch", "resnet-w50"):
+        init = "efficientnet-lite0" if name.startswith("lite0") else "none"
+        yield from _seeds(2, network=f"edge:{name}", init=init)
+    yield from _seeds(2, network="edge:plain", init="none", settings={"reparameterise": True})
+
+
+PLANS = {"gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "families": _families}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="data set, as hyctas-train takes it")
+    parser.add_argument("--plan", nargs="*", choices=PLANS, default=list(PLANS), help="what to train, in this order")
+    parser.add_argument("--runs", type=Path, default=Path("runs/screening"), help="folder of the run folders")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
+    parser.add_argument("--table", action="store_true", help="write the results file's table beside it instead")
+    arguments = parser.parse_args()
+    with one_sentence():
+        if arguments.table:
+            write_text(arguments.results.with_suffix(".md"), table(read_results(arguments.results)))
+            return
+        for plan in arguments.plan:
+            for case in PLANS[plan]():
+                if case.key not in {json.dumps(line["case"], sort_keys=True) for line in read_results(arguments.results)}:
+                    run(case, arguments.data, arguments.runs / case.name, arguments.results)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a results file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(case: Case, data: str, folder: Path, results: Path) -> None:
+    """Train a case with the command that users have, and append what it reached.
+
+    Raises:
+        CheckFailed: the command failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    genotype = case.genotype()
+    network = folder / "network.json"
+    write_text(network, genotype.to_json())
+    inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
+    settings = {"warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE} | case.settings
+    config = folder / "recipe.toml"
+    write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    command = [
+        str(Path(sys.executable).with_name("hyctas-train")), "network", "--network", str(network), "--init", case.init, "--data",
+        data, "--run", str(folder), "--steps", str(case.steps), "--crop", case.crop, "--seed", str(case.seed), "--config",
+        str(config), *["--all-of-train"] * case.all_of_train,
+    ]  # fmt: skip
+    print(f"== {case.name}", flush=True)
+    if subprocess.run(command, check=False).returncode:
+        raise CheckFailed(f"{' '.join(command)} failed")
+    scores, record = read_json(folder / "scores.json", 1), read_json(folder / "train-network.json", FORMAT_VERSION)
+    split = "val" if case.all_of_train else "choose"
+    line = {
+        "case": asdict(case), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
+        "spent_s": record["results"]["spent_s"], "cpu": record["machine"]["cpu"], "versions": record["versions"],
+    }  # fmt: skip
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the results as Markdown: a line per case, with seeds, mean and spread."""
+    cases: dict[str, dict[int, float]] = {}
+    for line in lines:
+        case = dict(line["case"])
+        seed = case.pop("seed")
+        cases.setdefault(json.dumps({**case, "split": line["split"]}), {})[seed] = 100 * line["miou"]
+    rows = ["| network | start | settings | steps, crop | split | mIoU %, by seed | mean |", "|---|---|---|---|---|---|---|"]
+    for text, found in cases.items():
+        case = json.loads(text)
+        settings = ", ".join(f"{name} = {value}" for name, value in case["settings"].items()) or "-"
+        seeds = ", ".join(f"{found[seed]:.1f}" for seed in sorted(found))
+        rows.append(
+            f"| {case['network']} | {case['init']} | {settings} | {case['steps']}, {case['crop']} | {case['split']} | {seeds} "
+            f"| {sum(found.values()) / len(found):.1f} |"
+        )
+    cpus = sorted({line["cpu"] for line in lines})
+    return (
+        "# Screening\n\nPrinted by `python -m benchmarks.screening --table` from `screening.jsonl`, which "
+        "`python -m benchmarks.screening --data FOLDER` wrote: brief, equal trainings on CamVid (see `benchmarks/screening.py`). "
+        f"Machine: {', '.join(cpus)}, 2 threads.\n\n" + "\n".join(rows) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
