@@ -19,16 +19,16 @@ from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
 from export.parity import ParityReport
 from export.trt.engine_file import EngineManifest, Machine
-from hyctas import published
+from hyctas import grid, published
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
 from hyctas.engine.settings import EngineSettings, LoadSettings
-from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
+from hyctas.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, Arithmetic, Attention, Cell, Fusion, Genotype, Head
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
-from hyctas.space import AttentionVariant, Space, edge
+from hyctas.space import AttentionVariant, Space, Stage, edge
 from hyctas.space_file import load_space
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 from latency import Protocol
@@ -176,10 +176,28 @@ def test_every_field_of_the_formats_is_described(kind: type) -> None:
     assert not missing, f"docs/formats.md does not name {missing} of {kind.__name__}"
 
 
-@pytest.mark.parametrize("kind", [Space, AttentionVariant])
+@pytest.mark.parametrize("kind", [Space, Stage, AttentionVariant])
 def test_every_field_of_a_space_is_described(kind: type) -> None:
     text = (ROOT / "docs/own_space.md").read_text()
-    assert all(f"`{field.name}`" in text for field in dataclasses.fields(kind))
+    missing = [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text]
+    assert not missing, f"docs/own_space.md does not name {missing} of {kind.__name__}"
+
+
+def test_every_operator_and_choice_of_a_space_is_described() -> None:
+    text = (ROOT / "docs/own_space.md").read_text()
+    assert all(f"| `{name}` |" in text for name in grid.OPERATORS if name != "skip")
+    for name in (*grid.STEMS, *DECODERS, *HEAD_KINDS, *HEAD_BLOCKS, "skip"):
+        assert f"`{name}`" in text, name
+
+
+def test_the_python_of_own_space_md_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r'^    python -c "\n(.*?)"', (ROOT / "docs/own_space.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(textwrap.dedent(block), {})
+    written = capsys.readouterr().out.splitlines()[-1]
+    assert Genotype.from_json(written).final_strides == (16,)
 
 
 def test_every_difference_is_described() -> None:
