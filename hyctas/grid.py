@@ -589,7 +589,7 @@ class Space(GeneVectors):
         return taps
 
     def frames(self) -> Iterator[Genotype]:
-        """Yield the largest networks of every branch set, decoder and head, with and without optional stages, most branches first."""
+        """Yield the largest networks of every branch set, decoder and head, optional stages in and out; most branches first."""
         by_size = sorted(self.branch_sets, key=lambda chosen: -len(chosen))
         optional = [name for name, choices in self.choices.items() if name.endswith(".first") and choices[0] == "skip"]
         ends = [{name.replace(".", "__"): self.choices[name][end] for name in optional} for end in (0, -1)]

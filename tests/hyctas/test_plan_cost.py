@@ -36,14 +36,16 @@ EDGE, TINY = edge(), tiny()
 EDGE_KEYS = frozenset(EDGE.keys((360, 480), 11))
 seeds = st.integers(0, 2**32 - 1)
 
+SHAPES = ((8, 1, False), (16, 1, False), (16, 2, False), (16, 2, True))
+"""Output channels, stride, aligned."""
 OPERATORS: list[Operator] = [
     *(Conv(sources, 16, kernel, stride) for sources in ((8,), (8, 24)) for kernel in (1, 3) for stride in (1, 2)),
     *(Conv((8,), 16, kernel, 2, aligned=True) for kernel in (1, 3, 5, 7)),
     Conv((8, 8, 8), 16, 3, add=True),
-    *(Residual((8,), out, stride, aligned) for out, stride, aligned in ((8, 1, False), (16, 1, False), (16, 2, False), (16, 2, True))),
+    *(Residual((8,), *shape) for shape in SHAPES),
     *(
-        InvertedResidual((8,), out, stride, aligned, kernel, expansion)
-        for out, stride, aligned in ((8, 1, False), (16, 1, False), (16, 2, False), (16, 2, True))
+        InvertedResidual((8,), *shape, kernel, expansion)
+        for shape in SHAPES
         for kernel, expansion in ((3, 1), (3, 6), (5, 3))
     ),
     *(MaxPool((8,), 8, aligned=aligned) for aligned in (False, True)),
