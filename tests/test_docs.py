@@ -242,6 +242,18 @@ def test_the_python_of_published_md_runs(tmp_path: Path, monkeypatch: pytest.Mon
     exec("\n".join(blocks), {})
 
 
+def test_the_example_space_can_be_trained() -> None:
+    """Its branch sets lack one to 1/8, which fusion has an input block for."""
+    import torch
+
+    from hyctas.supernet import Supernet
+
+    space = load_space(str(OWN_SPACE))
+    supernet, rng = Supernet(space, 3), np.random.default_rng(0)
+    for genotype in (space.largest(), space.smallest(), *(space.sample(rng) for _ in range(20))):
+        assert supernet.forward_native(genotype, torch.zeros(2, 3, 40, 56)).shape[:2] == (2, 3)
+
+
 def test_the_example_space() -> None:
     space, size = load_space(str(OWN_SPACE)), (360, 480)
     keys, text = space.keys(size), (ROOT / "docs/own_space.md").read_text()
