@@ -3,7 +3,10 @@
     hyctas-profile --run runs/mine --space docs/own_space.py --size 360x480 --networks 30
 
 This one is for a slow CPU: narrow, shallow at high resolution, without the costly heads, with one kind of attention. Its widths are
-parts of EfficientNet-Lite0's, so that trained weights fit: hyctas-train supernet --space docs/own_space.py --init efficientnet-lite0.
+parts of EfficientNet-Lite0's, so that trained weights fit:
+
+    hyctas-train supernet --run runs/mine --space docs/own_space.py --init efficientnet-lite0
+
 `docs/own_space.md` explains every line.
 """
 

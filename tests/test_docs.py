@@ -25,6 +25,7 @@ from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
 from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, Arithmetic, Attention, Cell, Fusion, Genotype, Head
+from hyctas.members import members
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
@@ -203,6 +204,12 @@ def test_the_python_of_own_space_md_runs(monkeypatch: pytest.MonkeyPatch, capsys
 def test_every_difference_is_described() -> None:
     text = (ROOT / "docs/published.md").read_text()
     assert all(f"| `{field.name}` |" in text for field in dataclasses.fields(Arithmetic))
+
+
+@page
+def test_hand_made_networks_exist(path: Path) -> None:
+    names = set(re.findall(r"\bedge:([a-z][\w-]*\w)", path.read_text()))
+    assert names <= set(members()), f"{path.name} names {names - set(members())}"
 
 
 @page
