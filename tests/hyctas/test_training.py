@@ -253,7 +253,7 @@ def test_networks_of_a_step_lie_in_the_band() -> None:
     assert 0.02 < band.cost(drawer.largest) <= 0.03 and band.cost(drawer.smallest) < 0.01
     assert all(band.cost(g) <= 0.03 for step in range(5) for g in drawer.draw(step, (1, 1, 1)))
     assert drawer.draw(3, (1, 1, 1)) == drawer.draw(3, (1, 1, 1))
-    with pytest.raises(Infeasible, match="its smallest has 0.00"):
+    with pytest.raises(Infeasible, match="its smallest has"):
         tight = SupernetRecipe(steps=1, crop=(64, 64), max_gmacs=0.001)
         Drawer(EDGE, tight, macs_band(tight, 5))
 
