@@ -4,9 +4,9 @@
     python -m benchmarks.screening --table
 
 A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing, on one thread: two
-that wait for each other are slow beside anything else. Everything is
-chosen by the choosing split; val is noted only for cases that train on all of train. Each finished case appends a line to the
-results file, and cases that stand there are skipped; a killed one continues where it last saved.
+that wait for each other are slow beside anything else. Everything is chosen by the choosing split; val is noted only for cases
+that train on all of train. Each finished case appends a line to the results file, and cases that stand there are skipped; a
+killed one continues where it last saved.
 """
 
 from __future__ import annotations
