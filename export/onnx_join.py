@@ -1,68 +1,41 @@
-"""Join ONNX models of single operators into the model of a network, names telling which operator each node is of."""
+"""Put ONNX models side by side into one graph, told apart by the prefixes of their names. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import onnx
 
-SEPARATOR = "/"
+from export.errors import InvalidInput
+
+MAX_BYTES = 2**31 - 2**20
+"""What protobuf can hold, less some room."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One operator of a network."""
-
-    name: str
-    """Unique in the network; every name inside the joined model begins with it and `SEPARATOR`."""
-    model: onnx.ModelProto
-    """As `export_modules` writes it: inputs `x0, ...`, one output `y0`."""
-    inputs: tuple[str, ...]
-    """Names of earlier parts, or of the network's inputs."""
-
-
-def join(parts: Sequence[Part], inputs: Mapping[str, tuple[int, ...]], output: str) -> onnx.ModelProto:
-    """Return the model of a network.
+def join(parts: Sequence[tuple[str, onnx.ModelProto]]) -> onnx.ModelProto:
+    """Put models side by side into one; every node and tensor gets its model's prefix.
 
     Args:
-        parts: in an order in which inputs come first.
-        inputs: names and shapes of the network's inputs, fp32.
-        output: the part whose output is the network's.
+        parts: prefix and model, of one operator set and without functions of their own.
+
+    Raises:
+        InvalidInput: more than 2 GiB together.
     """
-    first = parts[0].model
-    values = {name: name for name in inputs}
-    model = onnx.ModelProto(ir_version=first.ir_version, producer_name=first.producer_name)
-    opsets = {entry.domain: entry.version for part in parts for entry in part.model.opset_import}
-    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
-    graph = model.graph
-    graph.name = "network"
-    for name, shape in inputs.items():
-        graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
-    for part in parts:
-        names = {f"x{i}": values[source] for i, source in enumerate(part.inputs)}
-        _add(graph, part, names)
-        values[part.name] = f"{part.name}{SEPARATOR}y0"
-        if part.name == output:
-            info = onnx.ValueInfoProto()
-            info.CopyFrom(part.model.graph.output[0])
-            info.name = values[part.name]
-            graph.output.append(info)
-    return model
-
-
-def _add(graph: onnx.GraphProto, part: Part, names: dict[str, str]) -> None:
-    """Append a part's nodes and weights; `names` maps its inputs."""
-
-    def renamed(name: str) -> str:
-        return name and names.get(name, f"{part.name}{SEPARATOR}{name}")
-
-    for tensor in part.model.graph.initializer:
-        graph.initializer.add().CopyFrom(tensor)
-        graph.initializer[-1].name = renamed(tensor.name)
-    for node in part.model.graph.node:
-        graph.node.add().CopyFrom(node)
-        added = graph.node[-1]
-        added.name = f"{part.name}{SEPARATOR}{node.name}"
-        added.input[:] = [renamed(name) for name in node.input]
-        added.output[:] = [renamed(name) for name in node.output]
+    if sum(model.ByteSize() for _, model in parts) > MAX_BYTES:
+        raise InvalidInput(f"{len(parts)} models side by side would exceed 2 GiB; put fewer of them together")
+    whole = onnx.ModelProto(ir_version=max(model.ir_version for _, model in parts), producer_name="hyctas")
+    whole.opset_import.extend(parts[0][1].opset_import)
+    whole.graph.name = "kit"
+    for prefix, model in parts:
+        part = onnx.GraphProto.FromString(model.graph.SerializeToString())
+        for number, node in enumerate(part.node):
+            node.name = f"{prefix}{node.name or number}"
+            node.input[:] = [name and prefix + name for name in node.input]
+            node.output[:] = [name and prefix + name for name in node.output]
+        for owner in (part.initializer, part.input, part.output, part.value_info):
+            for item in owner:
+                item.name = prefix + item.name
+        whole.graph.MergeFrom(onnx.GraphProto(node=part.node, initializer=part.initializer, input=part.input,
+                                              output=part.output, value_info=part.value_info))  # fmt: skip
+    onnx.checker.check_model(whole, full_check=True)
+    return whole

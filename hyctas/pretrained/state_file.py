@@ -39,7 +39,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
     if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value):
-        raise InvalidInput(f"{path} holds no state dict (names and tensors); save it with torch.save(model.state_dict(), FILE), {ELSE}")
+        how = "save it with torch.save(model.state_dict(), FILE)"
+        raise InvalidInput(f"{path} holds no state dict (names and tensors); {how}, {ELSE}")
     return {name.removeprefix(PARALLEL): tensor for name, tensor in value.items()}
 
 
