@@ -1,0 +1,143 @@
+"""make fuzz: mutate every file that a command reads, and fail on a traceback, exit 70, a hang, or a number that is silently wrong.
+
+Every draw depends on the seed, the kind and the number of the case alone, so that any case can be repeated:
+    python -m tests.fuzz --seed 7 --kind history --way read --case 12
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from tests.fuzz.fuzzer import COMMAND, READ, Fault, Tally, fuzz_kind
+from tests.fuzz.kinds import Kind, kinds
+from tests.fuzz.known import known
+from tests.fuzz.launch import preload, start
+from tests.fuzz.reliability import record
+from tests.fuzz.samples import make_samples
+
+SHOWN = 12
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 where a fault was found."""
+    asked = _arguments(argv)
+    chosen = [kind for kind in kinds() if not asked.kind or kind.name in asked.kind]
+    if not chosen:
+        print(f"unknown kind; the kinds are: {', '.join(kind.name for kind in kinds())}")
+        return 2
+    begun = time.monotonic()
+    print(f"seed {asked.seed}: {len(chosen)} kinds, {asked.mutations} mutations each in one process, {asked.commands} each by command"
+          + (f", within {asked.seconds:g} s" if asked.seconds else ""), flush=True)  # fmt: skip
+    preload()
+    work = asked.work.resolve()
+    samples = work / "samples"
+    if not (asked.keep_samples and (samples / "done").exists()):
+        make_samples(samples)
+        (samples / "done").touch()
+    print(f"samples made with the product itself in {time.monotonic() - begun:.0f} s: {samples}", flush=True)
+    shutil.rmtree(work / "faults", ignore_errors=True)
+    tallies = _spread(chosen, asked, work)
+    faults = [fault for tally in tallies for fault in tally.faults]
+    return _conclude(tallies, faults, asked, time.monotonic() - begun)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", action="append", help="one kind of file (may be repeated); default: all")
+    parser.add_argument("--case", type=int, help="one case")
+    parser.add_argument("--way", choices=(READ, COMMAND), help="in one process, or by command; default: both")
+    parser.add_argument("--mutations", type=int, default=1000, help="per kind, in one process")
+    parser.add_argument("--commands", type=int, default=20, help="per kind, through the command itself")
+    parser.add_argument("--seconds", type=float, help="time for all mutations together; each kind gets its share")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds after which a case hangs")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=Path("runs/fuzz"), help="folder of samples and faults")
+    parser.add_argument("--keep-samples", action="store_true", help="use the samples of the last time")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/cpu/reliability.md")
+    return parser.parse_args(argv)
+
+
+def _spread(chosen: Sequence[Kind], asked: argparse.Namespace, work: Path) -> list[Tally]:
+    """Share the kinds among processes; print a line per kind that is done."""
+    end = time.monotonic() + asked.seconds if asked.seconds else None
+    jobs, pipes = max(1, min(asked.jobs, len(chosen))), list[Connection]()
+    for job in range(jobs):
+        here, there = multiprocessing.Pipe(duplex=False)
+        start(lambda job=job, there=there: _lane(chosen[job::jobs], asked, work / f"job-{job}", end, there), work / f"job-{job}.txt")  # type: ignore[misc]
+        there.close()
+        pipes.append(here)
+    tallies, begun = list[Tally](), time.monotonic()
+    while pipes:
+        for pipe in wait(pipes):
+            assert isinstance(pipe, Connection)
+            try:
+                tallies.append(pipe.recv())
+            except EOFError:
+                pipes.remove(pipe)
+                continue
+            spent, done = time.monotonic() - begun, len(tallies)
+            print(f"{done:3d}/{len(chosen)}  {_line(tallies[-1])}; {_minutes(spent / done * (len(chosen) - done))} left", flush=True)
+    if len(tallies) < len(chosen):
+        lacking = {kind.name for kind in chosen} - {tally.kind for tally in tallies}
+        logs = "".join((work / f"job-{job}.txt").read_text()[-2000:] for job in range(jobs))
+        raise RuntimeError(f"the fuzzer itself failed at: {', '.join(sorted(lacking))}\n{logs}")
+    return tallies
+
+
+def _lane(chosen: Sequence[Kind], asked: argparse.Namespace, work: Path, end: float | None, pipe: Connection) -> int:
+    reads = () if asked.way == COMMAND else [asked.case] if asked.case is not None else range(asked.mutations)
+    commands = () if asked.way == READ else [asked.case] if asked.case is not None else range(asked.commands)
+    for done, kind in enumerate(chosen):
+        now = time.monotonic()
+        deadline = None if end is None else now + max(0.0, end - now) / (len(chosen) - done)
+        pipe.send(fuzz_kind(kind, work.parent / "samples", work, asked.seed, reads, commands, timeout_s=asked.timeout, deadline=deadline))
+    shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def _line(tally: Tally) -> str:
+    read, command = tally.counts[READ], tally.counts[COMMAND]
+    faults = f", {len(tally.faults)} FAULTS" if tally.faults else ""
+    return (f"{tally.kind}: {read.total()} read ({read['refused']} refused, {read['same']} the same, {read['other']} another valid "
+            f"value), {command.total()} commands{faults}")  # fmt: skip
+
+
+def _conclude(tallies: Sequence[Tally], faults: Sequence[Fault], asked: argparse.Namespace, spent_s: float) -> int:
+    """Print faults by what they have in common, and how to repeat them."""
+    groups: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        groups.setdefault((fault.kind, fault.signature), []).append(fault)
+    fresh = {key: group for key, group in groups.items() if known(group[0]) is None}
+    for (kind, _), group in groups.items():
+        first, reason = group[0], known(group[0])
+        print(f"\n{'known' if reason else 'FAULT'}, {len(group)} times: {kind} ({first.way}): {first.mutation}\n  {first.what}")
+        if reason:
+            print(f"  {reason}")
+        cases = ", ".join(str(fault.case) for fault in group[:SHOWN])
+        print(f"  cases {cases}; repeat: python -m tests.fuzz --seed {asked.seed} --kind '{kind}' --way {first.way} --case {first.case}")
+    total = sum((count for tally in tallies for count in tally.counts.values()), Counter())
+    kept = f"; the files are in {asked.work / 'faults'}" if faults else ""
+    print(f"\nseed {asked.seed}: {total.total()} mutations of {len(tallies)} kinds in {_minutes(spent_s)}: {total['refused']} refused, "
+          f"{total['same'] + total['other'] + total['accepted']} accepted, {len(faults)} faults ({len(fresh)} new ones of "
+          f"{len(groups)} kinds){kept}")  # fmt: skip
+    if asked.record:
+        record("fuzz", {"seed": asked.seed, "minutes": round(spent_s / 60, 1), "kinds": [tally.to_json() for tally in tallies]})
+    return bool(fresh)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
