@@ -43,7 +43,7 @@ class ProfileJob:
     """Number of classes; default: those of --data, or 19."""
     data: str | None = None
     """Data set, to take the number of classes from."""
-    networks: int = 30
+    networks: int = 60
     """Whole networks measured to calibrate the prediction; 0: none."""
     shard: str | None = None
     """Measure one part of the operators, for instance 2/4: several equal machines share the work; then --merge."""
