@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from export.errors import InvalidInput
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-"""Names of photographs; what a file is decides its content."""
+"""Names of photographs; the content decides which format a file has."""
 _MODES = ("RGB", "RGBA", "L", "LA", "P")
 """Pillow's modes of 8 bits per channel; it reads colour photographs of 16 bits as RGB, by their upper bytes."""
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
