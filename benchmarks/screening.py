@@ -3,9 +3,10 @@
     python -m benchmarks.screening --data FOLDER --plan widths operators --runs runs/screening
     python -m benchmarks.screening --table
 
-A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing. Everything is chosen by
-the choosing split; val is noted only for cases that train on all of train. Each finished case appends a line to the results file,
-and cases that stand there are skipped; a killed one continues where it last saved.
+A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing, on one thread: two
+that wait for each other are slow beside anything else. Everything is chosen by the choosing split; val is noted only for cases
+that train on all of train. Each finished case appends a line to the results file, and cases that stand there are skipped; a
+killed one continues where it last saved.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def run(case: Case, data: str, folder: Path, results: Path) -> None:
     network = folder / "network.json"
     write_text(network, genotype.to_json())
     inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
-    settings = {"warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE} | case.settings
+    settings = {"threads": 1, "warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE} | case.settings
     config = folder / "recipe.toml"
     write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     command = [
