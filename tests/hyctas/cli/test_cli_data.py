@@ -81,10 +81,11 @@ def test_masks_of_0_and_255_stop(command: Command, data: Path, network: Path) ->
 def test_train_ids_in_files_named_label_ids_stop(command: Command, tmp_path: Path, network: Path) -> None:
     root = tmp_path / "cities"
     for split, city in (("train", "ulm"), ("train", "bonn"), ("train", "jena"), ("val", "lindau")):
-        for folder, ending, mode in (("leftImg8bit", "leftImg8bit", "RGB"), ("gtFine", "gtFine_labelIds", "L")):
-            path = root / folder / split / city / f"{city}_000000_000019_{ending}.png"
+        ids = Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20) % 19)
+        files = {"leftImg8bit/{}/{}_leftImg8bit.png": Image.new("RGB", ids.size), "gtFine/{}/{}_gtFine_labelIds.png": ids}
+        for name, picture in files.items():
+            path = root / name.format(f"{split}/{city}", f"{city}_000000_000019")
             path.parent.mkdir(parents=True)
-            picture = Image.new("RGB", (20, 10)) if mode == "RGB" else Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20) % 19)
             picture.save(path)
     code, text = train(command, root, network)
     assert code == 2 and "'pole'" not in text and "'sky'" in text and "18 (ignored)" in text, text
@@ -113,6 +114,15 @@ def test_images_of_two_sizes_are_trained_on_and_scored(command: Command, data: P
     code, text = train(command, data, network)
     assert code == 0 and "images of 3 sizes: 48x64 (7 images), 40x72 (2 images), 33x65 (1 images)" in text, text
     assert "mIoU" in text and (data.parent / "run/network.safetensors").exists()
+
+
+def test_a_supernet_is_trained_on_images_of_two_sizes(command: Command, data: Path) -> None:
+    write(data, "train", "a_1", mask((40, 72)))
+    code, text = command(
+        "train", "supernet", "--data", data, "--run", data.parent / "run", "--space", "tiny", "--steps", 1, "--batch", 2,
+        "--crop", "32x32", "--init", "none",
+    )  # fmt: skip
+    assert code == 0 and "images of 2 sizes" in text and (data.parent / "run/supernet.safetensors").exists(), text
 
 
 def test_a_training_ends_in_a_checkpoint_and_a_failed_scoring_is_repeated_alone(

@@ -58,7 +58,7 @@ def test_unknown_colours_are_named_and_counted(root: Path) -> None:
     with pytest.raises(InvalidInput, match=words):
         label(root)
     write(root, [(i, i, 3) for i in range(24)])
-    with pytest.raises(InvalidInput, match="24 pixels.* and 19 more; .*smooth edges"):
+    with pytest.raises(InvalidInput, match=r"24 pixels.* and 19 more; .*smooth edges"):
         label(root)
 
 
