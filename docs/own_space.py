@@ -1,6 +1,6 @@
 """A search space of your own: the table that hyctas-profile, hyctas-train and hyctas-search take with --space.
 
-    hyctas-profile --run runs/mine --space docs/own_space.py --size 360x480 --networks 30
+    hyctas-profile --run runs/mine --space docs/own_space.py --size 360x480 --networks 60
 
 This one is for a slow CPU: narrow, shallow at high resolution, without the costly heads, with one kind of attention. Its widths are
 parts of EfficientNet-Lite0's, so that trained weights fit:

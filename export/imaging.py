@@ -6,13 +6,19 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from export.errors import InvalidInput
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Names of photographs; the content decides which format a file has."""
+_MODES = ("RGB", "RGBA", "L", "LA", "P")
+"""Pillow's modes of 8 bits per channel; it reads colour photographs of 16 bits as RGB, by their upper bytes."""
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ROWS = 32
 """Output rows that `upsample_argmax` computes at a time: few enough for the cache."""
 
@@ -59,9 +65,33 @@ class Preprocessing:
         return np.ascontiguousarray((pixels * scale + offset).transpose(2, 0, 1)[None])
 
 
+def is_photograph(path: Path) -> bool:
+    """Say whether a file's name is that of an image; hidden files (`._x.jpg`, which macOS leaves behind) are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def decode(data: bytes) -> Image.Image:
-    """Decode an image file held in memory to RGB."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    """Decode an image file held in memory; see `upright_rgb`."""
+    return upright_rgb(Image.open(io.BytesIO(data)))
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """Turn a photograph the way its EXIF orientation asks for, and bring it to RGB of 8 bits.
+
+    Every image that is trained on, timed or painted over goes through here, so that all see the same pixels. Grey of 16 bits
+    keeps its upper byte, as colour of 16 bits does; transparency is dropped.
+
+    Raises:
+        InvalidInput: a colour space or a range of values that is not known to fit (CMYK, 32 bits, floating point).
+    """
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode in _GREY_16:
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode not in _MODES:
+        raise InvalidInput(
+            f"the image has mode {picture.mode}; wanted RGB or grey with 8 or 16 bits per channel: convert it, and save it as PNG"
+        )
+    return picture if picture.mode == "RGB" else picture.convert("RGBA").convert("RGB")
 
 
 def labels_of(output: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -33,18 +33,22 @@ class Run:
         config: a dataclass or JSON-able mapping that decides the results.
         outputs: names of the files in the folder that the command writes; moved aside by `restart`.
         restart: start over.
+        formerly: the same configuration as an earlier version wrote it; a folder that holds it is continued.
 
     Raises:
         InvalidInput: the folder holds this command's state with another configuration.
     """
 
-    def __init__(self, folder: Path, command: str, config: Any, outputs: tuple[str, ...], *, restart: bool = False) -> None:
+    def __init__(
+        self, folder: Path, command: str, config: Any, outputs: tuple[str, ...], *, restart: bool = False, formerly: Any = None
+    ) -> None:
         self.folder, self.command, self.outputs = folder, command, outputs
         self.path = folder / f"{command}.json"
         if folder.exists() and not folder.is_dir():
             raise InvalidInput(f"--run {folder} is a file; give a folder")
         values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
         self.config: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        self._formerly = json.loads(json.dumps(formerly, default=str))
         if restart:
             self._move_aside()
         self.record = self._claim()
@@ -67,7 +71,7 @@ class Run:
         if self.path.exists():
             record: dict[str, Any] = read_json(self.path, FORMAT_VERSION)
             differing = _differences(record.get("config", {}), self.config)
-            if differing:
+            if differing and record.get("config") != self._formerly:
                 raise InvalidInput(
                     f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing)
                     + "\nRepeat it with the old values to continue, give another --run, or add --restart to start over."

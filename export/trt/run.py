@@ -187,9 +187,13 @@ def _read_with_pillow(path: Path, size: tuple[int, int]) -> np.ndarray:
     except ImportError:
         advice = f"pip install pillow, or write it as .ppm (P6) of {size[0]}x{size[1]}"
         raise InvalidInput(f"{path.name} can be read with Pillow only, which is not installed: {advice}") from None
+    from export.imaging import upright_rgb
+
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            return np.asarray(upright_rgb(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    except InvalidInput as error:
+        raise InvalidInput(f"{path.name}: {error}") from None
     except OSError as error:
         raise InvalidInput(f"{path.name} is no image that Pillow reads: {error}") from None
 

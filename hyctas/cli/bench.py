@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_IMAGES = 16
 REFRESH_SECONDS = 0.5
-SUFFIXES = (".jpg", ".jpeg", ".png")
+JPEG_MARK = b"\xff\xd8\xff"
 BUNDLE, RUN = "bundle", "run folder"
 
 
@@ -163,21 +163,21 @@ def names(paths: Sequence[Path]) -> list[str]:
 def load_images(spec: str) -> list[bytes]:
     """Read at most `MAX_IMAGES` images as JPEG files in memory, evenly spread over a folder of images or a data set.
 
-    JPEG files are taken as they are, others are encoded at quality 90.
+    JPEG files are taken as they are (decoding turns them upright), others are encoded at quality 90.
 
     Raises:
         InvalidInput: no images there, or a file that is none.
     """
     from export.errors import InvalidInput
+    from export.imaging import is_photograph
     from hyctas.data import open_source
     from hyctas.data.images import read_image
 
     folder = Path(spec).expanduser()
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    files = sorted(filter(is_photograph, folder.iterdir())) if folder.is_dir() else []
     if files:
-        chosen = _spread(files)
-        arrays = [(path, read_image(path)) for path in chosen]  # names a file that is no image
-        return [path.read_bytes() if path.suffix.lower() != ".png" else _jpeg(array) for path, array in arrays]
+        chosen = [(read_image(path), path.read_bytes()) for path in _spread(files)]  # names a file that is no image
+        return [data if data.startswith(JPEG_MARK) else _jpeg(array) for array, data in chosen]
     source = open_source(spec)
     split = "val" if "val" in source.splits else source.splits[0]
     samples = source.samples(split)

@@ -43,7 +43,7 @@ class ProfileJob:
     """Number of classes; default: those of --data, or 19."""
     data: str | None = None
     """Data set, to take the number of classes from."""
-    networks: int = 30
+    networks: int = 60
     """Whole networks measured to calibrate the prediction; 0: none."""
     shard: str | None = None
     """Measure one part of the operators, for instance 2/4: several equal machines share the work; then --merge."""
@@ -83,7 +83,7 @@ class TrainJob:
     run: Path = Path("runs/new")
     """Run folder."""
     data: str = "scenes"
-    """Data set: scenes, scenes:seed=1,train=200,val=40,size=96x128, or a folder (CamVid, Cityscapes, plain layout)."""
+    """Data set: scenes, scenes:seed=1,train=200,val=40,size=96x128, or a folder (docs/own_data.md lists the layouts)."""
     init: str | None = None
     """Weights to start from: efficientnet-lite0 (1, 2), a .pth or .safetensors file, timm:NAME, a run or bundle, none; default: \
 efficientnet-lite0 for space edge, else none."""
@@ -200,7 +200,7 @@ class DemoJob:
     run: Path = Path("runs/demo")
     """Run folder."""
     data: str | None = None
-    """Your data set's folder (CamVid, Cityscapes or plain layout); default: generated street scenes."""
+    """Your data set's folder (docs/own_data.md lists the layouts); default: generated street scenes."""
     fps: float | None = None
     """Frame rate to reach on the target; default: none, the whole front is searched."""
     target: str | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hyctas.cli.datasets import DataSet
     from hyctas.pretrained.start import Start
     from hyctas.pretrained.weights import Loaded
+    from hyctas.runs import Run
     from hyctas.training.loop import Trainer
     from hyctas.training.sandwich import Sandwich
     from hyctas.training.single import Single
@@ -55,13 +56,15 @@ def train_supernet(job: TrainSupernetJob) -> None:
 
     recipe, space = job.recipe(), load_space(job.space)
     start = find_start(job.init or default_supernet_source(space), job.run)
-    data = open_dataset(job.data)
+    data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     assert isinstance(recipe, SupernetRecipe)
     config = {
-        "recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity(), **_start_config(start),
+        "recipe": recipe.identity(), "space": job.space, "space_hash": space.hash, "data": data.trained(), **_start_config(start),
     }  # fmt: skip
     outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
-    run = Run(job.run, "train-supernet", config, outputs, restart=job.restart)
+    run = Run(
+        job.run, "train-supernet", config, outputs, restart=job.restart, formerly={**config, "data": data.identity()}
+    )  # fmt: skip
     if run.done:
         say(f"{run.file('supernet.safetensors')} is already trained with this configuration")
         return
@@ -107,23 +110,27 @@ def train_network(job: TrainNetworkJob) -> None:
     recipe = job.recipe()
     assert isinstance(recipe, NetworkRecipe)
     start = find_start(job.init or default_source(genotype), job.run)
-    data = open_dataset(job.data)
+    data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     data = data.with_all_of_train() if job.all_of_train else data
-    config = {"recipe": asdict(recipe), "genotype": genotype.id, "data": data.identity(), **_start_config(start)}
+    config = {"recipe": recipe.identity(), "genotype": genotype.id, "data": data.trained(), **_start_config(start)}
     if job.teacher:
         teachers = _find_teachers(job, data, recipe.temperature)
         config["teacher"] = [teacher.sha256 for teacher in teachers]
     outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json", "soft_labels")
-    run = Run(job.run, "train-network", config, outputs, restart=job.restart)
+    run = Run(
+        job.run, "train-network", config, outputs, restart=job.restart, formerly={**config, "data": data.identity()}
+    )  # fmt: skip
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
+        if run.record["results"].get("scored", data.scored()) != data.scored():
+            _score_again(run, data, recipe.size)
         return
 
     import torch
 
     from hyctas.data import Frames
     from hyctas.network import build, save_weights
-    from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
+    from hyctas.training.evaluate import estimation_batches, reestimate_norms
     from hyctas.training.loop import Trainer, is_first_process
     from hyctas.training.reparameterise import merge, reparameterise
     from hyctas.training.single import Single
@@ -156,25 +163,55 @@ def train_network(job: TrainNetworkJob) -> None:
     save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
     write_json(run.file("labels.json"), data.source.labels.to_json())
+    results = _score(run, network, genotype.id, data, recipe.size, preprocessing)
+    crops = trainer.step * recipe.batch
+    run.finish(
+        steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
+        start=loaded.to_json() if loaded else None, scored=data.scored(), **results,
+    )  # fmt: skip
+    run.file("network.checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(run.file("soft_labels"), ignore_errors=True)
+    say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): {_shown(results)}")
+
+
+def _score(
+    run: Run, network: nn.Module, genotype_id: str, data: DataSet, size: tuple[int, int] | None, preprocessing: Preprocessing
+) -> dict[str, float]:
+    """Write RUN/scores.json, and return the mIoU of each part."""
+    from export.files import write_json
+    from hyctas.cli.show import bar
+    from hyctas.data import Frames
+    from hyctas.training.evaluate import evaluate
+
     scores, splits = {}, [("choose", "train", data.choose), ("val", "val", data.val)]
     with bar("score network") as shown:
         for done, (name, split, samples) in enumerate(splits):
             if samples:
-                images = Frames(data.source, split, samples, recipe.size)
+                images = Frames(data.source, split, samples, size)
                 scores[name] = asdict(evaluate(network, images, data.num_classes, preprocessing))
             shown.update((done + 1) / len(splits))
-    write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype.id, "size": recipe.size, **scores})
-    crops = trainer.step * recipe.batch
-    results = {name: score["miou"] for name, score in scores.items()}
-    run.finish(
-        steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
-        start=loaded.to_json() if loaded else None, **results,
-    )  # fmt: skip
-    run.file("network.checkpoint.pt").unlink(missing_ok=True)
-    shutil.rmtree(run.file("soft_labels"), ignore_errors=True)
+    write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype_id, "size": size, **scores})
+    return {name: score["miou"] for name, score in scores.items()}
+
+
+def _score_again(run: Run, data: DataSet, size: tuple[int, int] | None) -> None:
+    """Score a trained network on a val that has changed since."""
+    from hyctas.bundling import load_trained
+    from hyctas.cli.show import say
+    from hyctas.training.loop import is_first_process, start_processes
+
+    start_processes()
+    if not is_first_process():
+        return
+    trained = load_trained(run.folder)
+    results = _score(run, trained.network, trained.genotype.id, data, size, trained.preprocessing)
+    run.finish(**{**run.record["results"], "scored": data.scored(), **results})
+    say(f"val is another than before: {_shown(results)}")
+
+
+def _shown(results: dict[str, float]) -> str:
     where = {"choose": "the choosing split", "val": "val"}
-    shown_scores = ", ".join(f"{miou:.3f} on {where[name]}" for name, miou in results.items())
-    say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): mIoU {shown_scores}")
+    return "mIoU " + ", ".join(f"{miou:.3f} on {where[name]}" for name, miou in results.items())
 
 
 def preprocessing_of(start: Start | None) -> Preprocessing:

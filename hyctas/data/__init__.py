@@ -8,7 +8,7 @@ from hyctas.data.scenes import Scenes
 from hyctas.data.source import open_source
 from hyctas.data.split import Split, honest_split
 from hyctas.data.transforms import PREPROCESSING, Augment, View, augment, augment_view, draw_view, normalise, to_batch
-from hyctas.data.verify import VerifyReport, verify
+from hyctas.data.verify import Coverage, VerifyReport, verify
 
 __all__ = [
     "CAMVID",
@@ -16,6 +16,7 @@ __all__ = [
     "IGNORE",
     "PREPROCESSING",
     "Augment",
+    "Coverage",
     "Frames",
     "Labels",
     "Sample",

@@ -57,7 +57,7 @@ class Frames:
         self._frames: list[tuple[np.ndarray, np.ndarray]] = []
         pool = ThreadPoolExecutor(_THREADS)
         try:
-            for image, label in pool.map(lambda sample: _resized(*source.load(split, sample), size), self.samples):
+            for image, label in pool.map(lambda sample: resized(*source.load(split, sample), size), self.samples):
                 self._frames.append((image, label))
                 self.nbytes += image.nbytes + label.nbytes
                 # As if the rest were like what is loaded: refuse after the first frame, not the last.
@@ -90,7 +90,8 @@ class Frames:
             )
 
 
-def _resized(image: np.ndarray, label: np.ndarray, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+def resized(image: np.ndarray, label: np.ndarray, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Resize an image (bilinear) and its label (nearest) to (height, width); both become read-only. None keeps their size."""
     if size is not None and label.shape != size:
         height, width = size
         image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,33 +1,54 @@
-"""Read the class list of the plain layout: `classes.txt` or `classes.json`."""
+"""Read a folder's own class list: `classes.txt` or `classes.json`."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile, InvalidInput
+from hyctas.data.coding import LARGEST, Coding, numbered
 from hyctas.data.labels import IGNORE, Colour, Labels, default_colours
 
+NAMES = ("classes.txt", "classes.json")
+PALETTES = ("indices", "colours")
 _COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
-def read_classes(root: Path) -> tuple[Labels, int]:
-    """Read the classes of a folder, and the value that its label files use for ignored pixels (255 unless stated).
+@dataclass
+class _ClassList:
+    """What a class file says."""
 
-    `classes.txt` has a class name per line, optionally followed by `#rrggbb`; `ignore=11` states the ignored value;
-    empty lines and lines that begin with `#` are skipped. `classes.json` is a list of names, or of {"name", "colour"}, or
-    an object {"classes": that list, "ignore": 11}, or the `labels.json` of a bundle.
+    entries: list[tuple[str, Colour | None]] = field(default_factory=list)
+    ignored: list[int | Colour] = field(default_factory=list)
+    palettes: str = PALETTES[0]
+
+
+def has_classes(root: Path) -> bool:
+    """Say whether a folder has a class file."""
+    return any((root / name).is_file() for name in NAMES)
+
+
+def read_classes(root: Path) -> Coding:
+    """Read the classes of a folder, and how its label files denote them.
+
+    `classes.txt` has a class name per line, optionally followed by `#rrggbb`: the colour it is drawn in, and, where every class
+    has one, the colour that it has in colour-coded label files. Empty lines and lines that begin with `#` are skipped.
+    `ignore=11` or `ignore=#000000` states what ignored pixels hold (255 unless a number is stated; with 0, classes count from
+    1), `palette=colours` that in palette files the colours count, not the indices. `classes.json` is a list of names, or of
+    {"name", "colour"}, or an object {"classes": that list, "ignore": 11 or "#000000" or a list of such, "palette": ...}, or the
+    `labels.json` of a bundle.
 
     Raises:
         InvalidInput: neither file, both files, or a list that makes no label set.
         CorruptFile: a line or an entry is not understood.
     """
-    text, data = root / "classes.txt", root / "classes.json"
+    text, data = (root / name for name in NAMES)
     if text.is_file() and data.is_file():
         raise InvalidInput(f"{root} has both classes.txt and classes.json; keep one")
-    if not text.is_file() and not data.is_file():
+    if not has_classes(root):
         raise InvalidInput(
             f"{root} lacks classes.txt (one class name per line, optionally #rrggbb after it; optionally ignore=255)"
         )
@@ -36,58 +57,94 @@ def read_classes(root: Path) -> tuple[Labels, int]:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise CorruptFile(path, "not a text file in UTF-8") from None
-    entries, ignored = _from_text(path, content) if path is text else _from_json(path, content)
-    if not entries:
+    return _coding(path, _from_text(path, content) if path is text else _from_json(path, content))
+
+
+def _coding(path: Path, found: _ClassList) -> Coding:
+    if not found.entries:
         raise InvalidInput(f"{path} names no class")
-    if not len(entries) <= ignored <= 255:
-        raise InvalidInput(f"{path}: ignore={ignored} must lie above the {len(entries)} class numbers and be at most 255")
-    fallback = default_colours(len(entries))
+    numbers = [value for value in found.ignored if isinstance(value, int)] or [IGNORE]
+    first = 1 if 0 in numbers else 0
+    count = len(found.entries)
+    for number in numbers:
+        if number and not first + count <= number <= LARGEST:
+            raise InvalidInput(
+                f"{path}: ignore={number} must lie above the {count} class numbers {first}..{first + count - 1} and be at most "
+                f"{LARGEST}; or be 0, and the classes count from 1"
+            )
+    fallback = default_colours(count)
+    given = [colour for _, colour in found.entries if colour is not None]
+    if found.palettes != PALETTES[0] and len(given) < count:
+        raise InvalidInput(f"{path}: palette=colours needs the colour of every class: NAME #rrggbb")
     try:
-        colours = tuple(colour or fallback[i] for i, (_, colour) in enumerate(entries))
-        return Labels(tuple(name for name, _ in entries), colours), ignored
+        colours = tuple(colour or fallback[i] for i, (_, colour) in enumerate(found.entries))
+        return numbered(
+            Labels(tuple(name for name, _ in found.entries), colours), range(first, first + count), numbers,
+            given if len(given) == count and (len(set(given)) == count or found.palettes == "colours") else None,
+            [value for value in found.ignored if not isinstance(value, int)],
+            "colours" if found.palettes == "colours" else "indices",
+        )  # fmt: skip
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from None
 
 
-def _from_text(path: Path, content: str) -> tuple[list[tuple[str, Colour | None]], int]:
-    entries: list[tuple[str, Colour | None]] = []
-    ignored = IGNORE
+def _from_text(path: Path, content: str) -> _ClassList:
+    found = _ClassList()
     for number, line in enumerate(content.splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        if setting := re.fullmatch(r"ignore\s*=\s*(.*)", line):
-            if not setting[1].isascii() or not setting[1].isdecimal():
-                raise CorruptFile(path, f"ignore={setting[1]!r} is not a whole number", number)
-            ignored = int(setting[1])
+        if setting := re.fullmatch(r"(ignore|palette)\s*=\s*(.*)", line):
+            if setting[1] == "palette":
+                found.palettes = _palettes(path, setting[2], number)
+            elif setting[2].isascii() and setting[2].isdecimal():
+                found.ignored.append(int(setting[2]))
+            elif setting[2].startswith("#"):
+                found.ignored.append(_colour(path, setting[2], number))
+            else:
+                raise CorruptFile(path, f"ignore={setting[2]!r} is not a whole number and no colour #rrggbb", number)
             continue
         name, hash_sign, colour = line.partition("#")
         if not hash_sign:
-            entries.append((line, None))
+            found.entries.append((line, None))
             continue
-        entries.append((name.strip(), _colour(path, f"#{colour.strip()}", number)))
-    return entries, ignored
+        found.entries.append((name.strip(), _colour(path, f"#{colour.strip()}", number)))
+    return found
 
 
-def _from_json(path: Path, content: str) -> tuple[list[tuple[str, Colour | None]], int]:
+def _from_json(path: Path, content: str) -> _ClassList:
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
     if isinstance(value, dict) and "names" in value:
         labels = Labels.from_json(value)
-        return list(zip(labels.names, labels.colours, strict=True)), labels.ignore
-    ignored: Any = IGNORE
-    entries: Any = value
-    if isinstance(value, dict):
-        if unknown := set(value) - {"classes", "ignore"}:
-            raise CorruptFile(path, f"unknown keys {', '.join(sorted(unknown))}; allowed: classes, ignore")
-        entries, ignored = value.get("classes"), value.get("ignore", IGNORE)
-    if not isinstance(ignored, int) or isinstance(ignored, bool):
-        raise CorruptFile(path, f"ignore is {ignored!r}; wanted a whole number")
+        return _ClassList(list(zip(labels.names, labels.colours, strict=True)), [labels.ignore])
+    value = value if isinstance(value, dict) else {"classes": value}
+    if unknown := set(value) - {"classes", "ignore", "palette"}:
+        raise CorruptFile(path, f"unknown keys {', '.join(sorted(unknown))}; allowed: classes, ignore, palette")
+    entries, ignored = value.get("classes"), value.get("ignore", [])
     if not isinstance(entries, list):
         raise CorruptFile(path, "wanted a list of class names")
-    return [_entry(path, item) for item in entries], ignored
+    return _ClassList(
+        [_entry(path, item) for item in entries],
+        [_ignored(path, item) for item in (ignored if isinstance(ignored, list) else [ignored])],
+        _palettes(path, value.get("palette", PALETTES[0])),
+    )
+
+
+def _ignored(path: Path, value: Any) -> int | Colour:
+    if isinstance(value, str) and value.startswith("#"):
+        return _colour(path, value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CorruptFile(path, f"ignore is {value!r}; wanted a whole number, or a colour #rrggbb")
+    return value
+
+
+def _palettes(path: Path, value: Any, line: int | None = None) -> str:
+    if value not in PALETTES:
+        raise CorruptFile(path, f"palette is {value!r}; allowed: {', '.join(PALETTES)}", line)
+    return str(value)
 
 
 def _entry(path: Path, item: Any) -> tuple[str, Colour | None]:

@@ -4,74 +4,137 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from export.errors import InvalidInput
+from export.imaging import upright_rgb
+
+T = TypeVar("T")
 
 # What Pillow raises for damaged files, by format and by where the damage is; a fuzz test keeps this list honest.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelFile:
+    """What a label file holds, as it is in the file."""
+
+    values: np.ndarray
+    """Numbers, uint8 or uint16 (H, W): of a palette file the indices. Or colours, uint8 (H, W, 3)."""
+    palette: np.ndarray | None = None
+    """Of a palette file, the colour of each index, uint8 (n, 3)."""
+
+    @property
+    def colours(self) -> np.ndarray:
+        """The pixels as they look, uint8 (H, W, 3); only for a palette file and one of colours."""
+        return self.values if self.palette is None else self.palette[self.values]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as uint8 (H, W, 3) RGB; grey, palette and RGBA files are converted.
+    """Read an image as uint8 (H, W, 3) RGB, upright; see `export.imaging.upright_rgb`.
 
     Raises:
-        InvalidInput: missing, truncated, undecodable, or not 8 bits per channel.
+        InvalidInput: missing, truncated, undecodable, too large to be opened, or of another kind of pixels.
     """
-    picture = _decode(path)
-    if picture.mode not in ("RGB", "RGBA", "L", "LA", "P"):
-        raise InvalidInput(f"{path}: has mode {picture.mode}; wanted an 8-bit RGB image")
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGBA").convert("RGB"), dtype=np.uint8)
+    return _opened(path, lambda picture: np.array(upright_rgb(picture), dtype=np.uint8))
 
 
-def read_label(path: Path) -> np.ndarray:
-    """Read a label file as uint8 (H, W), the values as they are in the file (palette files: the indices).
+def is_turned_sideways(path: Path) -> bool:
+    """Say whether reading an image swaps its height and width, as its EXIF orientation asks for."""
+    return _opened(path, lambda picture: picture.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS)
+
+
+def read_label(path: Path) -> LabelFile:
+    """Read a label file; no value of it is changed.
 
     Raises:
-        InvalidInput: missing, truncated, undecodable, or not one channel of 8 bits.
+        InvalidInput: missing, truncated, undecodable, no PNG file whatever its name says, or other pixels than numbers of 8 or
+            16 bits, a palette, or opaque colours.
     """
-    picture = _decode(path)
-    if picture.mode in ("RGB", "RGBA", "LA"):
-        values = np.asarray(picture)
-        grey = picture.mode == "LA" or bool((values[..., :3] == values[..., :1]).all())
-        how = (
-            "its colour channels are equal, so PIL's getchannel(0) yields the label"
-            if grey
-            else "replace each colour by its class number (0, 1, 2, ...) and save that as a uint8 array: "
-            "Image.fromarray(ids).save(...)"
-        )
-        raise InvalidInput(f"{path}: label has mode {picture.mode}; wanted a PNG with one 8-bit channel: {how}")
-    if picture.mode not in ("L", "P", "1"):
-        raise InvalidInput(f"{path}: label has mode {picture.mode}; wanted a PNG with one 8-bit channel")
-    bits = picture.info.get("hyctas_raw_mode", "")
-    if picture.mode == "L" and bits in ("L;2", "L;4"):
+    return _opened(path, _label, formats=("PNG",))
+
+
+def read_palette(path: Path) -> dict[int, tuple[int, int, int]]:
+    """Return the colours that a palette PNG gives to the values it holds; empty for other label files.
+
+    Raises:
+        InvalidInput: see `read_label`.
+    """
+    if not _opened(path, lambda picture: picture.mode == "P", formats=("PNG",)):
+        return {}
+    label = read_label(path)
+    assert label.palette is not None
+    return {int(value): _rgb(label.palette[value]) for value in np.unique(label.values)}
+
+
+def _label(picture: Image.Image) -> LabelFile:
+    assert isinstance(picture, ImageFile.ImageFile)
+    raw_mode = picture.tile[0][3] if picture.tile else ""
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode == "L" and raw_mode in ("L;2", "L;4"):
         raise InvalidInput(
-            f"{path}: label has {bits[-1]} bits per pixel, which decoders stretch to 0..255; save it with 8 bits"
+            f"label has {raw_mode[-1]} bits per pixel, which decoders stretch to 0..255; save it with 8 bits"
         )
-    return np.array(picture, dtype=np.uint8)
+    if picture.mode == "P":
+        palette = np.zeros((256, 3), np.uint8)
+        given = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        palette[: len(given)] = given
+        return LabelFile(np.array(picture, np.uint8), palette)
+    if picture.mode in ("L", "1"):
+        return LabelFile(np.array(picture, np.uint8))
+    if picture.mode.startswith("I;16"):
+        return LabelFile(np.array(picture).astype(np.uint16))
+    if picture.mode in ("RGB", "RGBA", "LA"):
+        pixels = np.array(picture.convert("RGBA"))
+        if (pixels[..., 3] < 255).any():
+            raise InvalidInput("label has transparent pixels; save it without an alpha channel")
+        return LabelFile(np.ascontiguousarray(pixels[..., :3]))
+    raise InvalidInput(f"label has mode {picture.mode}; wanted a PNG of class numbers (8 or 16 bits), a palette, or RGB colours")
 
 
-def _decode(path: Path) -> Image.Image:
+def _opened(path: Path, use: Callable[[Image.Image], T], formats: tuple[str, ...] | None = None) -> T:
+    try:
+        with Image.open(path, formats=formats) as picture:
+            return use(picture)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InvalidInput(f"{path}: is larger than the {most} megapixels that are opened; scale it down, or cut it up") from None
+    except UnidentifiedImageError as error:
+        if formats is not None and (found := _format(path)) is not None:
+            raise InvalidInput(
+                f"{path}: is a {found} file whatever its name says; labels are read from PNG, which keeps every value: "
+                "save them anew from where they were made, since a converted JPEG or GIF may have lost values"
+            ) from None
+        raise _damaged(path, error) from None
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _format(path: Path) -> str | None:
+    """Return the format that a file's content has, None where Pillow knows none."""
     try:
         with Image.open(path) as picture:
-            raw_mode = picture.tile[0][3] if picture.tile else ""
-            picture.load()
-    except _DAMAGE as error:
-        text = str(error).replace(str(path), "the file") or type(error).__name__
-        raise InvalidInput(f"{path}: cannot be read as an image, it is missing, truncated or damaged ({text})") from None
-    picture.info["hyctas_raw_mode"] = raw_mode if isinstance(raw_mode, str) else ""
-    return picture
+            return picture.format
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
+
+
+def _damaged(path: Path, error: Exception) -> InvalidInput:
+    text = str(error).replace(str(path), "the file") or type(error).__name__
+    return InvalidInput(f"{path}: cannot be read as an image, it is missing, truncated or damaged ({text})")
+
+
+def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in colour)
+    return red, green, blue

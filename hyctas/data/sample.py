@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from hyctas.data.labels import Labels
+from hyctas.data.labels import Colour, Labels
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """A data set. Implementations: `hyctas.data.layouts.FileSource`, `hyctas.data.scenes.Scenes`."""
+    """A data set. Implementations: `hyctas.data.folders.FileSource`, `hyctas.data.scenes.Scenes`."""
 
     @property
     def name(self) -> str:
@@ -32,6 +33,14 @@ class Source(Protocol):
     @property
     def labels(self) -> Labels:
         """The classes, as train ids."""
+
+    @property
+    def layout(self) -> str:
+        """What kind of data set it was recognised as, in words."""
+
+    @property
+    def expects_all(self) -> bool:
+        """Whether a class that never occurs in `train` is a mistake; false where chance decides what occurs."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -51,5 +60,19 @@ class Source(Protocol):
             InvalidInput: a file is missing or unusable; the text begins with its path.
         """
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return JSON-able data that differs when the data set differs."""
+    def palette(self, split: str, sample: Sample) -> dict[int, Colour]:
+        """Return the colour that a label file gives to each number it holds, where only the numbers count and colours are there.
+
+        Raises:
+            InvalidInput: the file is missing or unusable.
+        """
+
+    def held(self, split: str) -> str:
+        """Say in words what label files of a split hold, and what it stands for; for errors.
+
+        Raises:
+            InvalidInput: a file is missing or unusable.
+        """
+
+    def fingerprint(self, splits: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return JSON-able data that differs when the data set, or only these splits of it, differ."""

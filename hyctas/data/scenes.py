@@ -7,6 +7,7 @@ surroundings and position to tell them apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from export.errors import InvalidInput
 from export.target import format_size
-from hyctas.data.labels import Labels
+from hyctas.data.labels import Colour, Labels
 from hyctas.data.painting import STREET, paint
 from hyctas.data.sample import Sample
 from hyctas.data.world import Street, invent_street
@@ -52,6 +53,16 @@ class Scenes:
         return f"scenes:seed={self.seed},train={self.train},val={self.val},size={format_size(self.size)}"
 
     @property
+    def layout(self) -> str:
+        """They have no files."""
+        return "generated"
+
+    @property
+    def expects_all(self) -> bool:
+        """A few streets need not show everything."""
+        return False
+
+    @property
     def labels(self) -> Labels:
         """The classes of the streets."""
         return STREET
@@ -76,9 +87,18 @@ class Scenes:
         key = (self.seed, number, int(clip))
         return paint(_street(*key), sample.index, self.size, np.random.default_rng([*key, sample.index, 1]))
 
-    def fingerprint(self) -> dict[str, Any]:
+    def palette(self, split: str, sample: Sample) -> dict[int, Colour]:
+        """Labels are painted as train ids."""
+        return {}
+
+    def held(self, split: str) -> str:
+        """Labels are painted as train ids."""
+        return "train ids"
+
+    def fingerprint(self, splits: Sequence[str] | None = None) -> dict[str, Any]:
         """Identify the data set by seed, counts, size and the version of the generator."""
         counts = {"train": self.train, "val": self.val}
+        counts = {split: counts[split] for split in (counts if splits is None else splits)}
         return {
             "kind": "scenes",
             "version": _VERSION,

@@ -7,7 +7,7 @@ from typing import Any
 
 from export.errors import InvalidInput
 from export.target import parse_size
-from hyctas.data.layouts import open_folder
+from hyctas.data.folders import open_folder
 from hyctas.data.sample import Sample, Source
 from hyctas.data.scenes import Scenes
 

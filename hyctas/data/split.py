@@ -94,7 +94,10 @@ def _choose_clips(sizes: dict[str, int], share: float, rng: np.random.Generator)
         return None
 
     def miss(clips: Sequence[str]) -> float:
-        return abs(sum(sizes[c] for c in clips) / total - share)
+        return off(sum(sizes[c] for c in clips))
+
+    def off(count: int) -> float:
+        return abs(count / total - share)
 
     order = [names[i] for i in rng.permutation(len(names))]
     if len(names) <= _EXHAUSTIVE_UP_TO:
@@ -103,10 +106,12 @@ def _choose_clips(sizes: dict[str, int], share: float, rng: np.random.Generator)
         return set(best) if miss(best) <= _TOLERANCE + 1e-9 else None
     for _ in range(_GREEDY_TRIES):
         taken: list[str] = []
+        count = 0
         for clip in order:
-            if len(taken) < most and miss([*taken, clip]) < miss(taken):
+            if len(taken) < most and off(count + sizes[clip]) < off(count):
                 taken.append(clip)
-        if taken and miss(taken) <= _TOLERANCE + 1e-9:
+                count += sizes[clip]
+        if taken and off(count) <= _TOLERANCE + 1e-9:
             return set(taken)
         order = [names[i] for i in rng.permutation(len(names))]
     return None

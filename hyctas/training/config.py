@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from export.errors import InvalidInput
 
@@ -51,6 +52,8 @@ class Recipe:
     """Threads that torch computes with."""
     save_seconds: float = 60.0
     """Seconds between checkpoints."""
+    absent_classes: bool = False
+    """Train although a class has no pixel in train: the network never learns it."""
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -71,6 +74,10 @@ class Recipe:
             raise InvalidInput(f"colour is {self.colour}; the strength of the jitter must be between 0 (off) and 1")
         if min(self.crop) < 32 or self.batch < 2:
             raise InvalidInput(f"crop {self.crop} must be at least 32x32 and batch {self.batch} at least 2 (batch norm)")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the weights, as a run's configuration records it: not what data is merely accepted."""
+        return {name: value for name, value in asdict(self).items() if name != "absent_classes"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,18 +11,26 @@ from torch import Tensor, nn
 
 from export.imaging import Preprocessing
 from hyctas.data import Frames, Score, confusion, normalise, score, to_batch
+from hyctas.data.cache import resized
+
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
-def whole_images(frames: Frames, indices: Sequence[int], preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+def whole_images(frames: Frames | Pairs, indices: Sequence[int], preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Return images (N, 3, H, W), normalised, and labels (N, H, W) of a split, without augmentation."""
     pairs = [frames[index] for index in indices]
     return to_batch([(normalise(image.astype(np.float32) / 255, preprocessing), label) for image, label in pairs])
 
 
 def estimation_batches(frames: Frames, seed: int, count: int, batch: int, preprocessing: Preprocessing) -> list[Tensor]:
-    """Return image batches for `reestimate_norms`, fixed by the seed (not by when they are asked for)."""
+    """Return image batches for `reestimate_norms`, fixed by the seed (not by when they are asked for).
+
+    Images of other sizes than the commonest are resized to it, so that they make batches: norms need several images at a time.
+    """
     order = np.random.default_rng([seed, 7]).permutation(len(frames))[: count * batch]
-    return [whole_images(frames, order[i : i + batch].tolist(), preprocessing)[0] for i in range(0, len(order), batch)]
+    size = Counter(frames[index][1].shape for index in range(len(frames))).most_common(1)[0][0]
+    pairs = [resized(*frames[index], (size[0], size[1])) for index in order.tolist()]
+    return [whole_images(pairs, range(i, min(i + batch, len(pairs))), preprocessing)[0] for i in range(0, len(pairs), batch)]
 
 
 def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = True) -> None:

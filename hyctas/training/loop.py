@@ -83,10 +83,12 @@ class Trainer:
     def run(self, step: Step, progress: Callable[[Progress], None] | None = None) -> None:
         """Train until the budget is spent; the model then holds the averaged weights where the recipe asks for them.
 
+        The checkpoint then holds the end of the training, so that whatever follows can fail and be repeated.
+
         Raises:
             CheckFailed: the loss is not finite three steps in a row (steps with a non-finite gradient are left out).
         """
-        bad = 0
+        bad, first = 0, self.step
         with torch_threads(self.recipe.threads):
             while not self._finished():
                 started = time.monotonic()
@@ -111,6 +113,8 @@ class Trainer:
                 self._save_sometimes()
                 if progress is not None:
                     progress(Progress(self.step, min(1.0, self.share), self.spent_s, numbers))
+        if self.step > first:
+            self.save()
         if self.average is not None:
             self.average.apply()
 

@@ -377,7 +377,7 @@ def test_unknown_presets(command: Command, run: Path, kind: str, name: str) -> N
         (("--crop", "48"), "HEIGHTxWIDTH"),
         (("--crop", "16x16"), "too small"),
         (("--minutes", "1", "--steps", "3"), "exactly one of"),
-        (("--max-gmacs", "1e-9", "--steps", "1"), "smallest network"),
+        (("--max-gmacs", "1e-9", "--steps", "1"), "its smallest has"),
     ],
 )
 def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
