@@ -11,11 +11,13 @@ RUN = runs/demo
 DATA =
 FPS =
 TARGET =
+FUZZ =
+TORTURE =
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test gate clean
+.PHONY: help demo test fuzz torture gate clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
@@ -31,6 +33,8 @@ help:
 	@echo '              TARGET=T       where it is to run, for instance onnxruntime-cpu:fp32'
 	@echo '              RUN=FOLDER     where the results go; the same command continues what it began there'
 	@echo 'make test     lint, type check and all tests'
+	@echo 'make fuzz     mutate every kind of file that a command reads, 53,000 times; FUZZ="--seed 1 --seconds 300", FUZZ=--help'
+	@echo 'make torture  kill the commands 100 times and take away what they need; TORTURE="--kills 500", TORTURE=--help'
 	@echo 'make gate     compile the GPU kernels that changed, for all architectures, and check and record what they need (no GPU)'
 	@echo 'make clean    remove .venv, caches and build products; runs/ stays'
 	@echo
@@ -45,6 +49,13 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# What is found is printed with the command that repeats it. A torture that was stopped goes on where it was.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+torture: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz.torture $(TORTURE)
 
 # Linux alone: Triton, which is the compiler, has no wheels for other systems.
 gate: $(VENV)/.test

@@ -170,7 +170,7 @@ class Genotype:
         """
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, a number too long for Python, endless nesting
             raise InvalidInput(f"genotype is not valid JSON: {error}") from None
         if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
             found = value.get("format_version") if isinstance(value, dict) else None

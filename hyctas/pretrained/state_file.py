@@ -78,7 +78,7 @@ def _torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         if any(words in str(error) for words in REFUSED):
             raise InvalidInput(
                 f"{path} holds more than tensors, and nothing in it is executed; "

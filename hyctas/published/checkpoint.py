@@ -167,7 +167,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise InvalidInput(f"there is no checkpoint {path}")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(f"{path} is not a checkpoint of plain tensors as torch.save writes it ({first})") from None
     for name in ("state_dict", "model"):

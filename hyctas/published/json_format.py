@@ -101,7 +101,7 @@ def _error(text: str) -> InvalidInput:
 def _parse(source: str | Mapping[str, Any]) -> dict[str, Any]:
     try:
         value = json.loads(source) if isinstance(source, str) else dict(source)
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON, a number too long for Python, endless nesting
         raise _error(f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise _error(f"must be an object with the fields {list(FIELDS)}, found {type(value).__name__}")

@@ -14,7 +14,7 @@ from pathlib import Path
 PRELOADED = (
     "torch", "onnx", "onnxscript", "onnxruntime", "pymoo.algorithms.moo.nsga2", "matplotlib.figure", "tyro", "rich.progress", "PIL.Image",
     "torch.export", "safetensors.torch", *(f"hyctas.cli.{name}" for name in ("profile", "train", "search", "export", "bench", "doctor")),
-    "hyctas.training.sandwich", "hyctas.training.single", "hyctas.bundling", "hyctas.report.write", "hyctas.search.driver",
+    "hyctas.cli.datasets", "hyctas.cli.report", "hyctas.training.sandwich", "hyctas.training.single", "hyctas.bundling", "hyctas.report.write", "hyctas.search.driver",
     "hyctas.pretrained.start", "hyctas.inherit", "export.bench", "export.bench_models", "export.parity", "export.onnx_file",
 )  # fmt: skip
 """Modules without threads of their own; this process computes nothing with them, so that its forks are whole."""

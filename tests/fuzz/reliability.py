@@ -1,10 +1,96 @@
-"""Keep what `make fuzz` and `make torture` measured, and write benchmarks/results/cpu/reliability.md from it."""
+"""Keep what `make fuzz` and `make torture` did, and write benchmarks/results/cpu/reliability.md from it."""
 
 from __future__ import annotations
 
+import datetime
+import platform
+import subprocess
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FOLDER = Path("benchmarks/results/cpu")
+FOUND = Path(__file__).with_name("found.toml")
+HEAD = """# Nothing is lost, nothing passes silently
 
-def record(part: str, result: dict[str, Any], folder: Path = Path("benchmarks/results/cpu")) -> None:
-    """Keep the result of a part, "fuzz" or "torture"."""
+Written by `make fuzz FUZZ=--record` and `make torture TORTURE=--record`; what they do is described in `tests/fuzz`. The numbers are in
+`reliability.json`.
+"""
+
+
+def record(part: str, result: Mapping[str, Any], folder: Path = FOLDER) -> None:
+    """Keep the result of a part, "fuzz" or "torture", and write the report anew."""
+    from export.files import read_json, write_json, write_text
+
+    path = folder / "reliability.json"
+    known: dict[str, Any] = read_json(path, 1) if path.exists() else {"format_version": 1}
+    known[part] = {"date": f"{datetime.date.today()}", "commit": _commit(), "python": platform.python_version(), **result}
+    write_json(path, known)
+    write_text(folder / "reliability.md", "\n".join([HEAD, *_fuzz(known.get("fuzz")), *_torture(known.get("torture")), *_found()]) + "\n")
+
+
+def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["## Mutations of files", "", "Not run yet.", ""]
+    total = Counter[str]()
+    rows = []
+    for kind in found["kinds"]:
+        read, command = Counter(kind["read"]), Counter(kind["command"])
+        total += read + command
+        rows.append(f"| {kind['kind']} | {read.total()} | {read['refused']} | {read['same']} | {read['other']} | {command.total()} | "
+                    f"{command['refused']} | {command['accepted']} | {len(kind['faults'])} |")  # fmt: skip
+    without = [kind["kind"] for kind in found["kinds"] if not Counter(kind["command"]).total()]
+    return [
+        "## Mutations of files", "",
+        f"{total.total():,} mutations of {len(rows)} kinds of files, seed {found['seed']}, {found['minutes']} minutes, commit "
+        f"`{found['commit']}`, {found['date']}: {total['fault']} faults.", "",
+        "*refused*: one sentence, exit code 1, 2 or 3. *the same*: read as the unmutated file. *another*: read as another value, whose types, "
+        "units, ranges and relations hold (a digit changed in a file without a hash is another file). A *fault* is a traceback, exit code "
+        "70, a hang, control characters on the terminal, more than 3 GiB of memory, or a number that is silently wrong.", "",
+        "| kind of file | in one process | refused | the same | another | by command | refused | accepted | faults |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|", *rows, "",
+        *([f"Not run through a command: {', '.join(without)}.", ""] if without else []),
+        *_faults(found["kinds"]),
+    ]  # fmt: skip
+
+
+def _faults(kinds: list[dict[str, Any]]) -> list[str]:
+    groups: dict[tuple[str, str], int] = Counter((kind["kind"], fault["what"].splitlines()[0][:140]) for kind in kinds for fault in kind["faults"])
+    if not groups:
+        return []
+    lines = [f"* {kind}, {count}x: {what.replace('|', '/').replace('<', '&lt;')}" for (kind, what), count in groups.items()]
+    return ["Faults that stand:", "", *lines, ""]
+
+
+def _torture(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["## Kills and other troubles", "", "Not run yet.", ""]
+    kills = found["kills"]
+    return [
+        "## Kills and other troubles", "",
+        f"{sum(kills.values())} SIGKILLs at random moments in {found['chains']} jobs (profile, both trainings, search, export, bench; space "
+        f"tiny, fixed latency table, budgets in steps), seed {found['seed']}, commit `{found['commit']}`, {found['date']}: "
+        f"{len(found['faults'])} faults. Each command was repeated until it ended; then all files were those of an undisturbed run: the "
+        "same weights, history, front, scores and bundle, and no file more.", "",
+        "| command | undisturbed, s | kills |", "|---|--:|--:|",
+        *(f"| {name} | {seconds} | {kills.get(name, 0)} |" for name, seconds in found["seconds"].items()), "",
+        f"In the system's temporary folder, killed processes left {found['temporary']} entries, which nobody but the system removes.", "",
+        "| trouble | what came of it |", "|---|---|", *(f"| {name} | {said} |" for name, said in found["troubles"].items()), "",
+        *(["Faults that stand:", "", *(f"* {fault.splitlines()[0][:300]}" for fault in found["faults"]), ""] if found["faults"] else []),
+    ]  # fmt: skip
+
+
+def _found() -> list[str]:
+    """List what was found on the way and what became of it."""
+    found = tomllib.loads(FOUND.read_text())
+    lines = ["## Found on the way", "", f"{len(found['mended'])} mended, each with a test:", ""]
+    lines += [f"* {text}" for text in found["mended"]]
+    lines += ["", "Not run: " + " ".join(found["not_run"])]
+    return lines
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return asked.stdout.strip() or "unknown"

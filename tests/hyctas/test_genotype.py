@@ -102,6 +102,9 @@ def test_truncated_json_and_missing_fields() -> None:
     text = TINY.smallest().to_json()
     with pytest.raises(InvalidInput, match="not valid JSON"):
         Genotype.from_json(text[:-5])
+    for number in ("[" * 100_000, "9" * 5000):
+        with pytest.raises(InvalidInput, match="not valid JSON"):
+            Genotype.from_json(text.replace('"format_version":1', f'"format_version":{number}'))
     document = json.loads(text)
     del document["head"]
     with pytest.raises(InvalidInput, match=r"lacks the fields \['head'\]"):

@@ -75,6 +75,7 @@ def changed(name: str, field: str, value: Any, *place: int) -> dict[str, Any]:
     ("wrong", "text"),
     [
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", "must be an object"),
         ('{"ops": []}', r"lacks the fields \['paths', 'downs', 'widths', 'lasts'\]"),
         (changed("S", "latency", [1]), r"unknown fields \['latency'\]"),

@@ -1,0 +1,69 @@
+"""Thirty seeded seconds of the fuzzer, and its own parts; `make fuzz` runs all of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.kinds import kinds
+from tests.fuzz.mutations import TOML_TOKENS, generator, misplace, mutate, restore
+from tests.fuzz.oracles import Wrong, check, check_text
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 30
+
+
+@pytest.mark.slow
+def test_thirty_seconds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--seed", "0", "--seconds", str(SECONDS), "--commands", "1", "--jobs", "2"]
+    done = subprocess.run([*command, "--work", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+
+
+def test_a_case_depends_on_seed_kind_and_number_alone() -> None:
+    data = json.dumps({"format_version": 1, "a": [1, 2.5, {"b": "text"}], "c": None}).encode()
+
+    def case(number: int) -> tuple[str, bytes]:
+        return mutate(data, "json", generator(3, "kind/read", number))
+
+    first = [case(number) for number in range(200)]
+    assert first == [case(number) for number in range(200)]
+    assert sum(changed != data for _, changed in first) > 180, "a mutation changes something"
+    for form, sample in (("jsonl", data + b"\n" + data + b"\n"), ("toml", b"a = 1\nb = 2\n"), ("bytes", b""), ("bytes", data)):
+        for number in range(100):
+            mutate(sample, form, generator(0, form, number))
+
+
+def test_something_else_in_a_files_place(tmp_path: Path) -> None:
+    path, seen = tmp_path / "file", set()
+    for number in range(40):
+        restore(path, b"content")
+        seen.add(misplace(path, generator(0, "place", number)))
+    restore(path, b"content")
+    assert len(seen) == 5 and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_oracles() -> None:
+    from hyctas.data.metric import Score
+
+    good = Score(miou=0.5, iou=(0.5, None), pixel_accuracy=0.5, present=(True, False), policy="")
+    check(good)
+    for wrong in ({"miou": 5}, {"miou": True}, {"iou": ("0.5", None)}, {"pixel_accuracy": float("nan")}):
+        with pytest.raises(Wrong):
+            check(Score(**{**good.__dict__, **wrong}))
+    check_text("a sentence\n")
+    for text in ("\x1b[31mred", "x" * 10_000, "\udc80"):
+        with pytest.raises(Wrong):
+            check_text(text)
+
+
+def test_kinds_have_names_of_their_own() -> None:
+    names = [kind.name for kind in kinds()]
+    assert len(set(names)) == len(names) > 40
+    assert all(token.isprintable() for token in TOML_TOKENS)
+    assert tomllib.loads((ROOT / "tests" / "fuzz" / "found.toml").read_text())
