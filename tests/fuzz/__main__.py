@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unknown kind; the kinds are: {', '.join(kind.name for kind in kinds())}")
         return 2
     begun = time.monotonic()
-    print(f"seed {asked.seed}: {len(chosen)} kinds, {asked.mutations} mutations each in one process, {asked.commands} each by command"
-          + (f", within {asked.seconds:g} s" if asked.seconds else ""), flush=True)  # fmt: skip
+    print(f"seed {asked.seed}: {len(chosen)} kinds, {asked.mutations} mutations each in one process, {asked.commands} each by "
+          + ("command" if not asked.seconds else f"command, within {asked.seconds:g} s"), flush=True)  # fmt: skip
     preload()
     work = asked.work.resolve()
     samples = work / "samples"
@@ -73,7 +74,8 @@ def _spread(chosen: Sequence[Kind], asked: argparse.Namespace, work: Path) -> li
     jobs, pipes = max(1, min(asked.jobs, len(chosen))), list[Connection]()
     for job in range(jobs):
         here, there = multiprocessing.Pipe(duplex=False)
-        start(lambda job=job, there=there: _lane(chosen[job::jobs], asked, work / f"job-{job}", end, there), work / f"job-{job}.txt")  # type: ignore[misc]
+        home = work / f"job-{job}"
+        start(partial(_lane, chosen[job::jobs], asked, home, end, there), home.with_suffix(".txt"))
         there.close()
         pipes.append(here)
     tallies, begun = list[Tally](), time.monotonic()
@@ -86,7 +88,8 @@ def _spread(chosen: Sequence[Kind], asked: argparse.Namespace, work: Path) -> li
                 pipes.remove(pipe)
                 continue
             spent, done = time.monotonic() - begun, len(tallies)
-            print(f"{done:3d}/{len(chosen)}  {_line(tallies[-1])}; {_minutes(spent / done * (len(chosen) - done))} left", flush=True)
+            left = _minutes(spent / done * (len(chosen) - done))
+            print(f"{done:3d}/{len(chosen)}  {_line(tallies[-1])}; {left} left", flush=True)
     if len(tallies) < len(chosen):
         lacking = {kind.name for kind in chosen} - {tally.kind for tally in tallies}
         logs = "".join((work / f"job-{job}.txt").read_text()[-2000:] for job in range(jobs))
@@ -100,7 +103,8 @@ def _lane(chosen: Sequence[Kind], asked: argparse.Namespace, work: Path, end: fl
     for done, kind in enumerate(chosen):
         now = time.monotonic()
         deadline = None if end is None else now + max(0.0, end - now) / (len(chosen) - done)
-        pipe.send(fuzz_kind(kind, work.parent / "samples", work, asked.seed, reads, commands, timeout_s=asked.timeout, deadline=deadline))
+        limits = {"timeout_s": asked.timeout, "deadline": deadline}
+        pipe.send(fuzz_kind(kind, work.parent / "samples", work, asked.seed, reads, commands, **limits))
     shutil.rmtree(work, ignore_errors=True)
     return 0
 
@@ -124,12 +128,13 @@ def _conclude(tallies: Sequence[Tally], faults: Sequence[Fault], asked: argparse
         if reason:
             print(f"  {reason}")
         cases = ", ".join(str(fault.case) for fault in group[:SHOWN])
-        print(f"  cases {cases}; repeat: python -m tests.fuzz --seed {asked.seed} --kind '{kind}' --way {first.way} --case {first.case}")
+        again = f"--seed {asked.seed} --kind '{kind}' --way {first.way} --case {first.case}"
+        print(f"  cases {cases}; repeat: python -m tests.fuzz {again}")
     total = sum((count for tally in tallies for count in tally.counts.values()), Counter())
     kept = f"; the files are in {asked.work / 'faults'}" if faults else ""
-    print(f"\nseed {asked.seed}: {total.total()} mutations of {len(tallies)} kinds in {_minutes(spent_s)}: {total['refused']} refused, "
-          f"{total['same'] + total['other'] + total['accepted']} accepted, {len(faults)} faults ({len(fresh)} new ones of "
-          f"{len(groups)} kinds){kept}")  # fmt: skip
+    accepted = total["same"] + total["other"] + total["accepted"]
+    print(f"\nseed {asked.seed}: {total.total()} mutations of {len(tallies)} kinds in {_minutes(spent_s)}: {total['refused']} "
+          f"refused, {accepted} accepted, {len(faults)} faults ({len(fresh)} of {len(groups)} are not known){kept}")  # fmt: skip
     if asked.record:
         record("fuzz", {"seed": asked.seed, "minutes": round(spent_s / 60, 1), "kinds": [tally.to_json() for tally in tallies]})
     return bool(fresh)

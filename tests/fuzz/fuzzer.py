@@ -200,7 +200,7 @@ def _outcome(kind: Kind, root: Path, baseline: Any) -> str:
 def _last(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/tests/" not in f.filename]
     ours = [f for f in frames if re.search(r"/(hyctas|latency|export)/", f.filename) and "site-packages" not in f.filename]
-    at = (ours or frames or [None])[-1]
+    at = next(reversed(ours or frames), None)
     place = f" at {'/'.join(Path(at.filename).parts[-2:])}:{at.lineno}" if at is not None else ""
     return f"{type(error).__name__}{place}: {str(error)[:200]}"
 

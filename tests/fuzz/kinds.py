@@ -85,8 +85,8 @@ def _run_kinds() -> tuple[Kind, ...]:
 def _bundle_kinds() -> tuple[Kind, ...]:
     export = ("export", "{}/x.onnx", "--network", "{}/run/bundle")
     bench = ("bench", "{}/run/bundle", "--seconds", 0.02, "--out", "{}/out.json")
-    signed = {"read": _bundle, "command": bench, "after": _sign}
-    plain = {"read": _bundle, "command": export, "exact": True}
+    signed: dict[str, Any] = {"read": _bundle, "command": bench, "after": _sign}
+    plain: dict[str, Any] = {"read": _bundle, "command": export, "exact": True}
     return (
         Kind(name="bundle manifest", file="run/bundle/manifest.json", form="json", read=_bundle, command=bench),
         Kind(name="bundle model", file="run/bundle/model.onnx", form="bytes", **plain),
@@ -111,9 +111,10 @@ def _file_kinds() -> tuple[Kind, ...]:
         Kind(name="genotype", file="files/genotype.json", form="json", read=_genotype,
              command=("export", "{}/x.onnx", "--network", "{}/files/genotype.json", "--random-weights", "--size", "64x64")),
         Kind(name="released genotype", file="files/released.json", form="json", read=_released,
-             command=("train", "network", "--network", "published:{}/files/released.json", "--data", "{}/none", "--run", "{}/new")),
+             command=("train", "network", "--network", "published:{}/files/released.json", "--data", "{}/none", "--run", "{}/n")),
         Kind(name="released checkpoint", file="files/weights.pth", form="bytes", read=_checkpoint_released,
-             command=("export", "{}/x.onnx", "--network", "published:S", "--checkpoint", "{}/files/weights.pth", "--size", "64x64")),
+             command=("export", "{}/x.onnx", "--network", "published:S", "--size", "64x64",
+                      "--checkpoint", "{}/files/weights.pth")),
         Kind(name="trained weights, torch", file="files/weights.pth", form="bytes", read=_pth,
              command=(*start, "{}/files/weights.pth")),
         Kind(name="trained weights, safetensors", file="files/weights.safetensors", form="bytes", read=_safetensors,
@@ -143,9 +144,10 @@ def _file_kinds() -> tuple[Kind, ...]:
 
 def _data_kinds() -> tuple[Kind, ...]:
     bench = ("bench", "{}/run/bundle", "--seconds", 0.02, "--out", "{}/out.json", "--mode", "end-to-end", "--data")
+    images = "{}/data/images/train"
     return (
-        Kind(name="PNG image", file="data/images/train/clip0_0.png", form="bytes", read=_data, command=(*bench, "{}/data/images/train")),
-        Kind(name="JPEG image", file="data/images/train/clip1_1.jpg", form="bytes", read=_data, command=(*bench, "{}/data/images/train")),
+        Kind(name="PNG image", file="data/images/train/clip0_0.png", form="bytes", read=_data, command=(*bench, images)),
+        Kind(name="JPEG image", file="data/images/train/clip1_1.jpg", form="bytes", read=_data, command=(*bench, images)),
         Kind(name="label", file="data/labels/val/clip0_0.png", form="bytes", read=_data, command=(*bench, "{}/data")),
         Kind(name="class list", file="data/classes.txt", form="bytes", read=_data, command=(*bench, "{}/data")),
         Kind(name="class list, JSON", file="files/classes.json", form="json", read=_classes_json),
@@ -240,7 +242,8 @@ def _network(root: Path) -> Any:
     from hyctas.bundling import load_trained
 
     trained = load_trained(root / "run")
-    return _digest(trained.network.state_dict()), trained.genotype, trained.labels, trained.size, trained.preprocessing, trained.facts
+    weights = _digest(trained.network.state_dict())
+    return weights, trained.genotype, trained.labels, trained.size, trained.preprocessing, trained.facts
 
 
 def _digest(state: Any) -> str:

@@ -1,4 +1,4 @@
-"""Run commands in forks of this process, in which torch is imported already: a process of their own, without the seconds of imports."""
+"""Run commands in forks of this process, which has torch imported already: processes of their own, without seconds of imports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PRELOADED = (
-    "torch", "onnx", "onnxscript", "onnxruntime", "pymoo.algorithms.moo.nsga2", "matplotlib.figure", "tyro", "rich.progress", "PIL.Image",
-    "torch.export", "safetensors.torch", *(f"hyctas.cli.{name}" for name in ("profile", "train", "search", "export", "bench", "doctor")),
-    "hyctas.cli.datasets", "hyctas.cli.report", "hyctas.training.sandwich", "hyctas.training.single", "hyctas.bundling", "hyctas.report.write", "hyctas.search.driver",
-    "hyctas.pretrained.start", "hyctas.inherit", "export.bench", "export.bench_models", "export.parity", "export.onnx_file",
+    "torch", "torch.export", "onnx", "onnxscript", "onnxruntime", "pymoo.algorithms.moo.nsga2", "matplotlib.figure", "tyro",
+    "rich.progress", "PIL.Image", "safetensors.torch", "hyctas.training.sandwich", "hyctas.training.single", "hyctas.bundling",
+    *(f"hyctas.cli.{name}" for name in ("profile", "train", "search", "export", "bench", "doctor", "datasets", "report", "kit")),
+    "hyctas.report.write", "hyctas.search.driver", "hyctas.pretrained.start", "hyctas.inherit", "hyctas.workloads",
+    "export.bench", "export.bench_models", "export.parity", "export.onnx_file", "latency.ingest",
 )  # fmt: skip
 """Modules without threads of their own; this process computes nothing with them, so that its forks are whole."""
 KILLED = -int(signal.SIGKILL)
@@ -92,6 +93,8 @@ def kill(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run_command(name: str, *arguments: object, log: Path, timeout_s: float = 600, prepare: Callable[[], None] | None = None) -> int | None:
+def run_command(
+    name: str, *arguments: object, log: Path, timeout_s: float = 600, prepare: Callable[[], None] | None = None
+) -> int | None:
     """Run a command to its end; see `start_command` and `wait`."""
     return wait(start_command(name, arguments, log, prepare), timeout_s)

@@ -1,4 +1,4 @@
-"""Mutate files: bytes of any, the structure of JSON, JSON lines and TOML, and what stands in a file's place. All draws are seeded."""
+"""Mutate files: bytes of any, the structure of JSON, JSON lines and TOML, and what stands in a file's place, by seeded draws."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ TOKENS = (
 )  # fmt: skip
 """What a JSON value is replaced by, as text: some of it is no JSON on purpose."""
 TOML_TOKENS = (
-    "nan", "inf", "-inf", "-1", "0", "0.5", "1.5", "1e308", "9" * 400, "true", "false", "[]", "[1, 2]", "[32, 32, 32]", "{}", '""',
-    '"1"', '"NaN"', '"64x64"', '"/dev/zero"', '"\\u001b[31mred"', '"' + "x" * 100_000 + '"', "[" * 5_000, "1979-05-27", "[[1]]", "x",
+    "nan", "inf", "-inf", "-1", "0", "0.5", "1.5", "1e308", "9" * 400, "true", "false", "[]", "[1, 2]", "[32, 32, 32]", "{}",
+    '""', '"1"', '"NaN"', '"64x64"', '"/dev/zero"', '"\\u001b[31mred"', '"' + "x" * 100_000 + '"', "[" * 5_000, "1979-05-27",
+    "[[1]]", "x",
 )  # fmt: skip
 MARK = "\ue000{}\ue000"
 

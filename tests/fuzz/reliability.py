@@ -15,8 +15,8 @@ FOLDER = Path("benchmarks/results/cpu")
 FOUND = Path(__file__).with_name("found.toml")
 HEAD = """# Nothing is lost, nothing passes silently
 
-Written by `make fuzz FUZZ=--record` and `make torture TORTURE=--record`; what they do is described in `tests/fuzz`. The numbers are in
-`reliability.json`.
+Written by `make fuzz FUZZ=--record` and `make torture TORTURE=--record`; what they do is described in `tests/fuzz`. The numbers
+are in `reliability.json`.
 """
 
 
@@ -28,7 +28,8 @@ def record(part: str, result: Mapping[str, Any], folder: Path = FOLDER) -> None:
     known: dict[str, Any] = read_json(path, 1) if path.exists() else {"format_version": 1}
     known[part] = {"date": f"{datetime.date.today()}", "commit": _commit(), "python": platform.python_version(), **result}
     write_json(path, known)
-    write_text(folder / "reliability.md", "\n".join([HEAD, *_fuzz(known.get("fuzz")), *_torture(known.get("torture")), *_found()]) + "\n")
+    lines = [HEAD, *_fuzz(known.get("fuzz")), *_torture(known.get("torture")), *_found()]
+    write_text(folder / "reliability.md", "\n".join(lines) + "\n")
 
 
 def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
@@ -39,16 +40,18 @@ def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
     for kind in found["kinds"]:
         read, command = Counter(kind["read"]), Counter(kind["command"])
         total += read + command
-        rows.append(f"| {kind['kind']} | {read.total()} | {read['refused']} | {read['same']} | {read['other']} | {command.total()} | "
-                    f"{command['refused']} | {command['accepted']} | {len(kind['faults'])} |")  # fmt: skip
+        cells = [kind["kind"], read.total(), read["refused"], read["same"], read["other"]]
+        cells += [command.total(), command["refused"], command["accepted"], len(kind["faults"])]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     without = [kind["kind"] for kind in found["kinds"] if not Counter(kind["command"]).total()]
     return [
         "## Mutations of files", "",
         f"{total.total():,} mutations of {len(rows)} kinds of files, seed {found['seed']}, {found['minutes']} minutes, commit "
         f"`{found['commit']}`, {found['date']}: {total['fault']} faults.", "",
-        "*refused*: one sentence, exit code 1, 2 or 3. *the same*: read as the unmutated file. *another*: read as another value, whose types, "
-        "units, ranges and relations hold (a digit changed in a file without a hash is another file). A *fault* is a traceback, exit code "
-        "70, a hang, control characters on the terminal, more than 3 GiB of memory, or a number that is silently wrong.", "",
+        "*refused*: one sentence, exit code 1, 2 or 3. *the same*: read as the unmutated file. *another*: read as another value, "
+        "whose types, units, ranges and relations hold (a digit changed in a file without a hash is another file). A *fault* is a "
+        "traceback, exit code 70, a hang, control characters on the terminal, more than 3 GiB of memory, or a number that is "
+        "silently wrong.", "",
         "| kind of file | in one process | refused | the same | another | by command | refused | accepted | faults |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|", *rows, "",
         *([f"Not run through a command: {', '.join(without)}.", ""] if without else []),
@@ -57,7 +60,7 @@ def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _faults(kinds: list[dict[str, Any]]) -> list[str]:
-    groups: dict[tuple[str, str], int] = Counter((kind["kind"], fault["what"].splitlines()[0][:140]) for kind in kinds for fault in kind["faults"])
+    groups = Counter((kind["kind"], fault["what"].splitlines()[0][:140]) for kind in kinds for fault in kind["faults"])
     if not groups:
         return []
     lines = [f"* {kind}, {count}x: {what.replace('|', '/').replace('<', '&lt;')}" for (kind, what), count in groups.items()]
@@ -70,15 +73,15 @@ def _torture(found: Mapping[str, Any] | None) -> list[str]:
     kills = found["kills"]
     return [
         "## Kills and other troubles", "",
-        f"{sum(kills.values())} SIGKILLs at random moments in {found['chains']} jobs (profile, both trainings, search, export, bench; space "
-        f"tiny, fixed latency table, budgets in steps), seed {found['seed']}, commit `{found['commit']}`, {found['date']}: "
-        f"{len(found['faults'])} faults. Each command was repeated until it ended; then all files were those of an undisturbed run: the "
-        "same weights, history, front, scores and bundle, and no file more.", "",
+        f"{sum(kills.values())} SIGKILLs at random moments in {found['chains']} jobs (profile, both trainings, search, export, "
+        f"bench; space tiny, fixed latency table, budgets in steps), seed {found['seed']}, commit `{found['commit']}`, "
+        f"{found['date']}: {len(found['faults'])} faults. Each command was repeated until it ended; then all files were to be those "
+        "of an undisturbed run: the same weights, history, front, scores and bundle, and no file more.", "",
         "| command | undisturbed, s | kills |", "|---|--:|--:|",
         *(f"| {name} | {seconds} | {kills.get(name, 0)} |" for name, seconds in found["seconds"].items()), "",
-        f"In the system's temporary folder, killed processes left {found['temporary']} entries, which nobody but the system removes.", "",
+        f"In the system's temporary folder, killed processes left {found['temporary']} entries, which only the system removes.", "",
         "| trouble | what came of it |", "|---|---|", *(f"| {name} | {said} |" for name, said in found["troubles"].items()), "",
-        *(["Faults that stand:", "", *(f"* {fault.splitlines()[0][:300]}" for fault in found["faults"]), ""] if found["faults"] else []),
+        *(["Faults that stand:", "", *(f"* {f.splitlines()[0][:300]}" for f in found["faults"]), ""] if found["faults"] else []),
     ]  # fmt: skip
 
 

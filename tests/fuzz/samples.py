@@ -20,8 +20,24 @@ HERE = Path(__file__).parent
 DATA = "scenes:train=16,val=4,size=32x32"
 SIZE, CLASSES = (64, 64), 10
 SMALL = ("--crop", "32x32", "--batch", "2", "--steps", "1")
-RECIPE = 'learning_rate = 0.002\nwarmup_steps = 5\nscale = [0.6, 1.6]\nschedule = "poly"\namp = true\nema = 0.0\nclip = 5.0\nsave_seconds = 0.0\n'
-PROFILE = "budget_ms = 5.0\nmin_samples = 20\nci = 0.02\nretake_load = 0.1\nbuilds = 1\nin_context = false\n"
+RECIPE = """\
+learning_rate = 0.002
+warmup_steps = 5
+scale = [0.6, 1.6]
+schedule = "poly"
+amp = true
+ema = 0.0
+clip = 5.0
+save_seconds = 0.0
+"""
+PROFILE = """\
+budget_ms = 5.0
+min_samples = 20
+ci = 0.02
+retake_load = 0.1
+builds = 1
+in_context = false
+"""
 
 
 class SamplesFailed(Exception):
@@ -100,7 +116,7 @@ def _stop_before_weights() -> None:
     def stop(*_: Any) -> None:
         os._exit(0)
 
-    hyctas.network.save_weights = stop
+    hyctas.network.save_weights = stop  # type: ignore[assignment]
 
 
 def _data(root: Path) -> None:
@@ -117,7 +133,8 @@ def _data(root: Path) -> None:
                 path = root / kind / split / f"clip{number}_{number}.{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
-    (root / "classes.txt").write_text("".join(f"{name} #1020{at:02x}\n" for at, name in enumerate(scenes.labels.names)) + "ignore=255\n")
+    names = [f"{name} #1020{at:02x}" for at, name in enumerate(scenes.labels.names)]
+    (root / "classes.txt").write_text("\n".join([*names, "ignore=255"]) + "\n")
 
 
 def _kit(root: Path) -> None:
@@ -142,7 +159,7 @@ def _kit(root: Path) -> None:
 
 
 def _files(folder: Path) -> None:
-    """Write what users bring or what caches hold: weights, released genotype, foreign ONNX files, engine manifest, attention choices."""
+    """Write what users bring or what caches hold: weights, released genotype, foreign ONNX files, manifest of an engine."""
     import torch
 
     from hyctas.published import drawn, genotype

@@ -1,7 +1,7 @@
 """make torture: kill commands at random moments, and take away what they need; the result must be that of an undisturbed run.
 
-1. SIGKILL over profile, both trainings, search, export and bench of the smallest possible job; each command is then repeated until it
-   ends. Front, history, weights and bundle must be those of an undisturbed run, and no file more may lie about.
+1. SIGKILL over profile, both trainings, search, export and bench of the smallest possible job; each command is then repeated
+   until it ends. Front, history, weights and bundle must be those of an undisturbed run, and no file more may lie about.
 2. Two of the same command in one folder at once; a full disk; a read-only folder; few open files; a closed stdout. Each must end
    with one sentence or its work done, and the command, repeated without the trouble, with the undisturbed result.
 
@@ -33,7 +33,7 @@ from tests.fuzz.samples import CLASSES, DATA, write_tables
 OPEN_FILES = 64
 TIMEOUT_S = 900.0
 FIXED = "fixed.json"
-TRAIN = ("--data", DATA, "--crop", "32x32", "--batch", 2)
+TRAIN = ("--data", DATA, "--crop", "32x32", "--batch", 2, "--config", "HOME/train.toml")
 SETTINGS = "save_seconds = 0.0\nthreads = 1\n"
 PROFILE = "budget_ms = 2.0\nwarmup_ms = 1.0\n"
 MEASURED = {"latency.json", "fps.json", "fps.md", "fps.html", "report.md", "report.html", "pareto.svg"}
@@ -56,12 +56,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("profile", "profile", ("--run", "{}", "--space", "tiny", "--size", "64x64", "--classes", CLASSES, "--networks", 0, "--shard", "1/40",
-                                 "--target", "onnxruntime-cpu:fp32", "--config", "HOME/profile.toml")),
-    Stage("train supernet", "train", ("supernet", "--run", "{}", "--space", "tiny", "--steps", 6, *TRAIN, "--config", "HOME/train.toml")),
+    Stage("profile", "profile", ("--run", "{}", "--space", "tiny", "--size", "64x64", "--classes", CLASSES, "--networks", 0,
+                                 "--shard", "1/40", "--target", "onnxruntime-cpu:fp32", "--config", "HOME/profile.toml")),
+    Stage("train supernet", "train", ("supernet", "--run", "{}", "--space", "tiny", "--steps", 6, *TRAIN)),
     Stage("search", "search", ("--run", "{}", "--table", "HOME/" + FIXED, "--evaluations", 5, "--population", 3, "--images", 2,
                                "--measure", 0)),
-    Stage("train network", "train", ("network", "--run", "{}", "--steps", 6, *TRAIN, "--config", "HOME/train.toml")),
+    Stage("train network", "train", ("network", "--run", "{}", "--steps", 6, *TRAIN)),
     Stage("export", "export", ("{}/bundle/", "--network", "{}", "--size", "64x64")),
     Stage("bench", "bench", ("--run", "{}", "--seconds", 0.05, "--size", "64x64", "--target", "onnxruntime-cpu:fp32")),
 )  # fmt: skip
@@ -197,10 +197,11 @@ class Torture:
             Failed: a file more or less, or another content.
         """
         reference = self.work / "reference"
-        ours, theirs = ({p.relative_to(r).as_posix() for p in r.rglob("*") if not p.is_dir()} for r in (run, reference))
+        ours, theirs = ({p.relative_to(r).as_posix() for p in r.rglob("*")} for r in (run, reference))
         if ours != theirs:
             raise Failed(f"files left: {sorted(ours - theirs)}, files missing: {sorted(theirs - ours)}")
-        differing = [name for name in sorted(theirs) if _content(run / name) != _content(reference / name)]
+        files = (name for name in sorted(theirs) if (reference / name).is_file())
+        differing = [name for name in files if _content(run / name) != _content(reference / name)]
         if differing:
             raise Failed(f"other content than in an undisturbed run: {', '.join(differing)}")
 
@@ -284,7 +285,8 @@ def _full_disk(torture: Torture) -> str:
     try:
         size, stops = 40, 0
         for stage in STAGES:
-            while (code := run_command(stage.command, *stage.filled(disk / "run", torture.work), log=torture.log, timeout_s=TIMEOUT_S)) != 0:
+            arguments = stage.filled(disk / "run", torture.work)
+            while (code := run_command(stage.command, *arguments, log=torture.log, timeout_s=TIMEOUT_S)) != 0:
                 _refused(code, torture, stage)
                 stops, size = stops + 1, int(size * 1.5) + 40
                 if size > 1 << 20:
@@ -335,14 +337,14 @@ def _few_files(torture: Torture) -> str:
 
 
 def _closed_stdout(torture: Torture) -> str:
-    """Do the job with a closed stdout, and with a reader that leaves: the work must be done, or the exit code must say otherwise."""
+    """Do the job with a closed stdout, and with a reader that leaves: work is done, or the exit code says otherwise."""
     run, codes = torture.work / "troubled", dict[str, list[int]]()
     for how in (">&-", "| true"):
         shutil.rmtree(run, ignore_errors=True)
         for stage in STAGES:
             words = [sys.executable, "-m", f"hyctas.cli.{stage.command}", *stage.filled(run, torture.work)]
-            line = f'set -o pipefail; "$@" 2>>"$LOG" {how}'
-            done = subprocess.run(["bash", "-c", line, "torture", *words], env=os.environ | {"LOG": str(torture.log)}, timeout=TIMEOUT_S)
+            line = ["bash", "-c", f'set -o pipefail; "$@" 2>>"$LOG" {how}', "torture", *words]
+            done = subprocess.run(line, env=os.environ | {"LOG": str(torture.log)}, timeout=TIMEOUT_S)
             codes.setdefault(how, []).append(done.returncode)
             if done.returncode not in (0, 141):
                 raise Failed(f"{stage.name} {how} ends with {done.returncode}: {torture.log.read_text(errors='replace')[-700:]}")
