@@ -291,14 +291,15 @@ def drafted_file(
     extra: Mapping[str, Any] | None,
 ) -> Iterator[FileReport]:
     """Write and prove what `write_file` does, and let it take its place once the block has ended without an exception."""
-    if path.suffix not in PROOF:
+    kind = path.suffix.lower()
+    if kind not in PROOF:
         raise InvalidInput(f"{path}: one file is written as {' or '.join(PROOF)}")
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".building", dir=path.parent) as temporary:
         draft = Path(temporary) / path.name
         _write_model(trained, draft, size, output)
-        parity = prove(trained, draft, PROOF[path.suffix], size, output, examples)
+        parity = prove(trained, draft, PROOF[kind], size, output, examples)
         parity.raise_if_failed()
         size_bytes = draft.stat().st_size
         manifest = Manifest(
@@ -361,7 +362,7 @@ def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: st
         "preprocessing": json.dumps(trained.preprocessing.to_json()), "labels": json.dumps(trained.labels.to_json()),
         "genotype": trained.genotype.to_json(), "size": format_size(size), "output": output,
     }  # fmt: skip
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         export_onnx(trained.network, size, path, output, about)
         return
     buffer = io.BytesIO()

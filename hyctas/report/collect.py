@@ -200,7 +200,8 @@ def _bench(value: Any) -> tuple[BenchReport, tuple[str, ...]]:
         for name in ("median_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "fps", "n"):
             _positive(getattr(model, name), name)
         _number(model.cv, "cv")
-        parse_size(model.size)
+        if model.size is not None:
+            parse_size(model.size)
     report = BenchReport(**{**fields, "models": models, "warnings": tuple(map(str, fields.get("warnings", ())))})
     return report, command
 

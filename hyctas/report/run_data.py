@@ -169,7 +169,8 @@ class RunData:
             return self.outcome.size
         if self.manifest is not None:
             return self.manifest.size
-        return parse_size(self.bench.models[0].size) if self.bench else None
+        timed = self.bench.models[0].size if self.bench else None
+        return parse_size(timed) if timed else None
 
     @property
     def classes(self) -> int | None:
