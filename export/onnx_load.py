@@ -13,7 +13,6 @@ import onnx
 from onnx import TensorProto
 
 from export.errors import CorruptFile, InvalidInput
-from export.onnx_split import walk
 
 MAX_BYTES = 2**31 - 1
 """What a protobuf message, hence an ONNX file without external data, can hold."""
@@ -80,6 +79,15 @@ def external_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
 def external_files(model: onnx.ModelProto) -> list[str]:
     """Name the files that hold weights of a model, relative to its folder, each once."""
     return sorted({str(_facts(tensor).get("location", "")) for tensor in external_tensors(model)})
+
+
+def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node, those of sub-graphs (If, Loop) included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from walk(inner)
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -143,18 +143,7 @@ def _from_bundle(folder: Path) -> Trained:
     genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
     facts = {"weights": "trained", **bundle.manifest.extra, "genotype": genotype.id}
     network = _with_weights(genotype, labels, bundle.weights)
-    return Trained(network, genotype, labels, bundle.manifest.size, _preprocessing(folder / "model.onnx"), facts)
-
-
-def _preprocessing(path: Path) -> Preprocessing:
-    """Read what the images of a bundle's model need."""
-    import onnx
-
-    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    try:
-        return Preprocessing.from_json(json.loads(found["preprocessing"]))
-    except (KeyError, ValueError, InvalidInput) as error:
-        raise CorruptFile(path, f"lacks the metadata preprocessing ({error})") from None
+    return Trained(network, genotype, labels, bundle.manifest.size, bundle.preprocessing, facts)
 
 
 def _from_run(folder: Path) -> Trained:
