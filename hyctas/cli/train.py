@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
+from hyctas.processes import first_goes_first, group_closed
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ def main() -> None:
     """Run the command line."""
     kind, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if kind == "supernet":
-        command(train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments)
+        with group_closed():
+            command(train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments)
     elif kind == "network":
-        command(train_network, TrainNetworkJob, "Train one network.", arguments)
+        with group_closed():
+            command(train_network, TrainNetworkJob, "Train one network.", arguments)
     else:
         known = kind in ("--help", "-h")
         print(USAGE, file=sys.stdout if known else sys.stderr, end="")
@@ -61,7 +64,8 @@ def train_supernet(job: TrainSupernetJob) -> None:
         "recipe": asdict(recipe), "space": job.space, "space_hash": space.hash, "data": data.identity(), **_start_config(start),
     }  # fmt: skip
     outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
-    run = Run(job.run, "train-supernet", config, outputs, restart=job.restart)
+    with first_goes_first() as first:
+        run = Run(job.run, "train-supernet", config, outputs, restart=job.restart and first)
     if run.done:
         say(f"{run.file('supernet.safetensors')} is already trained with this configuration")
         return
@@ -114,7 +118,8 @@ def train_network(job: TrainNetworkJob) -> None:
         teachers = _find_teachers(job, data, recipe.temperature)
         config["teacher"] = [teacher.sha256 for teacher in teachers]
     outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json", "soft_labels")
-    run = Run(job.run, "train-network", config, outputs, restart=job.restart)
+    with first_goes_first() as first:
+        run = Run(job.run, "train-network", config, outputs, restart=job.restart and first)
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
         return
