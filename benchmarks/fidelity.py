@@ -36,6 +36,7 @@ from latency.predict import compare
 FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""
 CONFIDENCE = 0.95
+CALIBRATION_NETWORKS = 60
 
 
 def main() -> None:
@@ -177,7 +178,7 @@ def _profiled(arguments: argparse.Namespace) -> LatencyTable:
                 print(f"profiled {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
 
         table = profile(workloads(keys), runtime, Path(folder) / "latency.json", Protocol(), progress=show)
-        calibration = calibrate(space, table, runtime, size, arguments.classes, 30, CALIBRATE)
+        calibration = calibrate(space, table, runtime, size, arguments.classes, CALIBRATION_NETWORKS, CALIBRATE)
         return LatencyTable(table.identity, table.rows, {calibration.name: calibration}, table.provenance)
 
 

@@ -1,11 +1,13 @@
 """Train many networks briefly and alike, and note what each reaches: what decides about operators, weights and recipes.
 
     python -m benchmarks.screening --data FOLDER --plan widths operators --runs runs/screening
+    python -m benchmarks.screening --time
     python -m benchmarks.screening --table
 
-A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing. Everything is chosen by
-the choosing split; val is noted only for cases that train on all of train. Each finished case appends a line to the results file,
-and cases that stand there are skipped; a killed one continues where it last saved.
+A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing, on one thread: two
+that wait for each other are slow beside anything else. Everything is chosen by the choosing split; val is noted only for cases
+that train on all of train. Each finished case appends a line to the results file, and cases that stand there are skipped; a
+killed one continues where it last saved.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from hyctas.members import member
 from hyctas.runs import FORMAT_VERSION
 
 RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
+BASE, BASE_INIT = "edge:lite0-16", "efficientnet-lite0"
+TARGET, SIZE, CLASSES = "onnxruntime-cpu:fp32", (360, 480), 11
 LITE_RATE, RATE = 1e-3, 2e-3
 """Learning rates of networks with inverted residuals, and of others."""
 
@@ -143,11 +147,17 @@ def main() -> None:
     parser.add_argument("--plan", nargs="*", choices=PLANS, default=list(PLANS), help="what to train, in this order")
     parser.add_argument("--runs", type=Path, default=Path("runs/screening"), help="folder of the run folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
+    parser.add_argument("--time", action="store_true", help="time the networks of the results file instead")
     parser.add_argument("--table", action="store_true", help="write the results file's table beside it instead")
     arguments = parser.parse_args()
     with one_sentence():
+        lines, latency = read_results(arguments.results), arguments.results.with_name("screening_latency.json")
+        if arguments.time:
+            measure(lines, latency)
+            return
         if arguments.table:
-            write_text(arguments.results.with_suffix(".md"), table(read_results(arguments.results)))
+            times = read_json(latency, 1)["ms"] if latency.exists() else {}
+            write_text(arguments.results.with_suffix(".md"), table(lines, times))
             return
         for plan in arguments.plan:
             for case in PLANS[plan]():
@@ -171,7 +181,7 @@ def run(case: Case, data: str, folder: Path, results: Path) -> None:
     network = folder / "network.json"
     write_text(network, genotype.to_json())
     inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
-    settings = {"warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE} | case.settings
+    settings = {"threads": 1, "warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE} | case.settings
     config = folder / "recipe.toml"
     write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     command = [
@@ -192,27 +202,54 @@ def run(case: Case, data: str, folder: Path, results: Path) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the results as Markdown: a line per case, with seeds, mean and spread."""
+def measure(lines: list[dict[str, Any]], path: Path) -> None:
+    """Time every network of the results on ONNX Runtime, 1 and 2 threads, their rounds alternating; nothing else should run."""
+    from export.files import write_json
+    from export.machine import fingerprint
+    from export.target import Target
+    from hyctas.calibrate import measure_networks
+    from hyctas.engine.table import open_target
+
+    genotypes = {line["case"]["network"]: Case(**line["case"]).genotype() for line in lines}
+    found: dict[str, dict[str, float]] = {name: {} for name in genotypes}
+    for threads in (1, 2):
+        runtime = open_target(Target.parse(TARGET), threads)
+        times = measure_networks(list(genotypes.values()), runtime, SIZE, CLASSES, rounds=9)[0]
+        for name, ms in zip(genotypes, times.tolist(), strict=True):
+            found[name][str(threads)] = ms
+    write_json(path, {"format_version": 1, "target": TARGET, "size": SIZE, "machine": fingerprint(), "ms": found})
+
+
+def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]]) -> str:
+    """Return the results as Markdown: a line per case, with seeds, mean, difference to the same seeds of the base, latency."""
     cases: dict[str, dict[int, float]] = {}
     for line in lines:
         case = dict(line["case"])
         seed = case.pop("seed")
-        cases.setdefault(json.dumps({**case, "split": line["split"]}), {})[seed] = 100 * line["miou"]
-    rows = ["| network | start | settings | steps, crop | split | mIoU %, by seed | mean |", "|---|---|---|---|---|---|---|"]
+        cases.setdefault(json.dumps({**case, "split": line["split"]}, sort_keys=True), {})[seed] = 100 * line["miou"]
+    rows = [
+        "| network | start | settings | steps, crop | split | mIoU %, by seed | mean | against `lite0-16` | ms (1 / 2 threads) |",
+        "|---|---|---|---|---|---|---:|---:|---:|",
+    ]
     for text, found in cases.items():
         case = json.loads(text)
+        base = cases.get(json.dumps(case | {"network": BASE, "init": BASE_INIT, "settings": {}}, sort_keys=True), {})
+        shared = [found[seed] - base[seed] for seed in found if seed in base]
+        gain = f"{sum(shared) / len(shared):+.1f}" if shared and found is not base else "-"
         settings = ", ".join(f"{name} = {value}" for name, value in case["settings"].items()) or "-"
         seeds = ", ".join(f"{found[seed]:.1f}" for seed in sorted(found))
+        ms = " / ".join(f"{value:.2f}" for value in times.get(case["network"], {}).values()) or "not timed"
         rows.append(
             f"| {case['network']} | {case['init']} | {settings} | {case['steps']}, {case['crop']} | {case['split']} | {seeds} "
-            f"| {sum(found.values()) / len(found):.1f} |"
+            f"| {sum(found.values()) / len(found):.1f} | {gain} | {ms} |"
         )
     cpus = sorted({line["cpu"] for line in lines})
     return (
         "# Screening\n\nPrinted by `python -m benchmarks.screening --table` from `screening.jsonl`, which "
         "`python -m benchmarks.screening --data FOLDER` wrote: brief, equal trainings on CamVid (see `benchmarks/screening.py`). "
-        f"Machine: {', '.join(cpus)}, 2 threads.\n\n" + "\n".join(rows) + "\n"
+        f"Machine: {', '.join(cpus)}. Latency by `python -m benchmarks.screening --time` ({TARGET}, "
+        f"{SIZE[0]}x{SIZE[1]}, native output), where it says so. A seed alone moves a result by 2 to 3 points.\n\n"
+        + "\n".join(rows) + "\n"
     )
 
 

@@ -18,7 +18,7 @@ def slots(space: SearchSpace, num_classes: int) -> dict[str, Layers]:
     found: dict[str, Layers] = {}
     for slot, operator in space.cells():
         _grow(found.setdefault(slot, {}), operator, (0,))
-    # the largest branch set comes first: with it, fusion's blocks appear in order
+    # the largest branch set comes first: with it, all of fusion's blocks appear
     for genotype in space.frames():
         for node in lower(genotype, (32, 32), num_classes).nodes:
             if node.part != "trunk" and not node.slot.startswith("stage."):
@@ -30,6 +30,8 @@ def _grow(slot: Layers, operator: Operator, blocks: Sequence[int]) -> None:
     """Widen a slot so that it holds an operator too."""
     for layer in operator.layers():
         known = slot.get(layer.name)
+        if known is None and isinstance(layer, Layer) and len(layer.sources) > 1:
+            known = replace(layer, sources=(0,) * (max(blocks) + 1))  # no channels in the blocks that a space never uses
         if known is None:
             slot[layer.name] = layer
         elif isinstance(layer, Norm) and isinstance(known, Norm):

@@ -11,6 +11,9 @@ import numpy as np
 from export.errors import InvalidInput
 from latency.fidelity import Fidelity, Values, checked, fidelity
 
+ASSURANCE = 0.9
+"""Probability, over calibrations, that a bound keeps its confidence."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -67,25 +70,38 @@ def judge(predicted: Values, measured: Values, repeat: Values | None = None) -> 
     return Judgement(score, float(np.median(error)), worst, float(error[worst]), again)
 
 
-def conformal_bound(ratios: Values, confidence: float) -> float:
-    """Give the factor that turns a prediction into an upper bound of stated confidence (split conformal prediction).
+def conformal_bound(ratios: Values, confidence: float, assurance: float = ASSURANCE) -> float:
+    """Give the factor that turns a prediction into an upper bound that holds for the calibration at hand.
 
-    For a new network drawn like those behind `ratios`, measured <= factor * predicted with at least this probability,
-    over the draw of all of them (Lei et al. 2018, theorem 2.2); no assumption on the error's distribution. With
-    cross-validated ratios, as in `Calibration.ratios`, this holds closely but not exactly.
+    Of networks drawn like those behind `ratios`, a share of at least `confidence` takes at most factor * predicted, with
+    probability `assurance` over calibrations. The share below the r-th smallest of n ratios has the distribution
+    Beta(r, n + 1 - r), whatever the ratios' own; the factor is the smallest order statistic that keeps the promise (Vovk,
+    "Conditional validity of inductive conformal predictors", 2012, proposition 2a; Wilks 1941 for tolerance limits). A plain
+    conformal bound keeps its confidence only on the average over calibrations. With cross-validated ratios, as in
+    `Calibration.ratios`, this holds closely but not exactly.
 
     Args:
         ratios: measured / predicted of networks that the prediction was not fitted on (`Calibration.ratios`).
-        confidence: above 0, below 1.
+        confidence: share of networks, above 0, below 1.
+        assurance: probability over calibrations, above 0, below 1.
 
     Raises:
         InvalidInput: too few ratios for this confidence, or a value out of range.
     """
     values = np.sort(checked("ratio of", ratios))
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence {confidence} must be above 0 and below 1")
-    rank = math.ceil((values.size + 1) * confidence - 1e-9)
-    if rank > values.size:
-        needed = math.ceil(confidence / (1 - confidence) - 1e-9)
-        raise InvalidInput(f"a bound of confidence {confidence} needs at least {needed} networks; got {values.size}")
-    return float(values[max(rank, 1) - 1])
+    for name, value in (("confidence", confidence), ("assurance", assurance)):
+        if not 0 < value < 1:
+            raise InvalidInput(f"{name} {value} must be above 0 and below 1")
+    if _assured(values.size, values.size, confidence) < assurance:
+        needed = math.ceil(math.log(1 - assurance) / math.log(confidence) - 1e-9)
+        raise InvalidInput(
+            f"a bound of confidence {confidence} that holds with probability {assurance} needs at least {needed} networks; got "
+            f"{values.size}"
+        )
+    rank = next(r for r in range(1, values.size + 1) if _assured(r, values.size, confidence) >= assurance)
+    return float(values[rank - 1])
+
+
+def _assured(rank: int, count: int, confidence: float) -> float:
+    """Return P(Beta(rank, count + 1 - rank) >= confidence) = P(Binomial(count, confidence) < rank)."""
+    return math.fsum(math.comb(count, k) * confidence**k * (1 - confidence) ** (count - k) for k in range(rank))

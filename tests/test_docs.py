@@ -19,16 +19,17 @@ from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
 from export.parity import ParityReport
 from export.trt.engine_file import EngineManifest, Machine
-from hyctas import published
+from hyctas import grid, published
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
 from hyctas.engine.settings import EngineSettings, LoadSettings
-from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
+from hyctas.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, Arithmetic, Attention, Cell, Fusion, Genotype, Head
+from hyctas.members import members
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
-from hyctas.space import AttentionVariant, Space, edge
+from hyctas.space import AttentionVariant, Space, Stage, edge
 from hyctas.space_file import load_space
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 from latency import Protocol
@@ -176,15 +177,39 @@ def test_every_field_of_the_formats_is_described(kind: type) -> None:
     assert not missing, f"docs/formats.md does not name {missing} of {kind.__name__}"
 
 
-@pytest.mark.parametrize("kind", [Space, AttentionVariant])
+@pytest.mark.parametrize("kind", [Space, Stage, AttentionVariant])
 def test_every_field_of_a_space_is_described(kind: type) -> None:
     text = (ROOT / "docs/own_space.md").read_text()
-    assert all(f"`{field.name}`" in text for field in dataclasses.fields(kind))
+    missing = [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text]
+    assert not missing, f"docs/own_space.md does not name {missing} of {kind.__name__}"
+
+
+def test_every_operator_and_choice_of_a_space_is_described() -> None:
+    text = (ROOT / "docs/own_space.md").read_text()
+    assert all(f"| `{name}` |" in text for name in grid.OPERATORS if name != "skip")
+    for name in (*grid.STEMS, *DECODERS, *HEAD_KINDS, *HEAD_BLOCKS, "skip"):
+        assert f"`{name}`" in text, name
+
+
+def test_the_python_of_own_space_md_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r'^    python -c "\n(.*?)"', (ROOT / "docs/own_space.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(textwrap.dedent(block), {})
+    written = capsys.readouterr().out.splitlines()[-1]
+    assert Genotype.from_json(written).final_strides == (16,)
 
 
 def test_every_difference_is_described() -> None:
     text = (ROOT / "docs/published.md").read_text()
     assert all(f"| `{field.name}` |" in text for field in dataclasses.fields(Arithmetic))
+
+
+@page
+def test_hand_made_networks_exist(path: Path) -> None:
+    names = set(re.findall(r"\bedge:([a-z][\w-]*\w)", path.read_text()))
+    assert names <= set(members()), f"{path.name} names {names - set(members())}"
 
 
 @page
@@ -222,6 +247,18 @@ def test_the_python_of_published_md_runs(tmp_path: Path, monkeypatch: pytest.Mon
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/published.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5
     exec("\n".join(blocks), {})
+
+
+def test_the_example_space_can_be_trained() -> None:
+    """Its branch sets lack one to 1/8, which fusion has an input block for."""
+    import torch
+
+    from hyctas.supernet import Supernet
+
+    space = load_space(str(OWN_SPACE))
+    supernet, rng = Supernet(space, 3), np.random.default_rng(0)
+    for genotype in (space.largest(), space.smallest(), *(space.sample(rng) for _ in range(20))):
+        assert supernet.forward_native(genotype, torch.zeros(2, 3, 40, 56)).shape[:2] == (2, 3)
 
 
 def test_the_example_space() -> None:

@@ -16,8 +16,9 @@ LAYERS = ("export", "latency", "hyctas", "benchmarks")
 """Each may import itself and what stands before it."""
 
 TORCH_FREE = """
-    hyctas.training.config hyctas.genotype hyctas.plan hyctas.operators hyctas.space hyctas.space_file hyctas.keys hyctas.runs
-    hyctas.choice hyctas.data
+    hyctas.training.config hyctas.genotype hyctas.plan hyctas.operators hyctas.space hyctas.space_file hyctas.runs hyctas.choice
+    hyctas.grid hyctas.members hyctas.canonical hyctas.node hyctas.lowering hyctas.heads hyctas.slots hyctas.search_space
+    hyctas.presets hyctas.report.diagram hyctas.data
     export export.errors export.target export.files export.bundle export.manifest export.swap export.imaging export.machine
     export.runtime export.runtimes export.bench_report
     latency latency.table latency.journal latency.profile latency.predict
@@ -25,9 +26,9 @@ TORCH_FREE = """
 """Besides these, every module of hyctas/cli, and every module that says so itself, is held to it."""
 CLAIM = "No torch here"
 
-BARE = ("operators", "genotype", "plan", "network", "attention", "supernet", "training")
+BARE = ("operators", "genotype", "plan", "members", "network", "attention", "supernet", "training", "pretrained")
 """Parts of hyctas that run from a bare checkout, as do export, latency and (where it exists) benchmarks.gpu_suite."""
-NOT_NEEDED = ("tyro", "rich", "pymoo", "matplotlib")
+NOT_NEEDED = ("tyro", "rich", "pymoo", "matplotlib", "timm")
 
 PROBE = """
 import importlib, importlib.abc, json, sys

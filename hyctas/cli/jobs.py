@@ -43,7 +43,7 @@ class ProfileJob:
     """Number of classes; default: those of --data, or 19."""
     data: str | None = None
     """Data set, to take the number of classes from."""
-    networks: int = 30
+    networks: int = 60
     """Whole networks measured to calibrate the prediction; 0: none."""
     shard: str | None = None
     """Measure one part of the operators, for instance 2/4: several equal machines share the work; then --merge."""
@@ -119,7 +119,7 @@ efficientnet-lite0 for space edge, else none."""
         Raises:
             InvalidInput: an unknown preset, a value of the wrong type, or out of range.
         """
-        flags = ("minutes", "steps", "size", "crop", "batch", "seed", "max_gmacs", "auxiliary")
+        flags = ("minutes", "steps", "size", "crop", "batch", "seed", "max_gmacs")
         given = json.loads(self.expert) | {
             name: value for name in flags if (value := getattr(self, name, None)) is not None
         }
@@ -153,8 +153,6 @@ class TrainNetworkJob(TrainJob):
     """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
     all_of_train: bool = False
     """Train on all of train, the part that networks are chosen by included: only val tells then how good it is."""
-    auxiliary: float | None = None
-    """Weight of the losses of two more heads, at 1/16 and 1/32, that only training uses; default 0 (published: 0.2)."""
     teacher: tuple[Path, ...] = ()
     """Follow a trained network too: a run folder, bundle or ONNX file of the same classes; several are averaged."""
 

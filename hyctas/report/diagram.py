@@ -14,7 +14,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hyctas.operators import Conv
+from hyctas.operators import Conv, InvertedResidual
 from hyctas.plan import IMAGE, Node, Plan
 
 BOX_W, BOX_H, GAP_X, GAP_Y = 66, 36, 22, 12
@@ -25,15 +25,20 @@ LEGEND_WIDTH = 1040
 FAMILIES = {
     "conv": ("3x3 convolution", "#1f6fb5"),
     "point": ("mixes channels", "#4f82b1"),
+    "residual": ("two 3x3 convolutions with a shortcut, as in ResNet", "#2b4c9b"),
+    "inverted": ("inverted residual, a depthwise convolution between 1x1s", "#8a5a00"),
     "skip": ("halves the resolution, nothing more", "#6b7480"),
+    "pool": ("largest of 3x3 pixels", "#6b7480"),
     "downup": ("light convolution, at half resolution inside", "#0f8262"),
     "downup2x": ("light convolution, two deep", "#0a5c47"),
     "attention": ("every position looks at every other", "#d1480c"),
+    "context": ("adds the average of all positions, through a 1x1", "#a83279"),
     "fusion": ("joins the branches", "#7a4fa8"),
+    "sum": ("adds its inputs, then a 3x3 convolution", "#7a4fa8"),
     "predict": ("predicts the classes", "#4a5568"),
 }
 """Family of a node: its meaning and its colour; white text is readable on every one."""
-SHORT = {"point": "conv 1x1"}
+SHORT = {"point": "conv 1x1", "pool": "max-pool"}
 LINES = {"same": "", "down": "down-sampling", "up": "up-sampling", "low": "early features to the head"}
 STYLE = f"""
 .hd{{font:11px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif}}
@@ -131,7 +136,17 @@ def diagram_svg(plan: Plan, ms: Mapping[str, float] | None = None) -> str:
 
 def family(node: Node) -> str:
     """Name a node's family, one of `FAMILIES`."""
-    return "point" if isinstance(node.operator, Conv) and node.operator.kernel == 1 else node.operator.label
+    if not isinstance(node.operator, Conv):
+        return node.operator.label
+    return "sum" if node.operator.add else "point" if node.operator.kernel == 1 else "conv"
+
+
+def _short(node: Node) -> str:
+    """Name an operator in a box."""
+    kind, operator = family(node), node.operator
+    if kind == "conv" and isinstance(operator, Conv) and operator.kernel != 3:
+        return f"conv {operator.kernel}x{operator.kernel}"
+    return SHORT.get(kind, kind)
 
 
 # -- layout -------------------------------------------------------------------------------------------------------------------
@@ -156,7 +171,8 @@ def _layout(nodes: Sequence[Node]) -> _Grid:
 
 def _tracks(nodes: Sequence[Node]) -> dict[str, tuple[int, str]]:
     """Give every node its lane (stride) and its track in it."""
-    trunk8 = [min(n.branches) for n in nodes if n.part in ("trunk", "arm", "refine") and n.stride == 8]
+    own8 = ("trunk", "arm", "refine", "lateral")
+    trunk8 = [min(n.branches) for n in nodes if n.part in own8 and n.stride == 8]
     main8 = str(min(trunk8)) if trunk8 else "main"  # stem, fusion and head continue the line of the first branch
     found = {}
     for node in nodes:
@@ -168,7 +184,12 @@ def _tracks(nodes: Sequence[Node]) -> dict[str, tuple[int, str]]:
 
 
 def _is_projection(node: Node) -> bool:
-    return node.part == "head" and node.inputs[0].startswith("stem.")
+    return _is_early(node, node.inputs[0])
+
+
+def _is_early(node: Node, source: str) -> bool:
+    """Say whether an input of a node brings the stem's features to the head."""
+    return node.part == "head" and source.startswith("stem.")
 
 
 def _between(first: int, second: int) -> range:
@@ -231,7 +252,7 @@ def _markers() -> str:
 
 def _edge(grid: _Grid, tops: Sequence[float], source: str, node: Node, strides: Mapping[str, int]) -> str:
     here, there = strides[source], node.stride
-    kind = "low" if _is_projection(node) else "same" if here == there else "down" if here < there else "up"
+    kind = "low" if _is_early(node, source) else "same" if here == there else "down" if here < there else "up"
     path = _path(grid, tops, grid.places[source], grid.places[node.name])
     return f'<path class="hd-edge hd-{kind}" marker-end="url(#hd-head-{kind})" d="{path}"/>'
 
@@ -275,7 +296,7 @@ def _box(node: Node, corner: tuple[float, float], time: tuple[float, float, floa
     channels, height, width = node.shape
     stride = " ↓2" if node.operator.stride == 2 else ""
     shape = f"output: {channels} channels, {height}x{width}, 1/{node.stride} of the image"
-    lines = [node.name, meaning, shape, f"{node.macs / 1e6:.2f} million multiply-accumulates"]
+    lines = [node.name, meaning, *_details(node), shape, f"{node.macs / 1e6:.2f} million multiply-accumulates"]
     bar = ""
     if time is not None:
         lines.append(f"{time[0]:.3f} ms, {100 * time[1]:.1f} % of the sum of all operators")
@@ -285,9 +306,17 @@ def _box(node: Node, corner: tuple[float, float], time: tuple[float, float, floa
     return (
         f'<g class="hd-box hd-{kind}" data-node="{html.escape(node.name)}"><title>{title}</title>'
         f'<rect class="hd-shape" x="{x:g}" y="{y:g}" width="{BOX_W}" height="{BOX_H}" rx="7" fill="{colour}"/>'
-        f'<text class="hd-op" x="{x + BOX_W / 2:g}" y="{y + 13.5:g}">{SHORT.get(kind, kind)}</text>'
+        f'<text class="hd-op" x="{x + BOX_W / 2:g}" y="{y + 13.5:g}">{_short(node)}</text>'
         f'<text class="hd-width" x="{x + BOX_W / 2:g}" y="{y + 26.5:g}">{channels}{stride}</text>{bar}</g>'
     )
+
+
+def _details(node: Node) -> list[str]:
+    """Say in a tooltip what an operator's name leaves open."""
+    operator = node.operator
+    if not isinstance(operator, InvertedResidual):
+        return []
+    return [f"{operator.hidden} channels inside ({operator.expansion} times), kernel {operator.kernel}x{operator.kernel}"]
 
 
 def _legend(plan: Plan, y: float, width: float, *, timed: bool) -> tuple[str, float]:
@@ -298,7 +327,7 @@ def _legend(plan: Plan, y: float, width: float, *, timed: bool) -> tuple[str, fl
         for kind, (meaning, colour) in FAMILIES.items()
         if kind in present
     ]
-    low = any(_is_projection(node) for node in plan.nodes)
+    low = any(_is_early(node, source) for node in plan.nodes for source in node.inputs)
     for kind, meaning in LINES.items():
         if meaning and (kind != "low" or low):
             entries.append((f'<path class="hd-edge hd-{kind}" marker-end="url(#hd-head-{kind})" d="M{{x}} {{m}}h16"/>', meaning))

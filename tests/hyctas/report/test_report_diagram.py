@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyctas.genotype import Attention, Branch, Cell, Fusion, Genotype, Head
+from hyctas.members import members
 from hyctas.plan import Plan, lower
-from hyctas.report.diagram import BOX_H, BOX_W, diagram_svg
+from hyctas.report.diagram import BOX_H, BOX_W, FAMILIES, diagram_svg, family
 from hyctas.space import edge, tiny
 
 EDGE, TINY = edge(), tiny()
@@ -114,6 +115,36 @@ def test_shared_cells_are_drawn_once() -> None:
     placed = boxes(ET.fromstring(diagram_svg(plan)))
     assert sum(name.startswith("trunk.") for name in placed) == 6  # 2 shared by all, 1 shared by two, 3 of one branch each
     check(plan)
+
+
+@pytest.mark.parametrize("name", ["lite0", "lite0-16-branch", "resnet", "plain", "two-branch", "hyctas"])
+def test_hand_made_networks(name: str) -> None:
+    check(lower(members()[name], (360, 480), 11))
+
+
+def test_what_boxes_and_tooltips_say() -> None:
+    def texts(name: str) -> list[str]:
+        root = ET.fromstring(diagram_svg(lower(members()[name], (360, 480), 11)))
+        return [text.text or "" for text in root.iter() if text.tag in (f"{NS}text", f"{NS}title")]
+
+    assert {"conv 7x7", "max-pool", "residual", "sum", "conv 1x1"} <= {*texts("resnet")}
+    assert any("240 channels inside (6 times), kernel 5x5" in text for text in texts("lite0-16"))
+    assert {"context", "residual"} <= {*texts("plain")} and {"fusion", "downup2x", "attention"} <= {*texts("hyctas")}
+
+
+def test_early_features_are_dashed_without_a_projection_too() -> None:
+    svg = diagram_svg(lower(members()["lite0"], (360, 480), 11))
+    assert svg.count('class="hd-edge hd-low"') == 2, "one in the drawing, one in the legend"
+
+
+def test_every_operator_has_a_readable_family() -> None:
+    plans = [lower(genotype, (64, 96), 5) for genotype in members().values()]
+    assert {"residual", "inverted", "pool", "context", "sum"} <= {family(node) for plan in plans for node in plan.nodes}
+    for name, (meaning, colour) in FAMILIES.items():
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]  # WCAG 2, relative luminance
+        assert meaning and 1.05 / (luminance + 0.05) > 4, f"white on {name}"
 
 
 def test_times_show_in_tooltips_and_bars() -> None:
