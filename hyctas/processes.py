@@ -12,10 +12,15 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def processes() -> int:
+    """Return how many processes work together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def first_goes_first() -> Iterator[bool]:
     """Let the first process do what is inside before the others do; yields whether this is the first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield True
         return
     import torch.distributed as dist
@@ -36,7 +41,7 @@ def group_closed() -> Iterator[None]:
     try:
         yield
     finally:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes() > 1:
             import torch.distributed as dist
 
             if dist.is_initialized():

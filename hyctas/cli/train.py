@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
-from hyctas.processes import first_goes_first, group_closed
+from hyctas.processes import first_goes_first, group_closed, processes
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def train_network(job: TrainNetworkJob) -> None:
                 scores[name] = asdict(evaluate(network, images, data.num_classes, preprocessing))
             shown.update((done + 1) / len(splits))
     write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype.id, "size": recipe.size, **scores})
-    crops = trainer.step * recipe.batch
+    crops = trainer.step * recipe.batch * processes()
     results = {name: score["miou"] for name, score in scores.items()}
     run.finish(
         steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
