@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.bench_models import MODES, BenchModel, OpenModel, frame, open_models, synthetic_jpeg
+from export.bench_models import MODES, BenchModel, OpenModel, frame, open_models
 from export.bench_report import MAX_CV, BenchReport, BenchResult, summarise
 from export.errors import InvalidInput
 from export.load import others_share, read_load
@@ -58,24 +58,26 @@ def bench(
         seconds: measured time per model; at least `MIN_ROUNDS` rounds are run.
         warmup_s: time per model before anything counts.
         mode: `model` (the session's step alone), `labels` (from a tensor in host memory to labels; upsampling and argmax in
-            numpy unless the model does them) or `end-to-end` (JPEG bytes to overlay).
+            numpy unless the model does them) or `end-to-end` (JPEG bytes to overlay). `model` times whatever has inputs, with
+            random ones where they are not one image; the other two need one.
         progress: called with (percent, 100).
         images: JPEG files in memory, used in turn; by default one smooth random image of each model's size.
         runtime: the target's, where it is open already or has settings of its own.
 
     Raises:
-        InvalidInput: unknown mode, or a model that does not take one image.
+        InvalidInput: unknown mode, or a model that does not fit it.
         Unavailable: the target cannot run here.
     """
     _check_arguments(mode, seconds, warmup_s)
     runtime = runtime or open_runtime(target, threads)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
         opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
-        lanes = [_Lane(model, frame(model, mode, images or [synthetic_jpeg(model.size, seed=0)])) for model in opened]
+        lanes = [_lane(model, mode, images) for model in opened]
         before = read_load()
         with _no_garbage_collection():
             for lane in lanes:
-                _warm_up(lane, warmup_s)
+                with _named(lane.model):
+                    _warm_up(lane, warmup_s)
             _measure(lanes, seconds, progress)
         others = others_share(before, read_load())
         results = tuple(_result(lane, lanes[0]) for lane in lanes)
@@ -97,6 +99,20 @@ def _check_arguments(mode: str, seconds: float, warmup_s: float) -> None:
         raise InvalidInput(f"mode {mode!r} is unknown; write one of {', '.join(MODES)}")
     if not (seconds > 0 and warmup_s >= 0 and math.isfinite(seconds + warmup_s)):
         raise InvalidInput(f"seconds must be positive and warmup_s not negative; got {seconds} and {warmup_s}")
+
+
+def _lane(model: OpenModel, mode: str, images: Sequence[bytes]) -> _Lane:
+    with _named(model):
+        return _Lane(model, frame(model, mode, images))
+
+
+@contextmanager
+def _named(model: OpenModel) -> Iterator[None]:
+    """Say which model it is that cannot be run."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"model {model.name!r}: {error}") from None
 
 
 def _warm_up(lane: _Lane, seconds: float) -> None:
@@ -132,7 +148,7 @@ def _result(lane: _Lane, first: _Lane) -> BenchResult:
         name=model.name,
         file=model.file,
         sha256=model.sha256,
-        size=format_size(model.size),
+        size=format_size(model.image.size) if model.image else None,
         output=f"{output.name}: {output.dtype} {output.shape}",
         notes=model.remarks,
         **numbers,

@@ -6,7 +6,7 @@ import io
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from export.errors import CorruptFile, InvalidInput
+from export.feeds import random_feeds
 from export.files import sha256
-from export.imaging import Preprocessing, decode, labels_of, overlay, palette
+from export.imaging import Preprocessing, decode, overlay, palette
 from export.runtime import Runtime, Session, TensorSpec
 from export.target import Target, format_size
+from export.tensor_layout import ImageInput, image_input, label_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +56,8 @@ class OpenModel:
 
     name: str
     session: Session
-    size: tuple[int, int]
+    image: ImageInput | None
+    """Its input that is an image, if any is."""
     preprocessing: Preprocessing
     colours: np.ndarray
     file: str | None = None
@@ -62,20 +65,27 @@ class OpenModel:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def input(self) -> TensorSpec:
-        """The image input."""
-        return self.session.inputs[0]
+    def takes_pictures(self) -> bool:
+        """Whether its only input is one float32 image (1, 3, H, W)."""
+        return self.image is not None and self.image.is_usual and len(self.session.inputs) == 1
+
+    def usual_image(self, mode: str) -> ImageInput:
+        """Return the image that a picture can be made into.
+
+        Raises:
+            InvalidInput: the model takes something else.
+        """
+        if self.image is None or not self.takes_pictures:
+            raise InvalidInput(
+                f"mode {mode} turns pictures into labels, so it needs a model that takes one float32 image "
+                f"(1, 3, H, W); its inputs are {_listed(self.session.inputs)}. Time it in mode model, with random inputs"
+            )
+        return self.image
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the times should know; the session's own notes (no CUDA graph, chosen shapes) come with its use."""
         return tuple(dict.fromkeys([*self.notes, *getattr(self.session, "notes", ())]))
-
-    def labels(self, tensor: np.ndarray) -> np.ndarray:
-        """Run the model on an image (1, 3, H, W) and return labels (H, W)."""
-        output = self.session.run({self.input.name: tensor})[0]
-        panoptic = self.session.outputs[0].name == "panoptic"
-        return labels_of(output[:, :-3] if panoptic else output, self.size)
 
     def __enter__(self) -> OpenModel:
         return self
@@ -112,7 +122,7 @@ def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
     if path.is_dir():
         path = _of_bundle(path, runtime.target, notes)
     original = path
-    if path.suffix not in (".pt2", ".engine", ".plan"):
+    if path.suffix.lower() not in (".pt2", ".engine", ".plan"):
         from export.onnx_shape import static_onnx
 
         path, changed = static_onnx(path, model.size, folder)
@@ -164,50 +174,86 @@ def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
 
 
 def _described(model: BenchModel, session: Session, notes: list[str]) -> OpenModel:
-    shapes = [(spec.name, spec.dtype, spec.shape) for spec in session.inputs]
-    if len(shapes) != 1 or shapes[0][1] != "float32" or len(shapes[0][2]) != 4 or shapes[0][2][:2] != (1, 3):
+    image = image_input(session.inputs)
+    if model.size is not None and image is not None and model.size != image.size:
         session.close()
-        raise InvalidInput(f"model {model.name!r}: a model to time takes one float32 image (1, 3, H, W); found {shapes}")
-    height, width = shapes[0][2][2:]
-    if model.size is not None and model.size != (height, width):
-        session.close()
-        asked = format_size(model.size)
-        raise InvalidInput(f"model {model.name!r} is made for {format_size((height, width))}; asked for {asked}")
-    if len(session.outputs) > 1:
-        notes.append(f"it has {len(session.outputs)} outputs; labels come from {session.outputs[0].name!r}")
+        raise InvalidInput(f"model {model.name!r} is made for {format_size(image.size)}; asked for {format_size(model.size)}")
     metadata: dict[str, str] = getattr(session, "metadata", {})
-    preprocessing = model.preprocessing
-    if preprocessing is None and "preprocessing" in metadata:
-        preprocessing = Preprocessing.from_json(_parsed(metadata, "preprocessing"))
-    if preprocessing is None:
+    opened = OpenModel(model.name, session, image, model.preprocessing or Preprocessing(), palette(256), notes=notes)
+    if not opened.takes_pictures:
+        notes.append(f"timed with random inputs: {_listed(session.inputs)}")
+        if image is not None and image.spec.shape[0] != 1:
+            notes.append(f"a run computes {image.spec.shape[0]} images; times and FPS are of runs")
+        return opened
+    if len(session.outputs) > 1:
+        notes.append(f"it has {len(session.outputs)} outputs: {_listed(session.outputs)}")
+    if model.preprocessing is None:
+        opened.preprocessing = _preprocessing(metadata, notes)
+    opened.colours = _colours(metadata, notes)
+    return opened
+
+
+def _preprocessing(metadata: Mapping[str, str], notes: list[str]) -> Preprocessing:
+    """Return what a file says of its images; the times do not depend on it, so what cannot be read is noted and no error."""
+    if "preprocessing" not in metadata:
         notes.append("no preprocessing metadata: images are scaled to 0..1 and not normalised")
-    labels = _parsed(metadata, "labels") if "labels" in metadata else None
-    colours = labels["colours"] if isinstance(labels, dict) and labels.get("colours") else palette(256)
-    return OpenModel(
-        model.name, session, (height, width), preprocessing or Preprocessing(), np.asarray(colours, np.uint8), notes=notes
-    )
-
-
-def _parsed(metadata: dict[str, str], key: str) -> Any:
+        return Preprocessing()
     try:
-        return json.loads(metadata[key])
-    except json.JSONDecodeError:
-        raise InvalidInput(f"the model's metadata {key!r} is not JSON: {metadata[key][:80]!r}") from None
+        return Preprocessing.from_json(_parsed(metadata["preprocessing"]))
+    except InvalidInput:
+        found = metadata["preprocessing"][:80]
+        notes.append(f"its metadata preprocessing is not of hyctas ({found!r}): images are scaled to 0..1 and not normalised")
+        return Preprocessing()
 
 
-def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes]) -> Callable[[], float]:
+def _colours(metadata: Mapping[str, str], notes: list[str]) -> np.ndarray:
+    """Return a file's colours of classes; generated ones where it has none, with a note where it has other things."""
+    if "labels" not in metadata:
+        return palette(256)
+    try:
+        labels = _parsed(metadata["labels"])
+        colours = np.asarray(labels["colours"])
+        if colours.dtype.kind == "i" and colours.ndim == 2 and colours.shape[1] == 3 and 0 <= colours.min() <= colours.max() <= 255:
+            return colours.astype(np.uint8)
+    except (InvalidInput, TypeError, KeyError, ValueError):
+        pass
+    found = metadata["labels"][:80]
+    notes.append(f"its metadata labels has no RGB colours as hyctas writes them ({found!r}): colours are generated")
+    return palette(256)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidInput(f"not JSON: {text[:80]!r}") from None
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name}: {spec.dtype} {spec.shape}" for spec in specs) or "none"
+
+
+def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes] = ()) -> Callable[[], float]:
     """Return a function that processes one frame and returns milliseconds.
 
-    `model` times `Session.step` alone. `labels` times a run from host memory to a label map. `end-to-end` times from JPEG bytes
-    to an overlay at the image's size.
+    `model` times `Session.step` alone, on the first image, or on random inputs where the model takes something else. `labels`
+    times a run from host memory to a label map. `end-to-end` times from JPEG bytes to an overlay at the image's size.
+
+    Args:
+        model: the model.
+        mode: one of `MODES`.
+        jpegs: images; default: one synthetic one of the model's size.
+
+    Raises:
+        InvalidInput: the model does not take one image, or gives nothing that can be labels, and the mode needs that.
     """
-    images = [decode(data) for data in jpegs]
-    tensors = [model.preprocessing.apply(image, model.size) for image in images]
     if mode == "model":
-        model.session.bind({model.input.name: tensors[0]})
+        model.session.bind(_feeds(model, jpegs) if model.takes_pictures else random_feeds(model.session.inputs))
         return model.session.step
-    _check_output(model)
-    work = _to_labels(model, tensors) if mode == "labels" else _end_to_end(model, jpegs)
+    image = model.usual_image(mode)
+    jpegs = jpegs or [synthetic_jpeg(image.size, seed=0)]
+    to_labels = _to_labels(model, mode, _feeds(model, jpegs))
+    work = _labelling(model, to_labels, jpegs) if mode == "labels" else _end_to_end(model, to_labels, jpegs)
     state = {"frame": 0}
 
     def timed() -> float:
@@ -219,30 +265,54 @@ def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes]) -> Callable[[], f
     return timed
 
 
-def _to_labels(model: OpenModel, tensors: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:
-    return lambda index: model.labels(tensors[index])
+def _feeds(model: OpenModel, jpegs: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Return the inputs for the first image."""
+    assert model.image is not None
+    size = model.image.size
+    first = jpegs[0] if jpegs else synthetic_jpeg(size, seed=0)
+    return {model.image.spec.name: model.preprocessing.apply(decode(first), size)}
 
 
-def _end_to_end(model: OpenModel, jpegs: Sequence[bytes]) -> Callable[[int], np.ndarray]:
+ToLabels = Callable[[np.ndarray], np.ndarray]
+"""Runs a model on an image (1, 3, H, W) and returns labels (h, w)."""
+
+
+def _to_labels(model: OpenModel, mode: str, feeds: Mapping[str, np.ndarray]) -> ToLabels:
+    """Return what runs the model and makes labels of its output; one run tells what the output's shape leaves open."""
+    image = model.usual_image(mode)
+    output = label_output(model.session.outputs, image.size)
+    if output is None:
+        raise InvalidInput(
+            f"mode {mode} needs an output of integer labels (1, H, W), or of scores (1, C, h, w) or "
+            f"(1, h, w, C) at one share of the image's {format_size(image.size)}; its outputs are "
+            f"{_listed(model.session.outputs)}. Time it in mode model"
+        )
+    output = output.calibrated(model.session.run(feeds)[output.index])
+    if len(model.session.outputs) > 1:
+        model.notes.append(f"labels come from {model.session.outputs[output.index].name!r}")
+    model.notes += [output.note] if output.note else []
+    name, size, index, run, labels = image.spec.name, image.size, output.index, model.session.run, output.labels
+    return lambda tensor: labels(run({name: tensor})[index], size)
+
+
+def _labelling(model: OpenModel, to_labels: ToLabels, jpegs: Sequence[bytes]) -> Callable[[int], np.ndarray]:
+    assert model.image is not None
+    tensors = [model.preprocessing.apply(decode(data), model.image.size) for data in jpegs]
+    return lambda index: to_labels(tensors[index])
+
+
+def _end_to_end(model: OpenModel, to_labels: ToLabels, jpegs: Sequence[bytes]) -> Callable[[int], np.ndarray]:
+    assert model.image is not None
+    size = model.image.size
+
     def work(index: int) -> np.ndarray:
         image = decode(jpegs[index])
-        tensor = model.preprocessing.apply(image, model.size)
-        labels = model.labels(tensor)
+        labels = to_labels(model.preprocessing.apply(image, size))
         if (image.height, image.width) != labels.shape:
             labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
         return overlay(np.asarray(image), labels, model.colours)
 
     return work
-
-
-def _check_output(model: OpenModel) -> None:
-    spec = model.session.outputs[0]
-    integer = np.issubdtype(np.dtype(spec.dtype), np.integer)
-    if spec.shape[:1] != (1,) or not (len(spec.shape) == 4 or (len(spec.shape) == 3 and integer)):
-        raise InvalidInput(
-            f"model {model.name!r}: labels need an output of logits (1, C, h, w) or integer labels (1, H, W); "
-            f"found {spec.name}: {spec.dtype} {spec.shape}"
-        )
 
 
 def synthetic_jpeg(size: tuple[int, int], seed: int) -> bytes:

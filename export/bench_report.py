@@ -30,8 +30,8 @@ class BenchResult:
     name: str
     file: str | None
     sha256: str | None
-    size: str
-    """HEIGHTxWIDTH."""
+    size: str | None
+    """HEIGHTxWIDTH of the image; None for a model without one."""
     output: str
     """Name, dtype and shape of the first output."""
     n: int
@@ -110,7 +110,7 @@ class BenchReport:
         return [
             [
                 result.name,
-                result.size,
+                result.size or "no image",
                 f"{result.fps:.1f}",
                 *(f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms, result.min_ms)),
                 f"{result.cv:.1%}",

@@ -6,10 +6,10 @@ A bundle is built in a sibling folder and swapped in whole (`export/swap.py`), s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from export.onnx_file import OnnxReport
     from export.parity import ParityReport
 
+T = TypeVar("T")
 CONTENT = ("model.onnx", "genotype.json", "weights.safetensors", "labels.json", "parity.json", "run.py")
 
 
@@ -53,14 +54,16 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every file was compared with its hash."""
+    """A bundle whose every file was compared with its hash, and whose files say the same of it."""
 
     folder: Path
     manifest: Manifest
     genotype_json: str
     labels: dict[str, Any]
     """`names`, `colours`, `ignore`."""
-    parity: dict[str, Any]
+    parity: ParityReport
+    preprocessing: Preprocessing
+    """What the model's images need."""
 
     @property
     def model(self) -> Path:
@@ -130,7 +133,8 @@ def write_bundle(
 
 
 def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
-    """Read a bundle after comparing every file with its hash.
+    """Read a bundle after comparing every file with its hash, and what they say with one another: hashes alone prove nothing,
+    since whoever changes a file can hash it.
 
     Args:
         folder: the bundle.
@@ -138,7 +142,7 @@ def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
 
     Raises:
         InvalidInput: no such folder.
-        CorruptFile: names the file that is missing, changed, or of an unknown format version.
+        CorruptFile: names the file that is missing, changed, of an unknown format version, or contradicts the others.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -151,8 +155,50 @@ def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
     if not with_engine:
         manifest = without_engine(manifest)
     verify(folder, manifest)
-    labels, parity = read_json(folder / "labels.json"), read_json(folder / "parity.json")
-    return Bundle(folder, manifest, (folder / "genotype.json").read_text(), labels, parity)
+    parity = _believed(folder / "parity.json", lambda value: _proof(value, manifest))
+    labels = _believed(folder / "labels.json", _checked_labels)
+    read_json(folder / "genotype.json")
+    genotype_json = (folder / "genotype.json").read_text(encoding="utf-8")
+    preprocessing = _described(folder / "model.onnx", manifest, genotype_json, labels)
+    return Bundle(folder, manifest, genotype_json, labels, parity, preprocessing)
+
+
+def _believed(path: Path, check: Callable[[Any], T]) -> T:
+    """Read a file of a bundle whose hash fits, and check what it says."""
+    try:
+        return check(read_json(path))
+    except (InvalidInput, TypeError, ValueError) as error:
+        raise CorruptFile(path, f"has the hash that the manifest names, and is wrong all the same: {error}") from None
+
+
+def _proof(value: Any, manifest: Manifest) -> ParityReport:
+    from export.parity import ParityReport
+
+    report = ParityReport.from_json(value)
+    if not report.passed:
+        raise InvalidInput(f"it says that parity failed ({report.summary()}); such a bundle is never written")
+    if report.output != manifest.output:
+        raise InvalidInput(f"it is about an output {report.output!r}; the manifest says {manifest.output!r}")
+    return report
+
+
+def _described(path: Path, manifest: Manifest, genotype_json: str, labels: Mapping[str, Any]) -> Preprocessing:
+    """Return what a bundle's model says of its images, once it says of itself what the other files do."""
+    from export.trt.onnx_metadata import onnx_metadata
+
+    metadata = onnx_metadata(path)
+    others = {"size": format_size(manifest.size), "output": manifest.output, "genotype": genotype_json}
+    for name, value in others.items():
+        if metadata.get(name) != value:
+            found, here = (str(text)[:60] for text in (metadata.get(name), value))
+            raise CorruptFile(path, f"says in its metadata that its {name} is {found!r}, and the bundle's other files {here!r}; "
+                                    "export it again")  # fmt: skip
+    try:
+        if _checked_labels(json.loads(metadata["labels"])) != labels:
+            raise InvalidInput("they are not those of labels.json")
+        return Preprocessing.from_json(json.loads(metadata["preprocessing"]))
+    except (InvalidInput, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(path, f"its metadata labels or preprocessing are wrong ({type(error).__name__}: {error})") from None
 
 
 def _write_model(
@@ -210,13 +256,17 @@ def _check_arguments(genotype_json: str, weights: bytes, examples: Sequence[np.n
 
 
 def _checked_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
-    if set(labels) != {"names", "colours", "ignore"}:
-        raise InvalidInput(f"labels must have the keys names, colours, ignore; got {sorted(labels)}")
+    if not isinstance(labels, Mapping) or set(labels) != {"names", "colours", "ignore"}:
+        found = sorted(labels) if isinstance(labels, Mapping) else labels
+        raise InvalidInput(f"labels must have the keys names, colours, ignore; got {found!r}")
     names = [str(name) for name in labels["names"]]
     colours = [[int(value) for value in colour] for colour in labels["colours"]]
     if len(names) != len(colours) or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in colours):
         raise InvalidInput(f"{len(names)} names need as many RGB colours in 0..255; got {colours}")
-    return {"names": names, "colours": colours, "ignore": labels["ignore"]}
+    ignore = labels["ignore"]
+    if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int) or not 0 <= ignore <= 65535):
+        raise InvalidInput(f"the label to ignore is {ignore!r}; write a label's number or null")
+    return {"names": names, "colours": colours, "ignore": ignore}
 
 
 def _check_classes(onnx: OnnxReport, labels: Mapping[str, Any], output: str) -> None:

@@ -29,6 +29,19 @@ def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -
     return arrays
 
 
-def zeros(inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """Make all-zero inputs."""
-    return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in inputs}
+def random_feeds(inputs: Sequence[TensorSpec], seed: int = 0) -> dict[str, np.ndarray]:
+    """Make inputs to time a model with, the same for the same seed.
+
+    Floats are standard normal, bytes and flags uniform, and wider integers 1, since those are mostly indices or sizes.
+    """
+    random = np.random.default_rng(seed)
+    return {spec.name: _random(spec, random) for spec in inputs}
+
+
+def _random(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "b" or (dtype.kind in "iu" and dtype.itemsize == 1):
+        return random.integers(0, 2 if dtype.kind == "b" else np.iinfo(dtype).max + 1, spec.shape).astype(dtype)
+    if dtype.kind in "iu":
+        return np.ones(spec.shape, dtype)
+    return random.standard_normal(spec.shape).astype(dtype)

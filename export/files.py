@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,10 +67,10 @@ def read_json(path: Path, format_version: int | None = None) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        CorruptFile: not JSON, or its `format_version` is not the one given.
+        CorruptFile: not JSON, a number that is not finite, or its `format_version` is not the one given.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
     except UnicodeDecodeError:
@@ -80,6 +81,17 @@ def read_json(path: Path, format_version: int | None = None) -> Any:
         found = value.get("format_version") if isinstance(value, dict) else None
         if found != format_version:
             raise CorruptFile(path, f"has format_version {found!r}; this release reads {format_version}")
+    return value
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no number that is written here")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large for a number")
     return value
 
 

@@ -48,7 +48,7 @@ class Preprocessing:
             raise InvalidInput(f"preprocessing must have the keys mean, std and layout; got {value!r}")
         try:
             mean, std = (tuple(float(x) for x in value[key]) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInput(f"preprocessing needs lists of numbers under mean and std; got {value!r}") from error
         return cls(mean=mean, std=std, layout=value.get("layout", "NCHW"))  # type: ignore[arg-type]
 
@@ -92,18 +92,6 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
             f"the image has mode {picture.mode}; wanted RGB or grey with 8 or 16 bits per channel: convert it, and save it as PNG"
         )
     return picture if picture.mode == "RGB" else picture.convert("RGBA").convert("RGB")
-
-
-def labels_of(output: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Turn a network's output into labels (H, W): argmax of (upsampled) logits, or the labels that it already is."""
-    values = output[0] if output.ndim > 2 else output
-    if values.ndim == 3 and values.shape[0] == 1 and np.issubdtype(values.dtype, np.integer):
-        values = values[0]
-    if values.ndim == 2:
-        return values
-    if values.shape[1:] == tuple(size):
-        return values.argmax(0)
-    return upsample_argmax(values, size)
 
 
 def head_stride(native: tuple[int, int], size: tuple[int, int]) -> float:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from export.errors import CorruptFile
+from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, sha256, write_json
+from export.target import Target, parse_size
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+OUTPUTS = ("native", "logits", "labels", "panoptic")
+"""What a network's file can give."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +31,25 @@ class Manifest:
     size: tuple[int, int]
     """(H, W) of the model's input."""
     output: str
-    """`native`, `logits` or `labels`."""
+    """One of `OUTPUTS`."""
     versions: dict[str, str]
     """Of this package, Python, torch, onnx and onnxruntime."""
     files: dict[str, dict[str, Any]]
     """File name -> `sha256`, `size_bytes`; every file of the bundle but the manifest."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the maker of the bundle wanted to note."""
+
+    def __post_init__(self) -> None:
+        Target.parse(self.target)
+        if self.output not in OUTPUTS:
+            raise InvalidInput(f"output {self.output!r} is unknown; write one of {', '.join(OUTPUTS)}")
+        if min(self.size) < 1:
+            raise InvalidInput(f"size {self.size} is no height and width")
+        for name, entry in self.files.items():
+            if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
+                raise InvalidInput(f"it lists {name!r}, which is not a plain file name")
+            if not _SHA256.fullmatch(entry["sha256"]) or entry["size_bytes"] < 0:
+                raise InvalidInput(f"{name!r} has {entry['size_bytes']} bytes of the sha256 {entry['sha256']!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -81,25 +100,27 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptFile(path, "is missing, so this folder is no bundle or an incomplete copy of one")
     value = read_json(path, FORMAT_VERSION)
     try:
-        height, width = (int(part) for part in value["size"].split("x"))
         manifest = Manifest(
-            target=str(value["target"]),
-            size=(height, width),
-            output=str(value["output"]),
-            versions=dict(value["versions"]),
+            target=_of(str, value["target"]),
+            size=parse_size(_of(str, value["size"])),
+            output=_of(str, value["output"]),
+            versions={name: _of(str, version) for name, version in value["versions"].items()},
             files={name: _entry(entry) for name, entry in value["files"].items()},
-            extra=dict(value["extra"]),
+            extra=_of(dict, value["extra"]),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
         raise CorruptFile(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
-    for name in manifest.files:
-        if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
-            raise CorruptFile(path, f"lists {name!r}, which is not a plain file name")
     return manifest
 
 
 def _entry(value: Any) -> dict[str, Any]:
-    return {"sha256": str(value["sha256"]), "size_bytes": int(value["size_bytes"])}
+    return {"sha256": _of(str, value["sha256"]), "size_bytes": _of(int, value["size_bytes"])}
+
+
+def _of(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

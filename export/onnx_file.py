@@ -20,12 +20,11 @@ from torch import nn
 
 from export.errors import InvalidInput
 from export.files import write_bytes
+from export.manifest import OUTPUTS
 from export.onnx_function import OnnxFunction, attach, nodes_of
 from export.onnx_split import Splitter, spec_of
 from export.onnx_trace import checked_bytes, evaluating, folded, on_cpu, trace
 from export.runtime import TensorSpec
-
-OUTPUTS = ("native", "logits", "labels", "panoptic")
 
 
 @dataclass(frozen=True)

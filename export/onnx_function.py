@@ -16,8 +16,9 @@ import onnx
 from onnx import inliner
 
 from export.errors import InvalidInput
+from export.onnx_load import walk
 from export.onnx_opset import STANDARD, standard_opset
-from export.onnx_split import spec_of, walk
+from export.onnx_split import spec_of
 from export.runtime import TensorSpec
 
 

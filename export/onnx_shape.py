@@ -1,85 +1,88 @@
-"""Give foreign ONNX files the static shape that sessions need, or say what they take instead of one image."""
+"""Give foreign ONNX files the static shapes that sessions need."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import InvalidInput
 from export.files import write_bytes
+from export.onnx_load import external_files, graph_inputs, load_graph, load_model, shape_of
+from export.runtime import TensorSpec
+from export.target import format_size
+from export.tensor_layout import channels_axis, image_input
+
+_BY_HAND = "python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {name} --input_shape {shape} MODEL.onnx FIXED.onnx"
 
 
 def static_onnx(path: Path, size: tuple[int, int] | None, folder: Path) -> tuple[Path, list[str]]:
-    """Return a file with a static (1, 3, H, W) float32 input: `path` itself, or a copy in `folder` where it is dynamic.
+    """Return a file whose inputs are static: `path` itself, or a copy in `folder` where they are dynamic.
+
+    Images become one image of three channels and of the size given, as far as the file leaves that open; the batch of other
+    inputs becomes 1.
 
     Returns:
         The file, and notes on what was changed.
 
     Raises:
-        InvalidInput: the model takes something else than one image, its size is dynamic and none was given, or a given size
-            contradicts a static one.
-        CorruptFile: not an ONNX file.
+        InvalidInput: a size is needed and none was given, a given one contradicts a static one, or an input is dynamic in
+            another way.
+        CorruptFile: not a whole ONNX file.
     """
     model = load_graph(path)
-    info = _image_input(model, path)
-    dims = info.type.tensor_type.shape.dim
-    found = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
-    if found[0] not in (None, 1) or found[1] not in (None, 3):
-        raise InvalidInput(f"{path}: input {info.name!r} has shape {_shape(info)}; one image is (1, 3, H, W)")
-    if size is None and (found[2] is None or found[3] is None):
-        raise InvalidInput(f"{path}: input {info.name!r} has the dynamic shape {_shape(info)}; give a size, HEIGHTxWIDTH")
-    height, width = size or (found[2], found[3])
-    if (found[2] or height, found[3] or width) != (height, width):
-        raise InvalidInput(f"{path} is made for {found[2]}x{found[3]}; asked for {height}x{width}")
-    if None not in found:
-        return path, []
-    before = _shape(info)
-    for dim, value in zip(dims, (1, 3, height, width), strict=True):
-        dim.Clear()
-        dim.dim_value = int(value or 0)
-    for output in model.graph.output:  # stale symbols would contradict the new input
+    notes = [f"{path.name} keeps weights in {', '.join(outside)}, which its sha256 does not cover"
+             for outside in [external_files(model)] if outside]  # fmt: skip
+    wanted = {info.name: _static_shape(info, size, path) for info in graph_inputs(model)}
+    image = image_input([TensorSpec(name, shape) for name, shape in wanted.items()])
+    if size is not None and image is not None and image.size != size:
+        raise InvalidInput(f"{path} is made for {format_size(image.size)}; asked for {format_size(size)}")
+    changed = [info for info in graph_inputs(model) if list(shape_of(info) or ()) != list(wanted[info.name])]
+    if not changed:
+        return path, notes
+    model = load_model(path)
+    for info in graph_inputs(model):
+        before = _shape(info)
+        if list(shape_of(info) or ()) == list(wanted[info.name]):
+            continue
+        for dim, value in zip(info.type.tensor_type.shape.dim, wanted[info.name], strict=True):
+            dim.Clear()
+            dim.dim_value = value
+        notes.append(f"its dynamic input shape {before} was fixed to {wanted[info.name]}")
+    for output in model.graph.output:  # stale symbols would contradict the new inputs
         output.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
-    onnx.load_external_data_for_model(model, str(path.parent))
     fixed = folder / f"static-{path.name}"
     write_bytes(fixed, model.SerializeToString())
-    return fixed, [f"its dynamic input shape {before} was fixed to (1, 3, {height}, {width})"]
+    return fixed, notes
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file without its external data.
-
-    Raises:
-        InvalidInput: no such file.
-        CorruptFile: not a whole ONNX file, or one without a graph.
-    """
-    if not path.is_file():
-        raise InvalidInput(f"no such file: {path}")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError derives from Exception alone
-        if isinstance(error, OSError):
-            raise
-        raise CorruptFile(path, f"is not a whole ONNX file ({type(error).__name__})") from None
-    if not model.graph.node:
-        raise CorruptFile(path, "holds no ONNX graph")
-    return model
+def _static_shape(info: onnx.ValueInfoProto, size: tuple[int, int] | None, path: Path) -> tuple[int, ...]:
+    """Return the static shape that an input is to have."""
+    found = shape_of(info)
+    if found is None:
+        kind = info.type.WhichOneof("value") or "untyped"
+        what = "without a shape" if kind == "tensor_type" else f"of the kind {kind.removesuffix('_type')}"
+        raise InvalidInput(f"{path}: input {info.name!r} is {what}; only tensors of known rank can be made here")
+    axis = channels_axis(found)
+    if axis is None:
+        shape = [found[0] or 1, *found[1:]] if found else []
+        return _complete(info, shape, path)
+    sides = (2, 3) if axis == 1 else (1, 2)
+    if size is None and None in (found[sides[0]], found[sides[1]]):
+        raise InvalidInput(f"{path}: input {info.name!r} has the dynamic shape {_shape(info)}; give a size, HEIGHTxWIDTH")
+    filled = dict(zip(sides, size or (0, 0), strict=True)) | {0: 1, axis: 3}
+    return tuple(extent or filled[at] for at, extent in enumerate(found))
 
 
-def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in weights]
-    shown = ", ".join(f"{info.name}: {_dtype(info)} {_shape(info)}" for info in inputs) or "none"
-    good = len(inputs) == 1 and len(inputs[0].type.tensor_type.shape.dim) == 4 and _dtype(inputs[0]) == "float32"
-    if not good:
-        raise InvalidInput(f"{path}: a model to time takes one float32 image (1, 3, H, W); its inputs are {shown}")
-    return inputs[0]
-
-
-def _dtype(info: onnx.ValueInfoProto) -> str:
-    kind = info.type.tensor_type.elem_type
-    return str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else info.type.WhichOneof("value") or "untyped"
+def _complete(info: onnx.ValueInfoProto, shape: Sequence[int | None], path: Path) -> tuple[int, ...]:
+    static = tuple(extent for extent in shape if extent is not None)
+    if len(static) == len(shape):
+        return static
+    example = _BY_HAND.format(name=info.name, shape=",".join(str(extent or "N") for extent in shape))
+    raise InvalidInput(f"{path}: input {info.name!r} has the dynamic shape {_shape(info)}; an image's size and a batch can be "
+                       f"fixed here, other extents not. Fix them first: {example}")  # fmt: skip
 
 
 def _shape(info: onnx.ValueInfoProto) -> str:

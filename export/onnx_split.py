@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx
 
+from export.onnx_load import walk
 from export.runtime import TensorSpec
 
 
@@ -29,15 +30,6 @@ Described = onnx.ModelProto | onnx.GraphProto | onnx.NodeProto | onnx.ValueInfoP
 def _strip(message: Described) -> None:
     message.ClearField("doc_string")
     message.ClearField("metadata_props")
-
-
-def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, those of sub-graphs (If, Loop) included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from walk(inner)
 
 
 def spec_of(info: onnx.ValueInfoProto) -> TensorSpec:

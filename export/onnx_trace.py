@@ -14,8 +14,9 @@ from torch import nn
 
 from export.errors import InvalidInput
 from export.onnx_function import OnnxFunction
+from export.onnx_load import walk
 from export.onnx_opset import STANDARD
-from export.onnx_split import clean, walk
+from export.onnx_split import clean
 
 MAX_BYTES = 2**31 - 1
 """What a protobuf message, hence an ONNX file without external data, can hold."""

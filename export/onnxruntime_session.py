@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.feeds import check_feeds, zeros
+from export.feeds import check_feeds, random_feeds
 from export.platform import install_line, nvidia_driver, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
@@ -87,7 +87,11 @@ class OnnxRuntime:
         path = Path(path)
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
-        return OnnxSession(self._open(path), self.target, self._cuda_graph)
+        session = self._open(path)
+        try:
+            return OnnxSession(session, self.target, self._cuda_graph)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from None
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
@@ -111,6 +115,7 @@ class OnnxRuntime:
         except _refusals() as error:
             if on_cuda and _CUDA_FAILED.search(str(error)):
                 raise self._unavailable(f"CUDA does not start: {_first_line(error)}") from None
+            _check_whole(path)
             raise InvalidInput(f"{path}: {_why_refused(error)}") from None
         found = session.get_providers()
         if not found or found[0] != wanted:
@@ -130,18 +135,28 @@ class OnnxSession:
         self._session, self._device = session, target.device
         self.on_gpu = self._device != "cpu"
         self._launched = _launched() if cuda_graph else None  # run options that leave the graph alone
+        self.notes: list[str] = []
+        """What a reader of its times should know."""
+        self.metadata: dict[str, str] = {}
         try:
-            self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"the model's metadata is not UTF-8 text ({error})") from None
+            self.metadata |= session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            self.notes.append("its metadata is not UTF-8 text and is not used")
+        self._dynamic: frozenset[str] = frozenset()
+        """Outputs whose shape is known after a run alone."""
         self.outputs = self._describe_outputs()
         self._binding: Any = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute the outputs; bound inputs stay bound."""
         arrays = check_feeds(self.inputs, feeds)
-        named = {spec.name: a for spec, a in zip(self.inputs, arrays, strict=True)}
-        return list(self._session.run(None, named, self._launched))
+        return self._compute({spec.name: a for spec, a in zip(self.inputs, arrays, strict=True)})
+
+    def _compute(self, named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return list(self._session.run(None, named, self._launched))
+        except _refusals() as error:
+            raise InvalidInput(_why_refused(error)) from None
 
     def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Copy the inputs to the device; the first time, allocate inputs and outputs there and capture the CUDA graph.
@@ -155,6 +170,8 @@ class OnnxSession:
             return
         for value, array in zip(self._values, arrays, strict=True):
             value.update_inplace(array)  # a captured graph reads these addresses for ever
+        if self._launched is None:
+            self._release(self._binding)
 
     def _allocate(self, arrays: Sequence[np.ndarray]) -> None:
         from onnxruntime import OrtValue
@@ -164,16 +181,20 @@ class OnnxSession:
         self._values = [OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in self._arrays]
         for spec, value in zip(self.inputs, self._values, strict=True):
             binding.bind_ortvalue_input(spec.name, value)
-        self._results = [
-            OrtValue.ortvalue_from_shape_and_type(spec.shape, np.dtype(spec.dtype).type, self._device, 0)
-            for spec in self.outputs
-        ]
-        for spec, result in zip(self.outputs, self._results, strict=True):
+        for spec in self.outputs:
+            result = OrtValue.ortvalue_from_shape_and_type(spec.shape, np.dtype(spec.dtype).type, self._device, 0)
             binding.bind_ortvalue_output(spec.name, result)
         binding.synchronize_inputs()
+        if self._launched is None:
+            self._release(binding)
         if self._launched is not None:
             self._capture(binding)
         self._binding = binding
+
+    def _release(self, binding: Any) -> None:
+        """Let the next run allocate the outputs whose shape depends on the inputs; a captured graph keeps its own."""
+        for name in self._dynamic:
+            binding.bind_output(name, self._device, 0)
 
     def _capture(self, binding: Any) -> None:
         """Run once without the graph, so that cuDNN has chosen and memory is there, and once to capture it."""
@@ -189,19 +210,22 @@ class OnnxSession:
             raise InvalidInput("call bind(feeds) before step()")
         run, binding, on_cuda = self._session.run_with_iobinding, self._binding, self._device == "cuda"
         start = time.perf_counter_ns()
-        run(binding)
+        try:
+            run(binding)
+        except _refusals() as error:
+            raise InvalidInput(_why_refused(error)) from None
         if on_cuda:
             binding.synchronize_outputs()
         return (time.perf_counter_ns() - start) / 1e6
 
     def results(self) -> list[np.ndarray]:
         """Copy out what the last `step` computed."""
-        return [np.array(result.numpy()) for result in self._results]
+        return [np.array(result.numpy()) for result in self._binding.get_outputs()]
 
     def close(self) -> None:
         """Free the model and its buffers."""
         self._session = self._binding = None
-        self._arrays, self._values, self._results = [], [], []
+        self._arrays, self._values = [], []
 
     def __enter__(self) -> OnnxSession:
         return self
@@ -213,10 +237,15 @@ class OnnxSession:
         infos = self._session.get_outputs()
         if all(isinstance(extent, int) for info in infos for extent in info.shape):
             return tuple(TensorSpec(info.name, tuple(info.shape), _dtype(info)) for info in infos)
-        # shape inference gave up; the inputs are static, so one run tells
-        found = self._session.run(None, zeros(self.inputs), self._launched)
-        pairs = zip(infos, found, strict=True)
-        return tuple(TensorSpec(info.name, value.shape, str(value.dtype)) for info, value in pairs)
+        # shape inference gave up, or the values decide; the inputs are static, so one run tells
+        for info in infos:
+            _dtype(info)  # a sequence has no shape
+        found = self._compute(random_feeds(self.inputs))
+        specs = tuple(TensorSpec(info.name, value.shape, str(value.dtype)) for info, value in zip(infos, found, strict=True))
+        self._dynamic = frozenset(info.name for info in infos if not all(isinstance(extent, int) for extent in info.shape))
+        self.notes += [f"the shape of its output {spec.name!r} is known after a run alone; {spec.shape} for random inputs"
+                       for spec in specs if spec.name in self._dynamic]  # fmt: skip
+        return specs
 
 
 def unavailable_reason(target: Target) -> tuple[str, str] | None:
@@ -320,10 +349,20 @@ def _silenced(wanted: bool) -> Iterator[None]:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises; its kinds have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
-    return tuple(getattr(states, name) for name in names if hasattr(states, name))
+    kinds = [kind for kind in vars(states).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*kinds, RuntimeError)  # what it does not translate
+
+
+def _check_whole(path: Path) -> None:
+    """Say what is wrong with a file that was refused, where that is the file; ONNX Runtime's own words name its source code."""
+    try:
+        from export.onnx_load import load_graph
+    except ImportError:  # a device needs no onnx
+        return
+    load_graph(path)
 
 
 def _why_refused(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import InvalidInput, Unavailable
-from export.feeds import check_feeds
+from export.feeds import check_feeds, random_feeds
 from export.onnxruntime_session import load_exported
 from export.platform import install_line, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
@@ -68,9 +68,12 @@ class OpenVinoRuntime:
         try:
             compiled = self._core.compile_model(self._core.read_model(str(path)), DEVICE, self._settings())
         except RuntimeError as error:
-            raise InvalidInput(f"{path}: OpenVINO {_openvino().__version__} does not run it: {_reason(error)}") from None
+            raise InvalidInput(f"{path}: {_why_refused(error)}") from None
         self._compare(compiled)
-        return OpenVinoSession(compiled, inputs, outputs, metadata)
+        try:
+            return OpenVinoSession(compiled, inputs, outputs, metadata)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from None
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
@@ -112,19 +115,25 @@ class OpenVinoSession:
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._bound: Any = None
+        self.notes: list[str] = []
+        """What a reader of its times should know."""
         ports = [compiled.output(name) for name in outputs]
         self._results = [_tensor(port, shape) for port, shape in zip(ports, self._shapes(ports), strict=True)]
         self.outputs = tuple(
             _spec(name, port, result.shape) for name, port, result in zip(outputs, ports, self._results, strict=True)
         )
         self._result_ports = ports
+        self.notes += [
+            f"the shape of its output {spec.name!r} is known after a run alone; {spec.shape} for random inputs"
+            for spec, port in zip(self.outputs, ports, strict=True) if port.partial_shape.is_dynamic
+        ]  # fmt: skip
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute the outputs; bound inputs stay bound."""
         if self._compiled is None:
             raise InvalidInput("the session is closed")
         arrays = check_feeds(self.inputs, feeds)
-        self._request.infer(dict(zip(self._ports, arrays, strict=True)), share_outputs=True)
+        _infer(self._request, dict(zip(self._ports, arrays, strict=True)))
         return [np.array(self._request.get_tensor(port).data) for port in self._result_ports]
 
     def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
@@ -137,7 +146,8 @@ class OpenVinoSession:
             for port in self._ports:
                 bound.set_tensor(port, _tensor(port, port.shape))
             for port, result in zip(self._result_ports, self._results, strict=True):
-                bound.set_tensor(port, result)
+                if not port.partial_shape.is_dynamic:  # those are allocated by every run
+                    bound.set_tensor(port, result)
             self._bound = bound
         for port, array in zip(self._ports, arrays, strict=True):
             self._bound.get_tensor(port).data[...] = array
@@ -148,12 +158,15 @@ class OpenVinoSession:
             raise InvalidInput("call bind(feeds) before step()")
         infer = self._bound.infer
         start = time.perf_counter_ns()
-        infer(share_outputs=True)  # without it the outputs would be copied
+        try:
+            infer(share_outputs=True)  # without it the outputs would be copied
+        except RuntimeError as error:
+            raise InvalidInput(_why_refused(error)) from None
         return (time.perf_counter_ns() - start) / 1e6
 
     def results(self) -> list[np.ndarray]:
         """Copy out what the last `step` computed."""
-        return [np.array(result.data) for result in self._results]
+        return [np.array(self._bound.get_tensor(port).data) for port in self._result_ports]
 
     def close(self) -> None:
         """Free the model and its buffers."""
@@ -169,9 +182,9 @@ class OpenVinoSession:
     def _shapes(self, ports: Sequence[Any]) -> list[tuple[int, ...]]:
         if not any(port.partial_shape.is_dynamic for port in ports):
             return [tuple(port.shape) for port in ports]
-        # shape inference gave up; the inputs are static, so one run tells
-        zeros = {port: np.zeros(spec.shape, spec.dtype) for port, spec in zip(self._ports, self.inputs, strict=True)}
-        self._request.infer(zeros, share_outputs=True)
+        # shape inference gave up, or the values decide; the inputs are static, so one run tells
+        feeds = random_feeds(self.inputs)
+        _infer(self._request, {port: feeds[spec.name] for port, spec in zip(self._ports, self.inputs, strict=True)})
         return [tuple(self._request.get_tensor(port).shape) for port in ports]
 
 
@@ -222,17 +235,27 @@ def _described(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
 
     OpenVINO's own answer to a broken file does not tell it from a model that it cannot run.
     """
-    from export.onnx_shape import load_graph
+    from export.onnx_load import graph_inputs, load_graph, metadata_of, shape_of
 
     model = load_graph(path)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in weights]
+    inputs = graph_inputs(model)
     for info in inputs:
-        shape = [dim.dim_value or dim.dim_param or "?" for dim in info.type.tensor_type.shape.dim]
-        if not all(isinstance(extent, int) and extent > 0 for extent in shape):
-            raise InvalidInput(f"input {info.name!r} has the dynamic shape {shape}; a session needs static shapes")
-    metadata = {item.key: item.value for item in model.metadata_props}
-    return [info.name for info in inputs], [info.name for info in model.graph.output], metadata
+        shape = shape_of(info)
+        if shape is None or None in shape:
+            raise InvalidInput(f"{path}: input {info.name!r} has the dynamic shape {shape or 'of unknown rank'}; a session needs "
+                               "static shapes")  # fmt: skip
+    return [info.name for info in inputs], [info.name for info in model.graph.output], metadata_of(model)
+
+
+def _infer(request: Any, feeds: Any) -> None:
+    try:
+        request.infer(feeds, share_outputs=True)
+    except RuntimeError as error:
+        raise InvalidInput(_why_refused(error)) from None
+
+
+def _why_refused(error: RuntimeError) -> str:
+    return f"OpenVINO {_openvino().__version__} does not run it: {_reason(error)}"
 
 
 def _spec(name: str, port: Any, shape: Sequence[int]) -> TensorSpec:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,31 @@ class ParityReport:
     min_agreement: float
     passed: bool
 
+    @classmethod
+    def from_json(cls, value: Any) -> ParityReport:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidInput: a field is missing, unknown or of another type, or `check_claim` refuses it.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, Mapping) or sorted(value) != sorted(names):
+            found = sorted(value) if isinstance(value, Mapping) else value
+            raise InvalidInput(f"a parity report has the fields {', '.join(names)}; found {found!r}")
+        check_claim(value)
+        if not isinstance(value["output"], str):
+            raise InvalidInput(f"output is {value['output']!r}, not a name")
+        for name in ("inputs", "seed"):
+            if isinstance(value[name], bool) or not isinstance(value[name], int):
+                raise InvalidInput(f"{name} is {value[name]!r}, not an integer")
+        for name in ("finite", "passed"):
+            if not isinstance(value[name], bool):
+                raise InvalidInput(f"{name} is {value[name]!r}, neither true nor false")
+        for name in ("label_agreement", "tolerance", "min_agreement"):
+            if value[name] is None:
+                raise InvalidInput(f"{name} is missing")
+        return cls(**value)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
@@ -59,6 +84,35 @@ class ParityReport:
         """Raise `CheckFailed` with the numbers and the limits unless the check passed."""
         if not self.passed:
             raise CheckFailed(self.summary())
+
+
+def check_claim(value: Mapping[str, Any]) -> None:
+    """Refuse what is written as a parity report, or a part of one, and cannot be one, whoever wrote it.
+
+    Raises:
+        InvalidInput: a number that is none, negative or (a share) above 1, no inputs, or a verdict that its numbers contradict.
+    """
+    for name, highest in _CLAIMS.items():
+        found = value.get(name)
+        if found is None:
+            continue
+        number = isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
+        if not number or not (name == "inputs") <= found <= highest:
+            limit = "" if highest == math.inf else f" to {highest:g}"
+            raise InvalidInput(f"{name} is {found!r}, not a number from {int(name == 'inputs')}{limit or ' on'}")
+    agreement, relative = value.get("label_agreement"), value.get("relative_error")
+    kept = (
+        value.get("finite", True)
+        and (agreement is None or agreement >= value.get("min_agreement", 0))
+        and (relative is None or relative <= value.get("tolerance", math.inf))
+    )
+    if "passed" in value and bool(value["passed"]) and not kept:
+        raise InvalidInput(f"it says that parity passed, and its numbers do not: label agreement {agreement}, error {relative}")
+
+
+_CLAIMS = {"inputs": math.inf, "seed": math.inf, "max_abs_error": math.inf, "relative_error": math.inf, "tolerance": math.inf}
+_CLAIMS |= {"label_agreement": 1.0, "min_agreement": 1.0}
+"""Numbers of a parity report, with the highest that each may be."""
 
 
 def check_parity(

@@ -65,18 +65,21 @@ class TorchRuntime:
         path = Path(path)
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
-        if path.suffix != ".pt2":
-            hint = "; for .onnx take onnxruntime-cpu:fp32" if path.suffix == ".onnx" else ""
+        if path.suffix.lower() != ".pt2":
+            hint = "; for .onnx take onnxruntime-cpu:fp32" if path.suffix.lower() == ".onnx" else ""
             raise InvalidInput(f"{self.target} runs .pt2 files (torch.export.save); got {path.name}{hint}")
         extra = dict.fromkeys(METADATA, "")
         try:
             program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # torch raises whatever its zip, JSON and pickle readers raise
             raise CorruptFile(path, f"is not a readable .pt2 file ({type(error).__name__})") from error
-        names = program.graph_signature.user_inputs
+        names = list(map(str, program.graph_signature.user_inputs))
         values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-        examples = tuple(torch.zeros(tuple(values[name].shape), dtype=values[name].dtype) for name in map(str, names))
-        session = TorchSession(program.module(), examples, list(map(str, names)), self.target, self.threads)
+        examples = tuple(_example(path, name, values.get(name)) for name in names)
+        try:
+            session = TorchSession(program.module(), examples, names, self.target, self.threads)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InvalidInput(f"{path}: PyTorch {torch.__version__} does not run it: {_first_line(error)}") from None
         session.metadata = {name: text for name, text in extra.items() if text}
         return session
 
@@ -112,6 +115,9 @@ class TorchSession:
         self._graph: torch.cuda.CUDAGraph | None = None
         with self._context():
             self._results = self._capture() if self._device == "cuda" else self._forward(self._static)
+        if not all(isinstance(y, torch.Tensor) for y in self._results):
+            kinds = [type(y).__name__ for y in self._results]
+            raise TypeError(f"its outputs are of the types {', '.join(kinds)}; tensors alone can be read")
         self.outputs = tuple(TensorSpec(f"y{i}", tuple(y.shape), str(_numpy(y).dtype)) for i, y in enumerate(self._results))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -175,7 +181,9 @@ class TorchSession:
     def _forward(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         assert self._module is not None, "the session is closed"
         result = self._module(*tensors)
-        return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        if isinstance(result, torch.Tensor):
+            return (result,)
+        return tuple(result.values() if isinstance(result, Mapping) else result)
 
     def _fill(self, tensors: Sequence[torch.Tensor]) -> None:
         for target, tensor in zip(self._static, tensors, strict=True):
@@ -226,6 +234,26 @@ def prepared(module: nn.Module, device: str) -> nn.Module:
     """Return a module's copy for running only: with fused kernels on CUDA where it offers `fused()`, else with BN folded."""
     fuse = getattr(module, "fused", None)
     return fuse() if device == "cuda" and callable(fuse) else folded(module)
+
+
+def _example(path: Path, name: str, value: object) -> torch.Tensor:
+    """Make an input of an exported program.
+
+    Raises:
+        InvalidInput: it is no tensor, has a dynamic shape, or a type that numpy lacks.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise InvalidInput(f"{path}: input {name!r} is {type(value).__name__}; only tensors can be given")
+    if not all(isinstance(extent, int) for extent in value.shape):
+        shape = ", ".join(map(str, value.shape))
+        raise InvalidInput(f"{path}: input {name!r} has the dynamic shape ({shape}); export it without dynamic_shapes")
+    if value.dtype == torch.bfloat16:
+        raise InvalidInput(f"{path}: input {name!r} is bfloat16, which numpy lacks; export it with a float32 input")
+    return torch.zeros(tuple(value.shape), dtype=value.dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _convert_weights(module: nn.Module, dtype: torch.dtype) -> None:

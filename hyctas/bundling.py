@@ -143,18 +143,7 @@ def _from_bundle(folder: Path) -> Trained:
     genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
     facts = {"weights": "trained", **bundle.manifest.extra, "genotype": genotype.id}
     network = _with_weights(genotype, labels, bundle.weights)
-    return Trained(network, genotype, labels, bundle.manifest.size, _preprocessing(folder / "model.onnx"), facts)
-
-
-def _preprocessing(path: Path) -> Preprocessing:
-    """Read what the images of a bundle's model need."""
-    import onnx
-
-    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    try:
-        return Preprocessing.from_json(json.loads(found["preprocessing"]))
-    except (KeyError, ValueError, InvalidInput) as error:
-        raise CorruptFile(path, f"lacks the metadata preprocessing ({error})") from None
+    return Trained(network, genotype, labels, bundle.manifest.size, bundle.preprocessing, facts)
 
 
 def _from_run(folder: Path) -> Trained:
@@ -291,14 +280,15 @@ def drafted_file(
     extra: Mapping[str, Any] | None,
 ) -> Iterator[FileReport]:
     """Write and prove what `write_file` does, and let it take its place once the block has ended without an exception."""
-    if path.suffix not in PROOF:
+    kind = path.suffix.lower()
+    if kind not in PROOF:
         raise InvalidInput(f"{path}: one file is written as {' or '.join(PROOF)}")
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".building", dir=path.parent) as temporary:
         draft = Path(temporary) / path.name
         _write_model(trained, draft, size, output)
-        parity = prove(trained, draft, PROOF[path.suffix], size, output, examples)
+        parity = prove(trained, draft, PROOF[kind], size, output, examples)
         parity.raise_if_failed()
         size_bytes = draft.stat().st_size
         manifest = Manifest(
@@ -361,7 +351,7 @@ def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: st
         "preprocessing": json.dumps(trained.preprocessing.to_json()), "labels": json.dumps(trained.labels.to_json()),
         "genotype": trained.genotype.to_json(), "size": format_size(size), "output": output,
     }  # fmt: skip
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         export_onnx(trained.network, size, path, output, about)
         return
     buffer = io.BytesIO()

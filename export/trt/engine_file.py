@@ -18,6 +18,7 @@ from sources whose programs you would run, or rebuild them from the ONNX file (`
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import shlex
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from typing import Any
 from export.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import json_text, read_json, sha256, write_together
+from export.parity import check_claim
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
 
 FORMAT_VERSION = 1
@@ -342,6 +344,21 @@ def _from_json(value: Mapping[str, Any]) -> EngineManifest:
     for name in ("engine_sha256", "onnx", "onnx_sha256", "graph_sha256", "precision", "command"):
         if not isinstance(values[name], str):
             raise TypeError(f"{name} is {values[name]!r}, not a text")
-    if not isinstance(values["size_bytes"], int) or not isinstance(values["options"], dict):
-        raise TypeError(f"size_bytes is {values['size_bytes']!r} and options are {values['options']!r}")
+    size = values["size_bytes"]
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not isinstance(values["options"], dict):
+        raise TypeError(f"size_bytes is {size!r} and options are {values['options']!r}")
+    for name in ("attention", "parity", "latency"):
+        if values.get(name) is not None and not isinstance(values[name], dict):
+            raise TypeError(f"{name} is {values[name]!r}, not an object")
+    _check_proof(values.get("parity") or {}, values.get("latency") or {})
     return EngineManifest(**values)
+
+
+def _check_proof(parity: Mapping[str, Any], latency: Mapping[str, Any]) -> None:
+    """Refuse a proof and times that cannot be; the engine's hash does not tell."""
+    check_claim(parity)
+    if parity.get("passed", True) is not True:
+        raise InvalidInput("parity failed; such an engine is never written")
+    for name, value in latency.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < math.inf:
+            raise InvalidInput(f"latency has {name} {value!r}, which no measurement gives")

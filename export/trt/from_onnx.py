@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
+from export.feeds import random_feeds
 from export.parity import ParityReport, check_comparable, check_same
 from export.target import Target
 from export.trt.build import BuildResult, build_engine
@@ -48,7 +49,7 @@ from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import PRECISIONS, PRESETS, BuildOptions
 from export.trt.precision import in_precision
 from export.trt.progress import Progress
-from export.trt.run import measure, random_feeds, summary
+from export.trt.run import measure, summary
 from export.trt.runner import EngineSession
 from export.trt.timing_cache import default_folder
 
@@ -117,7 +118,7 @@ def engine_from_onnx(
         random = np.random.default_rng(0)
         draw = lambda: {spec.name: random.standard_normal(spec.shape, np.float32) for spec in reference.inputs}  # noqa: E731
         examples = [draw() for _ in range(EXAMPLES)] if options.precision == "mixed" else []
-        graph = in_precision(onnx.read_bytes(), options.precision, examples=examples)
+        graph = in_precision(_single_file(onnx), options.precision, examples=examples)
         tell(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
         cache = place.timing_cache
         built = build_engine(graph, options, timing_cache=cache, machine=place.machine, trt=place.trt, progress=progress)
@@ -127,6 +128,16 @@ def engine_from_onnx(
         if not parity.passed:
             raise CheckFailed(f"the engine is not written: {parity.summary()}{_advice(options)}")
         return built.plan, _described(built, session, place.machine, onnx, command, parity, tell)
+
+
+def _single_file(path: Path) -> bytes:
+    """Return an ONNX file's content, of which the manifest's hash must cover all."""
+    from export.onnx_load import external_files, load_graph
+
+    if outside := external_files(load_graph(path)):
+        raise InvalidInput(f"{path} keeps weights in {', '.join(outside)}; write it as a single file, whose hash covers them: "
+                           f"in Python, onnx.save(onnx.load({path.name!r}), 'whole.onnx')")  # fmt: skip
+    return path.read_bytes()
 
 
 def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest:
@@ -251,12 +262,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
     path: Path = args.file
-    if path.suffix not in (".onnx", ".engine"):
+    if path.suffix.lower() not in (".onnx", ".engine"):
         raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
     given = [name for name in ("precision", "preset", "workspace_mib") if getattr(args, name) is not None]
-    if path.suffix == ".engine":
+    if path.suffix.lower() == ".engine":
         if given:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
         required_manifest(path)

@@ -19,7 +19,7 @@ _SIZES = {1: 8, 5: 4}
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of an ONNX file by key.
+    """Return the metadata of an ONNX file by key; what is not UTF-8 text is left out.
 
     Raises:
         CorruptFile: not an ONNX file, or a truncated one.
@@ -27,14 +27,21 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     with open(path, "rb") as handle:
         try:
             entries = [data for number, data in _fields(handle, path.stat().st_size) if number == _METADATA]
-            return dict(_entry(data) for data in entries)
+            return {key: value for key, value in map(_entry, entries) if key is not None and value is not None}
         except (EOFError, ValueError) as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({error})") from None
 
 
-def _entry(data: bytes) -> tuple[str, str]:
+def _entry(data: bytes) -> tuple[str | None, str | None]:
     parts = dict(_fields(io.BytesIO(data), len(data), every=True))
-    return parts.get(1, b"").decode(), parts.get(2, b"").decode()
+    return _text(parts.get(1, b"")), _text(parts.get(2, b""))
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _fields(handle: BinaryIO, size: int, every: bool = False) -> Iterator[tuple[int, bytes]]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import CorruptFile, HyctasError, InvalidInput
+from export.feeds import random_feeds
 from export.files import sha256, write_bytes, write_json
 from export.runtime import TensorSpec
 from export.trt.device import BACKENDS, DeviceBackend, open_backend
@@ -125,12 +126,6 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     mean = float(values.mean())
     numbers = {"median": median, "p90": p90, "p95": p95, "p99": p99, "min": float(values.min()), "mean": mean}
     return {**numbers, "cv": float(values.std()) / mean, "n": len(values), "fps": 1000 / median}
-
-
-def random_feeds(inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """Return normal noise for inputs, always the same."""
-    random = np.random.default_rng(0)
-    return {spec.name: random.standard_normal(spec.shape).astype(spec.dtype) for spec in inputs}
 
 
 def _image(path: Path, session: EngineSession, notes: list[str]) -> dict[str, np.ndarray]:

@@ -150,15 +150,16 @@ class TensorRTRuntime:
             CorruptFile: a manifest that cannot be read.
             TensorRTFailed: TensorRT failed, with its own words.
         """
+        from export.onnx_load import whole_bytes
         from export.trt.precision import in_precision
 
         path, graph = Path(path), "auto" if self._cuda_graph else "off"
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
-        if path.suffix == ".onnx":
+        if path.suffix.lower() == ".onnx":
             options = self._options or BuildOptions(precision=self.target.precision)
-            return self._built(path, in_precision(path.read_bytes(), options.precision), options, graph)
-        if path.suffix not in (".engine", ".plan"):
+            return self._built(path, in_precision(whole_bytes(path), options.precision), options, graph)
+        if path.suffix.lower() not in (".engine", ".plan"):
             raise InvalidInput(f"{self.target} runs .engine and .plan files, and builds .onnx files; got {path.name}")
         session = open_engine(path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats)
         found = session.manifest.precision if session.manifest is not None else self.target.precision

@@ -93,9 +93,9 @@ def kind_of(path: Path) -> str:
         if (path / "network.safetensors").exists():
             return RUN
         raise InvalidInput(f"{path} is no bundle (manifest.json) and no run with a trained network (network.safetensors)")
-    if path.suffix not in (".onnx", ".pt2", ".engine"):
+    if path.suffix.lower() not in (".onnx", ".pt2", ".engine"):
         raise InvalidInput(f"{path}: suffix {path.suffix!r} is unknown; give .onnx, .pt2 or .engine files, bundles, or run folders")
-    return path.suffix
+    return path.suffix.lower()
 
 
 def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Target:
@@ -274,7 +274,7 @@ def _street(model: BenchModel, runtime: Runtime) -> list[bytes]:
     if size is None:
         with tempfile.TemporaryDirectory(prefix="hyctas-bench-") as folder:
             with open_models([replace(model, name="first")], runtime, Path(folder))[0] as opened:
-                size = opened.size
+                size = opened.usual_image("end-to-end").size
     scenes = Scenes(size=size, train=0, val=FRAMES_PER_CLIP)
     return [_jpeg(scenes.load("val", sample)[0]) for sample in scenes.samples("val")]
 
@@ -300,7 +300,7 @@ def print_report(report: BenchReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    sizes = sorted({result.size for result in report.models})
+    sizes = sorted({result.size or "no image" for result in report.models})
     title = f"{report.target}, {report.threads} thread{'s' * (report.threads != 1)}, mode {report.mode}, {', '.join(sizes)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold", min_width=8)
@@ -313,7 +313,7 @@ def print_report(report: BenchReport) -> None:
             ratio += f" [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
         times = [f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms)]
         cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio)]
-        table.add_row(escape(result.name), *([result.size] if len(sizes) > 1 else []), *cells)
+        table.add_row(escape(result.name), *([result.size or "no image"] if len(sizes) > 1 else []), *cells)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for warning in report.warnings:

@@ -133,7 +133,7 @@ def rebuild(job: ExportJob, path: Path) -> None:
 def _check_alone(job: ExportJob, path: Path) -> None:
     from export.errors import InvalidInput
 
-    if path.suffix != ".engine":
+    if path.suffix.lower() != ".engine":
         raise InvalidInput(f"--rebuild is for engines; {path} is none")
     other = [field.name for field in fields(job) if field.name not in KEPT and getattr(job, field.name) != field.default]
     if other:

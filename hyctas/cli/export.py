@@ -40,9 +40,9 @@ def kind_of(file: str) -> str:
     path = Path(file)
     if file.endswith("/") or path.is_dir() or not path.suffix:
         return BUNDLE
-    if path.suffix not in RUNS_ON:
+    if path.suffix.lower() not in RUNS_ON:
         raise InvalidInput(f"{file}: suffix {path.suffix!r} is unknown; write .onnx, .pt2, .engine, or a folder ending in /")
-    return path.suffix
+    return path.suffix.lower()
 
 
 def export_network(job: ExportJob) -> None:
@@ -159,10 +159,11 @@ def _prove_on_target(
     from hyctas.bundling import PROOF, prove
     from hyctas.cli.show import say
 
-    if target == PROOF[path.suffix]:
+    kind = path.suffix.lower()
+    if target == PROOF[kind]:
         return
-    if target.precision != "fp32" or not target.runtime.startswith(RUNS_ON[path.suffix]):
-        say(f"note: the file is fp32 and was proven on {PROOF[path.suffix]}; {target} was not compared")
+    if target.precision != "fp32" or not target.runtime.startswith(RUNS_ON[kind]):
+        say(f"note: the file is fp32 and was proven on {PROOF[kind]}; {target} was not compared")
         return
     parity = prove(trained, path, target, size, output, examples)
     parity.raise_if_failed()

@@ -144,9 +144,11 @@ def _models(paths: Sequence[Path], size: tuple[int, int] | None) -> Iterator[Mod
 def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) -> tuple[Path, dict[str, Any]]:
     from export.errors import InvalidInput
     from export.files import sha256
+    from export.onnx_load import graph_inputs
     from export.onnx_shape import static_onnx
     from export.onnx_split import spec_of
     from export.target import format_size
+    from export.tensor_layout import image_input
     from hyctas.cli.bench import BUNDLE, RUN
 
     if kind == ".pt2":
@@ -164,10 +166,9 @@ def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) ->
     model = _load(file)
     if any(tensor.data_type == tensor.FLOAT16 for tensor in model.graph.initializer):
         notes.append("the file itself holds half-precision weights; they stay so")
-    weights = {tensor.name for tensor in model.graph.initializer}  # old files list them among the inputs
-    image = spec_of(next(info for info in model.graph.input if info.name not in weights))
+    image = image_input([spec_of(info) for info in graph_inputs(model)])
     output = spec_of(model.graph.output[0])
-    facts = {"file": source.name, "sha256": sha256(source), "size": format_size((image.shape[2], image.shape[3])),
+    facts = {"file": source.name, "sha256": sha256(source), "size": format_size(image.size) if image else None,
              "output": f"{output.name}: {output.dtype} {output.shape}", "notes": notes}  # fmt: skip
     return file, facts
 
@@ -186,6 +187,6 @@ def _exported(run: Path, size: tuple[int, int] | None, folder: Path) -> Path:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    import onnx
+    from export.onnx_load import load_model
 
-    return onnx.load(path)
+    return load_model(path)

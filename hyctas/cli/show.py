@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hyctas.processes import is_first
+
 LINE_SECONDS = 15.0
 console = Console(stderr=True, highlight=False)
 
@@ -17,8 +19,8 @@ console = Console(stderr=True, highlight=False)
 class Bar:
     """Shows how far a task is."""
 
-    def __init__(self, name: str, progress: Progress | None) -> None:
-        self.name, self._progress = name, progress
+    def __init__(self, name: str, progress: Progress | None, shown: bool = True) -> None:
+        self.name, self._progress, self._silent = name, progress, not shown
         self._task = progress.add_task(name, total=1.0, text="", left="") if progress else None
         self._started = self._shown = time.monotonic()
         self._first: float | None = None
@@ -50,14 +52,17 @@ class Bar:
         left = f"{duration(self._left_s)} left" if self._left_s is not None else ""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=self._share, text=text, left=left)
-        elif now - self._shown >= LINE_SECONDS:
+        elif not self._silent and now - self._shown >= LINE_SECONDS:
             self._shown = now
             print(f"{self.name}: {self._share:4.0%}{', ' * bool(left)}{left}  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bar(name: str) -> Iterator[Bar]:
-    """Open a progress bar; a last line with the time taken stays."""
+    """Open a progress bar; a last line with the time taken stays. Of torchrun's processes only the first shows one."""
+    if not is_first():
+        yield Bar(name, None, shown=False)
+        return
     started = time.monotonic()
     if console.is_terminal:
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -79,5 +84,6 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line to stdout."""
-    print(text, flush=True)
+    """Print a line to stdout; of torchrun's processes only the first does."""
+    if is_first():
+        print(text, flush=True)

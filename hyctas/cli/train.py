@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
+from hyctas.processes import first_goes_first, group_closed, processes
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ def main() -> None:
     """Run the command line."""
     kind, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if kind == "supernet":
-        command(train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments)
+        with group_closed():
+            command(train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments)
     elif kind == "network":
-        command(train_network, TrainNetworkJob, "Train one network.", arguments)
+        with group_closed():
+            command(train_network, TrainNetworkJob, "Train one network.", arguments)
     else:
         known = kind in ("--help", "-h")
         print(USAGE, file=sys.stdout if known else sys.stderr, end="")
@@ -62,9 +65,9 @@ def train_supernet(job: TrainSupernetJob) -> None:
         "recipe": recipe.identity(), "space": job.space, "space_hash": space.hash, "data": data.trained(), **_start_config(start),
     }  # fmt: skip
     outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
-    run = Run(
-        job.run, "train-supernet", config, outputs, restart=job.restart, formerly={**config, "data": data.identity()}
-    )  # fmt: skip
+    formerly = {**config, "data": data.identity()}
+    with first_goes_first() as first:
+        run = Run(job.run, "train-supernet", config, outputs, restart=job.restart and first, formerly=formerly)
     if run.done:
         say(f"{run.file('supernet.safetensors')} is already trained with this configuration")
         return
@@ -117,9 +120,9 @@ def train_network(job: TrainNetworkJob) -> None:
         teachers = _find_teachers(job, data, recipe.temperature)
         config["teacher"] = [teacher.sha256 for teacher in teachers]
     outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json", "soft_labels")
-    run = Run(
-        job.run, "train-network", config, outputs, restart=job.restart, formerly={**config, "data": data.identity()}
-    )  # fmt: skip
+    formerly = {**config, "data": data.identity()}
+    with first_goes_first() as first:
+        run = Run(job.run, "train-network", config, outputs, restart=job.restart and first, formerly=formerly)
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
         if run.record["results"].get("scored", data.scored()) != data.scored():
@@ -164,7 +167,7 @@ def train_network(job: TrainNetworkJob) -> None:
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
     write_json(run.file("labels.json"), data.source.labels.to_json())
     results = _score(run, network, genotype.id, data, recipe.size, preprocessing)
-    crops = trainer.step * recipe.batch
+    crops = trainer.step * recipe.batch * processes()
     run.finish(
         steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
         start=loaded.to_json() if loaded else None, scored=data.scored(), **results,

@@ -216,7 +216,7 @@ def _bench_warnings(data: RunData, bench: BenchReport, result: BenchResult) -> l
     if outcome and bench.target != outcome.target:
         found.append(f"the network was searched for {outcome.target} and timed on {bench.target}")
     if outcome and result.size != format_size(outcome.size):
-        found.append(f"the network was searched for {format_size(outcome.size)} and timed at {result.size}")
+        found.append(f"the network was searched for {format_size(outcome.size)} and timed at {result.size or 'no image'}")
     if data.manifest is not None and result.sha256 is not None and not data.is_bundled(result):
         found.append(f"the timed file ({result.name}) is none of the bundle's, going by its hash")
     limit = outcome.limits.latency_ms if outcome else None

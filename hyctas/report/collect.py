@@ -13,12 +13,13 @@ from export.bench_report import BenchReport, BenchResult
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json
 from export.manifest import read_manifest
+from export.parity import ParityReport
 from export.target import parse_size
 from hyctas.choice import FORMAT_VERSION as PARETO_VERSION
 from hyctas.data.labels import Labels
 from hyctas.data.metric import POLICY, Score
 from hyctas.genotype import Genotype
-from hyctas.report.run_data import FILES, SPLITS, Member, Outcome, Parity, Record, RunData
+from hyctas.report.run_data import FILES, SPLITS, Member, Outcome, Record, RunData
 from hyctas.runs import FORMAT_VERSION as RECORD_VERSION
 from hyctas.search.history import FORMAT_VERSION as HISTORY_VERSION
 from hyctas.search.history import Evaluation
@@ -67,7 +68,7 @@ def collect(run: Path) -> RunData:
         labels=labels,
         bench=bench,
         bench_command=bench_command,
-        parity=_optional(run / "bundle" / "parity.json", _parity),
+        parity=_optional(run / "bundle" / "parity.json", ParityReport.from_json),
         manifest=_optional(run / "bundle" / "manifest.json", lambda _: read_manifest(run / "bundle")),
         sizes=sizes,
         notices=notices,
@@ -200,18 +201,7 @@ def _bench(value: Any) -> tuple[BenchReport, tuple[str, ...]]:
         for name in ("median_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "fps", "n"):
             _positive(getattr(model, name), name)
         _number(model.cv, "cv")
-        parse_size(model.size)
+        if model.size is not None:
+            parse_size(model.size)
     report = BenchReport(**{**fields, "models": models, "warnings": tuple(map(str, fields.get("warnings", ())))})
     return report, command
-
-
-def _parity(value: Any) -> Parity:
-    relative = value["relative_error"]
-    return Parity(
-        passed=_flag(value["passed"], "passed"),
-        inputs=int(_positive(value["inputs"], "inputs")),
-        label_agreement=_number(value["label_agreement"], "label_agreement", 1),
-        min_agreement=_number(value["min_agreement"], "min_agreement", 1),
-        relative_error=None if relative is None else _number(relative, "relative_error"),
-        tolerance=_number(value["tolerance"], "tolerance"),
-    )

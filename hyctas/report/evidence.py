@@ -38,7 +38,8 @@ def speed_section(data: RunData) -> Section | str:
     mode = MODES.get(bench.mode, bench.mode)
     load = "" if bench.others_share is None else f" Other processes used {bench.others_share:.0%} of the cores meanwhile."
     same = " The timed file is the bundle's (equal hash)." if data.is_bundled(result) else ""
-    text = f"Timed: {mode}, at {result.size}, on {bench.target} with {plural(bench.threads, 'thread')}.{same}{load}"
+    size = result.size or "no image size"
+    text = f"Timed: {mode}, at {size}, on {bench.target} with {plural(bench.threads, 'thread')}.{same}{load}"
     text += " Variation is the standard deviation by the mean; below 5 % is steady."
     notes = [warning[:1].upper() + warning[1:] for warning in bench.warnings]
     notes += [f"{model.name}: {note}" for model in bench.models for note in model.notes]

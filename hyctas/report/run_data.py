@@ -10,6 +10,7 @@ from typing import Any
 
 from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
+from export.parity import ParityReport
 from export.target import parse_size
 from hyctas.data.labels import Labels
 from hyctas.data.metric import Score
@@ -85,18 +86,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far an exported file agrees with the PyTorch network (bundle/parity.json)."""
-
-    passed: bool
-    inputs: int
-    label_agreement: float
-    min_agreement: float
-    relative_error: float | None
-    tolerance: float
-
-
-@dataclass(frozen=True)
 class Record:
     """What a command noted of itself (`<command>.json`)."""
 
@@ -131,7 +120,8 @@ class RunData:
     """fps.json, or where that is absent bench.json."""
     bench_command: tuple[str, ...] = ()
     """Command line of the bench, where the file has it."""
-    parity: Parity | None = None
+    parity: ParityReport | None = None
+    """How far the exported file agrees with the PyTorch network (bundle/parity.json)."""
     manifest: Manifest | None = None
     sizes: Mapping[str, int]
     """Size in bytes of every file of `FILES` that is there."""
@@ -169,7 +159,8 @@ class RunData:
             return self.outcome.size
         if self.manifest is not None:
             return self.manifest.size
-        return parse_size(self.bench.models[0].size) if self.bench else None
+        timed = self.bench.models[0].size if self.bench else None
+        return parse_size(timed) if timed else None
 
     @property
     def classes(self) -> int | None:

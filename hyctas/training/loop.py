@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.files import write_bytes
 from export.torch_session import torch_threads
+from hyctas.processes import processes
 from hyctas.training.average import WeightAverage
 from hyctas.training.config import Recipe
 
@@ -186,8 +187,9 @@ def parameter_groups(model: nn.Module, recipe: Recipe, pretrained: Collection[st
 
 def start_processes() -> tuple[int, int]:
     """Join the other processes when started by torchrun; return (rank, number of processes)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
+    if processes() > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(default_device())  # else every process talks to the first GPU, too
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 

@@ -23,7 +23,8 @@ from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import sha256
 from export.imaging import Preprocessing, exact_stride
 from export.manifest import NAME as BUNDLE_MARK
-from export.onnx_shape import load_graph, static_onnx
+from export.onnx_load import graph_inputs, load_graph, metadata_of
+from export.onnx_shape import static_onnx
 from export.runtimes import available_targets, open_runtime
 from export.target import Target, format_size
 from hyctas.bundling import Trained, load_trained
@@ -69,7 +70,7 @@ def _weights(path: Path) -> Path:
     if not path.exists():
         raise InvalidInput(f"teacher {path}: no such file or folder; {allowed}")
     if path.is_file():
-        if path.suffix != ".onnx":
+        if path.suffix.lower() != ".onnx":
             raise InvalidInput(f"teacher {path}: {allowed}")
         return path
     file = path / ("weights.safetensors" if (path / BUNDLE_MARK).exists() else "network.safetensors")
@@ -233,11 +234,10 @@ def _logits(output: np.ndarray) -> np.ndarray:
 def _described(path: Path) -> tuple[tuple[int, int] | None, dict[str, str]]:
     """Return the fixed (H, W) of a file's image, if it has one, and its metadata."""
     model = load_graph(path)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    image = next((info for info in model.graph.input if info.name not in weights), None)
+    image = next(iter(graph_inputs(model)), None)
     sides = [dim.dim_value for dim in image.type.tensor_type.shape.dim[2:]] if image is not None else []
     fixed = (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
-    return fixed, {entry.key: entry.value for entry in model.metadata_props}
+    return fixed, metadata_of(model)
 
 
 def _preprocessing(path: Path, metadata: dict[str, str]) -> Preprocessing:

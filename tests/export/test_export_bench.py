@@ -30,11 +30,9 @@ def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "SLICE_S", 0.002)
 
 
-def foreign(path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, second: bool = False) -> Path:
+def foreign(path: Path, shape: list[int | str]) -> Path:
     """Write a 1x1 convolution to 5 channels as other exporters do: own names, no metadata."""
-    inputs = [helper.make_tensor_value_info("pixels", kind, shape)]
-    if second:
-        inputs.append(helper.make_tensor_value_info("other", kind, shape))
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)]
     rank = [shape[0], 5, *shape[2:]]
     weight = helper.make_tensor("w", TensorProto.FLOAT, [5, 3, 1, 1], np.linspace(-1, 1, 15).tolist())
     nodes = [helper.make_node("Conv", ["pixels", "w"], ["mask"])]
@@ -94,14 +92,6 @@ def test_refusals(tmp_path: Path) -> None:
         run(foreign(tmp_path / "dynamic.onnx", ["N", 3, "H", "W"]))
     with pytest.raises(InvalidInput, match="made for 8x8; asked for 16x16"):
         run(good, size=(16, 16))
-    with pytest.raises(InvalidInput, match=r"pixels: uint8 \(1, 3, 8, 8\)"):
-        run(foreign(tmp_path / "u8.onnx", [1, 3, 8, 8], TensorProto.UINT8))
-    with pytest.raises(InvalidInput, match=r"shape \(1, 8, 8, 3\)"):
-        run(foreign(tmp_path / "nhwc.onnx", [1, 8, 8, 3]))
-    with pytest.raises(InvalidInput, match=r"shape \(4, 3, 8, 8\)"):
-        run(foreign(tmp_path / "batch.onnx", [4, 3, 8, 8]))
-    with pytest.raises(InvalidInput, match=r"other: float32 \(1, 3, 8, 8\)"):
-        run(foreign(tmp_path / "two.onnx", [1, 3, 8, 8], second=True))
     with pytest.raises(InvalidInput, match="no such file"):
         run(tmp_path / "none.onnx")
     (tmp_path / "torn.onnx").write_bytes(good.read_bytes()[:-7])
@@ -123,15 +113,6 @@ def test_refusals(tmp_path: Path) -> None:
         BenchModel("m")
     with pytest.raises(InvalidInput, match="needs a size"):
         BenchModel("m", module=nn.Conv2d(3, 5, 1))
-
-
-def test_bad_metadata_is_an_error(tmp_path: Path) -> None:
-    path = foreign(tmp_path / "m.onnx", [1, 3, 8, 8])
-    model = onnx.load(path)
-    model.metadata_props.add(key="preprocessing", value="{oops")
-    onnx.save(model, path)
-    with pytest.raises(InvalidInput, match="'preprocessing' is not JSON"):
-        bench([BenchModel("m", path)], ORT, 1, **QUICK)
 
 
 def test_paired_ratio_cancels_drift() -> None:

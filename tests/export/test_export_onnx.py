@@ -15,7 +15,8 @@ from torch import nn
 import export
 from export import onnx_trace
 from export.errors import InvalidInput
-from export.onnx_file import OUTPUTS, export_onnx
+from export.manifest import OUTPUTS
+from export.onnx_file import export_onnx
 
 
 class Net(nn.Module):

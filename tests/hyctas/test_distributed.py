@@ -42,3 +42,20 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(one["sum"], two["sum"]) and (one["first"], two["first"]) == (True, False)
+
+
+@pytest.mark.slow
+def test_as_it_is_typed(tmp_path: Path) -> None:
+    """The documented command: one process claims the run (and moves the old one aside once), prints and writes."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "labels.json").write_text("of an older training")
+    (tmp_path / "job.toml").write_text('crop = "32x32"\nbatch = 2\namp = false\n')
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hyctas.cli.train", "--"]
+    job = ["network", "--run", str(run), "--network", "edge:plain-w75", "--init", "none", "--restart"]
+    job += ["--data", "scenes:train=40,val=4,size=32x48", "--steps", "2", "--config", str(tmp_path / "job.toml")]
+    done = subprocess.run([*launch, *job], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("wrote ") == 1 and "after 2 steps (8 crops)" in done.stdout
+    assert done.stderr.count("train network: done") == 1
+    assert (run / "old-1" / "labels.json").read_text() == "of an older training" and not (run / "old-2").exists()

@@ -357,3 +357,24 @@ def test_the_devices_part_is_python_3_10(device_files: list[Path]) -> None:
         assert not used & NEWER_NAMES, f"{path.name} uses what Python 3.10 does not have"
     with pytest.raises(SyntaxError):
         ast.parse("try:\n  pass\nexcept* ValueError:\n  pass\n", feature_version=(3, 10))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"parity": {"passed": True, "label_agreement": float("-inf")}}, "-Infinity is no number"),
+        ({"parity": {"passed": True, "label_agreement": 1.5}}, "label_agreement is 1.5, not a number from 0 to 1"),
+        ({"parity": {"passed": True, "relative_error": 0.5, "tolerance": 0.001}}, "says that parity passed"),
+        ({"parity": {"passed": False}}, "such an engine is never written"),
+        ({"parity": 3}, "parity is 3"),
+        ({"latency": {"median_ms": -1.0}}, "median_ms -1.0"),
+        ({"latency": "fast"}, "latency is 'fast'"),
+        ({"attention": []}, "attention is"),
+        ({"size_bytes": -1}, "size_bytes is -1"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused_though_its_hash_fits(engine: Path, change: dict[str, Any], reason: str) -> None:
+    path = manifest_path(engine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CorruptFile, match=reason):
+        read_engine(engine, HERE)

@@ -109,7 +109,7 @@ def test_bundle_of_the_newest_run(
     assert "parity of 'native' over 5 inputs" in out and "limit 1.00e-03" in out
     assert f"next: hyctas-bench {folder} --target onnxruntime-cpu:fp32 --threads 2" in out
     found = read_bundle(folder)
-    assert (found.manifest.size, found.manifest.output, found.parity["passed"]) == (SIZE, "native", True)
+    assert (found.manifest.size, found.manifest.output, found.parity.passed) == (SIZE, "native", True)
     assert found.labels == LABELS.to_json() and Genotype.from_json(found.genotype_json) == genotype()
     assert found.manifest.extra == {
         "genotype": genotype().id, "weights": "trained", "miou": {"choose": 0.5, "val": 0.25}, "threads": 2,
