@@ -75,7 +75,7 @@ def _torture(found: Mapping[str, Any] | None) -> list[str]:
         "## Kills and other troubles", "",
         f"{sum(kills.values())} SIGKILLs at random moments in {found['chains']} jobs (profile, both trainings, search, export, "
         f"bench; space tiny, fixed latency table, budgets in steps), seed {found['seed']}, commit `{found['commit']}`, "
-        f"{found['date']}: {len(found['faults'])} faults. Each command was repeated until it ended; then all files were to be those "
+        f"{found['date']}: {len(found['faults'])} faults. Each command was repeated until it ended; then all files had to be those "
         "of an undisturbed run: the same weights, history, front, scores and bundle, and no file more.", "",
         "| command | undisturbed, s | kills |", "|---|--:|--:|",
         *(f"| {name} | {seconds} | {kills.get(name, 0)} |" for name, seconds in found["seconds"].items()), "",
