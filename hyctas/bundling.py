@@ -89,11 +89,11 @@ def load_trained(
         trained = _from_checkpoint(read_genotype(source), checkpoint)
         return _checked_classes(trained, source, classes)
     if is_source(str(source)):
-        return _from_genotype(source, classes or 19, random_weights)
+        return _from_genotype(source, 19 if classes is None else classes, random_weights)
     if not source.exists():
         raise InvalidInput(f"no such file or folder: {source}; give a run folder, a bundle, a genotype (.json) or published:S")
     if not source.is_dir():
-        return _from_genotype(source, classes or 19, random_weights)
+        return _from_genotype(source, 19 if classes is None else classes, random_weights)
     if random_weights:
         raise InvalidInput(f"random weights are for a genotype file; {source} has its own, so leave --random-weights out")
     trained = _from_bundle(source) if (source / BUNDLE_MARK).exists() else _from_run(source)

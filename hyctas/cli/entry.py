@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import tyro
 
 from export.errors import HyctasError, InvalidInput
-from hyctas.cli.values import field_names
+from hyctas.cli.values import field_names, flag_arguments
 
 T = TypeVar("T")
 DEFECT = 70
@@ -87,8 +87,5 @@ def _with_toml(arguments: list[str], config: type) -> tuple[list[str], dict[str,
         flag = f"--{name.replace('_', '-')}"
         if name not in flags or any(argument == flag or argument.startswith(flag + "=") for argument in given):
             continue
-        if isinstance(value, bool):
-            extra += [flag] if value else []
-        else:
-            extra += [flag, *map(str, value if isinstance(value, list) else [value])]
+        extra += flag_arguments(config, name, value)
     return [*given, *extra], {name: value for name, value in values.items() if name not in flags}

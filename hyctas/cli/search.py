@@ -42,8 +42,6 @@ def run_search(job: SearchJob) -> None:
     from hyctas.workloads import CostModel
     from latency import LatencyTable
 
-    if min(job.evaluations, job.population, job.images) < 2:
-        raise InvalidInput("--evaluations, --population and --images must be at least 2")
     limits = Limits.parse(job.limit)
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
     if not (job.run / "supernet.safetensors").exists() or not record_path.exists():
@@ -53,7 +51,7 @@ def run_search(job: SearchJob) -> None:
     space, table = load_space(record["config"]["space"]), LatencyTable.load(table_path)
     size = _size(job, space, table, table_path)
     data = open_dataset(job.data or record["results"]["data"], check=False)
-    confidence = _confidence(job.confidence)
+    confidence = None if job.confidence is None else job.confidence / 100
     model = CostModel(space, table, size, data.num_classes, confidence)
     _check_error(model, job.max_error, table_path)
     limits.check_feasible(model)
@@ -106,14 +104,6 @@ def _conclude(
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
     say(show_front(run.folder))
-
-
-def _confidence(percent: float | None) -> float | None:
-    from export.errors import InvalidInput
-
-    if percent is not None and not 50 <= percent < 100:
-        raise InvalidInput(f"--confidence {percent:g} must be at least 50 and below 100 (per cent), for instance 95")
-    return percent / 100 if percent is not None else None
 
 
 def _check_error(model: CostModel, max_error: float, path: Path) -> None:
