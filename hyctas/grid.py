@@ -432,7 +432,7 @@ class Space(GeneVectors):
     def corner(self, *, largest: bool, **overrides: Any) -> Genotype:
         """Return the network with all widths and depths at their largest (plain convolutions) or smallest.
 
-        Overrides set single genes by name, dots written as two underscores; a leading underscore goes away.
+        Overrides set single genes by name, dots written as two underscores.
         """
         chosen = {name: choices[-1 if largest else 0] for name, choices in self.choices.items()}
         chosen["branches"] = max(self.branch_sets, key=len) if largest else min(self.branch_sets, key=len)
@@ -589,15 +589,15 @@ class Space(GeneVectors):
         return taps
 
     def frames(self) -> Iterator[Genotype]:
-        """Yield the largest networks of every branch set, decoder and head, most branches first."""
+        """Yield the largest networks of every branch set, decoder and head, optional stages in and out; most branches first."""
         by_size = sorted(self.branch_sets, key=lambda chosen: -len(chosen))
-        variants = [None, *self.attention]
-        for choice in itertools.product(by_size, self.decoders, self.heads, self.head_blocks, variants):
-            branches, decoder, kind, block, variant = choice
-            attention = {} if variant is None else {"head__attention": True, "attention": variant}
-            yield self.corner(
-                largest=True, branches=branches, decoder=decoder, head__kind=kind, head__block=block, **attention
-            )
+        optional = [name for name, choices in self.choices.items() if name.endswith(".first") and choices[0] == "skip"]
+        ends = [{name.replace(".", "__"): self.choices[name][end] for name in optional} for end in (0, -1)]
+        variants = [{}, *({"head__attention": True, "attention": variant} for variant in self.attention)]
+        for choice in itertools.product(by_size, self.decoders, self.heads, self.head_blocks, variants, ends):
+            branches, decoder, kind, block, attention, stages = choice
+            frame = {"branches": branches, "decoder": decoder, "head__kind": kind, "head__block": block}
+            yield self.corner(largest=True, **frame, **attention, **stages)
 
 
 def separable_width(width: int) -> int:

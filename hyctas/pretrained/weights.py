@@ -128,7 +128,7 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
         source = None if ".predict." in name and not same_classes else weights.get(name)
         widest = max((len(layer.sources) for layer in slot.full.values() if isinstance(layer, Layer)), default=1)
         _start(slot, name, slot.full, range(widest), source, loaded)
-    _check_trunk([name for name in slots if name.startswith("stage.") and not name.startswith("stage.2.")], loaded)
+    _check_trunk([name for name in slots if name.startswith("stage.") and not name.startswith("stage.s2.")], loaded)
     return loaded
 
 

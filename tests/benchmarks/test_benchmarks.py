@@ -17,6 +17,8 @@ from benchmarks.published import drawing, numbers
 from benchmarks.yardstick import Yardstick
 from export.errors import InvalidInput
 from hyctas import published
+from hyctas.members import member
+from hyctas.plan import lower
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -26,8 +28,10 @@ def test_yardstick_costs() -> None:
         network, image = Yardstick(11).eval(), torch.empty(1, 3, 360, 480)
     with FlopCounterMode(display=False) as counter:
         assert network(image).shape == (1, 11, 360, 480)
-    assert round(counter.get_total_flops() / 2e9, 2) == 1.28
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 1.37
+    macs, parameters = counter.get_total_flops() / 2, sum(p.numel() for p in network.parameters())
+    assert (round(macs / 1e9, 2), round(parameters / 1e6, 2)) == (1.28, 1.37)
+    plan = lower(member("plain"), (360, 480), 11)  # the same network as a member of the space `edge`
+    assert plan.macs == pytest.approx(macs, rel=0.02) and plan.parameters == pytest.approx(parameters, rel=0.02)
 
 
 def write(folder: Path, name: str, value: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def test_json_round_trip(seed: int) -> None:
 def test_normal_form_removes_what_does_not_matter(seed: int) -> None:
     genotype = draw(seed)
     # 1. a stride-1 skip anywhere changes nothing; 2. nor does the order of branches
-    padded = tuple((*branch[:1], Cell("skip", 999), *branch[1:]) for branch in genotype.branches)
+    padded = tuple((*branch[:1], Cell("skip", 999, stage=branch[0].stage), *branch[1:]) for branch in genotype.branches)
     other = dataclasses.replace(genotype, branches=padded[::-1])
     assert other != genotype and normal_form(other) == genotype and other.id == genotype.id
     assert normal_form(normal_form(other)) == normal_form(other)
