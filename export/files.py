@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.claims import create_file, sweep
-from export.errors import CorruptFile
+from export.errors import CorruptFile, InvalidInput
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -44,6 +44,20 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace `path` with UTF-8 `text`, safely."""
     write_bytes(path, text.encode())
+
+
+def utf8_path(path: Path) -> str:
+    """Return a path as text for libraries that take nothing but UTF-8.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput(
+            f"the path {str(path)!r} is not UTF-8, and runtimes of ONNX files open no other; rename the folder or the file"
+        ) from None
 
 
 def json_text(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from export.errors import InvalidInput
+from export.files import utf8_path
 from export.ranges import Classes, Range, Seed, Settings, Threads
 from export.target import Target, parse_size
 from hyctas.cli.values import fill
@@ -330,6 +331,7 @@ def check_writable(path: Path) -> None:
     """
     if not path.name or len(os.fsencode(path.name)) > 200:  # temporary names beside it are longer
         raise InvalidInput(f"cannot write {str(path)!r}: give a name of 1 to 200 bytes")
+    utf8_path(path.absolute())
     try:
         place = path.absolute().parent
         while not place.exists():

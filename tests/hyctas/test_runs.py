@@ -85,7 +85,9 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
 
 def test_a_space_file_that_a_record_names_does_not_run(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
-    own.write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom hyctas.space import tiny\n\ndef space():\n    return tiny()\n")
+    own.write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom hyctas.space import tiny\n\ndef space():\n    return tiny()\n"
+    )
     for given in (None, "edge"):  # `edge` is only a default
         with pytest.raises(InvalidInput, match="--space"):
             recorded_space(str(own), tiny().hash, tmp_path, given)
