@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,11 +77,11 @@ class BenchReport:
     def to_markdown(self) -> str:
         """Return a table and the circumstances, GitHub flavour."""
         rows = [_HEAD, ["---"] + ["---:"] * (len(_HEAD) - 1), *([_md(cell) for cell in row] for row in self._rows())]
-        lines = [f"# {self._title()}", "", self._subtitle(), ""]
+        lines = [f"# {_md(self._title())}", "", _md(self._subtitle()), ""]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         remarks = self._remarks()
         if remarks:
-            lines += ["", *(f"- {remark}" for remark in remarks)]
+            lines += ["", *(f"- {_md(remark)}" for remark in remarks)]
         return "\n".join(lines) + "\n"
 
     def to_html(self) -> str:
@@ -132,7 +133,9 @@ def _ratio(result: BenchResult) -> str:
 
 
 def _md(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Escape what Markdown, or HTML within it, would take for markup, and control characters."""
+    plain = re.sub(r"([\\`*|\[])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(plain.split()))
 
 
 def summarise(samples: Sequence[float], medians: Sequence[float], reference: Sequence[float] | None) -> dict[str, Any]:

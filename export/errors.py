@@ -32,6 +32,20 @@ class InvalidInput(HyctasError):
     """An argument, a configuration value or an input file is not usable; the text says what is allowed."""
 
 
+class InvalidSetting(InvalidInput):
+    """A setting has a value of the wrong type, or outside its range.
+
+    Attributes:
+        name: the setting's.
+        value: what it was given.
+        allowed: what it may be, for people.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        self.name, self.value, self.allowed = name, value, allowed
+        super().__init__(f"{name} is {value!r}; allowed: {allowed}")
+
+
 class CorruptFile(HyctasError):
     """A file of ours cannot be read: truncated, edited by hand, or of an unknown format version.
 

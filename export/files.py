@@ -11,37 +11,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile
+from export.claims import create_file, sweep
+from export.errors import CorruptFile, InvalidInput
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` with `data`: temporary name in the same folder, fsync, rename. On failure the old file stays."""
+    """Replace `path` with `data`: a new name in the same folder, fsync, rename. On failure the old file stays."""
     write_together({path: data})
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
     """Replace several files: all are written under temporary names, then renamed in order. On failure the old files stay."""
     written: dict[Path, Path] = {}
-    try:
-        for path, data in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with open(temporary, "wb") as handle:
+    with contextlib.ExitStack() as stack:
+        try:
+            for path, data in contents.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sweep(path)
+                temporary, number = create_file(path)
                 written[path] = temporary
+                handle = stack.enter_context(os.fdopen(number, "wb"))  # open, and so owned, until the file has its name
                 handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
-        for path, temporary in written.items():
-            os.replace(temporary, path)
-    except BaseException:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
-        raise
+            for path, temporary in written.items():
+                os.replace(temporary, path)
+        except BaseException:
+            for temporary in written.values():
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` with UTF-8 `text`, safely."""
     write_bytes(path, text.encode())
+
+
+def utf8_path(path: Path) -> str:
+    """Return a path as text for libraries that take nothing but UTF-8.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput(
+            f"the path {str(path)!r} is not UTF-8, and runtimes of ONNX files open no other; rename the folder or the file"
+        ) from None
 
 
 def json_text(value: Any) -> str:

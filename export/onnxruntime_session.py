@@ -22,6 +22,7 @@ import numpy as np
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.feeds import check_feeds, random_feeds
+from export.files import utf8_path
 from export.platform import install_line, nvidia_driver, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
@@ -108,7 +109,7 @@ class OnnxRuntime:
         try:
             with _silenced(on_cuda):
                 session = onnxruntime.InferenceSession(
-                    str(path), _options(self.threads), providers=[(wanted, extra)], enable_fallback=0
+                    utf8_path(path), _options(self.threads), providers=[(wanted, extra)], enable_fallback=0
                 )
         except states.InvalidProtobuf as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({_first_line(error)})") from None

@@ -19,6 +19,7 @@ import numpy as np
 
 from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds, random_feeds
+from export.files import utf8_path
 from export.onnxruntime_session import load_exported
 from export.platform import install_line, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
@@ -66,7 +67,7 @@ class OpenVinoRuntime:
         path = Path(path)
         inputs, outputs, metadata = _described(path)
         try:
-            compiled = self._core.compile_model(self._core.read_model(str(path)), DEVICE, self._settings())
+            compiled = self._core.compile_model(self._core.read_model(utf8_path(path)), DEVICE, self._settings())
         except RuntimeError as error:
             raise InvalidInput(f"{path}: {_why_refused(error)}") from None
         self._compare(compiled)

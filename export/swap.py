@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from export.claims import building_folder
 
 Unlisted = Callable[[Path], list[Path]]
 
@@ -26,14 +27,9 @@ def replaced_folder(folder: Path, unlisted: Unlisted) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder, unlisted)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".building", dir=folder.parent))
-    try:
-        building.chmod(0o777 & ~_umask())
+    with building_folder(folder) as building:
         yield building
         _swap(building, folder, unlisted)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def previous_of(folder: Path) -> Path:
@@ -44,7 +40,7 @@ def previous_of(folder: Path) -> Path:
 def recover(folder: Path, unlisted: Unlisted) -> None:
     """Finish or undo a swap that was killed."""
     previous = previous_of(folder)
-    if not previous.is_dir():
+    if previous.is_symlink() or not previous.is_dir():
         return
     if not folder.exists():
         os.rename(previous, folder)
@@ -66,9 +62,3 @@ def _swap(building: Path, folder: Path, unlisted: Unlisted) -> None:
             os.rename(previous, folder)
         raise
     recover(folder, unlisted)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from export.bundle import BundleReport, read_bundle, write_bundle
+from export.claims import building_folder
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, sha256, write_bytes, write_json
 from export.imaging import Preprocessing
@@ -30,7 +30,7 @@ from hyctas.data import PREPROCESSING, Labels, default_colours
 from hyctas.genotype import Genotype
 from hyctas.network import Network, build, load_weights, weights_bytes
 from hyctas.published.source import is_source
-from hyctas.runs import recorded_preprocessing
+from hyctas.runs import check_output, recorded_preprocessing
 
 if TYPE_CHECKING:
     from export.parity import ParityReport
@@ -89,11 +89,11 @@ def load_trained(
         trained = _from_checkpoint(read_genotype(source), checkpoint)
         return _checked_classes(trained, source, classes)
     if is_source(str(source)):
-        return _from_genotype(source, classes or 19, random_weights)
+        return _from_genotype(source, 19 if classes is None else classes, random_weights)
     if not source.exists():
         raise InvalidInput(f"no such file or folder: {source}; give a run folder, a bundle, a genotype (.json) or published:S")
     if not source.is_dir():
-        return _from_genotype(source, classes or 19, random_weights)
+        return _from_genotype(source, 19 if classes is None else classes, random_weights)
     if random_weights:
         raise InvalidInput(f"random weights are for a genotype file; {source} has its own, so leave --random-weights out")
     trained = _from_bundle(source) if (source / BUNDLE_MARK).exists() else _from_run(source)
@@ -153,6 +153,9 @@ def _from_run(folder: Path) -> Trained:
                 f"{folder} holds neither {BUNDLE_MARK} (a bundle) nor {name} (a run with a trained network); "
                 f"hyctas-train network --run {folder} trains one"
             )
+    for name in (*RUN_FILES, "scores.json"):
+        if (folder / name).exists():
+            check_output(folder / name, "train-network")
     genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
     network = _with_weights(genotype, labels, folder / "network.safetensors")
     facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
@@ -190,9 +193,13 @@ def _labels(path: Path) -> Labels:
 def _scores(path: Path) -> dict[str, float]:
     value = read_json(path, 1)
     try:
-        return {split: round(float(value[split]["miou"]), 4) for split in ("choose", "val") if split in value}
+        scores = {split: float(value[split]["miou"]) for split in ("choose", "val") if split in value}
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(path, f"lacks a score ({type(error).__name__}: {error})") from None
+    for split, miou in scores.items():
+        if not 0 <= miou <= 1:  # not a number fails this too
+            raise CorruptFile(path, f"the mIoU on {split} is {miou}; it must be between 0 and 1")
+    return {split: round(miou, 4) for split, miou in scores.items()}
 
 
 def _run_size(folder: Path) -> tuple[int, int] | None:
@@ -285,8 +292,8 @@ def drafted_file(
         raise InvalidInput(f"{path}: one file is written as {' or '.join(PROOF)}")
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".building", dir=path.parent) as temporary:
-        draft = Path(temporary) / path.name
+    with building_folder(path) as temporary:
+        draft = temporary / path.name
         _write_model(trained, draft, size, output)
         parity = prove(trained, draft, PROOF[kind], size, output, examples)
         parity.raise_if_failed()

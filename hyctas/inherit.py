@@ -2,41 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json
 from hyctas.network import load_weights
-from hyctas.runs import FORMAT_VERSION
-from hyctas.space_file import load_space
+from hyctas.runs import Record
+from hyctas.search_space import SearchSpace
+from hyctas.space_file import recorded_space
 from hyctas.supernet import Supernet
 
+COMMAND = "train-supernet"
 
-def load_supernet(run: Path) -> Supernet:
+
+@dataclass(frozen=True)
+class SupernetRecord:
+    """What is known of a run's supernet besides its weights."""
+
+    path: Path
+    """The weights."""
+    space_name: str
+    """As it was typed when it was trained; a Python file of this name is not run."""
+    space_hash: str
+    classes: tuple[str, ...]
+    data: str
+    """The data set, where it was then."""
+    size: tuple[int, int] | None
+    """What images were resized to."""
+
+    @classmethod
+    def read(cls, run: Path) -> SupernetRecord:
+        """Read RUN/train-supernet.json, and check that RUN/supernet.safetensors is what it tells of.
+
+        Raises:
+            InvalidInput: not trained, or not to the end.
+            CorruptFile: the record or the weights are damaged.
+        """
+        path = run / "supernet.safetensors"
+        if not path.exists():
+            raise InvalidInput(f"there is no trained supernet in {run} ({path.name}); run hyctas-train supernet --run {run} first, "
+                               "or let it finish")  # fmt: skip
+        record = Record.of_finished(run, COMMAND)
+        try:
+            config, size = record.config, record.config["recipe"]["size"]
+            found = cls(
+                path, str(config["space"]), str(config["space_hash"]), tuple(map(str, config["data"]["classes"])),
+                str(record.results["data"]), None if size is None else (int(size[0]), int(size[1])),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CorruptFile(record.path, f"lacks the space, the data set or the size ({type(error).__name__}: {error})") from None
+        record.check_file(path)
+        return found
+
+    def space(self, given: str | None = None) -> SearchSpace:
+        """Return the space; a user's own one only where the user of this command names it.
+
+        Raises:
+            InvalidInput: it is not named, or has changed since.
+        """
+        return recorded_space(self.space_name, self.space_hash, self.path, given)
+
+
+def load_supernet(run: Path, space: str | None = None) -> Supernet:
     """Load RUN/supernet.safetensors.
 
     Args:
         run: the run folder.
+        space: the user's own space file, where the supernet was trained on one.
 
     Raises:
         InvalidInput: not trained yet, or trained on another space.
         CorruptFile: the file is damaged.
     """
-    path = run / "supernet.safetensors"
-    if not path.exists():
-        raise InvalidInput(f"there is no {path}; run hyctas-train supernet --run {run} first, or let it finish")
-    config, classes = _config(run), supernet_classes(run)
-    name, found = config["space"], config["space_hash"]
-    space = load_space(name)
-    if space.hash != found:
-        raise InvalidInput(f"{path} was trained on space {name} with hash {found}; {space.name} now has hash {space.hash}")
+    record = SupernetRecord.read(run)
+    searched = record.space(space)
     with torch.device("meta"):
-        supernet = Supernet(space, len(classes))
+        supernet = Supernet(searched, len(record.classes))
     supernet.to_empty(device="cpu")
-    load_weights(supernet, path)
+    load_weights(supernet, record.path)
     return supernet
 
 
@@ -44,14 +89,6 @@ def supernet_classes(run: Path) -> tuple[str, ...]:
     """Return the names of the classes that a run's supernet was trained on.
 
     Raises:
-        CorruptFile: the run's record is damaged.
+        InvalidInput, CorruptFile: not trained, or the run's record is damaged.
     """
-    return tuple(_config(run)["data"]["classes"])
-
-
-def _config(run: Path) -> dict[str, Any]:
-    path = run / "train-supernet.json"
-    config: dict[str, Any] = read_json(path, FORMAT_VERSION).get("config", {})
-    if not {"space", "space_hash", "data"} <= config.keys() or "classes" not in config["data"]:
-        raise CorruptFile(path, "lacks the space or the data set")
-    return config
+    return SupernetRecord.read(run).classes

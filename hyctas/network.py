@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,18 @@ def weights_bytes(network: nn.Module, metadata: dict[str, str] | None = None) ->
     from safetensors.torch import save
 
     data: bytes = save({name: t.detach().contiguous() for name, t in network.state_dict().items()}, metadata)
-    return data
+    return _with_sorted_header(data)
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Write a safetensors file's header (8 bytes of length, JSON, padding) in sorted order.
+
+    The library writes metadata in the random order of a hash table, so that equal weights would have another sha256 each time.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 import time
-from dataclasses import asdict, is_dataclass
+import weakref
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from export.claims import claim, owner, release
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, write_json
+from export.files import read_json, sha256, write_json
 from export.imaging import Preprocessing
 from export.machine import fingerprint
 from hyctas.data import PREPROCESSING
@@ -25,7 +28,7 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "pymoo")
 
 
 class Run:
-    """A command's place in a run folder.
+    """A command's place in a run folder, which has one writer at a time: this process until it ends, or drops the object.
 
     Args:
         folder: the run folder; made if need be.
@@ -36,7 +39,7 @@ class Run:
         formerly: the same configuration as an earlier version wrote it; a folder that holds it is continued.
 
     Raises:
-        InvalidInput: the folder holds this command's state with another configuration.
+        InvalidInput: another process writes to the folder, or it holds this command's state with another configuration.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Run:
         values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
         self.config: dict[str, Any] = json.loads(json.dumps(values, default=str))
         self._formerly = json.loads(json.dumps(formerly, default=str))
+        self._hold = _hold(folder)
         if restart:
             self._move_aside()
         self.record = self._claim()
@@ -63,8 +67,10 @@ class Run:
         return self.folder / name
 
     def finish(self, **results: Any) -> None:
-        """Mark the command as done and note its results."""
-        self.record |= {"state": "done", "finished": _now(), "results": results}
+        """Mark the command as done, and note its results and the sha256 of every output that is there."""
+        lasting = [self.file(name) for name in self.outputs if not name.endswith(".checkpoint.pt")]
+        files = {path.name: sha256(path) for path in lasting if path.is_file()}
+        self.record |= {"state": "done", "finished": _now(), "results": results, "files": files}
         write_json(self.path, self.record)
 
     def _claim(self) -> dict[str, Any]:
@@ -96,6 +102,105 @@ class Run:
         aside.mkdir(parents=True)
         for path in old:
             path.rename(aside / path.name)
+
+
+class _Hold:
+    """Keeps other processes from writing to a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ".lock"
+        handle = claim(path)
+        if handle is None:
+            number = owner(path)
+            raise InvalidInput(
+                f"another process{f' ({number})' if number else ''} is writing to {folder}, and a run folder has one writer at a "
+                "time; wait for it (the same command then continues), stop it, or give another --run"
+            )
+        weakref.finalize(self, release, path, handle)
+
+
+_holds: weakref.WeakValueDictionary[Path, _Hold] = weakref.WeakValueDictionary()
+
+
+def _hold(folder: Path) -> _Hold | None:
+    """Hold a folder; jobs of one process share a hold, and of torchrun's processes the first one has it."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return None
+    key = folder.resolve()
+    hold = _holds.get(key)
+    if hold is None:
+        hold = _holds[key] = _Hold(folder)
+    return hold
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a command has noted of itself in a run folder."""
+
+    path: Path
+    state: str
+    config: dict[str, Any]
+    results: dict[str, Any]
+    """Empty until it is done."""
+    files: dict[str, str]
+    """sha256 of what it wrote, by name; empty in records from before this was noted."""
+
+    @classmethod
+    def read(cls, folder: Path, command: str) -> Record:
+        """Read a command's record.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CorruptFile: it is damaged.
+        """
+        path = folder / f"{command}.json"
+        value = read_json(path, FORMAT_VERSION)
+        parts = {name: value.get(name, {}) for name in ("config", "results", "files")}
+        if wrong := [name for name, part in parts.items() if not isinstance(part, dict)]:
+            raise CorruptFile(path, f"its {wrong[0]} is no table of values")
+        return cls(path, str(value.get("state")), **parts)
+
+    @classmethod
+    def of_finished(cls, folder: Path, command: str) -> Record:
+        """Read the record of a command that must have finished.
+
+        Raises:
+            InvalidInput: it has not; the text says how it does.
+            CorruptFile: its record is damaged.
+        """
+        again = f"hyctas-{command.replace('-', ' ', 1)} --run {folder}"
+        if not (folder / f"{command}.json").exists():
+            raise InvalidInput(f"there is no {command}.json in {folder}; run {again} first")
+        record = cls.read(folder, command)
+        if record.state != "done":
+            raise InvalidInput(f"{again} has not finished ({record.state}); repeat it as it was, and it continues where it stopped")
+        return record
+
+    def check_file(self, path: Path) -> None:
+        """Check that a file is what the command wrote.
+
+        Raises:
+            CorruptFile: its sha256 is another one.
+        """
+        noted = self.files.get(path.name)
+        if noted is not None and sha256(path) != noted:
+            raise CorruptFile(
+                path, f"has another sha256 than {self.path.name} noted when it was written: it was damaged or changed since; "
+                "take it from where the run was made, or repeat the command with --restart",
+            )  # fmt: skip
+
+
+def check_output(path: Path, command: str) -> None:
+    """Check a file of a run folder against the record of the command that wrote it, where there is one that is done.
+
+    Raises:
+        CorruptFile: the file or the record is damaged.
+    """
+    if (path.parent / f"{command}.json").exists():
+        record = Record.read(path.parent, command)
+        if record.state == "done":
+            record.check_file(path)
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

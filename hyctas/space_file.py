@@ -34,3 +34,26 @@ def load_space(name: str) -> SearchSpace:
     if not isinstance(space, SearchSpace):
         raise InvalidInput(f"space() of {path} returns a {type(space).__name__}, expected hyctas.space.Space")
     return space
+
+
+def recorded_space(name: str, recorded_hash: str, where: Path, given: str | None) -> SearchSpace:
+    """Return the space that a file of ours was made with, without running code that the file names.
+
+    Args:
+        name: what the file says: a built-in space, or the Python file that somebody typed when it was made.
+        recorded_hash: the space's hash, of the same file.
+        where: the file, for messages.
+        given: what the user of this command names; it counts where `name` is a Python file.
+
+    Raises:
+        InvalidInput: it is a Python file that the user has not named, or a space with another hash.
+    """
+    if name not in SPACES and (given is None or given in SPACES):
+        raise InvalidInput(
+            f"{where} was made with the search space {name!r}, a Python file. A file that was received is no reason to run code: "
+            f"look at the space, and name it on the command line (--space {name})"
+        )
+    space = load_space(name if name in SPACES else str(given))
+    if space.hash != recorded_hash:
+        raise InvalidInput(f"{where} was made with another version of space {name} (hash {recorded_hash}); it now has {space.hash}")
+    return space

@@ -31,10 +31,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json
+from export.ranges import Range, Settings
 from export.target import Target
 
 FORMAT_VERSION = 1
@@ -45,19 +46,15 @@ KINDS = (FLOOR, CANARY, OPERATORS, NETWORK)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class Timing(Settings):
     """How trtexec builds and times; part of the identity of the table."""
 
-    warmup_ms: int = 500
-    duration_s: float = 2
-    iterations: int = 100
-    level: int = 3
-    avg_timing: int = 8
-    workspace_mib: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.warmup_ms < 0 or self.duration_s < 0 or self.iterations < 1 or self.workspace_mib < 1:
-            raise InvalidInput(f"impossible timing {self}")
+    warmup_ms: Annotated[int, Range(0, 600_000)] = 500
+    duration_s: Annotated[float, Range(0, 3600)] = 2
+    iterations: Annotated[int, Range(1, 10**6)] = 100
+    level: Annotated[int, Range(0, 5)] = 3
+    avg_timing: Annotated[int, Range(1, 100)] = 8
+    workspace_mib: Annotated[int, Range(1, 2**20)] = 1024
 
 
 @dataclass(frozen=True)

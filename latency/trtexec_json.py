@@ -13,6 +13,8 @@ from typing import Any
 from export.trt.attribution import Layer, LayerInfo, layer_facts
 
 MIN_SAMPLES = 5
+LARGEST = 64 * 2**20
+"""Bytes of text that a result may have; a long one of ours has a tenth of it. A gzip file of 64 KiB may hold as much."""
 
 
 class Unusable(ValueError):
@@ -23,15 +25,18 @@ def read_text(path: Path) -> str:
     """Read FILE, or FILE.gz.
 
     Raises:
-        Unusable: neither is there, or it is torn.
+        Unusable: neither is there, it is torn, or it is larger than `LARGEST` (unpacked).
     """
     packed = path.with_name(f"{path.name}.gz")
     try:
-        data = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+        with gzip.open(packed) if packed.exists() else open(path, "rb") as opened:
+            data = opened.read(LARGEST + 1)
     except FileNotFoundError:
         raise Unusable(f"{path.name} is missing") from None
     except (OSError, EOFError, zlib.error) as error:
         raise Unusable(f"{packed.name} is torn ({error})") from None
+    if len(data) > LARGEST:
+        raise Unusable(f"{path.name} holds more than {LARGEST >> 20} MiB of text, so it is none of trtexec's results")
     return data.decode("utf-8", "replace")
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not hold a core that another process needs
+os.environ["HYCTAS_MEASURING_LOCK"] = f"hyctas-tests-{os.getpid()}"  # tests wait for no measurement on this machine
 settings.register_profile(
     "project", deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck), database=None
 )

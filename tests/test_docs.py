@@ -18,6 +18,7 @@ import pytest
 from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
 from export.parity import ParityReport
+from export.ranges import hints, limits
 from export.trt.engine_file import EngineManifest, Machine
 from hyctas import grid, published
 from hyctas.cli.entry import command
@@ -144,7 +145,9 @@ def test_every_setting_is_described(kind: type) -> None:
     for field in dataclasses.fields(kind):
         if field.name == "expert":  # carries what the TOML file says
             continue
-        assert f"| `{field.name}` | `{default(field)}` |" in text, f"{kind.__name__}.{field.name}: {default(field)}"
+        allowed = limits(hints(kind)[field.name])
+        row = f"| `{field.name}` | `{default(field)}` |{f' {allowed}' if allowed else ''} |"
+        assert row in text, row
 
 
 def test_the_example_toml_is_accepted(tmp_path: Path) -> None:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from export.errors import InvalidInput
+from export.ranges import OneOf, Range, Settings
 
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "int8", "fp8")
 PRESETS = ("release", "search")
-LEVELS = range(6)
 PARITY_LIMITS = {
     "fp32": (1e-3, 0.999), "fp16": (0.1, 0.99), "mixed": (0.1, 0.99), "bf16": (0.5, 0.95), "int8": (0.5, 0.95), "fp8": (0.5, 0.95),
 }  # fmt: skip
 """Per precision the largest error in standard deviations of the output, and the share of pixels that must keep their label."""
 TF32_LIMITS = (0.05, 0.99)
 """The same for fp32 whose convolutions may round to TF32."""
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("tf32", "plugins", "detailed"), (bool,)), **dict.fromkeys(("level", "timing_iterations"), (int,)),
-    **dict.fromkeys(("workspace_mib", "max_aux_streams"), (int, type(None))), "precision": (str,), "shapes": (list, tuple),
-}  # fmt: skip
-"""What values of `BuildOptions` are in JSON."""
 
 
 def target_precision(precision: str) -> str:
@@ -58,20 +51,20 @@ class ShapeRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(Settings):
     """How TensorRT is to build an engine. `search` and `release` give the two sets that we use."""
 
-    precision: str
+    precision: Annotated[str, OneOf(PRECISIONS)]
     """What the ONNX graph computes in, one of `PRECISIONS`; the builder changes no types, it refuses a graph that does not fit."""
     tf32: bool = False
     """Whether fp32 convolutions and products may round their inputs to TF32's 10 mantissa bits (TensorRT's own default)."""
-    level: int = 3
+    level: Annotated[int, Range(0, 5)] = 3
     """TensorRT's optimisation level, 0 to 5: how many kernels are tried, and whether they are compiled for the shapes at hand."""
-    timing_iterations: int = 8
+    timing_iterations: Annotated[int, Range(1, 100)] = 8
     """How often each kernel is timed while building."""
-    workspace_mib: int | None = None
+    workspace_mib: Annotated[int, Range(1, 2**20)] | None = None
     """Most scratch memory of one layer in MiB; None lets TensorRT take what the device has, too much on small devices."""
-    max_aux_streams: int | None = None
+    max_aux_streams: Annotated[int, Range(0, 1024)] | None = None
     """Streams besides the main one; 0 runs one layer at a time, as latency tables need it; None leaves it to TensorRT."""
     shapes: tuple[ShapeRange, ...] = ()
     """Ranges of dynamic inputs; none for graphs of static shape."""
@@ -81,14 +74,9 @@ class BuildOptions:
     """Whether the engine keeps what the inspector tells of its layers; speed is the same."""
 
     def __post_init__(self) -> None:
-        _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
-        _check(self.level in LEVELS, "level", self.level, "0 to 5")
-        _check(1 <= self.timing_iterations <= 100, "timing_iterations", self.timing_iterations, "1 to 100")
-        _check(self.workspace_mib is None or self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, "None, or at least 1")
-        streams = self.max_aux_streams
-        _check(streams is None or streams >= 0, "max_aux_streams", streams, "None, or at least 0")
-        names = [shape.name for shape in self.shapes]
-        _check(len(set(names)) == len(names), "shapes", names, "one range per input")
+        super().__post_init__()
+        if len({shape.name for shape in self.shapes}) < len(self.shapes):
+            raise InvalidInput(f"shapes is {[shape.name for shape in self.shapes]}; allowed: one range per input")
 
     @classmethod
     def search(cls, precision: str, **changes: Any) -> BuildOptions:
@@ -130,15 +118,8 @@ class BuildOptions:
         known = {field.name for field in fields(cls)}
         if not set(value) <= known:
             raise InvalidInput(f"unknown build options {sorted(set(value) - known)}; known: {sorted(known)}")
-        if wrong := [name for name, kinds in _KINDS.items() if name in value and type(value[name]) not in kinds]:
-            raise InvalidInput(f"{wrong[0]} is {value[wrong[0]]!r}, a {type(value[wrong[0]]).__name__}")
         shapes = tuple(ShapeRange.from_json(shape) for shape in value.get("shapes", ()))
         try:
             return cls(**{**value, "shapes": shapes})
         except TypeError as error:
             raise InvalidInput(f"build options {dict(value)} are not usable: {error}") from None
-
-
-def _check(holds: bool, name: str, found: object, allowed: str) -> None:
-    if not holds:
-        raise InvalidInput(f"{name} is {found!r}; allowed: {allowed}")

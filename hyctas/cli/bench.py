@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from export.target import format_size
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import BenchJob, best_target, check_writable, image_size
+from hyctas.cli.streams import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -313,14 +314,14 @@ def print_report(report: BenchReport) -> None:
             ratio += f" [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
         times = [f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms)]
         cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio)]
-        table.add_row(escape(result.name), *([result.size or "no image"] if len(sizes) > 1 else []), *cells)
+        table.add_row(escape(printable(result.name)), *([result.size or "no image"] if len(sizes) > 1 else []), *cells)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(printable(warning))}", soft_wrap=True)
     for result in report.models:
         for note in result.notes:
-            console.print(f"note: {result.name}: {note}", soft_wrap=True, markup=False)
+            console.print(printable(f"note: {result.name}: {note}"), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

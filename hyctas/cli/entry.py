@@ -12,18 +12,32 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from export.errors import HyctasError, InvalidInput
-from hyctas.cli.values import field_names
+from hyctas.cli.streams import guarded, open_standard_streams, printable
+from hyctas.cli.values import field_names, flag_arguments
 
 T = TypeVar("T")
 DEFECT = 70
-USERS_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EACCES EROFS EISDIR ENOTDIR EEXIST ENAMETOOLONG EPERM".split()}
-"""What the file system refuses for reasons that a user can mend."""
+ROOM = "make room or choose another place"
+ADVICE = {
+    errno.EFBIG: "allow larger files (ulimit -f; some file systems have a limit of their own)",
+    errno.ELOOP: "name the file itself: symbolic links stand in a circle, or where none is followed",
+    errno.EMFILE: "allow more open files (ulimit -n 1024)", errno.ENFILE: "close other programs", errno.EIO: "check the disk",
+    errno.ENOMEM: "give it more memory", errno.ENOLCK: "choose a file system with locks",
+    errno.EOPNOTSUPP: "choose a file system with locks",
+}  # fmt: skip
+USERS_ERRORS = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EACCES EROFS EISDIR ENOTDIR EEXIST ENAMETOOLONG EPERM EBUSY ETXTBSY ENXIO ENODEV ESTALE".split()
+} | set(ADVICE)
+"""What the system refuses for reasons that a user can mend."""
 INTERRUPTED = 130
+NO_READER = 141
+"""As the shell counts a process that SIGPIPE ended; the work is done all the same."""
 
 
 def command(run: Callable[[T], None], config: type[T], description: str, argv: Sequence[str] | None = None) -> None:
@@ -32,35 +46,49 @@ def command(run: Callable[[T], None], config: type[T], description: str, argv: S
     `--config FILE.toml` fills the same fields; what is on the command line wins. Errors of the user end with one sentence and
     exit code 1, 2 or 3 (`export.errors`); a defect of ours ends with its traceback and 70.
     """
+    open_standard_streams()
     try:
         arguments, expert = _with_toml(list(sys.argv[1:] if argv is None else argv), config)
         text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
-        parsed = tyro.cli(config, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,))
-        run(replace(parsed, expert=json.dumps(expert)) if expert else parsed)  # type: ignore[type-var]
-    except HyctasError as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            parsed = tyro.cli(config, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,))
+        finally:
+            sys.stdout.flush()  # help is the end of a command: a reader that has left shows here
+    except Exception as error:
+        _end(error)
+    with guarded() as out:
+        try:
+            run(replace(parsed, expert=json.dumps(expert)) if expert else parsed)  # type: ignore[type-var]
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error)
+        out.flush()
+    if out.error is not None:  # the work is done, but nobody saw all that it says
+        if not isinstance(out.error, BrokenPipeError):
+            print(f"error: {out.error.strerror}: while writing to stdout. The files are whole.", file=sys.stderr)
+        sys.exit(NO_READER if isinstance(out.error, BrokenPipeError) else InvalidInput.exit_code)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """End with what an exception has to say, and its exit code."""
+    if isinstance(error, HyctasError):
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except FileNotFoundError as error:
-        print(f"error: no such file: {error.filename}", file=sys.stderr)
+    if isinstance(error, FileNotFoundError):
+        print(f"error: no such file: {printable(str(error.filename))}", file=sys.stderr)
         sys.exit(InvalidInput.exit_code)
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:
-        if error.errno not in USERS_ERRORS:
-            _defect()
-        print(f"error: {error.strerror}: {error.filename or 'while writing'}. What was written before is whole; "
-              "make room or choose another place, and repeat the command.", file=sys.stderr)  # fmt: skip
+        sys.exit(NO_READER)
+    if isinstance(error, OSError) and error.errno in USERS_ERRORS:
+        where = printable(str(error.filename)) if error.filename else "while writing"
+        advice = ADVICE.get(error.errno or 0, ROOM)
+        print(f"error: {error.strerror}: {where}. What was written before is whole; {advice}, and repeat the command.",
+              file=sys.stderr)  # fmt: skip
         sys.exit(InvalidInput.exit_code)
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except Exception:
-        _defect()
-
-
-def _defect() -> None:
-    traceback.print_exc()
+    traceback.print_exception(error)
     print("This is a defect of hyctas, not of your input. Please report it with the lines above.", file=sys.stderr)
     sys.exit(DEFECT)
 
@@ -87,8 +115,5 @@ def _with_toml(arguments: list[str], config: type) -> tuple[list[str], dict[str,
         flag = f"--{name.replace('_', '-')}"
         if name not in flags or any(argument == flag or argument.startswith(flag + "=") for argument in given):
             continue
-        if isinstance(value, bool):
-            extra += [flag] if value else []
-        else:
-            extra += [flag, *map(str, value if isinstance(value, list) else [value])]
+        extra += flag_arguments(config, name, value)
     return [*given, *extra], {name: value for name, value in values.items() if name not in flags}

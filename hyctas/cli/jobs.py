@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from export.errors import InvalidInput
+from export.files import utf8_path
+from export.ranges import Classes, Range, Seed, Settings, Threads
 from export.target import Target, parse_size
 from hyctas.cli.values import fill
 from hyctas.presets import read_preset
@@ -26,7 +28,7 @@ BUDGETS = ("minutes", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileJob:
+class ProfileJob(Settings):
     """What hyctas-profile measures."""
 
     run: Path = Path("runs/new")
@@ -37,13 +39,13 @@ class ProfileJob:
     """Image size, HEIGHTxWIDTH."""
     target: str | None = None
     """Where to measure, for instance onnxruntime-cpu:fp32; default: the best available one, printed."""
-    threads: int = 1
+    threads: Threads = 1
     """Threads on a CPU target."""
-    classes: int | None = None
+    classes: Classes | None = None
     """Number of classes; default: those of --data, or 19."""
     data: str | None = None
     """Data set, to take the number of classes from."""
-    networks: int = 60
+    networks: Annotated[int, Range(0, 1000)] = 60
     """Whole networks measured to calibrate the prediction; 0: none."""
     shard: str | None = None
     """Measure one part of the operators, for instance 2/4: several equal machines share the work; then --merge."""
@@ -77,7 +79,7 @@ class ProfileJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob:
+class TrainJob(Settings):
     """What both kinds of training share. All further settings of the recipe (see docs/configuration.md) go into a TOML file."""
 
     run: Path = Path("runs/new")
@@ -89,17 +91,17 @@ class TrainJob:
 efficientnet-lite0 for space edge, else none."""
     preset: str | None = None
     """Settings to start from: quick, standard or best; what a TOML file or another flag sets wins."""
-    minutes: float | None = None
+    minutes: Annotated[float, Range(above=0, at_most=1e5)] | None = None
     """Time budget in minutes; default 30."""
-    steps: int | None = None
+    steps: Annotated[int, Range(1, 10**9)] | None = None
     """Number of steps instead of a time budget: equal seeds then give equal weights."""
     size: str | None = None
     """Resize all images to HEIGHTxWIDTH first."""
     crop: str | None = None
     """Training crop, HEIGHTxWIDTH; default 240x320."""
-    batch: int | None = None
+    batch: Annotated[int, Range(2, 4096)] | None = None
     """Crops per step; default 12."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of every draw; default 0."""
     restart: bool = False
     """Move the old results aside and start over."""
@@ -139,7 +141,7 @@ class TrainSupernetJob(TrainJob):
 
     space: str = "edge"
     """Search space: edge, tiny, published, or a Python file with a function `space()`."""
-    max_gmacs: float | None = None
+    max_gmacs: Annotated[float, Range(above=0, at_most=1e6)] | None = None
     """Largest network trained, in GMAC at the crop's size; choose it above what your device can run in time."""
 
     RECIPE: ClassVar[type[Recipe]] = SupernetRecipe
@@ -149,6 +151,8 @@ class TrainSupernetJob(TrainJob):
 class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
+    space: tyro.conf.Suppress[str | None] = None
+    """Your own space file, where --init names a supernet that was trained on one: no run folder has code run."""
     network: Path | None = None
     """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
     all_of_train: bool = False
@@ -160,11 +164,13 @@ class TrainNetworkJob(TrainJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchJob:
+class SearchJob(Settings):
     """What hyctas-search looks for: RUN/history.jsonl, pareto.json, pareto.svg."""
 
     run: Path = Path("runs/new")
     """Run folder with supernet.safetensors and latency.json."""
+    space: tyro.conf.Suppress[str | None] = None
+    """Your own space file, where the supernet was trained on one: no run folder has code run."""
     data: str | None = None
     """Data set; default: the one that the supernet was trained on, where it was then."""
     table: Path | None = None
@@ -173,50 +179,50 @@ class SearchJob:
     """Image size that latency counts for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
     limit: tuple[str, ...] = ()
     """Limits that every network must keep, for instance: fps=30 ms=33 params=2e6 mib=64."""
-    confidence: float | None = None
+    confidence: Annotated[float, Range(50, below=100)] | None = None
     """Keep the latency limit with this confidence in per cent (95), by an upper bound; default: by the prediction."""
-    max_error: float = 10.0
+    max_error: Annotated[float, Range(0, 1e6)] = 10.0
     """Refuse a latency table whose hold-out error (MAPE) exceeds this many per cent."""
-    evaluations: int = 200
+    evaluations: Annotated[int, Range(2, 10**6)] = 200
     """Networks scored by the search, and as many by the random baseline."""
-    population: int = 24
+    population: Annotated[int, Range(2, 10**4)] = 24
     """Networks that the search keeps; each generation adds a third as many."""
-    images: int = 60
+    images: Annotated[int, Range(2, 10**6)] = 60
     """Images of the choosing split that a network is scored on."""
     eval_size: str | None = None
     """Resize those images to HEIGHTxWIDTH; default: as the supernet was trained."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every draw."""
-    measure: int = 8
+    measure: Annotated[int, Range(0, 1000)] = 8
     """Networks of the front that are measured whole on the target; 0: none."""
     restart: bool = False
     """Move the old results aside and start over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoJob:
+class DemoJob(Settings):
     """What hyctas-demo does."""
 
     run: Path = Path("runs/demo")
     """Run folder."""
     data: str | None = None
     """Your data set's folder (docs/own_data.md lists the layouts); default: generated street scenes."""
-    fps: float | None = None
+    fps: Annotated[float, Range(above=0, at_most=1e6)] | None = None
     """Frame rate to reach on the target; default: none, the whole front is searched."""
     target: str | None = None
     """Where the network will run, for instance onnxruntime-cpu:fp32; default: the best available here, TensorRT aside."""
     size: str | None = None
     """Image size, HEIGHTxWIDTH; default: that of the first image, at most 640 pixels long."""
-    threads: int = 2
+    threads: Threads = 2
     """Threads on a CPU target."""
-    minutes: float = 4.0
+    minutes: Annotated[float, Range(1, 10_000)] = 4.0
     """How much work to do; from 30 on, the space is edge instead of tiny. Good results on real data take hours."""
     restart: bool = False
     """Move old results aside and start over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportJob:
+class ExportJob(Settings):
     """What hyctas-export writes, of which network."""
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
@@ -231,9 +237,9 @@ class ExportJob:
     """native: logits at the head's stride; logits: at image size; labels: their argmax; panoptic: centres and offsets too."""
     size: str | None = None
     """Image size, HEIGHTxWIDTH; default: the one that the run or bundle was made for."""
-    classes: int | None = None
+    classes: Classes | None = None
     """Number of classes of a genotype; default 19."""
-    threads: int = 1
+    threads: Threads = 1
     """Threads that it is meant to run with, for the manifest and the hyctas-bench command that is printed."""
     random_weights: bool = False
     """Export a genotype with random weights: to time it, not to segment with it."""
@@ -261,16 +267,16 @@ class ExportJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchJob:
+class BenchJob(Settings):
     """What hyctas-bench times."""
 
     models: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[MODEL ...]")] = ()
     """.onnx files (anybody's), .pt2 files, .engine files, bundles, run folders; the first is what the others are compared with."""
     target: str | None = None
     """Where to time, for instance onnxruntime-cpu:fp32; default: the best available one that runs the models, printed."""
-    threads: int = 1
+    threads: Threads = 1
     """Threads on a CPU target."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Range(above=0, at_most=86400)] = 3.0
     """Measured time per model."""
     mode: Literal["model", "labels", "end-to-end"] = "model"
     """model: the network alone; labels: tensor in memory to labels; end-to-end: JPEG bytes to overlay."""
@@ -308,7 +314,7 @@ class BenchJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorJob:
+class DoctorJob(Settings):
     """How hyctas-doctor answers."""
 
     json: bool = False
@@ -323,6 +329,7 @@ def check_writable(path: Path) -> None:
     """
     if not path.name or len(os.fsencode(path.name)) > 200:  # temporary names beside it are longer
         raise InvalidInput(f"cannot write {str(path)!r}: give a name of 1 to 200 bytes")
+    utf8_path(path.absolute())
     try:
         place = path.absolute().parent
         while not place.exists():

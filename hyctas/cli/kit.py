@@ -80,11 +80,11 @@ def ingest_profile(job: ProfileJob) -> None:
         InvalidInput: no kit or no results; or too few networks to calibrate, with the table written.
         TableMismatch: results of different devices, or the space has changed since.
     """
-    from export.errors import InvalidInput, MissingKeys, TableMismatch
+    from export.errors import InvalidInput, MissingKeys
     from hyctas.cli.profile import show
     from hyctas.cli.show import say
     from hyctas.runs import Run
-    from hyctas.space_file import load_space
+    from hyctas.space_file import recorded_space
     from latency import LatencyTable
     from latency.ingest import ALONE as APART
     from latency.ingest import ingest
@@ -93,10 +93,8 @@ def ingest_profile(job: ProfileJob) -> None:
     refuse(job, "kit", "shard", "merge", "check")
     found = ingest(job.ingest)
     about = purpose(found.kit, "profile", job.ingest)
-    space, size, classes = load_space(about["space"]), (about["size"][0], about["size"][1]), about["classes"]
-    if space.hash != about["space_hash"]:
-        raise TableMismatch(f"space {space.name} has changed since {job.ingest} was written ({about['space_hash']}, "
-                            f"now {space.hash}); write a new kit")  # fmt: skip
+    size, classes = (about["size"][0], about["size"][1]), about["classes"]
+    space = recorded_space(about["space"], about["space_hash"], job.ingest, job.space)
     config = {"space": about["space"], "space_hash": space.hash, "size": size, "classes": classes, "target": str(found.kit.target),
               "threads": 1, "networks": about["count"], "device_kit": True}  # fmt: skip
     run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart)

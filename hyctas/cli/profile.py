@@ -176,7 +176,9 @@ def num_classes(job: ProfileJob) -> int:
     """Return the number of classes asked for, or that of the data set, or 19."""
     from hyctas.cli.datasets import open_dataset
 
-    return job.classes or (open_dataset(job.data, check=False).num_classes if job.data else 19)
+    if job.classes is not None:
+        return job.classes
+    return open_dataset(job.data, check=False).num_classes if job.data else 19
 
 
 def calibrated(

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import InvalidInput
-from export.files import read_json
 from hyctas.cli.show import say
-from hyctas.runs import FORMAT_VERSION
+from hyctas.runs import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,13 +22,13 @@ def report_run(run: Path) -> Path:
     from hyctas.cli.datasets import open_dataset
     from hyctas.report.write import write_report
 
-    record = read_json(run / "train-network.json", FORMAT_VERSION)
+    record = Record.read(run, "train-network")
     try:
-        data = open_dataset(record["results"]["data"], check=False)
+        data = open_dataset(record.results["data"], check=False)
     except (InvalidInput, KeyError) as error:
         say(f"the report shows no predictions: the data set is not where it was ({error})")
         return write_report(run)
-    size = record["config"]["recipe"]["size"]
+    size = record.config["recipe"]["size"]
     return write_report(run, *_predictions(run, data, (size[0], size[1]) if size else None))
 
 

@@ -30,39 +30,32 @@ def main() -> None:
 
 def run_search(job: SearchJob) -> None:
     """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
-    from export.errors import InvalidInput
-    from export.files import read_json, sha256
+    from export.files import sha256
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
-    from hyctas.runs import FORMAT_VERSION, Run, recorded_preprocessing
+    from hyctas.inherit import SupernetRecord
+    from hyctas.runs import Run, recorded_preprocessing
     from hyctas.search.driver import search
     from hyctas.search.history import History
     from hyctas.search.limits import Limits
-    from hyctas.space_file import load_space
     from hyctas.workloads import CostModel
     from latency import LatencyTable
 
-    if min(job.evaluations, job.population, job.images) < 2:
-        raise InvalidInput("--evaluations, --population and --images must be at least 2")
     limits = Limits.parse(job.limit)
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
-    if not (job.run / "supernet.safetensors").exists() or not record_path.exists():
-        raise InvalidInput(f"there is no trained supernet in {job.run}; run hyctas-train supernet --run {job.run} first")
-    record = read_json(record_path, FORMAT_VERSION)
-    preprocessing = recorded_preprocessing(record_path)
-    space, table = load_space(record["config"]["space"]), LatencyTable.load(table_path)
+    supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
+    space, table = supernet.space(job.space), LatencyTable.load(table_path)
     size = _size(job, space, table, table_path)
-    data = open_dataset(job.data or record["results"]["data"], check=False)
-    confidence = _confidence(job.confidence)
+    data = open_dataset(job.data or supernet.data, check=False)
+    confidence = None if job.confidence is None else job.confidence / 100
     model = CostModel(space, table, size, data.num_classes, confidence)
     _check_error(model, job.max_error, table_path)
     limits.check_feasible(model)
-    trained_size = record["config"]["recipe"]["size"]
-    eval_size = image_size(job.eval_size) if job.eval_size else tuple(trained_size) if trained_size else None
+    eval_size = image_size(job.eval_size) if job.eval_size else supernet.size
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
         "population": job.population, "images": job.images, "eval_size": eval_size, "seed": job.seed,
-        "data": data.identity(), "supernet_sha256": sha256(job.run / "supernet.safetensors"),
+        "data": data.identity(), "supernet_sha256": sha256(supernet.path),
         "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
@@ -82,7 +75,7 @@ def run_search(job: SearchJob) -> None:
             reference_ms=reference_ms,
             progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
         )  # fmt: skip
-    facts = {"space": record["config"]["space"], "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
+    facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
     _conclude(run, history, model, limits, reference_ms, job.measure, facts)
 
 
@@ -106,14 +99,6 @@ def _conclude(
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
     say(show_front(run.folder))
-
-
-def _confidence(percent: float | None) -> float | None:
-    from export.errors import InvalidInput
-
-    if percent is not None and not 50 <= percent < 100:
-        raise InvalidInput(f"--confidence {percent:g} must be at least 50 and below 100 (per cent), for instance 95")
-    return percent / 100 if percent is not None else None
 
 
 def _check_error(model: CostModel, max_error: float, path: Path) -> None:
@@ -165,7 +150,7 @@ def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None, prepro
     train = Frames(data.source, "train", data.train, size=size)
     choose = Frames(data.source, "train", data.choose, size=size)
     scorer = Scorer(
-        load_supernet(job.run), train, choose, preprocessing, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
+        load_supernet(job.run, job.space), train, choose, preprocessing, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
     )
 
     def score(genotype: Any) -> float:

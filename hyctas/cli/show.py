@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hyctas.cli.streams import printable
 from hyctas.processes import is_first
 
 LINE_SECONDS = 15.0
@@ -49,6 +50,7 @@ class Bar:
         self._show(text, time.monotonic())
 
     def _show(self, text: str, now: float) -> None:
+        text = printable(text)
         left = f"{duration(self._left_s)} left" if self._left_s is not None else ""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=self._share, text=text, left=left)
@@ -66,7 +68,8 @@ def bar(name: str) -> Iterator[Bar]:
     started = time.monotonic()
     if console.is_terminal:
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}"))  # fmt: skip
+                   TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+                   TextColumn("{task.fields[text]}", markup=False))  # fmt: skip
         with Progress(*columns, console=console, transient=True) as progress:
             yield Bar(name, progress)
     else:

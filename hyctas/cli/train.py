@@ -58,7 +58,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     from hyctas.space_file import load_space
 
     recipe, space = job.recipe(), load_space(job.space)
-    start = find_start(job.init or default_supernet_source(space), job.run)
+    start = find_start(job.init or default_supernet_source(space), job.run, job.space)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     assert isinstance(recipe, SupernetRecipe)
     config = {
@@ -112,7 +112,7 @@ def train_network(job: TrainNetworkJob) -> None:
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
     recipe = job.recipe()
     assert isinstance(recipe, NetworkRecipe)
-    start = find_start(job.init or default_source(genotype), job.run)
+    start = find_start(job.init or default_source(genotype), job.run, job.space)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     data = data.with_all_of_train() if job.all_of_train else data
     config = {"recipe": recipe.identity(), "genotype": genotype.id, "data": data.trained(), **_start_config(start)}

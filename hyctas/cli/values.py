@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
-from export.errors import InvalidInput
+from export.errors import InvalidInput, InvalidSetting
+from export.ranges import describe, fits, hints
 
 R = TypeVar("R")
 
@@ -16,31 +16,31 @@ def fill(kind: type[R], values: dict[str, Any]) -> R:
     """Build a recipe from plain values.
 
     Raises:
-        InvalidInput: an unknown name or a value of the wrong type; the text says what is allowed.
+        InvalidInput: an unknown name.
+        InvalidSetting: a value of the wrong type or outside its range; the text says what is allowed.
     """
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(values) - set(hints)):
-        raise InvalidInput(f"unknown settings {unknown}; known: {', '.join(sorted(hints))}")
-    converted: dict[str, Any] = {}
-    for name, value in values.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, hints[name]):
-            shown = str(hints[name]) if typing.get_origin(hints[name]) else hints[name].__name__
-            raise InvalidInput(f"{name} must be {shown}, found {value!r}")
-        converted[name] = value
-    return kind(**converted)
+    known = hints(kind)
+    if unknown := sorted(set(values) - set(known)):
+        raise InvalidInput(f"unknown settings {unknown}; known: {', '.join(sorted(known))}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Say whether a plain value has the type of a dataclass field."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        items = typing.get_args(hint)
-        return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+def flag_arguments(kind: type, name: str, value: Any) -> list[str]:
+    """Return what a TOML file gives a flag as it is written on the command line.
+
+    Raises:
+        InvalidSetting: the flag takes no such value; `false` is none of a number's.
+    """
+    hint, flag = hints(kind)[name], f"--{name.replace('_', '-')}"
+    items = tuple(value) if isinstance(value, list) else value
+    as_path = tuple(map(Path, items)) if isinstance(items, tuple) and all(isinstance(item, str) for item in items) else (
+        Path(items) if isinstance(items, str) else items)  # fmt: skip
+    written = (items, as_path, (items,), (as_path,))  # a path is text in TOML, and one value may stand for a list of one
+    if not any(fits(form, hint) for form in written):
+        raise InvalidSetting(name, value, describe(hint))
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [flag, *map(str, value if isinstance(value, list) else [value])]
 
 
 def field_names(kind: type) -> set[str]:

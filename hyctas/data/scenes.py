@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from export.errors import InvalidInput
+from export.ranges import Range, Seed, Settings
 from export.target import format_size
 from hyctas.data.labels import Colour, Labels
 from hyctas.data.painting import STREET, paint
@@ -23,29 +24,23 @@ from hyctas.data.world import Street, invent_street
 
 FRAMES_PER_CLIP = 4
 _SPLITS = ("train", "val")
-_SMALLEST, _LARGEST = 16, 8192
+_Side = Annotated[int, Range(16, 8192)]
 _VERSION = 1
 """Raise this when the same seed draws another picture."""
 
 
 @dataclass(frozen=True)
-class Scenes:
+class Scenes(Settings):
     """A generated data set in the classes of `STREET`."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, other streets."""
-    train: int = 200
+    train: Annotated[int, Range(0, 10**6)] = 200
     """Number of training frames."""
-    val: int = 40
+    val: Annotated[int, Range(0, 10**6)] = 40
     """Number of validation frames."""
-    size: tuple[int, int] = (96, 128)
+    size: tuple[_Side, _Side] = (96, 128)
     """Height and width."""
-
-    def __post_init__(self) -> None:
-        if min(self.seed, self.train, self.val) < 0:
-            raise InvalidInput(f"scenes: seed {self.seed}, train {self.train}, val {self.val}; none may be negative")
-        if not (_SMALLEST <= min(self.size) and max(self.size) <= _LARGEST):
-            raise InvalidInput(f"scenes: size {format_size(self.size)} has a side outside {_SMALLEST}..{_LARGEST}")
 
     @property
     def name(self) -> str:

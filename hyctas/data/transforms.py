@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from PIL import Image
 
 from export.errors import InvalidInput
 from export.imaging import Preprocessing
+from export.ranges import Range, Settings
 from hyctas.data.labels import IGNORE
 
 if TYPE_CHECKING:
@@ -21,40 +22,33 @@ PREPROCESSING = Preprocessing(mean=(0.411, 0.425, 0.432), std=(0.3, 0.31, 0.3))
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 """Share of R, G and B in brightness (ITU-R BT.601)."""
 _MARGIN = 3
+_Side = Annotated[int, Range(1, 16384)]
+_Zoom = Annotated[float, Range(above=0, at_most=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
+class Augment(Settings):
     """How training images are varied."""
 
-    crop: tuple[int, int]
+    crop: tuple[_Side, _Side]
     """Height and width of what comes out."""
-    scale_min: float = 0.6
+    scale_min: _Zoom = 0.6
     """Smallest zoom; 0.5 shows the scene at half size."""
-    scale_max: float = 1.6
+    scale_max: _Zoom = 1.6
     """Largest zoom."""
     flip: bool = True
     """Whether to mirror left and right, half of the time."""
-    brightness: float = 0.3
+    brightness: Annotated[float, Range(0, below=1)] = 0.3
     """Intensities are multiplied by a factor of 1 +- this."""
-    offset: float = 0.1
+    offset: Annotated[float, Range(0, 1)] = 0.1
     """A number within +- this is added to each colour channel, of intensities in 0..1."""
-    colour: float = 0.0
+    colour: Annotated[float, Range(0, 1)] = 0.0
     """Contrast and saturation are multiplied by factors of 1 +- this."""
 
     def __post_init__(self) -> None:
-        if len(self.crop) != 2 or min(self.crop) < 1:
-            raise InvalidInput(f"crop is {self.crop}; wanted a positive height and width")
-        if not 0 < self.scale_min <= self.scale_max < float("inf"):
-            raise InvalidInput(
-                f"scale_min is {self.scale_min} and scale_max {self.scale_max}; wanted 0 < scale_min <= scale_max"
-            )
-        if not 0 <= self.brightness < 1:
-            raise InvalidInput(f"brightness is {self.brightness}; wanted 0 or more and below 1")
-        if not 0 <= self.offset <= 1:
-            raise InvalidInput(f"offset is {self.offset}; wanted 0..1")
-        if not 0 <= self.colour <= 1:
-            raise InvalidInput(f"colour is {self.colour}; wanted 0..1")
+        super().__post_init__()
+        if self.scale_min > self.scale_max:
+            raise InvalidInput(f"scale_min is {self.scale_min} and scale_max {self.scale_max}; wanted scale_min <= scale_max")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from export.errors import InvalidInput
+from export.ranges import OneOf, Range, Settings
 from export.trt.options import PRESETS, BuildOptions
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Of engines that are built from a network alone; int8 and fp8 need a graph that was quantised with data."""
 
+Backend = Annotated[str, OneOf(("torch", "cuda-bindings", "pycuda"))]
+
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(Settings):
     """What a TOML file may set of an engine's build."""
 
-    preset: str = "release"
+    preset: Annotated[str, OneOf(PRESETS)] = "release"
     """release: every kernel is tried, which takes minutes; search: a quick build, for a first look."""
-    workspace_mib: int | None = None
+    workspace_mib: Annotated[int, Range(1, 2**20)] | None = None
     """Most scratch memory of one layer in MiB, for small devices; default: what the GPU has."""
     tf32: bool = False
     """Let fp32 convolutions round their inputs to TF32."""
@@ -27,14 +30,10 @@ class EngineSettings:
     """With fp16: keep as many nodes in fp32 as parity needs, found by trying them on the CPU."""
     measure_attention: bool = True
     """Measure the implementations of attention; without it the first that may work is taken."""
-    cuda_backend: str | None = None
+    cuda_backend: Backend | None = None
     """Who talks to CUDA: torch, cuda-bindings or pycuda; default: the first that works."""
     timing_cache: str | None = None
     """Folder of timing caches; default: hyctas/tensorrt in the user's cache."""
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise InvalidInput(f"preset is {self.preset!r}; write one of {', '.join(PRESETS)}")
 
     def options(self, precision: str, **changes: Any) -> BuildOptions:
         """Return how TensorRT is to build.
@@ -52,12 +51,12 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadSettings:
+class LoadSettings(Settings):
     """What a TOML file may set of how engines are loaded to be timed."""
 
     trust: bool = False
     """Load engines without a manifest, or changed since it was written: executes code in them."""
-    cuda_backend: str | None = None
+    cuda_backend: Backend | None = None
     """Who talks to CUDA: torch, cuda-bindings or pycuda; default: the first that works."""
 
     def arguments(self) -> dict[str, Any]:

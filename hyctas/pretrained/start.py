@@ -50,12 +50,13 @@ class Start:
         return start_supernet(supernet, self.weights, same_classes=self.classes == tuple(classes))
 
 
-def find_start(source: str, run: Path) -> Start | None:
+def find_start(source: str, run: Path, space: str | None = None) -> Start | None:
     """Read the weights that `--init` names.
 
     Args:
         source: "none", a run folder, a bundle, or what `hyctas.pretrained.read_source` takes.
         run: the job's own run folder: as a source it stands for its supernet.
+        space: the user's own space file, where the source is a supernet that was trained on one.
 
     Returns:
         None for "none".
@@ -74,7 +75,7 @@ def find_start(source: str, run: Path) -> Start | None:
     if (folder / BUNDLE_MARK).exists() or ((folder / "network.safetensors").exists() and folder.resolve() != run.resolve()):
         return _start_from_network(folder)
     if (folder / "supernet.safetensors").exists():
-        return _start_from_supernet(folder)
+        return _start_from_supernet(folder, space)
     raise InvalidInput(f"--init {source} holds neither a bundle nor trained weights (network.safetensors, supernet.safetensors)")
 
 
@@ -87,13 +88,13 @@ def _start_from_network(folder: Path) -> Start:
     return Start(network_weights(trained.network), trained.preprocessing, trained.labels.names, record)
 
 
-def _start_from_supernet(folder: Path) -> Start:
+def _start_from_supernet(folder: Path, space: str | None) -> Start:
     from hyctas.inherit import load_supernet, supernet_classes
     from hyctas.runs import recorded_preprocessing
 
     record = {"source": folder.name, "sha256": sha256(folder / "supernet.safetensors")}
     preprocessing = recorded_preprocessing(folder / "train-supernet.json")
-    return Start(supernet_weights(load_supernet(folder)), preprocessing, supernet_classes(folder), record)
+    return Start(supernet_weights(load_supernet(folder, space)), preprocessing, supernet_classes(folder), record)
 
 
 def default_source(genotype: Genotype) -> str:

@@ -152,7 +152,7 @@ def to_markdown(document: Document) -> str:
 def escape(text: str) -> str:
     """Escape what Markdown (or HTML within it) would take for markup."""
     plain = re.sub(r"([\\`*|\[])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
-    return " ".join(plain.split())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(plain.split()))
 
 
 def percent(share: float | None) -> str:

@@ -47,8 +47,10 @@ def search(
 
     Raises:
         Infeasible: no network, or too few, keep the limits.
+        CorruptFile: a recorded evaluation does not cost what the model says.
     """
     limits.check_feasible(model)
+    history.check_costs(model.costs)
     draws = RandomDraws(model, limits, seed)
     baseline = [draws.next() for _ in range(evaluations)]
     make = optimiser or (lambda first: Nsga2(model, limits, min(population, evaluations), first, seed))
@@ -56,6 +58,8 @@ def search(
     _evolve(make(baseline[:population]), run, limits, evaluations)
     for genotype in baseline:
         run.evaluate(genotype, "random", 0)
+    if strange := history.keep(run.done):
+        history.notice(f"{history.path}: {strange} evaluations are of networks that this search did not ask for; they do not count")
 
 
 def _evolve(optimiser: Optimiser, run: _Run, limits: Limits, evaluations: int) -> None:
@@ -84,17 +88,17 @@ class _Run:
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.model, self.score, self.history, self.reference_ms = model, score, history, reference_ms
-        self.total, self.progress, self._done = total, progress, set[tuple[str, str]]()
+        self.total, self.progress, self.done = total, progress, set[tuple[str, str]]()
 
     def evaluate(self, genotype: Genotype, kind: str, generation: int) -> Evaluation:
         known = self.history.known.get(genotype.id)
         miou = known.miou if known is not None else self.score(genotype)
         evaluation = self._evaluation(genotype, kind, generation, miou)
         self.history.add(evaluation)
-        self._done.add((kind, genotype.id))
+        self.done.add((kind, genotype.id))
         if self.progress is not None:
             volume = hypervolume(pareto(self.history.of("search")), self.reference_ms)
-            self.progress(len(self._done), self.total, volume)
+            self.progress(len(self.done), self.total, volume)
         return evaluation
 
     def broken(self, genotype: Genotype, generation: int) -> Evaluation:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Set
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile, InvalidInput
 from export.files import write_text
 from hyctas.genotype import Genotype
+from hyctas.workloads import Costs
 
 FORMAT_VERSION = 1
 KINDS = ("search", "random")
@@ -71,25 +72,26 @@ class History:
 
     Raises:
         InvalidInput: the file's header differs; the text names the differing fields.
-        CorruptFile: a bad line that is not the last.
+        CorruptFile: a bad line that is not the last, or two lines that contradict each other.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], notice: Callable[[str], None]) -> None:
-        self.path = path
+        self.path, self.notice = path, notice
         self.header = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(header))}
         self.evaluations: list[Evaluation] = []
+        self.known: dict[str, Evaluation] = {}
+        self._recorded: set[tuple[str, str]] = set()
         if path.exists() and path.stat().st_size:
             self._read(notice)
         else:
             write_text(path, json.dumps(self.header) + "\n")
-        self.known = {evaluation.id: evaluation for evaluation in self.evaluations}
-        self._recorded = {(evaluation.kind, evaluation.id) for evaluation in self.evaluations}
 
     def add(self, evaluation: Evaluation) -> None:
         """Append an evaluation (once per kind) and flush it to the disk."""
         if (evaluation.kind, evaluation.id) in self._recorded:
             return
-        with open(self.path, "ab") as handle:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(self.path, flags), "ab") as handle:
             start = handle.tell()
             try:
                 handle.write((json.dumps(evaluation.to_json(), allow_nan=False) + "\n").encode())
@@ -115,13 +117,50 @@ class History:
                 if number == 1:
                     self._check_header(value)
                 else:
-                    self.evaluations.append(Evaluation.from_json(value))
+                    self._take(Evaluation.from_json(value))
             except ValueError as error:
                 reason = f"bad line ({error}); mend or remove it, or start over with --restart"
                 raise CorruptFile(self.path, reason, number) from None
         if torn:
             notice(f"{self.path}: dropped a torn last line ({len(torn)} bytes)")
             write_text(self.path, "".join(line.decode() + "\n" for line in lines) or json.dumps(self.header) + "\n")
+
+    def _take(self, evaluation: Evaluation) -> None:
+        """Take a line that was read.
+
+        Raises:
+            ValueError: an earlier line has the same network with other numbers, or for the same purpose.
+        """
+        known = self.known.setdefault(evaluation.id, evaluation)
+        if replace(evaluation, kind=known.kind, generation=known.generation) != known:
+            raise ValueError(f"an earlier line gives network {evaluation.id} other numbers")
+        if (evaluation.kind, evaluation.id) in self._recorded:
+            raise ValueError(f"an earlier line has network {evaluation.id} for {evaluation.kind} already")
+        self._recorded.add((evaluation.kind, evaluation.id))
+        self.evaluations.append(evaluation)
+
+    def check_costs(self, costs: Callable[[Genotype], Costs]) -> None:
+        """Check that what was recorded costs what the latency table says today.
+
+        Raises:
+            CorruptFile: a line has other costs.
+        """
+        for number, found in enumerate(self.evaluations, 2):
+            wanted = costs(found.genotype)
+            pairs = {
+                "predicted_ms": (found.predicted_ms, wanted.latency_ms), "parameters": (found.parameters, wanted.parameters),
+                "macs": (found.macs, wanted.macs), "memory_mib": (found.memory_mib, wanted.memory_mib),
+            }  # fmt: skip
+            for name, (read, computed) in pairs.items():
+                if not math.isclose(read, computed, rel_tol=1e-6):
+                    reason = f"{name} of network {found.id} is {read:g}, and {computed:g} by the latency table"
+                    raise CorruptFile(self.path, f"{reason}; mend or remove the line, or start over with --restart", number)
+
+    def keep(self, asked: Set[tuple[str, str]]) -> int:
+        """Forget, in memory, the evaluations of networks that a search has not asked for; return their number."""
+        before = len(self.evaluations)
+        self.evaluations = [e for e in self.evaluations if (e.kind, e.id) in asked]
+        return before - len(self.evaluations)
 
     def _check_header(self, found: Any) -> None:
         if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:

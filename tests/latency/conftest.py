@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,9 +89,3 @@ def fake_workload(name: str, ms: float | Callable[[], float], op: str = "conv") 
 def fakes() -> dict[str, Any]:
     """The fakes by name (test files cannot import each other)."""
     return {"Session": FakeSession, "Runtime": FakeRuntime, "Module": FakeModule, "workload": fake_workload}
-
-
-@pytest.fixture(autouse=True)
-def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep tests from waiting for a real measurement on this machine."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -522,7 +522,7 @@ def test_without_a_graph_rows_are_marked(kit: Path, script: Script) -> None:
 def test_timing_is_part_of_the_request(written: Path) -> None:
     with pytest.raises(InvalidInput, match="another device kit"):
         write(written, timing=Timing(duration_s=1))
-    with pytest.raises(InvalidInput, match="impossible"):
+    with pytest.raises(InvalidInput, match="iterations is 0; allowed"):
         Timing(iterations=0)
     text = (written / "run.sh").read_text()
     assert "@" not in text.replace("$@", "") and subprocess.run(["sh", "-n", str(written / "run.sh")]).returncode == 0

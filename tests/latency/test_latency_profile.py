@@ -295,8 +295,6 @@ VICTIM = """
 import runpy, sys, types
 from pathlib import Path
 sys.modules["torch"] = types.SimpleNamespace(from_numpy=lambda array: array)  # the fakes do not need the real one
-import tempfile
-tempfile.tempdir = sys.argv[3]
 fakes = runpy.run_path(sys.argv[1])
 from latency import Protocol, profile
 protocol = Protocol(warmup_ms=0, min_samples=6, max_samples=6, budget_ms=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.trt.attribution import Layer, LayerInfo, attribute
+from latency import trtexec_json
 from latency.trtexec_json import Unusable, read_layers, read_profile, read_times
 
 ENDS = re.compile(r"(?:k0001|k0002)_\d+_[xy]\d+")
@@ -130,3 +131,13 @@ def test_shares() -> None:
     nobody = attribute([Layer("k0001_0_n0", 1.0)], ["k0001", "k0002"], LayerInfo())
     assert nobody.of["k0002"] == 0
     assert attribute([Layer("k0009_0_n0 mark0001_0_n0", 1.0)], ["k0001", "k0002"], LayerInfo()).shared == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_result_does_not_grow_without_bound(tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB of spaces are 64 KiB as gzip; unpacked whole, 3 MB took 3 GB."""
+    monkeypatch.setattr(trtexec_json, "LARGEST", 2**20)
+    text = b"[" + b" " * 2**21 + b"]"
+    (tmp_path / ("a.json.gz" if packed else "a.json")).write_bytes(gzip.compress(text) if packed else text)
+    with pytest.raises(Unusable, match="more than 1 MiB"):
+        trtexec_json.read_text(tmp_path / "a.json")

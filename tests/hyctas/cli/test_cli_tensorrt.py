@@ -6,7 +6,6 @@ import errno
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,6 @@ def exporter(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no waiting for a measurement on this machine
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return make_rig(monkeypatch, "11.4.0")
 
