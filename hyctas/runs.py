@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 import weakref
@@ -25,6 +26,8 @@ from hyctas.data import PREPROCESSING
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "pymoo")
+PRIVATE = (".checkpoint.pt", "soft_labels")
+"""Ends of the names of outputs that a command needs only until it is done."""
 
 
 class Run:
@@ -67,11 +70,20 @@ class Run:
         return self.folder / name
 
     def finish(self, **results: Any) -> None:
-        """Mark the command as done, and note its results and the sha256 of every output that is there."""
-        lasting = [self.file(name) for name in self.outputs if not name.endswith(".checkpoint.pt")]
+        """Mark the command as done, note its results and the sha256 of every output that is there, and remove what is private."""
+        lasting = [self.file(name) for name in self.outputs if not name.endswith(PRIVATE)]
         files = {path.name: sha256(path) for path in lasting if path.is_file()}
         self.record |= {"state": "done", "finished": _now(), "results": results, "files": files}
         write_json(self.path, self.record)
+        self._remove_private()
+
+    def _remove_private(self) -> None:
+        """Remove what the command needed until it was done; a kill right after may have left it."""
+        for path in (self.file(name) for name in self.outputs if name.endswith(PRIVATE)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.exists() or path.is_symlink():
+                path.unlink()
 
     def _claim(self) -> dict[str, Any]:
         if self.path.exists():
@@ -83,6 +95,7 @@ class Run:
                     + "\nRepeat it with the old values to continue, give another --run, or add --restart to start over."
                 )  # fmt: skip
             if record.get("state") == "done":
+                self._remove_private()
                 return record
         record = {
             "format_version": FORMAT_VERSION, "command": self.command, "state": "running", "started": _now(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -96,7 +95,6 @@ def train_supernet(job: TrainSupernetJob) -> None:
         steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data,
         start=loaded.to_json() if loaded else None,
     )  # fmt: skip
-    run.file("supernet.checkpoint.pt").unlink(missing_ok=True)
     say(f"wrote {run.file('supernet.safetensors')} after {trainer.step} steps")
 
 
@@ -172,8 +170,6 @@ def train_network(job: TrainNetworkJob) -> None:
         steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
         start=loaded.to_json() if loaded else None, scored=data.scored(), **results,
     )  # fmt: skip
-    run.file("network.checkpoint.pt").unlink(missing_ok=True)
-    shutil.rmtree(run.file("soft_labels"), ignore_errors=True)
     say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): {_shown(results)}")
 
 

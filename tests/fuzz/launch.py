@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
@@ -52,6 +53,7 @@ def start(work: Callable[[], int], log: Path) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        atexit._run_exitfuncs()  # a command that ends by itself gives back its locks
         os._exit(code)
 
 

@@ -149,3 +149,21 @@ def test_networks_that_were_not_asked_for_do_not_count(history: History) -> None
     assert history.keep({("search", tiny().smallest().id), ("random", tiny().smallest().id)}) == 1
     assert [e.miou for e in history.evaluations] == [0.5, 0.5]
     assert len(history.path.read_text().splitlines()) == 4, "the file keeps it"
+
+
+@pytest.mark.parametrize("killed_after_the_record", [False, True])
+def test_what_is_private_goes_with_the_end_even_after_a_kill(tmp_path: Path, killed_after_the_record: bool) -> None:
+    outputs = ("network.safetensors", "network.checkpoint.pt", "soft_labels")
+
+    def begun() -> Run:
+        run = Run(tmp_path, "train-network", {}, outputs)
+        run.file("network.checkpoint.pt").write_text("state")
+        run.file("soft_labels").mkdir()
+        run.file("soft_labels/000000.safetensors").write_text("labels")
+        return run
+
+    begun().finish()
+    if killed_after_the_record:
+        begun()
+        Run(tmp_path, "train-network", {}, outputs)
+    assert os.listdir(tmp_path) == ["train-network.json"]
