@@ -98,7 +98,7 @@ def hints(kind: type) -> dict[str, Any]:
 
 def fits(value: object, hint: Any) -> bool:
     """Say whether a value has the type that an annotation gives, and keeps its bounds."""
-    if isinstance(hint, typing.TypeVar):
+    if hint is Any or isinstance(hint, typing.TypeVar):
         return True
     origin, items = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -113,9 +113,22 @@ def fits(value: object, hint: Any) -> bool:
         if len(items) == 2 and items[1] is Ellipsis:
             return all(fits(item, items[0]) for item in value)
         return len(value) == len(items) and all(map(fits, value, items))
+    if origin is not None:  # dict[str, X]
+        return isinstance(value, origin) and all(fits(k, items[0]) and fits(v, items[1]) for k, v in value.items())
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def check_types(value: Any) -> None:
+    """Check the fields of a dataclass that was filled from a file.
+
+    Raises:
+        ValueError: a field is not of its type; the text names it.
+    """
+    for name, hint in hints(type(value)).items():
+        if not fits(found := getattr(value, name), hint):
+            raise ValueError(f"{name} is {str(found)[:80]!r}, not {describe(hint)}")
 
 
 def describe(hint: Any) -> str:

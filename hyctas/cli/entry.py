@@ -104,8 +104,9 @@ def _with_toml(arguments: list[str], config: type) -> tuple[list[str], dict[str,
     given = arguments[:at] + arguments[at + 2 :]
     try:
         values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not valid TOML: {error}") from None
+        json.dumps(values)
+    except (ValueError, TypeError, RecursionError) as error:  # no TOML; a date, which no setting is; endless nesting
+        raise InvalidInput(f"{path} is not valid TOML, or holds what is no setting: {error}") from None
     known = field_names(config)
     if unknown := sorted(set(values) - known):
         raise InvalidInput(f"{path} has unknown keys {unknown}; known: {', '.join(sorted(known))}")

@@ -14,6 +14,7 @@ from export.errors import CorruptFile, InvalidInput
 from export.files import read_json
 from export.manifest import read_manifest
 from export.parity import ParityReport
+from export.ranges import check_types
 from export.target import parse_size
 from hyctas.choice import FORMAT_VERSION as PARETO_VERSION
 from hyctas.data.labels import Labels
@@ -203,5 +204,11 @@ def _bench(value: Any) -> tuple[BenchReport, tuple[str, ...]]:
         _number(model.cv, "cv")
         if model.size is not None:
             parse_size(model.size)
+        check_types(model)
+        if not model.min_ms <= model.median_ms <= model.p90_ms <= model.p95_ms <= model.p99_ms:
+            raise ValueError(f"the times of {model.name!r} are not in ascending order")
+        if abs(model.fps * model.median_ms / 1000 - 1) > 0.01:
+            raise ValueError(f"{model.name!r} has {model.fps} FPS at a median of {model.median_ms} ms")
     report = BenchReport(**{**fields, "models": models, "warnings": tuple(map(str, fields.get("warnings", ())))})
+    check_types(report)
     return report, command

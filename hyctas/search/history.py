@@ -16,6 +16,7 @@ from typing import Any
 
 from export.errors import CorruptFile, InvalidInput
 from export.files import write_text
+from export.ranges import check_types
 from hyctas.genotype import Genotype
 from hyctas.workloads import Costs
 
@@ -52,8 +53,9 @@ class Evaluation:
         try:
             genotype = Genotype.from_json(json.dumps(value["genotype"]))
             evaluation = cls(**{**value, "genotype": genotype})
+            check_types(evaluation)
             numbers = (evaluation.miou, evaluation.predicted_ms, evaluation.parameters, evaluation.macs, evaluation.memory_mib)
-            if not all(isinstance(n, (int, float)) and math.isfinite(n) and n >= 0 for n in numbers) or evaluation.miou > 1:
+            if not all(math.isfinite(n) and n >= 0 for n in numbers) or evaluation.miou > 1:
                 raise ValueError("a number is negative, not finite, or an mIoU above 1")
             if evaluation.kind not in KINDS or evaluation.id != genotype.id:
                 raise ValueError(f"kind {evaluation.kind!r}, or the id {evaluation.id!r} is not that of its genotype")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -23,6 +24,7 @@ from hyctas.training.average import WeightAverage
 from hyctas.training.config import Recipe
 
 FORMAT_VERSION = 2
+DIGEST_BYTES, END_OF_ZIP = 32, b"PK\5\6"
 Step = Callable[[int], dict[str, float]]
 """Compute the gradients of one step (forward and backward) and return numbers to show, "loss" among them."""
 
@@ -140,7 +142,8 @@ class Trainer:
             "average": None if self.average is None else self.average.values,
         }  # fmt: skip
         torch.save(state, buffer)
-        write_bytes(self.checkpoint, buffer.getvalue())
+        data = buffer.getvalue()
+        write_bytes(self.checkpoint, data + hashlib.sha256(data).digest())
         self._saved_at = time.monotonic()
         self._save_cost = self._saved_at - started
 
@@ -151,7 +154,7 @@ class Trainer:
 
     def _load(self) -> None:
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(_intact(self.checkpoint)), map_location="cpu", weights_only=True)
             if state["format_version"] != FORMAT_VERSION:
                 raise CorruptFile(self.checkpoint, f"has format_version {state['format_version']}, expected {FORMAT_VERSION}")
             self.model.load_state_dict(state["model"])
@@ -167,6 +170,21 @@ class Trainer:
                 self.checkpoint, f"is not a whole checkpoint of this run ({type(error).__name__}: {str(error)[:200]}); "
                 "start over with --restart",
             ) from None  # fmt: skip
+
+
+def _intact(path: Path) -> bytes:
+    """Return a checkpoint without the hash that follows it: torch's format would let a flipped bit of a weight pass.
+
+    Raises:
+        CorruptFile: it was changed, or written in part.
+    """
+    data = path.read_bytes()
+    if data[-22:-18] == END_OF_ZIP:  # of an earlier version, which wrote no hash
+        return data
+    content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise CorruptFile(path, "is damaged: its hash does not fit its content; start over with --restart")
+    return content
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe, pretrained: Collection[str]) -> list[dict[str, Any]]:

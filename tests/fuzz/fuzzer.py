@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -243,14 +244,15 @@ def keep(fault: Fault, kind: Kind, samples: Path, folder: Path, seed: int) -> No
 
 def fuzz_kind(kind: Kind, samples: Path, work: Path, seed: int, reads: Iterable[int], commands: Iterable[int], *,
               timeout_s: float, deadline: float | None) -> Tally:  # fmt: skip
-    """Try the cases of a kind, until the deadline (of `time.monotonic`) at most."""
-    tally = Tally(kind.name)
+    """Try the cases of a kind, until the deadline (of `time.monotonic`) at most; commands get at least a third of the time."""
+    tally, begun = Tally(kind.name), time.monotonic()
     ways = ((READ, read_cases, reads), *(((COMMAND, run_cases, commands),) if kind.command else ()))
     for way, tried, cases in ways:
+        end = math.inf if deadline is None else begun + (deadline - begun) * (0.67 if way == READ and len(ways) > 1 else 1)
         for outcome in tried(kind, samples, work, seed, cases, timeout_s):
             tally.add(way, outcome)
             if isinstance(outcome, Fault):
                 keep(outcome, kind, samples, work.parent / "faults", seed)
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > end:
                 break
     return tally

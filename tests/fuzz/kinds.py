@@ -70,9 +70,10 @@ def _run_kinds() -> tuple[Kind, ...]:
         Kind(name="classes of a run", file="run/labels.json", form="json", read=_network, command=bench),
         Kind(name="scores", file="run/scores.json", form="json", read=_scores, command=bench, consistent=_scores_hold),
         Kind(name="FPS report", file="run/fps.json", form="json", read=_collected, command=bench, consistent=_times_hold),
-        Kind(name="supernet checkpoint", file="half/supernet.checkpoint.pt", form="bytes", read=_checkpoint,
+        Kind(name="supernet checkpoint", file="half/supernet.checkpoint.pt", form="bytes", read=_checkpoint, exact=True,
              command=("train", "supernet", "--space", "tiny", *stopped)),
-        Kind(name="network checkpoint", file="half/network.checkpoint.pt", form="bytes", read=_network_checkpoint, command=told),
+        Kind(name="network checkpoint", file="half/network.checkpoint.pt", form="bytes", read=_network_checkpoint, command=told,
+             exact=True),
         Kind(name="soft labels", file="half/soft_labels/000001.safetensors", form="bytes", read=_soft, command=told),
         Kind(name="record of soft labels", file="half/soft_labels/teacher.json", form="json", read=_soft_record, command=told),
         Kind(name="record of a stopped training", file="half/train-supernet.json", form="json", read=_half_record,
@@ -298,7 +299,7 @@ def _resumed(model: Any, path: Path, extra: dict[str, Any]) -> Any:
     trainer = Trainer(model, Recipe(steps=1), path, extra)
     if not (isinstance(trainer.step, int) and 0 <= trainer.step < 2**63 and isinstance(trainer.spent_s, (int, float))):
         raise Wrong(f"a training would continue at step {trainer.step!r} after {trainer.spent_s!r} s")
-    return trainer.step, float(trainer.spent_s), trainer.share
+    return trainer.step, float(trainer.spent_s), trainer.share, _digest(model.state_dict())
 
 
 _models: dict[str, Any] = {}
@@ -432,7 +433,7 @@ def _foreign(name: str) -> Reader:
 
         runtime = open_runtime(Target.parse("onnxruntime-cpu:fp32"), 1)
         with open_models([BenchModel("m", path=root / "files" / name, size=(32, 32))], runtime, root)[0] as opened:
-            return opened.size, opened.preprocessing, opened.colours
+            return opened.preprocessing, opened.colours
 
     return read
 

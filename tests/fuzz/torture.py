@@ -1,9 +1,9 @@
 """make torture: kill commands at random moments, and take away what they need; the result must be that of an undisturbed run.
 
-1. SIGKILL over profile, both trainings, search, export and bench of the smallest possible job; each command is then repeated
-   until it ends. Front, history, weights and bundle must be those of an undisturbed run, and no file more may lie about.
-2. Two of the same command in one folder at once; a full disk; a read-only folder; few open files; a closed stdout. Each must end
+1. Two of the same command in one folder at once; a full disk; a read-only folder; few open files; a closed stdout. Each must end
    with one sentence or its work done, and the command, repeated without the trouble, with the undisturbed result.
+2. SIGKILL over profile, both trainings, search, export and bench of the smallest possible job; each command is then repeated
+   until it ends. Front, history, weights and bundle must be those of an undisturbed run, and no file more may lie about.
 
 What was done is kept in WORK/state.json, so that a stopped torture goes on where it was; `--restart` begins anew.
 """
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.restart:
         shutil.rmtree(work, ignore_errors=True)
     torture = Torture(work, asked.seed, asked.kills)
-    print(f"seed {asked.seed}: {asked.kills} kills, then {len(TROUBLES)} other troubles, in {work}", flush=True)
+    print(f"seed {asked.seed}: {len(TROUBLES)} troubles, then {asked.kills} kills, in {work}", flush=True)
     torture.prepare()
-    torture.kill_all()
     torture.trouble_all()
+    torture.kill_all()
     faults = torture.state["faults"]
     print(f"\nseed {asked.seed}: {sum(torture.state['kills'].values())} kills in {torture.state['chains']} jobs, "
           f"{len(torture.state['troubles'])} other troubles, {len(faults)} faults")  # fmt: skip
@@ -149,7 +149,7 @@ class Torture:
             counts = dict.fromkeys((stage.name for stage in STAGES), 0)
             try:
                 for stage in STAGES:
-                    for _ in range(min(int(rng.integers(1, 5)), self.wanted - done - sum(counts.values()))):
+                    for _ in range(min(int(rng.integers(2, 6)), self.wanted - done - sum(counts.values()))):
                         counts[stage.name] += self._kill(stage, run, rng)
                     self.finish(stage, run)
                 self.compare(run)

@@ -185,9 +185,13 @@ def test_the_trunk_learns_at_its_own_rate(frames: Frames, tmp_path: Path) -> Non
 def test_damaged_checkpoint_is_named(frames: Frames, tmp_path: Path) -> None:
     path = tmp_path / "c"
     train(frames, path, 4, stop=2)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(CorruptFile, match="--restart"):
-        train(frames, path, 4)
+    whole = path.read_bytes()
+    for damaged in (whole[:-2000], whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptFile, match="--restart"):
+            train(frames, path, 4)
+    path.write_bytes(whole[:-32])  # as it was written before checkpoints had a hash
+    train(frames, path, 4)
     path.write_bytes(b"")
     with pytest.raises(CorruptFile):
         train(frames, path, 4)

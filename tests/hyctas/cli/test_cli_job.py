@@ -304,6 +304,8 @@ def test_training_on_all_of_train_from_another_run(command: Command, run: Path, 
         ("amp = 1", "amp is 1; allowed: true or false"),
         ("loss = 'mse'", "loss is 'mse'; allowed: cross_entropy, ohem"),
         ("steps = ", "not valid TOML"),
+        ("learning_rate = 1979-05-27", "not valid TOML, or holds what is no setting"),
+        ("learning_rate = " + "[" * 5000, "not valid TOML"),
     ],
 )
 def test_bad_toml(command: Command, tmp_path: Path, toml: str, says: str) -> None:
