@@ -35,7 +35,7 @@ from typing import Annotated, Any
 
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json
-from export.ranges import Range, Settings
+from export.ranges import Range, Settings, check_types
 from export.target import Target
 
 FORMAT_VERSION = 1
@@ -170,10 +170,12 @@ class Kit:
                 target=Target.parse(value["target"]), about=value["about"], request=value["request"],
                 timing=Timing(**value["timing"]), rounds=value["rounds"], files=files,
             )  # fmt: skip
-        except (KeyError, TypeError, AttributeError, InvalidInput) as error:
+            for part in (kit, *files, *(operator for file in files for operator in file.operators)):
+                check_types(part)
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
             raise CorruptFile(path, f"is no description of a kit ({type(error).__name__}: {error})") from None
-        if any(file.kind not in KINDS for file in files) or not isinstance(kit.about, dict) or not isinstance(kit.rounds, int):
-            raise CorruptFile(path, "is no description of a kit (a file of unknown kind, or wrong types)")
+        if any(file.kind not in KINDS or any(operator.copies < 1 for operator in file.operators) for file in files):
+            raise CorruptFile(path, "is no description of a kit (a file of unknown kind, or an operator that is nowhere)")
         return kit
 
 

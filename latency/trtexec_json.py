@@ -50,7 +50,7 @@ def read_times(path: Path) -> list[float]:
     if not values:
         raise Unusable(f"{path.name} holds no times")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise Unusable(f"{path.name} holds the time {value!r}")
     if len(values) < MIN_SAMPLES:
         raise Unusable(f"{path.name} holds {len(values)} times, fewer than {MIN_SAMPLES}")
@@ -68,7 +68,7 @@ def read_profile(path: Path) -> list[Layer]:
         if not isinstance(entry, dict) or "name" not in entry:
             continue  # the first element counts the iterations
         ms = entry.get("medianMs", entry.get("averageMs"))
-        if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not math.isfinite(ms) or ms < 0:
+        if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 <= ms < math.inf:
             raise Unusable(f"{path.name}: layer {entry['name']!r} takes {ms!r} ms")
         layers.append(Layer(str(entry["name"]), float(ms)))
     if not sum(layer.ms for layer in layers) > 0:
@@ -99,7 +99,7 @@ def _array(path: Path) -> list[Any]:
         raise Unusable(f"{path.name} is torn: it does not end as a JSON array")
     try:
         value = json.loads(text[first : last + 1], strict=False)  # names hold separators (0x1E, 0x1F), perhaps not escaped
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number too long for Python, endless nesting
         raise Unusable(f"{path.name} is torn: it is not JSON") from None
     if not isinstance(value, list):
         raise Unusable(f"{path.name} is no JSON array")

@@ -117,6 +117,8 @@ def _from_json(path: Path, content: str) -> _ClassList:
         value = json.loads(content)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
+    except (ValueError, RecursionError) as error:  # a number too long for Python, endless nesting
+        raise CorruptFile(path, f"not usable JSON ({error})") from None
     if isinstance(value, dict) and "names" in value:
         labels = Labels.from_json(value)
         return _ClassList(list(zip(labels.names, labels.colours, strict=True)), [labels.ignore])

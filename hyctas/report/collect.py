@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,12 +57,15 @@ def collect(run: Path) -> RunData:
             raise CorruptFile(
                 run / "scores.json", f"{split} has {len(score.iou)} classes; labels.json names {labels.num_classes}"
             )
+    outcome = _optional(run / "pareto.json", _outcome, PARETO_VERSION)
+    if points and outcome is not None:
+        _check_recorded(run / "pareto.json", outcome, points)
     return RunData(
         folder=run,
         table=LatencyTable.load(run / "latency.json") if "latency.json" in sizes else None,
         records=records,
         points=points,
-        outcome=_optional(run / "pareto.json", _outcome, PARETO_VERSION),
+        outcome=outcome,
         trained=_optional(run / "genotype.json", lambda value: Genotype.from_json(json.dumps(value))),
         scores=scores,
         scored=scored,
@@ -105,6 +108,14 @@ def _history(path: Path) -> tuple[tuple[Evaluation, ...], tuple[str, ...]]:
             raise CorruptFile(path, f"bad line ({error})", number) from None
     notice = (f"history.jsonl ends in a torn line ({len(torn)} bytes), which is left out here",) if torn else ()
     return tuple(evaluations), notice
+
+
+def _check_recorded(path: Path, outcome: Outcome, points: Sequence[Evaluation]) -> None:
+    """Refuse a front whose networks are not those of the history that it was drawn from."""
+    recorded = {(point.kind, point.id): point for point in points}
+    for found in (member.evaluation for member in (*outcome.front, *outcome.random_front)):
+        if recorded.get((found.kind, found.id)) != found:
+            raise CorruptFile(path, f"says of the network {found.id} other than history.jsonl beside it; repeat hyctas-search")
 
 
 def _number(value: Any, name: str, highest: float = math.inf) -> float:

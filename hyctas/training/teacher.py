@@ -249,7 +249,7 @@ def _preprocessing(path: Path, metadata: dict[str, str]) -> Preprocessing:
         )
     try:
         return Preprocessing.from_json(json.loads(metadata["preprocessing"]))
-    except (ValueError, InvalidInput) as error:
+    except (ValueError, OverflowError, RecursionError, InvalidInput) as error:
         raise CorruptFile(path, f"its metadata preprocessing is not usable ({error})") from None
 
 
@@ -259,5 +259,5 @@ def _names(path: Path, metadata: dict[str, str]) -> list[str] | None:
         return None
     try:
         return [str(name) for name in json.loads(metadata["labels"])["names"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(path, f"its metadata labels is not usable ({type(error).__name__}: {error})") from None

@@ -237,6 +237,15 @@ def test_groups_hold_one_family_of_similar_cost() -> None:
     assert [(len(members), copies) for members, copies in big] == [(2, 2), (1, 1)]
 
 
+@pytest.mark.parametrize("wrong", [{"copies": [4]}, {"copies": 0}, {"prefix": {}}, {"op": 1e-320}])
+def test_wrong_types_in_a_description_are_refused(kit: Path, wrong: dict[str, object]) -> None:
+    description = json.loads((kit / "kit.json").read_text())
+    next(file for file in description["files"] if file["operators"])["operators"][0].update(wrong)
+    (kit / "kit.json").write_text(json.dumps(description))
+    with pytest.raises(CorruptFile, match=r"kit\.json"):
+        Kit.load(kit)
+
+
 def test_a_folder_holds_one_kit(written: Path, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()}
     assert write(written).id == Kit.load(written).id

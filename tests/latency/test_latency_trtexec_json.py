@@ -35,6 +35,8 @@ def test_times_plain_and_packed(tmp_path: Path) -> None:
         (TIMES.replace("0.83", "-inf"), "torn"),
         (TIMES.replace("0.83", "NaN"), "NaN|nan"),
         (TIMES.replace("0.83", "1e999"), "inf"),
+        (TIMES.replace("0.83", "9" * 400), "the time 999"),
+        (TIMES.replace("0.83", "9" * 5000), "torn"),
         (TIMES.replace("0.83", "0"), "the time 0"),
         (TIMES.replace("0.83", "-1"), "the time -1"),
         (TIMES.replace("0.83", '"0.8"'), "the time '0.8'"),

@@ -50,6 +50,7 @@ def test_unusable_json_names_the_file(run: Path, name: str, text: str) -> None:
         ("pareto.json", lambda v: v.pop("front")),
         ("pareto.json", lambda v: v["front"][0].update(miou=1.5)),
         ("pareto.json", lambda v: v["front"][0].update(predicted_ms=True)),
+        ("pareto.json", lambda v: v["front"][0].update(miou=v["front"][0]["miou"] + 0.01)),  # history.jsonl says otherwise
         ("fps.json", lambda v: v.update(target=0)),
         ("fps.json", lambda v: v.update(threads=True)),
         ("fps.json", lambda v: v.update(versions={"torch": None})),
