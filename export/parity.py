@@ -96,7 +96,7 @@ def check_claim(value: Mapping[str, Any]) -> None:
         found = value.get(name)
         if found is None:
             continue
-        number = isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < math.inf
+        number = isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < 1e300
         if not number or not (name == "inputs") <= found <= highest:
             limit = "" if highest == math.inf else f" to {highest:g}"
             raise InvalidInput(f"{name} is {found!r}, not a number from {int(name == 'inputs')}{limit or ' on'}")

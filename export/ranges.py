@@ -115,8 +115,8 @@ def fits(value: object, hint: Any) -> bool:
         return len(value) == len(items) and all(map(fits, value, items))
     if origin is not None:  # dict[str, X]
         return isinstance(value, origin) and all(fits(k, items[0]) and fits(v, items[1]) for k, v in value.items())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float:  # JSON has integers that no float can hold
+        return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1023)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import re
 import zlib
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 from export.trt.attribution import Layer, LayerInfo, layer_facts
 
 MIN_SAMPLES = 5
+MAX_MS = 1e9
+"""Above, it is no time: 11 days."""
 LARGEST = 64 * 2**20
 """Bytes of text that a result may have; a long one of ours has a tenth of it. A gzip file of 64 KiB may hold as much."""
 
@@ -50,7 +51,7 @@ def read_times(path: Path) -> list[float]:
     if not values:
         raise Unusable(f"{path.name} holds no times")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_MS:
             raise Unusable(f"{path.name} holds the time {value!r}")
     if len(values) < MIN_SAMPLES:
         raise Unusable(f"{path.name} holds {len(values)} times, fewer than {MIN_SAMPLES}")
@@ -68,7 +69,7 @@ def read_profile(path: Path) -> list[Layer]:
         if not isinstance(entry, dict) or "name" not in entry:
             continue  # the first element counts the iterations
         ms = entry.get("medianMs", entry.get("averageMs"))
-        if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 <= ms < math.inf:
+        if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 <= ms <= MAX_MS:
             raise Unusable(f"{path.name}: layer {entry['name']!r} takes {ms!r} ms")
         layers.append(Layer(str(entry["name"]), float(ms)))
     if not sum(layer.ms for layer in layers) > 0:

@@ -87,7 +87,7 @@ def _optional(path: Path, parse: Callable[[Any], T], format_version: int | None 
         return parse(read_json(path, format_version))
     except KeyError as error:
         raise CorruptFile(path, f"lacks the field {error}") from None
-    except (TypeError, ValueError, AttributeError, RecursionError, InvalidInput) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError, InvalidInput) as error:
         raise CorruptFile(path, f"a field has the wrong form ({error})") from None
 
 

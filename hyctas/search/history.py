@@ -59,7 +59,7 @@ class Evaluation:
                 raise ValueError("a number is negative, not finite, or an mIoU above 1")
             if evaluation.kind not in KINDS or evaluation.id != genotype.id:
                 raise ValueError(f"kind {evaluation.kind!r}, or the id {evaluation.id!r} is not that of its genotype")
-        except (KeyError, TypeError, InvalidInput) as error:
+        except (KeyError, TypeError, OverflowError, InvalidInput) as error:
             raise ValueError(f"not an evaluation ({error})") from None
         return evaluation
 

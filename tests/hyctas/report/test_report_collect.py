@@ -51,6 +51,10 @@ def test_unusable_json_names_the_file(run: Path, name: str, text: str) -> None:
         ("pareto.json", lambda v: v["front"][0].update(miou=1.5)),
         ("pareto.json", lambda v: v["front"][0].update(predicted_ms=True)),
         ("pareto.json", lambda v: v["front"][0].update(miou=v["front"][0]["miou"] + 0.01)),  # history.jsonl says otherwise
+        ("pareto.json", lambda v: v["front"][0].update(predicted_ms=10**400)),
+        ("pareto.json", lambda v: v.update(reference_ms=10**400)),
+        ("scores.json", lambda v: v["val"].update(miou=10**400)),
+        ("fps.json", lambda v: v["models"][0].update(cv=10**400)),
         ("fps.json", lambda v: v.update(target=0)),
         ("fps.json", lambda v: v.update(threads=True)),
         ("fps.json", lambda v: v.update(versions={"torch": None})),
