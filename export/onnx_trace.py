@@ -16,6 +16,7 @@ from export.errors import InvalidInput
 from export.onnx_function import OnnxFunction
 from export.onnx_load import walk
 from export.onnx_opset import STANDARD
+from export.onnx_pads import merge_pads
 from export.onnx_split import clean
 
 MAX_BYTES = 2**31 - 1
@@ -45,6 +46,7 @@ def trace(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     clean(model)
+    merge_pads(model)
     return model
 
 

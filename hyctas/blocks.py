@@ -99,7 +99,7 @@ def _inverted(op: InvertedResidual, apply: Apply, x: Tensor) -> Tensor:
 def _max_pool(op: MaxPool, apply: Apply, x: Tensor) -> Tensor:
     if not op.aligned:
         return F.max_pool2d(x, 3, 2, 1)
-    return F.max_pool2d(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)), 3, 2)
+    return F.max_pool2d(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2), value=-math.inf), 3, 2)
 
 
 def _context(op: Context, apply: Apply, x: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ class InvertedResidual(_Trained):
 
 @dataclass(frozen=True)
 class MaxPool(_Trained):
-    """The largest of 3x3 pixels, at stride 2; for inputs that are not negative (padding is 0)."""
+    """The largest of 3x3 pixels, at stride 2; what is padded is never the largest."""
 
     cell_stride: int = 2
     label = "pool"
