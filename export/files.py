@@ -14,6 +14,9 @@ from typing import Any
 from export.claims import create_file, sweep
 from export.errors import CorruptFile, InvalidInput
 
+MAX_DIGITS = 300
+"""Of an integer in JSON: as large as a float may be."""
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` with `data`: a new name in the same folder, fsync, rename. On failure the old file stays."""
@@ -87,18 +90,36 @@ def read_json(path: Path, format_version: int | None = None) -> Any:
         CorruptFile: not JSON, a number that is not finite, or its `format_version` is not the one given.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
+        value = parse_json(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
     except UnicodeDecodeError:
         raise CorruptFile(path, "not a text file") from None
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number too long for Python
+    except ValueError as error:
         raise CorruptFile(path, f"not usable JSON ({error})") from None
     if format_version is not None:
         found = value.get("format_version") if isinstance(value, dict) else None
         if found != format_version:
             raise CorruptFile(path, f"has format_version {found!r}; this release reads {format_version}")
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of whatever origin.
+
+    Raises:
+        ValueError: not JSON (`JSONDecodeError`), nested too deeply, or a number that is not finite as a float.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_short)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _short(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"{text[:20]}... has {len(text)} digits")
+    return int(text)
 
 
 def _refuse(name: str) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.errors import InvalidInput
+from export.files import parse_json
 from hyctas.canonical import elided, written
 
 FORMAT_VERSION = 1
@@ -169,8 +170,8 @@ class Genotype:
                 describe no network; the text names the place.
         """
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:  # no JSON, a number too long for Python, endless nesting
+            value = parse_json(text)
+        except ValueError as error:
             raise InvalidInput(f"genotype is not valid JSON: {error}") from None
         if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
             found = value.get("format_version") if isinstance(value, dict) else None

@@ -26,6 +26,7 @@ A group that the fit never saw takes `scale`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -144,7 +145,7 @@ def linear(coefficients: Mapping[str, float], by_group: Mapping[str, Any], exten
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _fidelity(value: object) -> Fidelity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class Row:
             raise ValueError(f"op is {value['op']!r}, not a name")
         for name in ("median_ms", "p10_ms", "p90_ms"):
             ms = value[name]
-            if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not math.isfinite(ms) or ms <= 0:
+            if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 < ms <= sys.float_info.max:
                 raise ValueError(f"{name} is {ms!r}, not a positive finite number")
         if not value["p10_ms"] <= value["median_ms"] <= value["p90_ms"]:
             raise ValueError(

@@ -190,11 +190,23 @@ def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model
 
 
 def show_front(run: Path) -> str:
-    """Return RUN/pareto.json as a table for people."""
+    """Return RUN/pareto.json as a table for people.
+
+    Raises:
+        CorruptFile: it is damaged.
+    """
+    from export.errors import CorruptFile
     from export.files import read_json
     from hyctas.choice import FORMAT_VERSION
 
     outcome = read_json(run / "pareto.json", FORMAT_VERSION)
+    try:
+        return _table_of(outcome)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise CorruptFile(run / "pareto.json", f"a field is missing or wrong ({type(error).__name__}: {error})") from None
+
+
+def _table_of(outcome: dict[str, Any]) -> str:
     lines = [f"front on {outcome['target']} ({outcome['threads']} threads), mIoU with shared weights:",
              "  network        branches   mIoU   predicted ms   measured ms   params"]  # fmt: skip
     for member in outcome["front"]:

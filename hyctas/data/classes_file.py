@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile, InvalidInput
+from export.files import parse_json
 from hyctas.data.coding import LARGEST, Coding, numbered
 from hyctas.data.labels import IGNORE, Colour, Labels, default_colours
 
@@ -114,10 +115,10 @@ def _from_text(path: Path, content: str) -> _ClassList:
 
 def _from_json(path: Path, content: str) -> _ClassList:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
-    except (ValueError, RecursionError) as error:  # a number too long for Python, endless nesting
+    except ValueError as error:
         raise CorruptFile(path, f"not usable JSON ({error})") from None
     if isinstance(value, dict) and "names" in value:
         labels = Labels.from_json(value)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from export.errors import InvalidInput
+from export.files import parse_json
 from hyctas.genotype import Branch, Genotype, normal_form
 from hyctas.published.frame import OPERATORS, SCALES, WIDTHS, cell, channels, complete
 
@@ -100,8 +101,8 @@ def _error(text: str) -> InvalidInput:
 
 def _parse(source: str | Mapping[str, Any]) -> dict[str, Any]:
     try:
-        value = json.loads(source) if isinstance(source, str) else dict(source)
-    except (TypeError, ValueError, RecursionError) as error:  # no JSON, a number too long for Python, endless nesting
+        value = parse_json(source) if isinstance(source, str) else dict(source)
+    except (TypeError, ValueError) as error:
         raise _error(f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise _error(f"must be an object with the fields {list(FIELDS)}, found {type(value).__name__}")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from export.bench_report import FORMAT_VERSION as BENCH_VERSION
 from export.bench_report import BenchReport, BenchResult
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json
+from export.files import parse_json, read_json
 from export.manifest import read_manifest
 from export.parity import ParityReport
 from export.ranges import check_types
@@ -99,7 +99,7 @@ def _history(path: Path) -> tuple[tuple[Evaluation, ...], tuple[str, ...]]:
     evaluations = []
     for number, line in enumerate(lines, 1):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
             if number > 1:
                 evaluations.append(Evaluation.from_json(value))
             elif not isinstance(value, dict) or value.get("format_version") != HISTORY_VERSION:

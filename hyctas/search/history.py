@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile, InvalidInput
-from export.files import write_text
+from export.files import parse_json, write_text
 from export.ranges import check_types
 from hyctas.genotype import Genotype
 from hyctas.workloads import Costs
@@ -115,7 +115,7 @@ class History:
         torn = lines.pop()  # what follows the last newline: empty in a whole file
         for number, line in enumerate(lines, 1):
             try:
-                value = json.loads(line)
+                value = parse_json(line)
                 if number == 1:
                     self._check_header(value)
                 else:

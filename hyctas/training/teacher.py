@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from export.errors import CorruptFile, HyctasError, InvalidInput
-from export.files import sha256
+from export.files import parse_json, sha256
 from export.imaging import Preprocessing, exact_stride
 from export.manifest import NAME as BUNDLE_MARK
 from export.onnx_load import graph_inputs, load_graph, metadata_of
@@ -248,8 +248,8 @@ def _preprocessing(path: Path, metadata: dict[str, str]) -> Preprocessing:
             f"for instance {example}; in Python: model.metadata_props.add(key='preprocessing', value=...), then onnx.save"
         )
     try:
-        return Preprocessing.from_json(json.loads(metadata["preprocessing"]))
-    except (ValueError, OverflowError, RecursionError, InvalidInput) as error:
+        return Preprocessing.from_json(parse_json(metadata["preprocessing"]))
+    except (ValueError, InvalidInput) as error:
         raise CorruptFile(path, f"its metadata preprocessing is not usable ({error})") from None
 
 
@@ -258,6 +258,6 @@ def _names(path: Path, metadata: dict[str, str]) -> list[str] | None:
     if "labels" not in metadata:
         return None
     try:
-        return [str(name) for name in json.loads(metadata["labels"])["names"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return [str(name) for name in parse_json(metadata["labels"])["names"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptFile(path, f"its metadata labels is not usable ({type(error).__name__}: {error})") from None
