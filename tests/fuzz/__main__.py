@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.fuzz.fuzzer import COMMAND, READ, Fault, Tally, fuzz_kind
@@ -71,21 +71,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _spread(chosen: Sequence[Kind], asked: argparse.Namespace, work: Path) -> list[Tally]:
     """Share the kinds among processes; print a line per kind that is done."""
     end = time.monotonic() + asked.seconds if asked.seconds else None
-    jobs, pipes = max(1, min(asked.jobs, len(chosen))), list[Connection]()
+    jobs, pipes = max(1, min(asked.jobs, len(chosen))), dict[Connection, int]()
     for job in range(jobs):
         here, there = multiprocessing.Pipe(duplex=False)
         home = work / f"job-{job}"
-        start(partial(_lane, chosen[job::jobs], asked, home, end, there), home.with_suffix(".txt"))
+        pipes[here] = start(partial(_lane, chosen[job::jobs], asked, home, end, there), home.with_suffix(".txt"))
         there.close()
-        pipes.append(here)
     tallies, begun = list[Tally](), time.monotonic()
     while pipes:
-        for pipe in wait(pipes):
-            assert isinstance(pipe, Connection)
+        for pipe in [*pipes]:
+            if not pipe.poll(1 / len(pipes)):
+                if os.waitpid(pipes[pipe], os.WNOHANG)[0]:  # its end of the pipe may live on in a process that it left
+                    del pipes[pipe]
+                continue
             try:
                 tallies.append(pipe.recv())
             except EOFError:
-                pipes.remove(pipe)
+                os.waitpid(pipes.pop(pipe), 0)
                 continue
             spent, done = time.monotonic() - begun, len(tallies)
             left = _minutes(spent / done * (len(chosen) - done))

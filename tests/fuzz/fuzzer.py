@@ -14,8 +14,10 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -79,37 +81,36 @@ def apply(kind: Kind, root: Path, seed: int, way: str, case: int) -> str:
     return what
 
 
-def read_cases(kind: Kind, samples: Path, root: Path, seed: int, cases: Iterable[int], timeout_s: float) -> Iterator[str | Fault]:
+def read_cases(kind: Kind, samples: Path, root: Path, seed: int, cases: Iterable[int], timeout_s: float) -> Generator[str | Fault]:
     """Read one mutated file after the other in one process; where that dies or hangs, the next one goes on."""
     waiting = list(cases)
     while waiting:
         here, there = multiprocessing.Pipe()
-        pid = start(lambda: _reader(kind, samples, root, seed, waiting, there), root.with_suffix(".log"))  # noqa: B023
+        pid = start(partial(_reader, kind, samples, root, seed, tuple(waiting), there), root.with_suffix(".log"))
         there.close()
-        what = ""
-        while waiting:
-            if not here.poll(timeout_s):
-                kill(pid)
-                yield Fault(kind.name, READ, waiting.pop(0), what, f"hangs: no answer in {timeout_s:g} s")
-                break
-            try:
+        what, code = "", None
+        try:
+            while waiting:
+                if not here.poll(timeout_s):
+                    yield Fault(kind.name, READ, waiting.pop(0), what, f"hangs: no answer in {timeout_s:g} s")
+                    break
                 message = here.recv()
-            except EOFError:
-                code = wait(pid, 10)
-                end = root.with_suffix(".log").read_text(errors="replace")[-600:]
-                yield Fault(kind.name, READ, waiting.pop(0), what, f"the process died (exit {code}): {end}")
-                break
-            if isinstance(message, str):
-                what = message
-            else:
-                waiting.pop(0)
-                yield message[0]
-        else:
-            wait(pid, timeout_s)
-        here.close()
+                if isinstance(message, str):
+                    what = message
+                else:
+                    waiting.pop(0)
+                    yield message[0]
+        except EOFError:
+            code = wait(pid, 10)
+            end = root.with_suffix(".log").read_text(errors="replace")[-600:]
+            yield Fault(kind.name, READ, waiting.pop(0), what, f"the process died (exit {code}): {end}")
+        finally:
+            here.close()
+            if code is None:
+                kill(pid)
 
 
-def run_cases(kind: Kind, samples: Path, root: Path, seed: int, cases: Iterable[int], timeout_s: float) -> Iterator[str | Fault]:
+def run_cases(kind: Kind, samples: Path, root: Path, seed: int, cases: Iterable[int], timeout_s: float) -> Generator[str | Fault]:
     """Run the kind's command on one mutated file after the other, each in a copy of the samples of its own."""
     name, *arguments = kind.command
     used = {part for text in (*map(str, arguments), "{}/" + kind.file) for part in re.findall(r"\{\}/(\w+)", text)}
@@ -153,7 +154,7 @@ def _reader(kind: Kind, samples: Path, root: Path, seed: int, cases: Sequence[in
     shutil.copytree(samples, root)
     baseline = _baseline(kind, root)
     _limit_memory()
-    for case in list(cases):
+    for case in cases:
         _restore(root / top, samples / top)
         what = apply(kind, root, seed, READ, case)
         pipe.send(what)
@@ -249,10 +250,11 @@ def fuzz_kind(kind: Kind, samples: Path, work: Path, seed: int, reads: Iterable[
     ways = ((READ, read_cases, reads), *(((COMMAND, run_cases, commands),) if kind.command else ()))
     for way, tried, cases in ways:
         end = math.inf if deadline is None else begun + (deadline - begun) * (0.67 if way == READ and len(ways) > 1 else 1)
-        for outcome in tried(kind, samples, work, seed, cases, timeout_s):
-            tally.add(way, outcome)
-            if isinstance(outcome, Fault):
-                keep(outcome, kind, samples, work.parent / "faults", seed)
-            if time.monotonic() > end:
-                break
+        with closing(tried(kind, samples, work, seed, cases, timeout_s)) as outcomes:
+            for outcome in outcomes:
+                tally.add(way, outcome)
+                if isinstance(outcome, Fault):
+                    keep(outcome, kind, samples, work.parent / "faults", seed)
+                if time.monotonic() > end:
+                    break
     return tally
