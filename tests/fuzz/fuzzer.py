@@ -88,7 +88,7 @@ def read_cases(kind: Kind, samples: Path, root: Path, seed: int, cases: Iterable
         here, there = multiprocessing.Pipe()
         pid = start(partial(_reader, kind, samples, root, seed, tuple(waiting), there), root.with_suffix(".log"))
         there.close()
-        what, code = "", None
+        what, alive = "", True
         try:
             while waiting:
                 if not here.poll(timeout_s):
@@ -101,12 +101,12 @@ def read_cases(kind: Kind, samples: Path, root: Path, seed: int, cases: Iterable
                     waiting.pop(0)
                     yield message[0]
         except EOFError:
-            code = wait(pid, 10)
+            code, alive = wait(pid, 10), False
             end = root.with_suffix(".log").read_text(errors="replace")[-600:]
             yield Fault(kind.name, READ, waiting.pop(0), what, f"the process died (exit {code}): {end}")
         finally:
             here.close()
-            if code is None:
+            if alive:
                 kill(pid)
 
 
