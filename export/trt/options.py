@@ -21,7 +21,7 @@ TF32_LIMITS = (0.05, 0.99)
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("tf32", "plugins", "detailed"), (bool,)), **dict.fromkeys(("level", "timing_iterations"), (int,)),
-    **dict.fromkeys(("workspace_mib", "max_aux_streams"), (int, type(None))), "precision": (str,), "shapes": (list, tuple),
+    **dict.fromkeys(("workspace_mib", "max_aux_streams"), (int, type(None))), "precision": (str,), "shapes": (list, tuple), "capabilities": (list, tuple),
 }  # fmt: skip
 """What values of `BuildOptions` are in JSON."""
 
@@ -77,6 +77,8 @@ class BuildOptions:
     """Ranges of dynamic inputs; none for graphs of static shape."""
     plugins: bool = False
     """Whether nodes that have an ahead-of-time plugin are built with it."""
+    capabilities: tuple[int, ...] = ()
+    """Compute capabilities that the engine is for, for instance (86, 89): of TensorRT-RTX alone, which needs no GPU to build."""
     detailed: bool = True
     """Whether the engine keeps what the inspector tells of its layers; speed is the same."""
 
@@ -118,7 +120,8 @@ class BuildOptions:
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "shapes": [shape.to_json() for shape in self.shapes]}
+        shapes = [shape.to_json() for shape in self.shapes]
+        return {**values, "shapes": shapes, "capabilities": list(self.capabilities)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildOptions:
@@ -134,7 +137,7 @@ class BuildOptions:
             raise InvalidInput(f"{wrong[0]} is {value[wrong[0]]!r}, a {type(value[wrong[0]]).__name__}")
         shapes = tuple(ShapeRange.from_json(shape) for shape in value.get("shapes", ()))
         try:
-            return cls(**{**value, "shapes": shapes})
+            return cls(**{**value, "shapes": shapes, "capabilities": tuple(value.get("capabilities", ()))})
         except TypeError as error:
             raise InvalidInput(f"build options {dict(value)} are not usable: {error}") from None
 
