@@ -10,7 +10,6 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from export.trt.layers import Layer, builder_layers
 from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, heard, logger_of
 from export.trt.options import BuildOptions, ShapeRange
 from export.trt.progress import Cancel, Progress, interruptible, monitor_of
-from export.trt.timing_cache import TimingCache, attach, cache_path, host_bytes, store
 from export.trt.rtx import check_buildable, import_rtx
-from export.trt.versions import is_rtx, compute_capability, network_flags, newest_opset
+from export.trt.timing_cache import TimingCache, attach, cache_path, host_bytes, store
+from export.trt.versions import compute_capability, is_rtx, network_flags, newest_opset
 
 SHOWN_ERRORS = 5
 """Refused nodes that a message lists."""
@@ -141,8 +140,11 @@ def build_engine(
             cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
         attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
         start = time.perf_counter()
-        with heard("Layers:") if is_rtx(trt) and options.detailed else nullcontext([]) as told:
-            plan = _built(builder, network, config, cache, cancel, options)
+        if is_rtx(trt) and options.detailed:
+            with heard("Layers:") as told:
+                plan = _built(builder, network, config, cache, cancel, options)
+        else:
+            plan, told = _built(builder, network, config, cache, cancel, options), []
         seconds = time.perf_counter() - start
         lines += MESSAGES.take()
         if cache is not None:

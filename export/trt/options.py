@@ -21,7 +21,8 @@ TF32_LIMITS = (0.05, 0.99)
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("tf32", "plugins", "detailed"), (bool,)), **dict.fromkeys(("level", "timing_iterations"), (int,)),
-    **dict.fromkeys(("workspace_mib", "max_aux_streams"), (int, type(None))), "precision": (str,), "shapes": (list, tuple), "capabilities": (list, tuple),
+    **dict.fromkeys(("workspace_mib", "max_aux_streams"), (int, type(None))), "precision": (str,),
+    **dict.fromkeys(("shapes", "capabilities"), (list, tuple)),
 }  # fmt: skip
 """What values of `BuildOptions` are in JSON."""
 

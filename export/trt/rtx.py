@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import InvalidInput, Unavailable
 from export.files import write_bytes
+from export.platform import RTX_WHEELS
 from export.trt.log import attempted, checked
+from export.trt.timing_cache import cache_path as timing_path
 from export.trt.versions import check_supported
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 """What NVIDIA's installer and the wheels of the package index call it."""
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """Compute capabilities that TensorRT-RTX 1.7 builds for; 9.0 (H100, H200) is not among them."""
-INSTALL = "pip install --no-deps tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116 (95 MB, NVIDIA's licence)"
-BUILD_LINE = "hyctas-export model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120, here; run it on a machine with such a GPU"
+BUILD_LINE = "a machine with such a GPU; here: hyctas-export model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120"
 
 
 def import_rtx() -> ModuleType:
@@ -102,8 +103,7 @@ def check_buildable(options: BuildOptions, attention: bool) -> None:
 
 def cache_path(folder: Path, machine: Machine) -> Path:
     """Return the file of the runtime cache for a GPU and driver."""
-    parts = [f"rtx-{machine.tensorrt}", machine.gpu, f"sm{machine.capability[0]}{machine.capability[1]}", f"driver-{machine.driver}"]
-    return folder / ("_".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts) + ".jit")
+    return timing_path(folder, machine).with_suffix(".jit")
 
 
 class RuntimeCache:
@@ -135,7 +135,7 @@ class RuntimeCache:
 def _install() -> str:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"no installation helps: TensorRT-RTX has no wheels for {platform.machine()}"
-    return INSTALL
+    return f"{RTX_WHEELS} (95 MB, NVIDIA's licence)"
 
 
 def _found(name: str) -> bool:

@@ -28,7 +28,8 @@ def default_folder() -> Path:
 def cache_path(folder: Path, machine: Machine) -> Path:
     """Return the file for a machine: `trt-<version>_<gpu>_sm<capability>_driver-<version>.timing`."""
     major, minor = machine.capability
-    parts = [f"trt-{machine.tensorrt}", machine.gpu, f"sm{major}{minor}", f"driver-{machine.driver}"]
+    name = "trt" if machine.runtime == "tensorrt" else "rtx"
+    parts = [f"{name}-{machine.tensorrt}", machine.gpu, f"sm{major}{minor}", f"driver-{machine.driver}"]
     return folder / ("_".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts) + ".timing")
 
 

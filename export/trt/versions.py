@@ -1,4 +1,4 @@
-"""Hold everything that differs between versions of TensorRT (10.3 to 11.x) and TensorRT-RTX: no other file asks for one. No torch here.
+"""Hold everything that differs between versions of TensorRT (10.3 to 11.x) and TensorRT-RTX: no other file asks.
 
 TensorRT-RTX counts its versions from 1 on: its numbers are never compared with TensorRT's.
 
@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from export.errors import Unavailable
+from export.platform import RTX_WHEELS
 
 OLDEST = (10, 3)
 RTX_FROM = (1, 7)
@@ -46,7 +47,7 @@ def check_supported(trt: Any) -> None:
     version = version_of(trt)
     if is_rtx(trt):
         if not RTX_FROM <= version[:2] < (2,):
-            raise Unavailable("tensorrt-rtx", f"version {trt.__version__} is not one of 1.7 to 1.x", "pip install 'tensorrt-rtx>=1.7,<2'")
+            raise Unavailable("tensorrt-rtx", f"version {trt.__version__} is not one of 1.7 to 1.x", RTX_WHEELS)
         return
     if version[:2] < OLDEST or version[0] > NEWEST_MAJOR:
         text = ".".join(map(str, version))

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export.trt.attention_trial import Offer
+from hyctas.engine.workshop import Workshop
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.files import sha256
@@ -23,7 +25,6 @@ from export.runtime import Session
 from export.target import Target
 from export.trt import guard, mixed
 from export.trt.attention_case import AttentionCase
-from export.trt.attention_trial import Offer
 from export.trt.build import BuildResult
 from export.trt.choose import choose_attention
 from export.trt.engine_file import Machine, read_manifest
@@ -40,7 +41,6 @@ from hyctas.data import Labels, default_colours
 from hyctas.engine import attention, workshop
 from hyctas.engine.attention import choose, intermediate, offers
 from hyctas.engine.settings import EngineSettings
-from hyctas.engine.workshop import Workshop
 from hyctas.engine.write import EngineReport, write_engine
 from hyctas.genotype import Genotype
 from hyctas.network import build

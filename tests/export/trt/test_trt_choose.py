@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from export.trt.attention_trial import VARIABLE, CudaBroken, EngineLab, NoAttention, Offer, Rounds
 
 from export.errors import InvalidInput, Unavailable
 from export.onnx_function import attach
 from export.plugin_kernel import PluginKernel
 from export.runtime import TensorSpec
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
-from export.trt.attention_trial import VARIABLE, CudaBroken, EngineLab, NoAttention, Offer, Rounds
 from export.trt.choose import AttentionChoice, choose_attention
 from export.trt.device import CudaFailed
 from export.trt.log import TensorRTFailed

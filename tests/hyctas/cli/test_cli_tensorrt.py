@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export.trt.attention_trial import NOT_TRIED, Rounds
 from onnx import TensorProto, helper
 
 from export import bench as bench_module
@@ -28,7 +29,6 @@ from export.plugin_kernel import PluginKernel
 from export.target import Target
 from export.trt import choose, guard
 from export.trt.attention_case import AttentionCase
-from export.trt.attention_trial import NOT_TRIED, Rounds
 from export.trt.guard import Gpu
 from export.trt.precision import check_graph
 from export.trt.runtime import TensorRTRuntime
