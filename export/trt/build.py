@@ -136,7 +136,7 @@ def build_engine(
         config = _configured(trt, builder, options)
         _add_shapes(builder, network, config, options.shapes)
         cache = None
-        if timing_cache is not None:
+        if timing_cache is not None and not is_rtx(trt):  # which has none: its calls are deprecated and do nothing
             cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
         attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
         start = time.perf_counter()
