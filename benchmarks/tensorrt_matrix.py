@@ -120,11 +120,12 @@ def graphs(
 
     standard = exported(genotype, size, folder) if "standard" in bodies else None
     others = [body for body in bodies if body != "standard"] if attending(genotype, size) else []
-    with_nodes = {opset: exported(genotype, size, folder, opset) for opset in (18, 22)} if others else {}
+    opsets = {precision: 22 if precision == "bf16" else 18 for precision in precisions}
+    with_nodes = {opset: exported(genotype, size, folder, opset) for opset in set(opsets.values())} if others else {}
     for precision in precisions:
         made = {"standard": in_types(standard, precision)} if standard is not None else {}
         if others:
-            typed = in_types(with_nodes[22 if precision == "bf16" else 18], precision)
+            typed = in_types(with_nodes[opsets[precision]], precision)
             made |= {body: graph for body in others if (graph := with_attention(typed, body)) is not None}
         for body, graph in made.items():
             file = folder / f"{precision}-{body}.onnx"
