@@ -330,10 +330,11 @@ def _ways_to_rebuild(path: Path) -> str:
 def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
     built = manifest.machine
     major = [version.partition(".")[0] for version in (built.cuda, here.cuda)]
-    shown = ["sm_" + "".join(map(str, one)) for one in (*built.fits, here.capability)]
+    shown = [".".join(map(str, one)) for one in (*built.fits, here.capability)]
+    name_of = {"tensorrt": "TensorRT", rtx.RUNTIME: "TensorRT-RTX"}
     pairs = (
         ("runtime", "the runtime", built.runtime, here.runtime),
-        ("tensorrt", "TensorRT", built.tensorrt, here.tensorrt),
+        ("tensorrt", name_of.get(built.runtime, built.runtime), built.tensorrt, here.tensorrt),
         ("capability", "compute capability", ", ".join(shown[:-1]), shown[-1]),
         ("gpu", "GPU", *((built.gpu, here.gpu) if built.runtime != rtx.RUNTIME else ("", ""))),
         ("system", "system", built.system, here.system),

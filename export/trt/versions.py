@@ -88,7 +88,7 @@ def network_flags(trt: Any, *, plugins: bool) -> int:
 
 def compute_capability(trt: Any, number: int) -> Any:
     """Return TensorRT-RTX's name of a compute capability, for instance 89."""
-    return getattr(trt.ComputeCapability, f"SM{number}")
+    return trt.ComputeCapability.__members__[f"SM{number}"]
 
 
 def has_plugins(trt: Any) -> bool:

@@ -110,7 +110,7 @@ def candidates(case: AttentionCase, context: BuildContext) -> list[Candidate]:
 
 def _plugin(case: AttentionCase, context: BuildContext) -> list[Candidate]:
     from export.trt.choose import Candidate
-    from export.trt.plugin import PLUGINS, refusal, version_refusal
+    from export.trt.plugin import refusal, version_refusal
 
     if context.compile is None or context.gpu is None:
         return []
@@ -118,8 +118,7 @@ def _plugin(case: AttentionCase, context: BuildContext) -> list[Candidate]:
         return [Candidate(name="plugin", refused=why)]
     try:
         kernel = context.compile(case, context.gpu)
-        if not (why := refusal(kernel, context.trt, context.gpu, case.shapes)):
-            PLUGINS.register([kernel], context.trt)  # before any engine is built with it
+        why = refusal(kernel, context.trt, context.gpu, case.shapes)
     except HyctasError as error:
         why = " ".join(str(error).split())
     return [Candidate(name="plugin", refused=why) if why else Candidate(name="plugin", kernel=kernel)]

@@ -61,6 +61,7 @@ def open_context(
     from export.trt.device import open_backend
     from export.trt.engine_file import machine_of
     from export.trt.guard import import_tensorrt, require_gpu
+    from export.trt.plugin import PLUGINS
     from export.trt.runner import EngineSession
     from export.trt.versions import is_rtx
 
@@ -76,8 +77,13 @@ def open_context(
         return build_engine(graph, options, timing_cache=cache, machine=machine, trt=trt, progress=progress)
 
     judge: Judge = Benchmarks(engines, lean=lean) if settings.measure_attention else take_first
+    def compile_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
+        kernel = compiled(case, gpu)
+        PLUGINS.register([kernel], trt)  # before any engine is built with it
+        return kernel
+
     opened = lambda plan: EngineSession(plan, backend=backend, trt=trt)  # noqa: E731
-    return BuildContext(trt, machine, judge, build, gpu, opened, None if is_rtx(trt) else compiled)
+    return BuildContext(trt, machine, judge, build, gpu, opened, None if is_rtx(trt) else compile_kernel)
 
 
 def named_context(capabilities: Sequence[int]) -> BuildContext:
