@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import load
+from onnx import ModelProto
 
 from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
 from export.parity import ParityReport, check_comparable, check_same
@@ -132,13 +132,13 @@ def engine_from_onnx(
         cache = place.timing_cache if place.backend is not None else None
         built = build_engine(graph, options, timing_cache=cache, machine=place.machine, trt=place.trt, progress=progress)
         if place.backend is None:
-            return built.plan, _unproven(built, place.machine, onnx, command, tell)
+            return built.plan, _unproven(built, place.machine, onnx, command, graph, tell)
         session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx), trt=place.trt))
         tolerance, agreement = options.parity_limits
         parity = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
         if not parity.passed:
             raise CheckFailed(f"the engine is not written: {parity.summary()}{_advice(options)}")
-        return built.plan, _described(built, session, place.machine, onnx, command, parity, tell)
+        return built.plan, _described(built, session, place.machine, onnx, command, parity, graph, tell)
 
 
 def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest:
@@ -179,11 +179,18 @@ def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
 
 
 def _described(
-    built: BuildResult, session: EngineSession, machine: Machine, onnx: Path, command: str, parity: ParityReport, tell: Tell
+    built: BuildResult,
+    session: EngineSession,
+    machine: Machine,
+    onnx: Path,
+    command: str,
+    parity: ParityReport,
+    graph: bytes,
+    tell: Tell,
 ) -> EngineManifest:
     session.bind(random_feeds(session.inputs))
     times = summary(measure(session, SECONDS))
-    attention = _attention(engine_layers(session.layer_info()), onnx, tell)
+    attention = _attention(engine_layers(session.layer_info()), graph, tell)
     latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
     tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB, {times['n']} runs of {times['median']:.3f} ms (median)")
     tell(parity.summary())
@@ -195,14 +202,14 @@ def _described(
     )  # fmt: skip
 
 
-def _unproven(built: BuildResult, machine: Machine, onnx: Path, command: str, tell: Tell) -> EngineManifest:
+def _unproven(built: BuildResult, machine: Machine, onnx: Path, command: str, graph: bytes, tell: Tell) -> EngineManifest:
     tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB; {UNPROVEN['reason']}")
-    return built.manifest(machine, onnx, command, attention=_attention(built.engine_layers, onnx, tell), parity=UNPROVEN)
+    return built.manifest(machine, onnx, command, attention=_attention(built.engine_layers, graph, tell), parity=UNPROVEN)
 
 
-def _attention(layers: Sequence[Layer], onnx: Path, tell: Tell) -> dict[str, Any]:
+def _attention(layers: Sequence[Layer], graph: bytes, tell: Tell) -> dict[str, Any]:
     """Say which attention is one kernel, and return what the manifest holds of it."""
-    fused = fused_attention(layers, softmax_nodes(load(onnx)))
+    fused = fused_attention(layers, softmax_nodes(ModelProto.FromString(graph)))
     if fused.verdict != "unknown":
         tell(f"note: {fused.summary()}; {AS_IT_STANDS}")
     return {
