@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TENSORRT_RTX ?= 1
 
 # Given on the command line only, so that a variable of the shell's does not slip in.
 VENV = .venv
@@ -17,9 +18,10 @@ TORTURE =
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz torture gate clean
+.PHONY: help demo test fuzz torture gate tensorrt clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TENSORRT_RTX
 BIN := $(VENV)/bin
 TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
@@ -36,16 +38,18 @@ help:
 	@echo 'make fuzz     mutate every kind of file that a command reads, 53,000 times; FUZZ="--seed 1 --seconds 300", FUZZ=--help'
 	@echo 'make torture  kill the commands 100 times and take away what they need; TORTURE="--kills 500", TORTURE=--help'
 	@echo 'make gate     compile the GPU kernels that changed, for all architectures, and check and record what they need (no GPU)'
+	@echo 'make tensorrt build every kind of network with TensorRT-RTX (no GPU), and write tables into benchmarks/results/tensorrt_rtx'
 	@echo 'make clean    remove .venv, caches and build products; runs/ stays'
 	@echo
 	@echo 'TORCH_INDEX=URL   take torch from this package index. Without a GPU, choose CPU on the "Get started" page of'
 	@echo '                  pytorch.org and pass the index URL it shows: Linux otherwise gets the CUDA build, several GB.'
+	@echo 'TENSORRT_RTX=0    neither fetch TensorRT-RTX for the tests (95 MB, under NVIDIA'"'"'s licence) nor run what needs it.'
 	@echo 'PYTHON=python3.12 another Python, 3.11 or newer.'
 
 demo: $(VENV)/.demo
 	@$(BIN)/hyctas-demo --run "$(RUN)"$(if $(DATA), --data "$(DATA)")$(if $(FPS), --fps "$(FPS)")$(if $(TARGET), --target "$(TARGET)")
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.tensorrt-rtx-$(TENSORRT_RTX)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
@@ -56,6 +60,9 @@ fuzz: $(VENV)/.test
 
 torture: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.torture $(TORTURE)
+
+tensorrt: $(VENV)/.test $(VENV)/.tensorrt-rtx-$(TENSORRT_RTX)
+	$(BIN)/python -m benchmarks.tensorrt_matrix
 
 # Linux alone: Triton, which is the compiler, has no wheels for other systems.
 gate: $(VENV)/.test
@@ -88,3 +95,19 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo 'installing hyctas, what it needs, and the tools for its tests'
 	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,pretrained,dev]' | $(LARGE)
 	@touch $@ $(VENV)/.demo
+
+# NVIDIA's parser and builder for the tests, without what they would bring along: neither needs CUDA. Never part of the wheel or of an
+# extra. There are wheels for Linux x86-64; elsewhere the tests that need them skip, and say why.
+$(VENV)/.tensorrt-rtx-1: $(VENV)/.test constraints.txt
+ifeq ($(shell uname -sm),Linux x86_64)
+	@echo 'fetching TensorRT-RTX (95 MB) from the package index, under the NVIDIA TensorRT licence: downloading it means accepting it'
+	@echo '(its text: $(VENV)/lib/python*/site-packages/tensorrt_rtx_cu13_libs-*/licenses). make test TENSORRT_RTX=0 does without.'
+	@set -o pipefail; $(PIP_INSTALL) --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings | $(LARGE) && touch $@ || \
+	  echo 'TensorRT-RTX cannot be had here, as pip says above (it has wheels for some Pythons only): tests that need it skip'
+else
+	@echo 'there is no TensorRT-RTX for this system: tests that need it skip'
+	@touch $@
+endif
+
+$(VENV)/.tensorrt-rtx-%: $(VENV)/.test
+	@echo 'TENSORRT_RTX=$(TENSORRT_RTX): TensorRT-RTX is not fetched, and tests that need it skip'

@@ -19,7 +19,7 @@ from export.feeds import random_feeds
 from export.files import sha256
 from export.imaging import Preprocessing, decode, overlay, palette
 from export.runtime import Runtime, Session, TensorSpec
-from export.target import Target, format_size
+from export.target import TENSORRT, Target, format_size
 from export.tensor_layout import ImageInput, image_input, label_output
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
     assert model.module is not None and model.size is not None
     output = "native" if hasattr(model.module, "forward_native") else "logits"
     # TensorRT gets an export, and fused kernels are none
-    device = "cpu" if runtime.target.runtime == "tensorrt" else runtime.target.device
+    device = "cpu" if runtime.target.runtime in TENSORRT else runtime.target.device
     network = Output(prepared(model.module, device), output)
     with evaluating(network):
         network.eval()
@@ -155,21 +155,20 @@ def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
     from export.bundle_engine import ENGINE_FILES, ENGINE_NAME
 
     try:
-        bundle = read_bundle(folder, with_engine=target.runtime == "tensorrt")
+        bundle = read_bundle(folder, with_engine=target.runtime in TENSORRT)
     except CorruptFile as error:
         if error.path.name not in ENGINE_FILES:
             raise
         again = shlex.join(["hyctas-export", str(folder / ENGINE_NAME), "--rebuild"])
         raise CorruptFile(error.path, f"{error.reason}; to build it anew: {again}") from None
-    if target.runtime != "tensorrt" or bundle.engine is None:
+    if target.runtime not in TENSORRT or bundle.engine is None:
         return bundle.model
     from export.trt.engine_file import required_manifest
-    from export.trt.options import target_precision
 
-    found = required_manifest(bundle.engine).precision
-    if target_precision(found) == target.precision:
+    found = required_manifest(bundle.engine).target
+    if found == str(target):
         return bundle.engine
-    notes.append(f"the bundle's engine is {found}; this one was built for {target}")
+    notes.append(f"the bundle's engine is for {found}; this one was built for {target}")
     return bundle.model
 
 

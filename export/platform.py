@@ -16,6 +16,8 @@ KINDS = ("jetson", "linux-nvidia", "linux", "windows-nvidia", "windows", "macos"
 _ORT_CUDA = "pip uninstall -y onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]' (both wheels fill the same folder)"
 _CUDA_TORCH = "a CUDA build of PyTorch: choose CUDA at https://pytorch.org/get-started/locally and run the line it shows"
 _JETSON_TORCH = "NVIDIA's PyTorch wheel for your JetPack (the one on PyPI does not use Tegra's GPU)"
+RTX_WHEELS = "pip install --no-deps tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116"
+"""TensorRT-RTX for Linux x86-64: 95 MB, under NVIDIA's licence."""
 _LINES: dict[str, dict[str, str]] = {
     "onnxruntime-cpu": {"": "pip install onnxruntime"},
     "onnxruntime-cuda": {
@@ -33,6 +35,7 @@ _LINES: dict[str, dict[str, str]] = {
         "jetson": "TensorRT comes with JetPack (sudo apt-get install tensorrt); let the virtual environment see it: "
         "python3 -m venv --system-site-packages .venv",
     },
+    "tensorrt-rtx": {"": "a GeForce or RTX PRO card of sm_75 or later, and: " + RTX_WHEELS},
 }
 """Per runtime the line for each kind of machine; the key "" holds for every kind that is not named."""
 
@@ -69,7 +72,7 @@ def install_line(runtime: str, kind: str) -> str:
     if runtime.endswith("-cpu"):
         return line
     if kind == "macos":
-        name = "TensorRT" if runtime == "tensorrt" else "CUDA"
+        name = "TensorRT" if runtime.startswith("tensorrt") else "CUDA"
         return f"nothing: there is no {name} for macOS; take onnxruntime-cpu:fp32 or torch-cpu:fp32"
     if kind in ("linux", "windows"):
         return f"a machine with an NVIDIA GPU and its driver; on it: {line}"

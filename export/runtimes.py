@@ -11,7 +11,7 @@ from export.errors import Unavailable
 from export.machine import gpus
 from export.platform import install_line, platform_kind
 from export.runtime import Runtime
-from export.target import RUNTIMES, Target
+from export.target import RUNTIMES, TENSORRT, Target
 
 PREFERRED = ("tensorrt:fp16", "onnxruntime-cuda:fp32", "torch-cuda:fp32", "onnxruntime-cpu:fp32", "torch-cpu:fp32")
 """What `default_target` tries, best first."""
@@ -56,7 +56,7 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
         from export.openvino_session import OpenVinoRuntime
 
         return OpenVinoRuntime(target, threads, cache)
-    if target.runtime == "tensorrt":
+    if target.runtime in TENSORRT:
         from export.trt.runtime import TensorRTRuntime
 
         return TensorRTRuntime(target, threads, cache, **tensorrt)
@@ -105,10 +105,10 @@ def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]
         return openvino_session.unavailable_reason(target)
     if target.runtime.startswith("torch-"):
         return _torch_reason(target, has_gpu)
-    if target.runtime == "tensorrt":
+    if target.runtime in TENSORRT:
         from export.trt import guard
 
-        return guard.unavailable_reason()  # asks the driver itself: a Jetson may have no nvidia-smi
+        return guard.unavailable_reason(target.runtime)  # asks the driver itself: a Jetson may have no nvidia-smi
     return _unbuilt_reason(target, has_gpu)
 
 

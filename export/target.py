@@ -16,7 +16,11 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "aotinductor-cpu": ("fp32", "bf16"),
     "aotinductor-cuda": ("fp32", "fp16", "bf16"),
     "tensorrt": PRECISIONS,
+    "tensorrt-rtx": ("fp32", "fp16", "bf16"),
 }
+
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+"""The runtimes that build and run engines."""
 
 
 @dataclass(frozen=True, order=True)

@@ -27,6 +27,6 @@
 | `plugin`                  | the attention kernel as an ahead-of-time plugin                                        |
 | `attention_memory`        | keep what was chosen on this machine, for tables and searches                          |
 | `attention_case`          | one shape of attention: its graph alone, examples, and a float64 reference             |
-| `attention_trial`         | build, prove and time implementations of one shape                                     |
+| `attention_benchmark`         | build, prove and time implementations of one shape                                     |
 | `choose`                  | plugin, native fused, decomposed or chunked attention, by measurement                  |
 """

@@ -16,14 +16,15 @@ from typing import Any
 
 from export.errors import InvalidInput
 from export.files import sha256
-from export.trt.api_build import BuilderLike, ConfigLike, NetworkLike, ParserErrorLike, ParserLike, ProfileLike, TensorLike
 from export.trt.engine_file import EngineManifest, Machine, machine_of
 from export.trt.guard import import_tensorrt
-from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, logger_of
+from export.trt.layers import Layer, builder_layers
+from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, heard, logger_of
 from export.trt.options import BuildOptions, ShapeRange
 from export.trt.progress import Cancel, Progress, interruptible, monitor_of
+from export.trt.rtx import check_buildable, import_rtx
 from export.trt.timing_cache import TimingCache, attach, cache_path, host_bytes, store
-from export.trt.versions import network_flags, newest_opset
+from export.trt.versions import compute_capability, is_rtx, network_flags, newest_opset
 
 SHOWN_ERRORS = 5
 """Refused nodes that a message lists."""
@@ -47,6 +48,8 @@ class BuildResult:
     """TensorRT's warnings."""
     notices: tuple[str, ...]
     """What happened to the timing cache, where something did."""
+    engine_layers: tuple[Layer, ...] = field(default=(), repr=False)
+    """The engine's own, which TensorRT-RTX's builder tells; empty where its verbosity is not detailed, and of TensorRT."""
 
     @property
     def sha256(self) -> str:
@@ -98,14 +101,14 @@ def build_engine(
     trt: Any = None,
     progress: Progress | None = None,
 ) -> BuildResult:
-    """Build an engine for this machine's GPU.
+    """Build an engine for this machine's GPU; of TensorRT-RTX for those that the options name, on any machine.
 
     Args:
         onnx: the graph, a single file or its bytes, with the types of `options.precision`.
         options: how to build.
         timing_cache: folder of timing caches (see `export.trt.timing_cache`); None builds without one.
         machine: this machine, where the caller knows it already.
-        trt: the module `tensorrt`; imported, after a GPU is proven, where it is None.
+        trt: the module `tensorrt`, imported after a GPU is proven where it is None; TensorRT-RTX where the options name GPUs.
         progress: told how far the build is; what it raises ends the build and is raised here.
 
     Raises:
@@ -114,11 +117,16 @@ def build_engine(
         TensorRTFailed: TensorRT failed, with what it logged and what to try; where its parser did, with the nodes it refused.
         KeyboardInterrupt: Ctrl-C.
     """
-    from export.trt.precision import check_graph
+    from export.trt.precision import check_graph, computed_products
 
     data = _read(onnx)
     computed = check_graph(data, options.precision)
-    trt = import_tensorrt() if trt is None else trt
+    if trt is None:
+        trt = import_rtx() if options.capabilities else import_tensorrt()
+    if is_rtx(trt):
+        check_buildable(options, attention=computed_products(data))
+    elif options.capabilities:
+        raise InvalidInput("TensorRT builds for the GPU that is here; only tensorrt-rtx builds for GPUs that are named")
     lines: list[str] = []
     cancel = Cancel()
     with interruptible(cancel):  # from the first call on: all of them log through Python, where a Ctrl-C would be lost
@@ -128,18 +136,23 @@ def build_engine(
         config = _configured(trt, builder, options)
         _add_shapes(builder, network, config, options.shapes)
         cache = None
-        if timing_cache is not None:
+        if timing_cache is not None and not is_rtx(trt):  # which has none: its calls are deprecated and do nothing
             cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
         attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
         start = time.perf_counter()
-        plan = _built(builder, network, config, cache, cancel, options)
+        if is_rtx(trt) and options.detailed:
+            with heard("Layers:") as told:
+                plan = _built(builder, network, config, cache, cancel, options)
+        else:
+            plan, told = _built(builder, network, config, cache, cancel, options), []
         seconds = time.perf_counter() - start
         lines += MESSAGES.take()
         if cache is not None:
             store(config, cache)
     notices = tuple(cache.notices) if cache is not None else ()
     graph = hashlib.sha256(data).hexdigest()
-    return BuildResult(plan, seconds, network.num_layers, computed, options, graph, tuple(lines), notices)
+    layers = builder_layers(told[0]) if told else ()  # one list per compute capability, all alike in what is fused
+    return BuildResult(plan, seconds, network.num_layers, computed, options, graph, tuple(lines), notices, layers)
 
 
 def _read(onnx: Path | bytes) -> bytes:
@@ -150,17 +163,17 @@ def _read(onnx: Path | bytes) -> bytes:
     return onnx.read_bytes()
 
 
-def _builder(trt: Any, options: BuildOptions) -> BuilderLike:
-    made: BuilderLike = checked(
+def _builder(trt: Any, options: BuildOptions) -> Any:
+    made: Any = checked(
         "creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)), lambda lines: _advice(lines, options)
     )
     return made
 
 
-def _parsed(trt: Any, builder: BuilderLike, data: bytes, options: BuildOptions) -> NetworkLike:
+def _parsed(trt: Any, builder: Any, data: bytes, options: BuildOptions) -> Any:
     flags = network_flags(trt, plugins=options.plugins)
-    network: NetworkLike = checked("creating a strongly typed network", lambda: builder.create_network(flags))
-    parser: ParserLike = checked("creating TensorRT's ONNX parser", lambda: trt.OnnxParser(network, logger_of(trt)))
+    network: Any = checked("creating a strongly typed network", lambda: builder.create_network(flags))
+    parser: Any = checked("creating TensorRT's ONNX parser", lambda: trt.OnnxParser(network, logger_of(trt)))
     try:
         checked("parsing the ONNX graph", lambda: parser.parse(data))
     except TensorRTFailed as error:
@@ -170,14 +183,14 @@ def _parsed(trt: Any, builder: BuilderLike, data: bytes, options: BuildOptions) 
     return network
 
 
-def _refused(parser: ParserLike) -> list[str]:
+def _refused(parser: Any) -> list[str]:
     """List the nodes that the parser refused, and why."""
     count = parser.num_errors
     listed = [_told(parser.get_error(index)) for index in range(min(count, SHOWN_ERRORS))]
     return listed + ([f"... and {count - SHOWN_ERRORS} more nodes"] if count > SHOWN_ERRORS else [])
 
 
-def _told(error: ParserErrorLike) -> str:
+def _told(error: Any) -> str:
     code = str(error.code()).rpartition(".")[2]
     where = f"node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else f"node {error.node()}"
     if stack := list(error.local_function_stack()):  # nodes of a function have one name, wherever it is used
@@ -200,8 +213,8 @@ def _opset_advice(trt: Any, data: bytes) -> str:
     return f"{text}Export the graph with that{instead}, or take a newer TensorRT"
 
 
-def _configured(trt: Any, builder: BuilderLike, options: BuildOptions) -> ConfigLike:
-    config: ConfigLike = checked("creating a build configuration", builder.create_builder_config)
+def _configured(trt: Any, builder: Any, options: BuildOptions) -> Any:
+    config: Any = checked("creating a build configuration", builder.create_builder_config)
 
     def configure() -> None:
         config.builder_optimization_level = options.level
@@ -212,6 +225,10 @@ def _configured(trt: Any, builder: BuilderLike, options: BuildOptions) -> Config
         (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
         if options.max_aux_streams is not None:
             config.max_aux_streams = options.max_aux_streams
+        if options.capabilities:
+            config.num_compute_capabilities = len(options.capabilities)
+        for index, number in enumerate(options.capabilities):
+            config.set_compute_capability(compute_capability(trt, number), index)
 
     attempted("configuring the build", configure)
     if options.workspace_mib is not None:
@@ -219,7 +236,7 @@ def _configured(trt: Any, builder: BuilderLike, options: BuildOptions) -> Config
     return config
 
 
-def _limit_workspace(trt: Any, config: ConfigLike, mib: int) -> None:
+def _limit_workspace(trt: Any, config: Any, mib: int) -> None:
     """Limit the scratch memory of a layer; a limit that TensorRT does not take changes nothing, and only its log says so."""
     pool, limit = trt.MemoryPoolType.WORKSPACE, mib << 20
     before = config.get_memory_pool_limit(pool)
@@ -230,11 +247,11 @@ def _limit_workspace(trt: Any, config: ConfigLike, mib: int) -> None:
         raise TensorRTFailed("limiting the workspace", MESSAGES.take(), advice)
 
 
-def _add_shapes(builder: BuilderLike, network: NetworkLike, config: ConfigLike, ranges: Sequence[ShapeRange]) -> None:
+def _add_shapes(builder: Any, network: Any, config: Any, ranges: Sequence[ShapeRange]) -> None:
     """Give every dynamic input its range; inputs of static shape need none."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(network.num_inputs):
-        tensor: TensorLike = network.get_input(index)
+        tensor: Any = network.get_input(index)
         shapes[tensor.name] = tuple(tensor.shape)
     given = {entry.name: entry for entry in ranges}
     unknown = [name for name in given if name not in shapes]
@@ -248,7 +265,7 @@ def _add_shapes(builder: BuilderLike, network: NetworkLike, config: ConfigLike, 
             _check_range(given[name], shape)
     if not given:
         return
-    profile: ProfileLike = checked("creating an optimisation profile", builder.create_optimization_profile)
+    profile: Any = checked("creating an optimisation profile", builder.create_optimization_profile)
     for entry in ranges:
         attempted(f"setting the shapes of {entry.name!r}", _setter(profile, entry))
     index = attempted("adding the optimisation profile", lambda: config.add_optimization_profile(profile))
@@ -256,7 +273,7 @@ def _add_shapes(builder: BuilderLike, network: NetworkLike, config: ConfigLike, 
         raise TensorRTFailed("adding the optimisation profile", MESSAGES.take())
 
 
-def _setter(profile: ProfileLike, entry: ShapeRange) -> Callable[[], None]:
+def _setter(profile: Any, entry: ShapeRange) -> Callable[[], None]:
     return lambda: profile.set_shape(entry.name, entry.min, entry.opt, entry.max)
 
 
@@ -270,9 +287,9 @@ def _check_range(entry: ShapeRange, shape: tuple[int, ...]) -> None:
 
 
 def _built(
-    builder: BuilderLike,
-    network: NetworkLike,
-    config: ConfigLike,
+    builder: Any,
+    network: Any,
+    config: Any,
     cache: TimingCache | None,
     cancel: Cancel,
     options: BuildOptions,

@@ -1,24 +1,19 @@
-"""Choose how each attention of a network is computed, per shape, by measurement: plugin, native fused, decomposed. No torch here.
+"""Choose how each attention of a network is computed, per shape. No torch here.
 
-For every distinct shape of the network's attention nodes, each implementation on offer is built into a small engine of its own,
-held against a float64 reference, and timed in turns with the others (`export.trt.attention_trial`). The fastest that is right is
-taken; the plugin only where it is faster by `PLUGIN_GAIN`, since native code fuses with what surrounds it. What was refused or
-failed is kept with its reason.
+| implementation | is                                               | refused where                                         |
+|----------------|--------------------------------------------------|-------------------------------------------------------|
+| `fused`        | a body that TensorRT makes one kernel of         | fp32; over 256 channels; one head of few pairs        |
+| `grouped`      | the same, one head's queries in two groups       | fp32; over 256 channels; several heads                |
+| `decomposed`   | a body of plain products and softmax             | its logits take too much memory                       |
+| `chunked`      | the same, some queries at a time                 | the whole fits                                        |
+| `plugin`       | our kernel (`export.trt.plugin`), a last resort  | TensorRT < 10.16, or RTX; no kernel for GPU or shape  |
 
-| implementation | is                                                            | refused where                                   |
-|----------------|---------------------------------------------------------------|-------------------------------------------------|
-| `plugin`       | our kernel (`export.trt.plugin`)                              | TensorRT < 10.16; no kernel for GPU or shape    |
-| `small-plugin` | the same with less shared memory, 48 KiB per block            | likewise; not on offer where `plugin` is small  |
-| `native`       | ONNX's operator Attention: a layer of TensorRT's for it       | TensorRT < 10.14; as `fused`                    |
-| `fused`        | a body that TensorRT turns into one kernel of its own         | channels, dtype or number of keys do not suit   |
-| `decomposed`   | a body of plain products and softmax                          | its logits take too much memory                 |
-| `chunked`      | the same, some queries at a time                              | the whole fits                                  |
+Who chooses is given (`Judge`): where a GPU is, engines of each are timed (`export.trt.attention_benchmark`); where none is,
+TensorRT-RTX's builder says which it fuses (`ask_builder`); or nobody does, and the first that may work is taken (`take_first`).
 
-What is on offer comes from the caller (`Offer`), as do the means to build and run (`Lab`): nothing here knows an operator's bodies.
-
+What may be taken comes from the caller (`Candidate`): nothing here knows an operator's bodies.
 `HYCTAS_TENSORRT_ATTENTION=fused,decomposed,chunked` names all that may be taken, whatever the command; unset, that is everything.
-It is for a kernel that breaks CUDA (`CudaBroken`): an illegal access leaves nothing in the process usable, so no other can be tried
-in its place.
+It is for a kernel that breaks CUDA: an illegal access leaves nothing in the process usable, so no other can be tried in its place.
 """
 
 from __future__ import annotations
@@ -26,38 +21,87 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from export.onnx_function import OnnxFunction, nodes_of
+from export.errors import HyctasError, InvalidInput
+from export.onnx_function import OnnxFunction, attach, nodes_of
 from export.trt.attention_case import AttentionCase, graph_of
-from export.trt.attention_trial import (
-    IMPLEMENTATIONS,
-    VARIABLE,
-    Lab,
-    NoAttention,
-    Offer,
-    Rounds,
-    Trial,
-    allowed_implementations,
-    placed,
-)
+from export.trt.layers import fused_attention, softmax_nodes
+from export.trt.options import BuildOptions
+from export.trt.plugin import with_plugins
 
 if TYPE_CHECKING:
     import onnx
 
     from export.plugin_kernel import PluginKernel
 
+IMPLEMENTATIONS = ("fused", "grouped", "decomposed", "chunked", "plugin")
+"""In the order in which they are taken where nothing is measured."""
+ONE_KERNEL = ("fused", "grouped")
+"""Those that TensorRT is to make one kernel of."""
+VARIABLE = "HYCTAS_TENSORRT_ATTENTION"
+"""Environment variable that names what may be taken."""
 
-class Memory(Protocol):
-    """What was chosen before on this machine, under the same conditions."""
 
-    def get(self, case: AttentionCase, offered: Sequence[str]) -> dict[str, Any] | None:
-        """Return the fields of a `Choice` that measuring decided among these implementations; None where there are none."""
-        ...
+class NoAttention(HyctasError):
+    """No implementation computes an attention of this shape here.
 
-    def put(self, case: AttentionCase, offered: Sequence[str], chosen: dict[str, Any]) -> None:
-        """Keep them."""
-        ...
+    Attributes:
+        case: the shape.
+        refused: why, by implementation.
+    """
+
+    exit_code = 1
+
+    def __init__(self, case: AttentionCase, refused: Mapping[str, str]) -> None:
+        self.case, self.refused = case, dict(refused)
+        reasons = "\n".join(f"  {name}: {why}" for name, why in refused.items()) or "  there was no candidate"
+        memory = f"Holding all its logits takes {case.logits_bytes / 2**30:.2f} GiB"
+        advice = "take a smaller image, or fewer heads or channels of attention"
+        super().__init__(f"no implementation computes attention of {case}:\n{reasons}\n{memory}; {advice}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An implementation for one case: a body of the function, or a kernel, or why there is none."""
+
+    name: str
+    """One of `IMPLEMENTATIONS`."""
+    body: str = ""
+    """Name of the body in the `OnnxFunction`."""
+    kernel: PluginKernel | None = None
+    refused: str = ""
+    """Why the implementation cannot be taken; empty where it can."""
+
+    def __post_init__(self) -> None:
+        if self.name not in IMPLEMENTATIONS:
+            raise InvalidInput(f"unknown implementation {self.name!r}; there are {', '.join(IMPLEMENTATIONS)}")
+        if (bool(self.body), self.kernel is not None, bool(self.refused)).count(True) != 1:
+            raise InvalidInput(f"a candidate has either a body, a kernel or a reason for none; {self.name} has {self}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One shape of attention, and what may compute it."""
+
+    case: AttentionCase
+    model: onnx.ModelProto = field(repr=False)
+    """One node of the function, with inputs q, k, v and output o."""
+    function: OnnxFunction
+    candidates: Mapping[str, Candidate]
+    """By name; none of them is refused."""
+    refused: Mapping[str, str]
+    """Why not the others."""
+
+    def graph(self, candidate: Candidate) -> onnx.ModelProto:
+        """Return a graph of the attention alone, in this implementation."""
+        node = self.model.graph.node[0].name
+        kernels = {node: candidate.kernel} if candidate.kernel is not None else {}
+        return placed(self.model, self.function, {node: candidate.body} if candidate.body else {}, kernels)
+
+
+Judge = Callable[[Question], dict[str, Any]]
+"""Returns what decides a `Choice`: implementation, reason, and what else is known; raises `NoAttention` where nothing works."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +138,6 @@ class AttentionChoice:
     """Standard operators and plugin nodes alone: the bodies stand in their nodes' places."""
     choices: tuple[Choice, ...]
     """Per shape; none for a network without attention."""
-    measured: bool
 
     @property
     def plugins(self) -> tuple[str, ...]:
@@ -103,39 +146,27 @@ class AttentionChoice:
 
     def to_json(self) -> dict[str, Any]:
         """Return what a manifest holds as `attention`."""
-        return {"measured": self.measured, "choices": [choice.to_json() for choice in self.choices]}
+        return {"measured": any(c.times_ms for c in self.choices), "choices": [choice.to_json() for choice in self.choices]}
 
 
 def choose_attention(
     model: onnx.ModelProto,
     function: OnnxFunction,
-    offers: Callable[[AttentionCase], Sequence[Offer]],
-    lab: Lab,
-    *,
-    measure: bool = True,
-    lean: bool = False,
-    newer: OnnxFunction | None = None,
-    memory: Memory | None = None,
-    rounds: Rounds | None = None,
-    tell: Callable[[str], None] | None = None,
+    candidates: Callable[[AttentionCase], Sequence[Candidate]],
+    judge: Judge,
+    status: Callable[[str], None] | None = None,
 ) -> AttentionChoice:
     """Choose an implementation for every attention node of a model, and put it in its place.
 
     Args:
         model: in the precision that it is to be built in, with nodes of the function.
-        function: the operator, with every body that `offers` names.
-        offers: gives for a case each implementation once, or why it cannot be taken.
-        lab: builds and runs.
-        measure: without it the first of `IMPLEMENTATIONS` that is not refused is taken, unproven: for quick builds.
-        lean: where `native` is right build none of those behind it, and likewise with `fused`: for tables, which have many shapes.
-        newer: bodies on offer that need a newer operator set than the model's, as a function of another name.
-        memory: where choices are looked up before they are measured, and kept.
-        rounds: how to time.
-        tell: is told what is being done.
+        function: the operator, with every body that `candidates` names.
+        candidates: gives for a case each implementation once, or why it cannot be taken.
+        judge: chooses among those that can.
+        status: is told what is being done.
 
     Raises:
         NoAttention: for some shape nothing works, with every reason.
-        CudaBroken: an implementation broke CUDA for this process.
         InvalidInput: the nodes are not those of attention, or `HYCTAS_TENSORRT_ATTENTION` names something unknown.
     """
     allowed = allowed_implementations()
@@ -145,37 +176,107 @@ def choose_attention(
     choices: list[Choice] = []
     kernels: dict[str, PluginKernel] = {}
     for number, (case, nodes) in enumerate(cases.items(), 1):
-        offered = sorted(offers(case), key=lambda offer: IMPLEMENTATIONS.index(offer.name))
-        on_offer = {offer.name: offer if offer.name in allowed else _left_out(offer) for offer in offered}
-        refused = {name: offer.refused for name, offer in on_offer.items() if offer.refused}
-        taken = {name: offer for name, offer in on_offer.items() if not offer.refused}
-        chosen = memory.get(case, [*taken]) if memory is not None and measure else None
-        if chosen is None or chosen["implementation"] not in taken:
-            if tell is not None:
-                tell(f"attention {number} of {len(cases)}: {case}")
-            trial = Trial(case, graph_of(case, model, nodes[0], function), (function, newer), lab, rounds or Rounds(), lean)
-            chosen = trial.choose(taken, refused) if measure else _first(case, taken, refused)
-            if memory is not None and measure:
-                memory.put(case, [*taken], chosen)
-        offer = taken[chosen["implementation"]]
-        if offer.kernel is not None:
-            lab.register([offer.kernel])
-            kernels |= dict.fromkeys(nodes, offer.kernel)
-        plugin = offer.kernel.name if offer.kernel is not None else ""
-        choices.append(Choice(case=case, nodes=tuple(nodes), body=offer.body, plugin=plugin, **chosen))
+        if status is not None:
+            status(f"attention {number} of {len(cases)}: {case}")
+        listed = sorted(candidates(case), key=lambda candidate: IMPLEMENTATIONS.index(candidate.name))
+        taken = {candidate.name: candidate for candidate in listed if not candidate.refused and candidate.name in allowed}
+        left_out = f"{VARIABLE}={os.environ.get(VARIABLE)} leaves it out"
+        refused = {candidate.name: candidate.refused or left_out for candidate in listed if candidate.name not in taken}
+        if not taken:
+            raise NoAttention(case, refused)
+        chosen = judge(Question(case, graph_of(case, model, nodes[0], function), function, taken, refused))
+        candidate = taken[chosen["implementation"]]
+        if candidate.kernel is not None:
+            kernels |= dict.fromkeys(nodes, candidate.kernel)
+        plugin = candidate.kernel.name if candidate.kernel is not None else ""
+        choices.append(Choice(case=case, nodes=tuple(nodes), body=candidate.body, plugin=plugin, **chosen))
     bodies = {name: choice.body for choice in choices for name in choice.nodes if choice.body}
-    return AttentionChoice(placed(model, (function, newer), bodies, kernels), tuple(choices), measure)
+    return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices))
 
 
-def _first(case: AttentionCase, offers: Mapping[str, Offer], refused: Mapping[str, str]) -> dict[str, Any]:
-    if not offers:
-        raise NoAttention(case, refused)
-    sure = [name for name in offers if name != "native"] or [*offers]  # native fails to build where TensorRT has no kernel
-    return {"implementation": sure[0], "reason": "not measured", "refused": dict(refused)}
+def take_first(question: Question) -> dict[str, Any]:
+    """Take the first implementation that is not refused: a `Judge` that asks nobody."""
+    return {"implementation": next(iter(question.candidates)), "reason": "not measured", "refused": dict(question.refused)}
 
 
-def _left_out(offer: Offer) -> Offer:
-    return Offer(name=offer.name, refused=offer.refused or f"{VARIABLE}={os.environ[VARIABLE]} leaves it out")
+def ask_builder(question: Question, capability: int = 89, trt: Any = None) -> dict[str, Any]:
+    """Take the first implementation that TensorRT-RTX's builder makes one kernel of: a `Judge` for machines without a GPU.
+
+    Args:
+        question: what is to be computed.
+        capability: compute capability that is asked about.
+        trt: TensorRT-RTX; imported where it is None.
+
+    Raises:
+        Unavailable: TensorRT-RTX is not installed.
+    """
+    refused = dict(question.refused)
+    for name, candidate in question.candidates.items():
+        if name in ONE_KERNEL:
+            if not (why := why_not_fused(question.graph(candidate), question.case.precision, capability, trt)):
+                reason = "fused into one kernel, as TensorRT-RTX's builder tells"
+                return {"implementation": name, "reason": reason, "refused": refused}
+            refused[name] = why
+    rest = [name for name in question.candidates if name not in refused]
+    if not rest:
+        raise NoAttention(question.case, refused)
+    return {"implementation": rest[0], "reason": "nothing is fused into one kernel", "refused": refused}
+
+
+def why_not_fused(model: onnx.ModelProto, precision: str, capability: int, trt: Any = None) -> str:
+    """Build a graph with TensorRT-RTX, and say why its attention is not one kernel; empty where it is.
+
+    Raises:
+        Unavailable: TensorRT-RTX is not installed.
+    """
+    from export.trt.build import build_engine
+    from export.trt.log import TensorRTFailed
+
+    try:
+        built = build_engine(model.SerializeToString(), BuildOptions(precision=precision, capabilities=(capability,)), trt=trt)
+    except (TensorRTFailed, InvalidInput) as error:
+        return " ".join(str(error).split())
+    found = fused_attention(built.engine_layers, softmax_nodes(model))
+    return "" if found.verdict == "yes" else f"TensorRT-RTX's builder leaves its softmax by itself ({', '.join(found.evidence)})"
+
+
+def allowed_implementations() -> tuple[str, ...]:
+    """Return what `HYCTAS_TENSORRT_ATTENTION` allows: all where it is not set.
+
+    Raises:
+        InvalidInput: it names an unknown implementation.
+    """
+    names = tuple(filter(None, (name.strip() for name in os.environ.get(VARIABLE, "").split(","))))
+    if unknown := [name for name in names if name not in IMPLEMENTATIONS]:
+        known = f"one or more of {', '.join(IMPLEMENTATIONS)}, with commas between them, or do not set it"
+        raise InvalidInput(f"{VARIABLE} names {', '.join(unknown)}; write {known}")
+    return names or IMPLEMENTATIONS
+
+
+def placed(
+    model: onnx.ModelProto, function: OnnxFunction, bodies: Mapping[str, str], kernels: Mapping[str, PluginKernel]
+) -> onnx.ModelProto:
+    """Return a copy of a model in which every node of a function is a plugin node, or a body's operators.
+
+    Args:
+        model: with nodes of the function.
+        function: the operator.
+        bodies: by the name of the node.
+        kernels: likewise.
+
+    Raises:
+        InvalidInput: the choice misses nodes, or names unknown ones.
+    """
+    from onnx import inliner
+
+    result = with_plugins(model, function, kernels)
+    if bodies or nodes_of(result, function):
+        result = inliner.inline_local_functions(attach(result, function, bodies))
+    if not kernels:  # a domain that no node is of would only be a question to the parser
+        kept = [item for item in result.opset_import if item.domain != function.domain]
+        del result.opset_import[:]
+        result.opset_import.extend(kept)
+    return result
 
 
 def _plain(error: float) -> float | str:

@@ -21,8 +21,8 @@ import hashlib
 import math
 import platform
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,14 @@ from export.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import json_text, read_json, sha256, write_together
 from export.parity import check_claim
+from export.trt import rtx
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
+from export.trt.options import target_precision
+from export.trt.versions import is_rtx
 
 FORMAT_VERSION = 1
+UNPROVEN = {"passed": False, "reason": "parity not proven: not run on a GPU"}
+"""What the manifest says of an engine that was built where it cannot run."""
 LATENCY_PROTOCOL = "CUDA graph where one could be captured, inputs and outputs on the device, events on the device"
 """How the times in a manifest are taken."""
 
@@ -68,6 +73,15 @@ class Machine:
     """Compute capability (major, minor)."""
     system: str
     """Operating system and processor, for instance `Linux-x86_64`."""
+    runtime: str = "tensorrt"
+    """`tensorrt` or `tensorrt-rtx`, whose version `tensorrt` then is."""
+    capabilities: tuple[tuple[int, int], ...] = ()
+    """Of an engine of TensorRT-RTX: all that it was built for."""
+
+    @property
+    def fits(self) -> tuple[tuple[int, int], ...]:
+        """The compute capabilities that an engine built with this runs on."""
+        return self.capabilities or (self.capability,)
 
 
 def machine_of(trt: Any, index: int = 0) -> Machine:
@@ -78,7 +92,15 @@ def machine_of(trt: Any, index: int = 0) -> Machine:
     """
     gpu = require_gpu(index)
     system = f"{platform.system()}-{platform.machine()}"
-    return Machine(str(trt.__version__), cuda_runtime_version(), driver_version(), gpu.name, gpu.capability, system)
+    runtime = rtx.RUNTIME if is_rtx(trt) else "tensorrt"
+    return Machine(str(trt.__version__), cuda_runtime_version(), driver_version(), gpu.name, gpu.capability, system, runtime)
+
+
+def named_machine(trt: Any, capabilities: Sequence[int]) -> Machine:
+    """Return what an engine of TensorRT-RTX depends on that is built for GPUs that are named, whatever is here."""
+    system = f"{platform.system()}-{platform.machine()}"
+    numbers = tuple((number // 10, number % 10) for number in capabilities)
+    return Machine(str(trt.__version__), UNKNOWN, UNKNOWN, UNKNOWN, numbers[0], system, rtx.RUNTIME, numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +126,7 @@ class EngineManifest:
     attention: dict[str, Any] = field(default_factory=dict)
     """Implementation of each attention: plugin, fused or decomposed, and why."""
     parity: dict[str, Any] | None = None
-    """How far the engine's outputs are from the network's; None where it was not measured."""
+    """How far the engine's outputs are from the network's; `UNPROVEN` where it was not run."""
     latency: dict[str, Any] | None = None
     """What was measured of its speed, with spread and protocol; None where nothing was."""
 
@@ -112,11 +134,17 @@ class EngineManifest:
         if Path(self.onnx).name != self.onnx or self.onnx in ("", ".", "..") or "\\" in self.onnx:
             raise InvalidInput(f"the ONNX file must stand beside the engine and be named without a folder; got {self.onnx!r}")
 
+    @property
+    def target(self) -> str:
+        """What it runs as, for instance `tensorrt-rtx:fp16`; mixed ones run as fp16."""
+        return f"{self.machine.runtime}:{target_precision(self.precision)}"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "machine"}
         machine = {entry.name: getattr(self.machine, entry.name) for entry in fields(Machine)}
-        machine["capability"] = ".".join(map(str, self.machine.capability))
+        machine["capability"] = ",".join(".".join(map(str, one)) for one in self.machine.fits)
+        del machine["capabilities"]
         return {"format_version": FORMAT_VERSION, "machine": machine, **values}
 
 
@@ -189,9 +217,14 @@ def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
     """
     if manifest.engine_sha256 != hashlib.sha256(plan).hexdigest() or manifest.size_bytes != len(plan):
         raise InvalidInput(f"the manifest for {path.name} names another engine than the {len(plan)} bytes that are to be saved")
-    home = bundle_of(path)
-    with engine_replaced(home) if home is not None else nullcontext():
+    with replaced_in_bundle(path):
         write_together({path: plan, manifest_path(path): json_text(manifest.to_json()).encode()})
+
+
+def replaced_in_bundle(path: Path) -> AbstractContextManager[None]:
+    """Let an engine's files be written inside; where they are part of a bundle, its manifest lists them afterwards."""
+    home = bundle_of(path)
+    return engine_replaced(home) if home is not None else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -299,21 +332,24 @@ def _ways_to_rebuild(path: Path) -> str:
 def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
     built = manifest.machine
     major = [version.partition(".")[0] for version in (built.cuda, here.cuda)]
+    shown = [".".join(map(str, one)) for one in (*built.fits, here.capability)]
+    name_of = {"tensorrt": "TensorRT", rtx.RUNTIME: "TensorRT-RTX"}
     pairs = (
-        ("tensorrt", "TensorRT", built.tensorrt, here.tensorrt),
-        ("capability", "compute capability", *(".".join(map(str, side.capability)) for side in (built, here))),
-        ("gpu", "GPU", built.gpu, here.gpu),
+        ("runtime", "the runtime", built.runtime, here.runtime),
+        ("tensorrt", name_of.get(built.runtime, built.runtime), built.tensorrt, here.tensorrt),
+        ("capability", "compute capability", ", ".join(shown[:-1]), shown[-1]),
+        ("gpu", "GPU", *((built.gpu, here.gpu) if built.runtime != rtx.RUNTIME else ("", ""))),
         ("system", "system", built.system, here.system),
         ("cuda", "CUDA", *(major if UNKNOWN not in major else ("", ""))),
     )
     for name, what, was, found in pairs:
-        if was != found:
+        if was != found and not (name == "capability" and here.capability in built.fits):
             reason = f"it was built for {what} {was}, and here is {what} {found}"
             raise EngineRefused(path, reason, field=name, built=was, found=found, command=manifest.command)
 
 
 def _notices(manifest: EngineManifest, here: Machine) -> tuple[str, ...]:
-    if manifest.machine.driver == here.driver:
+    if manifest.machine.driver == here.driver or manifest.machine.runtime == rtx.RUNTIME:
         return ()
     return (f"built under driver {manifest.machine.driver}, here is {here.driver}: its times may differ",)
 
@@ -336,11 +372,14 @@ def _changed(path: Path, manifest: EngineManifest, found: str) -> EngineRefused:
 def _from_json(value: Mapping[str, Any]) -> EngineManifest:
     values = {name: entry for name, entry in value.items() if name != "format_version"}
     machine = dict(values["machine"])
-    major, minor = (int(part) for part in machine.pop("capability").split("."))
+    numbers = [tuple(int(part) for part in one.split(".")) for one in machine.pop("capability").split(",")]
+    pairs = tuple((major, minor) for major, minor in numbers)
     texts = {name: str(machine.pop(name)) for name in ("tensorrt", "cuda", "driver", "gpu", "system")}
+    texts["runtime"] = str(machine.pop("runtime", "tensorrt"))
+    several = pairs if texts["runtime"] == rtx.RUNTIME else ()
     if machine:
         raise ValueError(f"unknown facts of a machine: {sorted(machine)}")
-    values["machine"] = Machine(**texts, capability=(major, minor))
+    values["machine"] = Machine(**texts, capability=pairs[0], capabilities=several)
     for name in ("engine_sha256", "onnx", "onnx_sha256", "graph_sha256", "precision", "command"):
         if not isinstance(values[name], str):
             raise TypeError(f"{name} is {values[name]!r}, not a text")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
 from export.feeds import random_feeds
@@ -33,22 +34,25 @@ from export.trt.build import BuildResult, build_engine
 from export.trt.device import BACKENDS, DeviceBackend, open_backend
 from export.trt.engine_file import (
     LATENCY_PROTOCOL,
+    UNPROVEN,
     EngineManifest,
     Machine,
     check_free,
     machine_of,
     manifest_path,
+    named_machine,
     needs_rebuild,
     rebuild,
     required_manifest,
     save_engine,
 )
 from export.trt.guard import import_tensorrt
-from export.trt.layers import fused_attention
+from export.trt.layers import Layer, engine_layers, fused_attention, softmax_nodes
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import PRECISIONS, PRESETS, BuildOptions
 from export.trt.precision import in_precision
 from export.trt.progress import Progress
+from export.trt.rtx import capabilities, import_rtx
 from export.trt.run import measure, summary
 from export.trt.runner import EngineSession
 from export.trt.timing_cache import default_folder
@@ -67,19 +71,25 @@ class Place:
     """What building needs of this machine."""
 
     trt: Any
-    """The module `tensorrt`."""
+    """The module `tensorrt`, or TensorRT-RTX."""
     machine: Machine
-    backend: DeviceBackend
+    backend: DeviceBackend | None
+    """None where engines are built for GPUs elsewhere: none is run."""
     timing_cache: Path
     """Folder of timing caches."""
 
 
-def open_place(cuda_backend: str | None = None, timing_cache: Path | None = None) -> Place:
-    """Return what this machine has.
+def open_place(
+    cuda_backend: str | None = None, timing_cache: Path | None = None, capabilities: tuple[int, ...] = ()
+) -> Place:
+    """Return what this machine has; where GPUs are named, TensorRT-RTX for these.
 
     Raises:
         Unavailable: no usable GPU, TensorRT or CUDA backend.
     """
+    if capabilities:
+        trt = import_rtx()
+        return Place(trt, named_machine(trt, capabilities), None, timing_cache or default_folder())
     trt = import_tensorrt()
     return Place(trt, machine_of(trt), open_backend(cuda_backend), timing_cache or default_folder())
 
@@ -120,14 +130,16 @@ def engine_from_onnx(
         examples = [draw() for _ in range(EXAMPLES)] if options.precision == "mixed" else []
         graph = in_precision(_single_file(onnx), options.precision, examples=examples)
         tell(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
-        cache = place.timing_cache
+        cache = place.timing_cache if place.backend is not None else None
         built = build_engine(graph, options, timing_cache=cache, machine=place.machine, trt=place.trt, progress=progress)
-        session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx)))
+        if place.backend is None:
+            return built.plan, _unproven(built, place.machine, onnx, command, graph, tell)
+        session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx), trt=place.trt))
         tolerance, agreement = options.parity_limits
         parity = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
         if not parity.passed:
             raise CheckFailed(f"the engine is not written: {parity.summary()}{_advice(options)}")
-        return built.plan, _described(built, session, place.machine, onnx, command, parity, tell)
+        return built.plan, _described(built, session, place.machine, onnx, command, parity, graph, tell)
 
 
 def _single_file(path: Path) -> bytes:
@@ -178,21 +190,42 @@ def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
 
 
 def _described(
-    built: BuildResult, session: EngineSession, machine: Machine, onnx: Path, command: str, parity: ParityReport, tell: Tell
+    built: BuildResult,
+    session: EngineSession,
+    machine: Machine,
+    onnx: Path,
+    command: str,
+    parity: ParityReport,
+    graph: bytes,
+    tell: Tell,
 ) -> EngineManifest:
     session.bind(random_feeds(session.inputs))
     times = summary(measure(session, SECONDS))
-    fused = fused_attention(session.layer_info())
+    attention = _attention(engine_layers(session.layer_info()), graph, tell)
     latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
-    attention = {"measured": False, "choices": [], "fused": fused.verdict, "evidence": list(fused.evidence)}
     tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB, {times['n']} runs of {times['median']:.3f} ms (median)")
     tell(parity.summary())
-    for line in (*built.notices, *session.notes, *((fused.summary(), AS_IT_STANDS) if fused.verdict != "unknown" else ())):
+    for line in (*built.notices, *session.notes):
         tell(f"note: {line}")
     return built.manifest(
-        machine, onnx, command, attention={**attention, "reason": AS_IT_STANDS}, parity={**parity.to_json(), "against": onnx.name},
+        machine, onnx, command, attention=attention, parity={**parity.to_json(), "against": onnx.name},
         latency={**latency, "protocol": LATENCY_PROTOCOL},
     )  # fmt: skip
+
+
+def _unproven(built: BuildResult, machine: Machine, onnx: Path, command: str, graph: bytes, tell: Tell) -> EngineManifest:
+    tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB; {UNPROVEN['reason']}")
+    return built.manifest(machine, onnx, command, attention=_attention(built.engine_layers, graph, tell), parity=UNPROVEN)
+
+
+def _attention(layers: Sequence[Layer], graph: bytes, tell: Tell) -> dict[str, Any]:
+    """Say which attention is one kernel, and return what the manifest holds of it."""
+    fused = fused_attention(layers, softmax_nodes(ModelProto.FromString(graph)))
+    if fused.verdict != "unknown":
+        tell(f"note: {fused.summary()}; {AS_IT_STANDS}")
+    return {
+        "measured": False, "choices": [], "fused": fused.verdict, "evidence": list(fused.evidence), "reason": AS_IT_STANDS,
+    }  # fmt: skip
 
 
 def _advice(options: BuildOptions) -> str:
@@ -255,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, help="of the engine (default: fp16); int8 and fp8 take a quantised file")
     parser.add_argument("--preset", choices=PRESETS, help="release: every kernel is tried (default); search: a quick build")
     parser.add_argument("--workspace-mib", type=int, metavar="N", help="most scratch memory of one layer, for small devices")
+    parser.add_argument("--gpu", metavar="SM", help="build with TensorRT-RTX for GPUs elsewhere, for instance sm_86,sm_89,sm_120")
     parser.add_argument("--cuda-backend", choices=BACKENDS, help="who talks to CUDA (default: the first that works)")
     parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="folder of timing caches (default: the user's cache)")
     return parser
@@ -266,12 +300,11 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
         raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
-    given = [name for name in ("precision", "preset", "workspace_mib") if getattr(args, name) is not None]
+    given = [name for name in ("precision", "preset", "workspace_mib", "gpu") if getattr(args, name) is not None]
     if path.suffix.lower() == ".engine":
         if given:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
-        required_manifest(path)
-        place = open_place(args.cuda_backend, args.timing_cache)
+        place = open_place(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)
         reason = needs_rebuild(path, place.machine)
         if reason is None:
             tell(f"{path.name} fits this machine; nothing to do")
@@ -280,12 +313,15 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
         rebuild_engine(path, place, tell, shown)
         tell(_wrote(path))
         return
-    options = BuildOptions.of_preset(args.preset or "release", args.precision or "fp16", workspace_mib=args.workspace_mib)
+    gpus = capabilities(args.gpu) if args.gpu else ()
+    options = BuildOptions.of_preset(
+        args.preset or "release", args.precision or "fp16", workspace_mib=args.workspace_mib, capabilities=gpus
+    )
     engine = path.with_suffix(".engine")
     if not path.is_file():
         raise InvalidInput(f"no such file: {path}")
     check_free(engine)
-    place = open_place(args.cuda_backend, args.timing_cache)
+    place = open_place(args.cuda_backend, args.timing_cache, gpus)
     command = f"python3 -m export.trt.from_onnx {shlex.quote(engine.name)}"
     save_engine(engine, *engine_from_onnx(path, options, place, command, tell, shown))
     tell(_wrote(engine))

@@ -20,6 +20,7 @@ from types import ModuleType
 
 from export.errors import Unavailable
 from export.platform import install_line, platform_kind
+from export.trt import rtx
 from export.trt.versions import check_supported
 
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS = 75, 76, 16
@@ -70,13 +71,15 @@ def require_gpu(index: int = 0) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), (attributes[0], attributes[1]), memory.value, attributes[2], cuda)
 
 
-def import_tensorrt(index: int = 0) -> ModuleType:
-    """Return the module `tensorrt`, once a GPU is proven.
+def import_tensorrt(index: int = 0, runtime: str = "tensorrt") -> ModuleType:
+    """Return the module `tensorrt`, or that of TensorRT-RTX, once a GPU is proven.
 
     Raises:
         Unavailable: no usable GPU, TensorRT not installed, of a version that this code is not for, made for a newer CUDA than the
             driver, or its libraries cannot be loaded (with the loader's words).
     """
+    if runtime == rtx.RUNTIME:
+        return _import_rtx(index)
     gpu = require_gpu(index)
     if importlib.util.find_spec("tensorrt") is None:
         raise _unavailable("the package tensorrt is not installed")
@@ -92,13 +95,24 @@ def import_tensorrt(index: int = 0) -> ModuleType:
     return module
 
 
-def unavailable_reason() -> tuple[str, str] | None:
-    """Say why TensorRT cannot be used here, with the install line; None when it can."""
+def unavailable_reason(runtime: str = "tensorrt") -> tuple[str, str] | None:
+    """Say why TensorRT, or TensorRT-RTX, cannot run engines here, with the install line; None when it can."""
     try:
-        import_tensorrt()
+        import_tensorrt(runtime=runtime)
     except Unavailable as error:
         return error.reason, error.install
     return None
+
+
+def _import_rtx(index: int) -> ModuleType:
+    module = rtx.import_rtx()  # loads without a GPU, and is told of first: it is of use without one
+    try:
+        gpu = require_gpu(index)
+    except Unavailable as error:
+        reason = f"{error.reason}; its builder is here, and builds engines for other machines"
+        raise Unavailable(rtx.RUNTIME, reason, rtx.BUILD_LINE) from None
+    rtx.check_gpu(gpu.capability)
+    return module
 
 
 def driver_version(root: Path = Path("/")) -> str:

@@ -13,25 +13,36 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.errors import InvalidInput
 from export.files import write_json
 from export.trt.api_run import EngineLike, InspectorLike
 from export.trt.log import checked
 
-FUSED = re.compile(r"_?ge(mm|mv)_mha|kgen_mha|_mha_v\d", re.I)
-"""Names of layers that compute attention in one go, for instance `_gemm_mha_v2_myl3_6`."""
-FUSED_TACTIC = re.compile(FUSED.pattern + r"|fmha|flash_?attention", re.I)
-"""The same for names of kernels (`TacticName`). A layer's name holds those of ONNX nodes, which a network may call so."""
-PLUGIN = re.compile(r"self_?attention", re.I)
-"""Names that our own attention plugins have in common."""
-SOFTMAX = re.compile(r"softmax|maxr?subexpsum", re.I)
-"""A softmax on its own: by its ONNX name, or by what TensorRT makes of it (`__myl_MaxrSubExpSumDivMul_myl36_5`)."""
-_MOVES = ("Reformatting CopyNode", "reshape_before_", "reshape_after_", "squeeze_after_", "unsqueeze_")
-"""Beginnings of names of layers that only move data, and name what they move it for."""
-_WHOLE = "{ForeignNode["
-"""Beginning of the name of all that TensorRT's compiler made of a part of the graph: it tells the first and the last node."""
+if TYPE_CHECKING:
+    import onnx
+
+FUSED = re.compile(r"_?ge(mm|mv)_mha|kgen_mha|_mha_v\d|fmha|flash_?attention", re.I)
+"""Names and tactics of kernels that compute attention in one go, for instance `_gemm_mha_v2_myl3_6`."""
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+_FIELD = r"^Name: (?P<name>.*?), LayerType: .*?TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine."""
+
+    name: str
+    tactic: str
+    """The kernel's name; may be empty."""
+    nodes: tuple[str, ...]
+    """The ONNX nodes that it computes, by name."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is attention in one kernel."""
+        return bool(FUSED.search(self.tactic) or re.match(FUSED, self.name))
 
 
 @dataclass
@@ -82,15 +93,27 @@ class LayerTimes:
 class FusedAttention:
     """Whether an engine's attention runs in fused kernels."""
 
-    verdict: str
-    """`yes`: every attention found is; `no`: a softmax of its own is left; `unknown`: no layer says anything."""
-    evidence: tuple[str, ...]
-    """The names of the layers that say so; for `unknown`, why."""
+    kernels: Mapping[str, str]
+    """By softmax of the graph the layer that computes it; empty where no layer names it."""
+    fused: frozenset[str]
+    """The softmaxes whose layer is attention in one kernel."""
+
+    @property
+    def verdict(self) -> str:
+        """`yes`: all are fused; `no`: some are not; `unknown`: there is none, or no layer names one."""
+        if not any(self.kernels.values()):
+            return "unknown"
+        return "yes" if self.fused == set(self.kernels) else "no"
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """The layers that say so."""
+        return tuple(dict.fromkeys(filter(None, self.kernels.values())))
 
     def summary(self) -> str:
         """Put it in one line."""
         shown = ", ".join(self.evidence[:3]) + (f" and {len(self.evidence) - 3} more" if len(self.evidence) > 3 else "")
-        return f"fused attention: {self.verdict} ({shown})"
+        return f"fused attention: {self.verdict} ({len(self.fused)} of {len(self.kernels)}; {shown})"
 
 
 def profiler_of(trt: Any, times: LayerTimes) -> Any:
@@ -144,48 +167,31 @@ def write_layer_info(info: Mapping[str, Any], path: Path) -> None:
     write_json(path, dict(info))
 
 
-def fused_attention(info: Mapping[str, Any], plugins: Sequence[str] = (), *, native: bool = False) -> FusedAttention:
-    """Tell from the layers whether attention is fused.
-
-    A softmax that is left means no, whatever else was fused; one that is no attention's cannot be told from one that is. Engines
-    that were built without detailed profiling verbosity show what TensorRT's compiler made as a whole, of which nothing is known.
+def fused_attention(layers: Sequence[Layer], softmaxes: Sequence[str]) -> FusedAttention:
+    """Tell which attention an engine computes in one kernel, from the ONNX nodes that its layers name.
 
     Args:
-        info: as `layer_info` returns it, or read from a file of trtexec's.
-        plugins: names of attention plugins besides those that `PLUGIN` matches.
-        native: whether all attention is TensorRT's own layer, which it builds with a fused kernel or not at all, under names that
-            nobody has seen.
+        layers: the engine's, built with detailed profiling verbosity: without it no layer names nodes.
+        softmaxes: names of the nodes in question, see `softmax_nodes`.
     """
-    fused, left, whole = [], [], []
-    layers = [layer if isinstance(layer, Mapping) else {"Name": layer} for layer in info.get("Layers", ())]
-    for layer in layers:
-        name = str(layer.get("Name", ""))
-        tactic = str(layer.get("TacticName", ""))
-        if name.startswith(_MOVES):
-            continue
-        if name.startswith(_WHOLE):
-            whole.append(name)
-        elif FUSED.search(name) or FUSED_TACTIC.search(tactic) or _is_plugin(layer, plugins):
-            fused.append(name)
-        elif any(SOFTMAX.search(text) for text in (name, tactic, str(layer.get("LayerType", "")))):
-            left.append(name)
-    if left:
-        return FusedAttention("no", tuple(left))
-    if native and not fused:
-        return FusedAttention("yes", ("TensorRT's own attention layer, which is built with a fused kernel or not at all",))
-    if whole:
-        why = f"{len(whole)} layers are shown as a whole; build the engine with detailed profiling verbosity"
-        return FusedAttention("unknown", (why,))
-    if fused:
-        return FusedAttention("yes", tuple(fused))
-    if not layers:
-        return FusedAttention("unknown", ("the engine was built without layer names; build it with detailed profiling verbosity",))
-    return FusedAttention("unknown", (f"none of {len(layers)} layers is attention or softmax by its name",))
+    found = {name: next((layer for layer in layers if name in layer.nodes), None) for name in softmaxes}
+    kernels = {name: layer.name if layer is not None else "" for name, layer in found.items()}
+    return FusedAttention(kernels, frozenset(name for name, layer in found.items() if layer is not None and layer.fused))
 
 
-def _is_plugin(layer: Mapping[str, Any], plugins: Sequence[str]) -> bool:
-    """Tell whether a layer is an attention plugin, by its type and the names that its description holds."""
-    texts = [str(layer.get(key, "")) for key in ("LayerType", "PluginType", "PluginName", "Name")]
-    if "plugin" not in texts[0].lower() and not texts[1] and not texts[2]:
-        return False
-    return any(PLUGIN.search(text) or any(name in text for name in plugins) for text in texts)
+def softmax_nodes(model: onnx.ModelProto) -> list[str]:
+    """Return the names of a graph's softmaxes: in networks of ours, one or more per attention and no others."""
+    return [node.name for node in model.graph.node if node.op_type == "Softmax"]
+
+
+def builder_layers(text: str) -> tuple[Layer, ...]:
+    """Read the message `Layers:` that TensorRT-RTX's builder logs, with detailed profiling verbosity, when an engine is built."""
+    found = re.finditer(_FIELD, text, re.M)
+    return tuple(Layer(match["name"], match["tactic"], tuple(_NODE.findall(match["metadata"]))) for match in found)
+
+
+def engine_layers(info: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """Return the layers of what `layer_info` returned."""
+    rows = [row if isinstance(row, Mapping) else {"Name": row} for row in info.get("Layers", ())]
+    texts = [[str(row.get(key, "")) for key in ("Name", "TacticName", "Metadata")] for row in rows]
+    return tuple(Layer(name, tactic, tuple(_NODE.findall(metadata))) for name, tactic, metadata in texts)

@@ -7,7 +7,8 @@ One logger serves the whole process, since TensorRT keeps the first it is given.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,6 +65,25 @@ class Messages:
 
 
 MESSAGES = Messages()
+
+
+@contextmanager
+def heard(beginning: str) -> Iterator[list[str]]:
+    """Collect the messages of any severity that begin with a text."""
+    found: list[str] = []
+    before = MESSAGES.listener
+
+    def listen(severity: str, text: str) -> None:
+        if text.startswith(beginning):
+            found.append(text)
+        if before is not None:
+            before(severity, text)
+
+    MESSAGES.listener = listen
+    try:
+        yield found
+    finally:
+        MESSAGES.listener = before
 
 
 @cache

@@ -70,6 +70,8 @@ class BuildOptions(Settings):
     """Ranges of dynamic inputs; none for graphs of static shape."""
     plugins: bool = False
     """Whether nodes that have an ahead-of-time plugin are built with it."""
+    capabilities: tuple[Annotated[int, Range(10, 999)], ...] = ()
+    """Compute capabilities that the engine is for, for instance (86, 89): of TensorRT-RTX alone, which needs no GPU to build."""
     detailed: bool = True
     """Whether the engine keeps what the inspector tells of its layers; speed is the same."""
 
@@ -106,7 +108,8 @@ class BuildOptions(Settings):
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "shapes": [shape.to_json() for shape in self.shapes]}
+        shapes = [shape.to_json() for shape in self.shapes]
+        return {**values, "shapes": shapes, "capabilities": list(self.capabilities)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildOptions:
@@ -120,6 +123,6 @@ class BuildOptions(Settings):
             raise InvalidInput(f"unknown build options {sorted(set(value) - known)}; known: {sorted(known)}")
         shapes = tuple(ShapeRange.from_json(shape) for shape in value.get("shapes", ()))
         try:
-            return cls(**{**value, "shapes": shapes})
+            return cls(**{**value, "shapes": shapes, "capabilities": tuple(value.get("capabilities", ()))})
         except TypeError as error:
             raise InvalidInput(f"build options {dict(value)} are not usable: {error}") from None

@@ -27,6 +27,9 @@ TYPES = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
 """As `AutoTuneCombination` writes them."""
 _NUMPY = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 """Our names by those of `tensorrt.DataType`."""
+PLAIN_SHARED_BYTES = 48 << 10
+"""Shared memory that a block may have without the launcher asking the driver for more (CUDA C++ Programming Guide): whether
+TensorRT asks where a plugin needs it is not documented."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -155,6 +155,14 @@ def check_graph(model: onnx.ModelProto | bytes, precision: str) -> dict[str, int
     return dict(counts)
 
 
+def computed_products(data: bytes) -> bool:
+    """Say whether a graph multiplies two matrices that are both computed, as attention does."""
+    model = _parsed(data)
+    known = {tensor.name for tensor in model.graph.initializer}
+    known |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    return any(node.op_type == "MatMul" and not known & set(node.input) for node in model.graph.node)
+
+
 def fp16(model: onnx.ModelProto, *, keep_io: bool = True, keep_nodes: Sequence[str] = ()) -> onnx.ModelProto:
     """Return an fp32 graph in fp16, with the named nodes and sums over many values in fp32.
 

@@ -30,7 +30,10 @@ from export.trt.layers import LayerTimes, profiler_of
 from export.trt.layers import layer_info as describe_layers
 from export.trt.log import TensorRTFailed, attempted, checked
 from export.trt.onnx_metadata import onnx_metadata
-from export.trt.versions import device_memory_bytes
+from export.trt.proof import is_proven, prove
+from export.trt.rtx import RuntimeCache, cache_path
+from export.trt.timing_cache import default_folder
+from export.trt.versions import device_memory_bytes, is_rtx
 
 CUDA_GRAPH = ("auto", "require", "off")
 LEAD_BELOW_MS = 10.0
@@ -52,6 +55,8 @@ class EngineSession:
             surrounds it: so many that a graph takes 50 us.
         shapes: of dynamic inputs, by name; without one, that which the engine was tuned for.
         metadata: of the model (preprocessing, labels), as its ONNX file has it.
+        trt: the module `tensorrt`, or TensorRT-RTX; imported, once a GPU is proven, where it is None.
+        runtime_cache: file of kernels that TensorRT-RTX compiled before; it has no meaning for TensorRT.
 
     Raises:
         Unavailable: no usable GPU, TensorRT or CUDA backend; found out before anything of TensorRT is made.
@@ -71,9 +76,12 @@ class EngineSession:
         repeats: int = 1,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         metadata: Mapping[str, str] | None = None,
+        trt: Any = None,
+        runtime_cache: Path | None = None,
     ) -> None:
         _check_timing(cuda_graph, repeats)
-        self._trt: Any = import_tensorrt()
+        self._trt: Any = import_tensorrt() if trt is None else trt
+        self._cache_path = runtime_cache
         self.metadata = dict(metadata or {})
         self.notes: list[str] = []
         """What a user should know of this session: fallbacks, types, chosen shapes."""
@@ -87,6 +95,7 @@ class EngineSession:
         self._flushed = False
         self._flush_memory: Memory | None = None
         self._runtime: Any = None
+        self._compiled: RuntimeCache | None = None
         self._engine: Any = None
         self._context: Any = None
         self._inputs: list[_Tensor] = []
@@ -198,7 +207,7 @@ class EngineSession:
             self._device.close()
         finally:
             self._inputs, self._outputs = [], []
-            self._context = None
+            self._context = self._compiled = None
             self._engine = None
             self._runtime = None
 
@@ -212,6 +221,8 @@ class EngineSession:
         self._runtime, self._engine = deserialised(self._trt, plan)
         inputs, outputs = tensor_names(self._trt, self._engine)
         self._shapes = chosen_shapes(self._engine, inputs, shapes, self.notes)
+        if self._cache_path is not None:
+            self._compiled = RuntimeCache(self._engine, self._cache_path)
         self._context = self._new_context()
         self._inputs, self._outputs = ([self._tensor(name) for name in names] for names in (inputs, outputs))
         self.inputs = tuple(tensor.spec for tensor in self._inputs)
@@ -223,7 +234,9 @@ class EngineSession:
         return _Tensor(spec, self._device.allocate(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize))
 
     def _new_context(self) -> ContextLike:
-        context: ContextLike = checked("creating an execution context", self._engine.create_execution_context, _NO_MEMORY)
+        given = () if self._compiled is None else (self._compiled.config,)
+        make = functools.partial(self._engine.create_execution_context, *given)
+        context: ContextLike = checked("creating an execution context", make, _NO_MEMORY)
         if self._shapes:
             choose = functools.partial(context.set_optimization_profile_async, 0, self._stream.handle)
             checked("choosing the optimisation profile", choose)  # only an engine's first context starts with one
@@ -273,6 +286,8 @@ class EngineSession:
                 self._graph = self._device.capture(self._stream, self._enqueue_all)
             except (CudaFailed, TensorRTFailed) as error:
                 self._go_on_without_graph(error)
+        if self._compiled is not None and (why := self._compiled.store()):
+            self.notes.append(why)
         self._ready = self._short = True
 
     def _go_on_without_graph(self, error: Exception) -> None:
@@ -316,6 +331,7 @@ def open_engine(
     cuda_graph: str = "auto",
     repeats: int = 1,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    runtime: str = "tensorrt",
 ) -> EngineSession:
     """Load an engine file, once a GPU is proven and its manifest fits it and this machine.
 
@@ -326,25 +342,36 @@ def open_engine(
         cuda_graph: the same.
         repeats: the same.
         shapes: the same.
+        runtime: `tensorrt` or `tensorrt-rtx`. An engine of the latter that was built where it could not run is proven first.
 
     Raises:
         EngineRefused: it does not fit; names the first thing that does not.
         InvalidInput: no such file.
         CorruptFile: the manifest cannot be read.
+        CheckFailed: it is the first run of an engine, and it does not compute what its ONNX file computes.
         Unavailable: as `EngineSession`, as for all others.
         TensorRTFailed: the same.
         CudaFailed: the same.
     """
     path = Path(path)
     _check_timing(cuda_graph, repeats)
-    trt = import_tensorrt()
-    engine = read_engine(path, machine_of(trt), trust=trust)
+    trt = import_tensorrt(runtime=runtime)
+    machine = machine_of(trt)
+    engine = read_engine(path, machine, trust=trust)
     metadata, notices = _metadata_beside(path, engine.manifest)
     session = EngineSession(
-        engine.plan, backend=backend, cuda_graph=cuda_graph, repeats=repeats, shapes=shapes, metadata=metadata
-    )
+        engine.plan, backend=backend, cuda_graph=cuda_graph, repeats=repeats, shapes=shapes, metadata=metadata, trt=trt,
+        runtime_cache=cache_path(default_folder(), machine) if is_rtx(trt) else None,
+    )  # fmt: skip
     session.manifest = engine.manifest
     session.notes[:0] = [*engine.notices, *notices]
+    if session.manifest is not None and is_rtx(trt) and not is_proven(session.manifest, machine):
+        try:
+            session.manifest = prove(session, path, session.manifest, machine)
+        except BaseException:
+            session.close()
+            raise
+        session.notes.append(f"parity proven on this GPU, against {session.manifest.onnx}")
     return session
 
 

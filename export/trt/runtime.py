@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from export.errors import HyctasError, InvalidInput
 from export.runtime import Session, check_can_run
-from export.target import Target
+from export.target import TENSORRT, Target
 from export.trt.device import open_backend
 from export.trt.engine_file import machine_of
 from export.trt.guard import import_tensorrt, unavailable_reason
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import BuildOptions, target_precision
+from export.trt.rtx import cache_path
 from export.trt.runner import EngineSession, open_engine
 from export.trt.timing_cache import default_folder
+from export.trt.versions import is_rtx
 
 if TYPE_CHECKING:
     import onnx
@@ -61,7 +63,7 @@ class Attention(Protocol):
 
 
 class TensorRTRuntime:
-    """TensorRT on one target, `tensorrt:<precision>`: builds engines and runs them.
+    """TensorRT or TensorRT-RTX on one target, for instance `tensorrt:fp16`: builds engines and runs them.
 
     Args:
         target: its precision is the graphs'; fp32 ones are converted to fp16 and bf16, for int8 and fp8 they come quantised.
@@ -103,13 +105,15 @@ class TensorRTRuntime:
         timing_cache: Path | None = None,
         group: int | None = None,
     ) -> None:
-        if target.runtime != "tensorrt":
-            raise InvalidInput(f"TensorRTRuntime is for targets tensorrt:<precision>, not {target}")
+        if target.runtime not in TENSORRT:
+            raise InvalidInput(f"TensorRTRuntime is for targets tensorrt:<precision> and tensorrt-rtx:<precision>, not {target}")
         if options is not None and target_precision(options.precision) != target.precision:
             raise InvalidInput(f"the options build {options.precision}; the target is {target}")
         if group is not None and group < 1:
             raise InvalidInput(f"an engine holds at least 1 operator, got group={group}")
-        check_can_run(target, threads, unavailable_reason())
+        check_can_run(target, threads, unavailable_reason(target.runtime))
+        self._trt = import_tensorrt(runtime=target.runtime)
+        self._machine = machine_of(self._trt)
         self.target, self.threads, self._cache = target, threads, cache
         self._backend = open_backend(backend)
         self._options, self._trust, self._keep_io = options, trust, keep_io
@@ -122,10 +126,10 @@ class TensorRTRuntime:
 
     def versions(self) -> dict[str, str]:
         """Return the versions of TensorRT, CUDA and driver, the GPU, and what else of this runtime decides times."""
-        machine = machine_of(import_tensorrt())
+        machine = self._machine
         graphs = self._cuda_graph and not self._backend.why_no_graphs
         versions = {
-            "tensorrt": machine.tensorrt,
+            machine.runtime: machine.tensorrt,
             "cuda": machine.cuda,
             "driver": machine.driver,
             "gpu0": f"{machine.gpu}, compute capability {'.'.join(map(str, machine.capability))}",
@@ -157,15 +161,18 @@ class TensorRTRuntime:
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
         if path.suffix.lower() == ".onnx":
-            options = self._options or BuildOptions(precision=self.target.precision)
+            options = self._here(self._options or BuildOptions(precision=self.target.precision))
             return self._built(path, in_precision(whole_bytes(path), options.precision), options, graph)
         if path.suffix.lower() not in (".engine", ".plan"):
             raise InvalidInput(f"{self.target} runs .engine and .plan files, and builds .onnx files; got {path.name}")
-        session = open_engine(path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats)
+        session = open_engine(
+            path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats, runtime=self.target.runtime
+        )
         found = session.manifest.precision if session.manifest is not None else self.target.precision
         if target_precision(found) != self.target.precision:
             session.close()
-            raise InvalidInput(f"{path.name} computes in {found}; open it with the target tensorrt:{target_precision(found)}")
+            fitting = f"{self.target.runtime}:{target_precision(found)}"
+            raise InvalidInput(f"{path.name} computes in {found}; open it with the target {fitting}")
         return session
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
@@ -249,7 +256,7 @@ class TensorRTRuntime:
     def _part(self, path: Path) -> onnx.ModelProto | HyctasError:
         import onnx
 
-        from export.trt.attention_trial import NoAttention
+        from export.trt.attention_benchmark import NoAttention
         from export.trt.precision import check_graph
 
         try:
@@ -264,8 +271,9 @@ class TensorRTRuntime:
         from export.trt.build import build_engine
 
         start = time.monotonic()
-        result = build_engine(graph, self._options_for(graph), timing_cache=self._timing if cached else None)
-        session = EngineSession(result.plan, backend=self._backend, cuda_graph=self._module_graph(), repeats=self._repeats)
+        options, timing = self._options_for(graph), self._timing if cached else None
+        result = build_engine(graph, options, timing_cache=timing, machine=self._machine, trt=self._trt)
+        session = self._session(result.plan, self._module_graph())
         took_s = time.monotonic() - start
         self.count(took_s)
         for notice in result.notices:
@@ -279,7 +287,19 @@ class TensorRTRuntime:
         self.engines, self.building_s = self.engines + 1, self.building_s + seconds
 
     def _module_options(self) -> BuildOptions:
-        return self._options or BuildOptions.search(self.target.precision)
+        return self._here(self._options or BuildOptions.search(self.target.precision))
+
+    def _here(self, options: BuildOptions) -> BuildOptions:
+        """Name this machine's GPU where the runtime builds for GPUs that are named."""
+        major, minor = self._machine.capability
+        return replace(options, capabilities=(major * 10 + minor,)) if is_rtx(self._trt) else options
+
+    def _session(self, plan: bytes, cuda_graph: str, metadata: Mapping[str, str] | None = None) -> EngineSession:
+        cache = cache_path(default_folder(), self._machine) if is_rtx(self._trt) else None
+        return EngineSession(
+            plan, backend=self._backend, cuda_graph=cuda_graph, repeats=self._repeats, metadata=metadata, trt=self._trt,
+            runtime_cache=cache,
+        )  # fmt: skip
 
     def _options_for(self, graph: bytes) -> BuildOptions:
         """Return the options for a module's graph, which may hold plugin nodes where something made its attention."""
@@ -298,14 +318,8 @@ class TensorRTRuntime:
     def _built(self, path: Path, graph: bytes, options: BuildOptions, cuda_graph: str) -> EngineSession:
         from export.trt.build import build_engine
 
-        result = build_engine(graph, options, timing_cache=self._timing)
-        session = EngineSession(
-            result.plan,
-            backend=self._backend,
-            cuda_graph=cuda_graph,
-            repeats=self._repeats,
-            metadata=onnx_metadata(path),
-        )
+        result = build_engine(graph, options, timing_cache=self._timing, machine=self._machine, trt=self._trt)
+        session = self._session(result.plan, cuda_graph, onnx_metadata(path))
         session.notes[:0] = result.notices
         return session
 

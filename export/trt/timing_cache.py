@@ -12,12 +12,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from export.files import move_aside, write_bytes
-from export.trt.api_build import ConfigLike, HostMemoryLike, TimingCacheLike
-from export.trt.engine_file import Machine
 from export.trt.log import TensorRTFailed, checked
+
+if TYPE_CHECKING:
+    from export.trt.engine_file import Machine
 
 
 def default_folder() -> Path:
@@ -28,7 +29,8 @@ def default_folder() -> Path:
 def cache_path(folder: Path, machine: Machine) -> Path:
     """Return the file for a machine: `trt-<version>_<gpu>_sm<capability>_driver-<version>.timing`."""
     major, minor = machine.capability
-    parts = [f"trt-{machine.tensorrt}", machine.gpu, f"sm{major}{minor}", f"driver-{machine.driver}"]
+    name = "trt" if machine.runtime == "tensorrt" else "rtx"
+    parts = [f"{name}-{machine.tensorrt}", machine.gpu, f"sm{major}{minor}", f"driver-{machine.driver}"]
     return folder / ("_".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts) + ".timing")
 
 
@@ -44,12 +46,12 @@ class TimingCache:
     """
 
     path: Path
-    cache: TimingCacheLike
+    cache: Any
     loaded: str
     notices: list[str]
 
 
-def attach(config: ConfigLike, path: Path) -> TimingCache:
+def attach(config: Any, path: Path) -> TimingCache:
     """Give a build the cache of a file, or an empty one; an unusable file is moved aside, and a notice says so.
 
     Raises:
@@ -66,7 +68,7 @@ def attach(config: ConfigLike, path: Path) -> TimingCache:
     return TimingCache(path, _attached(config, b""), "", notices)
 
 
-def store(config: ConfigLike, used: TimingCache) -> None:
+def store(config: Any, used: TimingCache) -> None:
     """Write a cache after a build, with what other processes wrote to its file since it was read.
 
     A failure is a notice: the engine that was built meanwhile is worth more than its cache.
@@ -77,16 +79,16 @@ def store(config: ConfigLike, used: TimingCache) -> None:
         used.notices.append(f"the timing cache {used.path.name} was not written: {error}")
 
 
-def host_bytes(memory: HostMemoryLike) -> bytes:
+def host_bytes(memory: Any) -> bytes:
     """Copy memory of TensorRT's into Python's, where it lives as long as is needed."""
-    data = bytes(memoryview(cast(Any, memory)))
+    data = bytes(memoryview(memory))
     assert len(data) == memory.nbytes, f"TensorRT announced {memory.nbytes} bytes and gave {len(data)}"
     return data
 
 
-def _store(config: ConfigLike, used: TimingCache) -> None:
+def _store(config: Any, used: TimingCache) -> None:
     # the attached one, not ours: a TensorRT that worked on a copy would otherwise be forgotten without a word
-    cache: TimingCacheLike = checked("reading the timing cache", config.get_timing_cache)
+    cache: Any = checked("reading the timing cache", config.get_timing_cache)
     data = used.path.read_bytes() if used.path.is_file() else b""
     if data and hashlib.sha256(data).hexdigest() != used.loaded:
         try:
@@ -97,8 +99,8 @@ def _store(config: ConfigLike, used: TimingCache) -> None:
     write_bytes(used.path, host_bytes(checked("writing the timing cache", cache.serialize)))
 
 
-def _attached(config: ConfigLike, data: bytes) -> TimingCacheLike:
-    cache: TimingCacheLike = checked("reading the timing cache", lambda: config.create_timing_cache(data))
+def _attached(config: Any, data: bytes) -> Any:
+    cache: Any = checked("reading the timing cache", lambda: config.create_timing_cache(data))
     checked("using the timing cache", lambda: config.set_timing_cache(cache, False))
     return cache
 

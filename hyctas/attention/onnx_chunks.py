@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto
 
 from export.errors import InvalidInput
 from export.onnx_function import OnnxFunction
-from hyctas.attention.onnx_function import BYTES_PER_LOGIT, MEMORY_BYTES, function_body, node, scaled
+from hyctas.attention.onnx_function import BYTES_PER_LOGIT, MEMORY_BYTES, function_body, ints, node, scaled
 
 MOST_CHUNKS = 64
 """Chunks that a graph is unrolled into at most: each is seven layers more for TensorRT to choose kernels for."""
@@ -52,7 +52,7 @@ def _body(function: OnnxFunction, queries: int, rows: int) -> bytes:
     if min(queries, rows) < 1 or -(-queries // rows) > MOST_CHUNKS:
         raise InvalidInput(f"{queries} queries in chunks of {rows} are not 1 to {MOST_CHUNKS} chunks")
     nodes = [*scaled(), node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2])]  # (B, h, M, e)
-    nodes.append(_ints("axis", [3]))
+    nodes.append(ints("axis", [3]))
     outputs = []
     for number, start in enumerate(range(0, queries, rows)):
         nodes += _chunk(number, start, min(start + rows, queries))
@@ -64,8 +64,8 @@ def _body(function: OnnxFunction, queries: int, rows: int) -> bytes:
 def _chunk(number: int, start: int, end: int) -> list[NodeProto]:
     n = str(number)
     return [
-        _ints(f"start_{n}", [start]),
-        _ints(f"end_{n}", [end]),
+        ints(f"start_{n}", [start]),
+        ints(f"end_{n}", [end]),
         node("Slice", ["q_scaled", f"start_{n}", f"end_{n}", "axis"], f"q_{n}"),  # (B, h, d, n)
         node("Transpose", [f"q_{n}"], f"q_rows_{n}", perm=[0, 1, 3, 2]),
         node("MatMul", [f"q_rows_{n}", "k"], f"logits_{n}"),  # (B, h, n, M)
@@ -75,7 +75,3 @@ def _chunk(number: int, start: int, end: int) -> list[NodeProto]:
         node("MatMul", [f"weights_{n}", "v_rows"], f"o_rows_{n}"),  # (B, h, n, e)
         node("Transpose", [f"o_rows_{n}"], f"o_{n}", perm=[0, 1, 3, 2]),
     ]
-
-
-def _ints(output: str, values: Sequence[int]) -> NodeProto:
-    return node("Constant", [], output, value_ints=list(values))

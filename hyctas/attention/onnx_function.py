@@ -1,20 +1,19 @@
 """Say in standard ONNX operators what a `hyctas::SelfAttention` node computes: bodies for TensorRT to choose from per shape.
 
-| body     | for                                   | softmax | memory                                                            |
-|----------|---------------------------------------|---------|-------------------------------------------------------------------|
-| `plain`  | any shape and dtype                   | fp32    | the N x M logits: no kernel of TensorRT's has d != e              |
-| `padded` | fp16 and bfloat16, one fused kernel   | as v    | none if TensorRT fuses it; ask its inspector, for it may decline  |
-| `native` | the same, by ONNX's operator Attention | its own | none: where TensorRT has no kernel for it, the build fails        |
+| body          | for                                                 | memory                                                  |
+|---------------|-----------------------------------------------------|---------------------------------------------------------|
+| `plain`       | any shape and dtype                                 | the N x M logits: no kernel of TensorRT's has d != e    |
+| `padded`      | fp16 and bfloat16, at least two heads (or images)   | none if TensorRT fuses it; ask its builder              |
+| `grouped`     | the same with one head and an even number of queries | the same                                               |
+| `grouped_odd` | the same with an odd number                         | the same                                                |
 
-`native` needs operator set 23, so it is in a function of its own (`native_attention_function`); graphs are taken to that set only
-where it is chosen. TensorRT's own attribute that lets it decompose the operator is none of ONNX's, and is not written.
+TensorRT makes one kernel of two products and the softmax between them where q, k and v have one number of channels per head, 16 to
+256 and a multiple of 8 (`head_size`), so q, k and v get zero channels up to that; the output loses them again. Zero channels change
+no logit. TensorRT-RTX's builder was seen to fuse a single head only from 2**24 pairs of a query and a key on, and two heads always:
+`grouped` makes two heads of one, each with half of the queries and all keys.
 
-`plain` casts the logits to fp32 for the softmax, whose sums over thousands of keys fp16 does not hold. TensorRT honours casts,
-and one between the products would break its fusion, so `padded` has none: its fused kernel keeps the statistics itself, in the
-tensors' dtype, and so takes fewer than 65,504 keys in fp16. q and k get zero channels up to v's number, which changes no logit, as
-the fusion wants one head size H: 16 to 256 and a multiple of 8. Both multiply q by the scale before the first product, as TensorRT
-asks: d x N products instead of N x M. Neither splits the queries: where `refusal` says that `plain` is too large, take the plugin
-(`hyctas.attention.plugin`), or the export without nodes, which is in chunks.
+All bodies cast the logits to fp32 for the softmax, whose sums over thousands of keys fp16 does not hold; this does not prevent the
+fusion (seen with TensorRT-RTX 1.7). All multiply q by the scale before the first product: d x N products instead of N x M.
 """
 
 from __future__ import annotations
@@ -28,16 +27,13 @@ from onnx import NodeProto, TensorProto, helper
 
 from export.errors import InvalidInput
 from export.onnx_function import OnnxFunction
-from hyctas.attention.onnx_nodes import DOMAIN, NAME
+from hyctas.attention.onnx_nodes import DOMAIN, HEAD_SIZES, NAME
 
-NATIVE_NAME, NATIVE_OPSET = f"Native{NAME}", 23
 OPSETS = range(18, 24)
 """Standard operator sets that the bodies can be written in; before 18, Pad and others differ."""
 HALF = ("float16", "bfloat16")
-MAX_KEYS = 65504
-"""The largest finite fp16 number: the sum of that many equal weights, 1 each, overflows in TensorRT's fused kernel."""
-HEAD_SIZES = (16, 256)
-"""The channels that TensorRT fuses; multiples of 8."""
+MANY_PAIRS = 1 << 24
+"""Pairs of a query and a key from which on TensorRT-RTX fuses a single head."""
 MEMORY_BYTES = 1 << 30
 """What `plain` may take unless the caller allows more."""
 BYTES_PER_LOGIT = 8
@@ -54,22 +50,16 @@ def self_attention_function(opset: int = 18) -> OnnxFunction:
     if opset not in OPSETS:
         allowed = f"opset {OPSETS[0]} to {OPSETS[-1]}"
         raise InvalidInput(f"{DOMAIN}::{NAME} has bodies for {allowed}, not for {opset}; export with one of those")
-    bodies = {"plain": function_body(_plain(), opset), "padded": function_body(_padded(), opset)}
+    made = {"plain": _plain(), "padded": _padded(), "grouped": _grouped(odd=False), "grouped_odd": _grouped(odd=True)}
+    bodies = {name: function_body(nodes, opset) for name, nodes in made.items()}
     return OnnxFunction(DOMAIN, NAME, opset, bodies, "plain")
-
-
-@cache
-def native_attention_function() -> OnnxFunction:
-    """Return the function whose body is the operator Attention: for graphs of operator set 23, its first."""
-    body = function_body(_native(), NATIVE_OPSET, NATIVE_NAME)
-    return OnnxFunction(DOMAIN, NATIVE_NAME, NATIVE_OPSET, {"native": body}, "native")
 
 
 def refusal(body: str, shapes: Sequence[Sequence[int]], dtype: str, memory_bytes: int = MEMORY_BYTES) -> str:
     """Say why a body does not suit a node; empty where it does.
 
     Args:
-        body: `plain`, `padded` or `native`.
+        body: one of `self_attention_function`.
         shapes: of q (B, h, d, N), k (B, h, d, M) and v (B, h, e, M), as `export.onnx_function.nodes_of` gives them.
         dtype: of q, k and v, as numpy names it.
         memory_bytes: what the logits of one `plain` node may take while it runs.
@@ -86,17 +76,20 @@ def refusal(body: str, shapes: Sequence[Sequence[int]], dtype: str, memory_bytes
             return ""
         taken = f"logits of {queries} queries x {keys} keys take {needed / 2**30:.2f} GiB"
         return f"{taken}, above {memory_bytes / 2**30:.2f} GiB; take the plugin or the chunked export"
-    if body not in ("padded", "native"):
-        raise InvalidInput(f"{DOMAIN}::{NAME} has no body {body!r}; its bodies: padded, plain, native")
+    if body not in ("padded", "grouped", "grouped_odd"):
+        raise InvalidInput(f"{DOMAIN}::{NAME} has no body {body!r}; its bodies: grouped, grouped_odd, padded, plain")
     if dtype not in HALF:
         return f"TensorRT fuses attention in {' and '.join(HALF)}, not in {dtype}"
-    if d > e:
-        return f"q and k have more channels ({d}) than v ({e}): padding cannot make them equal"
-    if not HEAD_SIZES[0] <= e <= HEAD_SIZES[1] or e % 8:
-        return f"TensorRT fuses {HEAD_SIZES[0]} to {HEAD_SIZES[1]} channels per head, multiples of 8; v has {e}"
-    if dtype == "float16" and keys >= MAX_KEYS:
-        return f"{keys} keys: TensorRT's fused fp16 attention overflows from {MAX_KEYS} keys on; take bfloat16 or the plugin"
-    return ""
+    if max(d, e) > HEAD_SIZES[1]:
+        return f"TensorRT fuses at most {HEAD_SIZES[1]} channels per head; here are {max(d, e)}"
+    if body == "padded":
+        return "" if batch * heads > 1 or queries * keys >= MANY_PAIRS else "TensorRT does not fuse a single head of so few pairs"
+    if batch * heads > 1:
+        return f"it is for a single head; here are {batch * heads}"
+    odd = body == "grouped_odd"
+    if queries > 1 and queries % 2 == odd:
+        return ""
+    return f"it is for an {'odd' if odd else 'even'} number of queries; here are {queries}"
 
 
 def node(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
@@ -121,60 +114,91 @@ def scaled() -> list[NodeProto]:
     ]
 
 
+def _padded() -> list[NodeProto]:
+    return [
+        *_widened(),
+        *_averages("q_rows", "k_padded", "v_rows"),
+        *_narrowed("o_rows"),
+    ]
+
+
+def _grouped(*, odd: bool) -> list[NodeProto]:
+    """Give each of two heads half of one head's queries (one zero query more where their number is odd), and all keys."""
+    rows = "q_rows"
+    nodes = _widened()
+    if odd:
+        nodes += [ints("one_more", [0, 0, 0, 0, 0, 0, 1, 0]), node("Pad", [rows, "one_more"], "q_even")]
+        rows = "q_even"
+    nodes += [
+        ints("two_heads", [0, 2, -1, 0]),
+        node("Reshape", [rows, "two_heads"], "q_halves"),  # (1, 2, N / 2, H)
+        node("Concat", ["k_padded", "k_padded"], "k_twice", axis=1),  # (1, 2, H, M)
+        node("Concat", ["v_rows", "v_rows"], "v_twice", axis=1),  # (1, 2, M, H)
+        *_averages("q_halves", "k_twice", "v_twice"),
+        ints("one_head", [0, 1, -1, 0]),
+        node("Reshape", ["o_rows", "one_head"], "o_joined"),  # (1, 1, N, H)
+    ]
+    if odd:
+        nodes += [ints("first", [0]), ints("last", [-1]), ints("rows", [2])]
+        nodes.append(node("Slice", ["o_joined", "first", "last", "rows"], "o_even"))
+    return [*nodes, *_narrowed("o_even" if odd else "o_joined")]
+
+
+def _widened() -> list[NodeProto]:
+    """Give q, k and v the channels that TensorRT fuses; q and v in rows."""
+    return [
+        *scaled(),
+        _given("padding", "value_ints", "pads"),
+        _given("value_padding", "value_ints", "v_pads"),
+        node("Pad", ["q_scaled", "pads"], "q_padded"),  # (B, h, H, N)
+        node("Pad", ["k", "pads"], "k_padded"),  # (B, h, H, M)
+        node("Pad", ["v", "v_pads"], "v_padded"),  # (B, h, H, M)
+        node("Transpose", ["q_padded"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, H)
+        node("Transpose", ["v_padded"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, H)
+    ]
+
+
+def _narrowed(rows: str) -> list[NodeProto]:
+    """Take v's own channels of the output, in columns."""
+    return [
+        _given("channels", "value_ints", "width"),
+        ints("none", [0]),
+        ints("columns", [3]),
+        node("Slice", [rows, "none", "width", "columns"], "o_narrow"),  # (B, h, N, e)
+        node("Transpose", ["o_narrow"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
+    ]
+
+
 def _plain() -> list[NodeProto]:
     return [
         *scaled(),
         node("Transpose", ["q_scaled"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, d)
-        node("MatMul", ["q_rows", "k"], "logits"),  # (B, h, N, M)
+        node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
+        *_averages("q_rows", "k", "v_rows"),
+        node("Transpose", ["o_rows"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
+    ]
+
+
+def _averages(q: str, k: str, v: str) -> list[NodeProto]:
+    """Average the values with the weights."""
+    return [
+        node("MatMul", [q, k], "logits"),  # (B, h, N, M)
         node("Cast", ["logits"], "logits_fp32", to=TensorProto.FLOAT),
         node("Softmax", ["logits_fp32"], "weights_fp32", axis=-1),
         node("CastLike", ["weights_fp32", "v"], "weights"),
-        *_averaged(),
+        node("MatMul", ["weights", v], "o_rows"),  # (B, h, N, e)
     ]
 
 
-def _padded_rows() -> list[NodeProto]:
-    """Give q and k as many channels as v; q in rows."""
-    return [
-        *scaled(),
-        _given("padding", "value_ints", "pads"),
-        node("Pad", ["q_scaled", "pads"], "q_padded"),  # (B, h, e, N)
-        node("Pad", ["k", "pads"], "k_padded"),  # (B, h, e, M)
-        node("Transpose", ["q_padded"], "q_rows", perm=[0, 1, 3, 2]),  # (B, h, N, e)
-    ]
+def ints(output: str, values: Sequence[int]) -> NodeProto:
+    """Return a constant of integers."""
+    return node("Constant", [], output, value_ints=list(values))
 
 
-def _native() -> list[NodeProto]:
-    return [
-        *_padded_rows(),
-        node("Transpose", ["k_padded"], "k_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
-        node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
-        node("Attention", ["q_rows", "k_rows", "v_rows"], "o_rows", scale=1.0),  # (B, h, N, e)
-        node("Transpose", ["o_rows"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
-    ]
-
-
-def _padded() -> list[NodeProto]:
-    return [
-        *_padded_rows(),
-        node("MatMul", ["q_rows", "k_padded"], "logits"),  # (B, h, N, M)
-        node("Softmax", ["logits"], "weights", axis=-1),
-        *_averaged(),
-    ]
-
-
-def _averaged() -> list[NodeProto]:
-    """Average v with the weights."""
-    return [
-        node("Transpose", ["v"], "v_rows", perm=[0, 1, 3, 2]),  # (B, h, M, e)
-        node("MatMul", ["weights", "v_rows"], "o_rows"),  # (B, h, N, e)
-        node("Transpose", ["o_rows"], "o", perm=[0, 1, 3, 2]),  # (B, h, e, N)
-    ]
-
-
-def function_body(nodes: Sequence[NodeProto], opset: int, name: str = NAME) -> bytes:
+def function_body(nodes: Sequence[NodeProto], opset: int) -> bytes:
     """Return nodes from q, k, v to o as a serialised FunctionProto."""
     imports = [helper.make_opsetid("", opset)]
-    function = helper.make_function(DOMAIN, name, ["q", "k", "v"], ["o"], nodes, imports, ["scale", "padding"])
+    attributes = ["scale", "padding", "value_padding", "channels"]
+    function = helper.make_function(DOMAIN, NAME, ["q", "k", "v"], ["o"], nodes, imports, attributes)
     data: bytes = function.SerializeToString(deterministic=True)
     return data

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from export.target import format_size
+from export.target import TENSORRT, format_size
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import BenchJob, best_target, check_writable, image_size
 from hyctas.cli.streams import printable
@@ -58,7 +58,7 @@ def bench_models(job: BenchJob) -> None:
     if size and ".pt2" in kinds:
         raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
     target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
-    runtime = open_target(target, job.threads, **(job.loading().arguments() if target.runtime == "tensorrt" else {}))
+    runtime = open_target(target, job.threads, **(job.loading().arguments() if target.runtime in TENSORRT else {}))
     models = [_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
     images = load_images(job.data) if job.data else _street(models[0], runtime) if job.mode == "end-to-end" else []
     if images:
@@ -131,12 +131,13 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
 def _engine_of_bundles(folders: Sequence[Path]) -> Path | None:
     """Return the engine of the first bundle that has one, where TensorRT can be used."""
     from export.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
+    from export.trt.engine_file import read_manifest
     from export.trt.guard import unavailable_reason
 
-    engines = [path for path in (folder / ENGINE_NAME for folder in folders) if bundle_of(path)]
-    if not engines or unavailable_reason() is not None:  # before whole engines are hashed
-        return None
-    return next((path for path in engines if engine_listed(path.parent)), None)
+    engines = {path: read_manifest(path) for path in (folder / ENGINE_NAME for folder in folders) if bundle_of(path)}
+    usable = {name: unavailable_reason(name) is None for name in {built.machine.runtime for built in engines.values() if built}}
+    able = [path for path, built in engines.items() if built is not None and usable[built.machine.runtime]]
+    return next((path for path in able if engine_listed(path.parent)), None)  # last, since it hashes whole engines
 
 
 def _target_of_engine(text: str | None, engine: Path) -> Target:
@@ -144,13 +145,12 @@ def _target_of_engine(text: str | None, engine: Path) -> Target:
     from export.errors import InvalidInput
     from export.target import Target
     from export.trt.engine_file import read_manifest
-    from export.trt.options import target_precision
 
     manifest = read_manifest(engine)
-    precision = target_precision(manifest.precision) if manifest is not None else "fp16"
-    target = Target("tensorrt", precision) if text is None else Target.parse(text)
-    if target.runtime != "tensorrt":
-        raise InvalidInput(f"{target} does not run {engine}; take tensorrt:{precision}, or time {engine.with_suffix('.onnx')}")
+    built = manifest.target if manifest is not None else "tensorrt:fp16"
+    target = Target.parse(built if text is None else text)
+    if target.runtime not in TENSORRT:
+        raise InvalidInput(f"{target} does not run {engine}; take {built}, or time {engine.with_suffix('.onnx')}")
     return target
 
 

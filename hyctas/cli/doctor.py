@@ -13,10 +13,11 @@ from hyctas.cli.jobs import DoctorJob
 
 FORMAT_VERSION = 1
 PACKAGES = (
-    "hyctas", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "safetensors",
+    "hyctas", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+    "tensorrt-rtx-cu13-bindings", "safetensors",
     "pillow", "pymoo", "matplotlib", "rich", "tyro",
 )  # fmt: skip
-OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
 """Packages that only some targets need; those say so themselves."""
 
 

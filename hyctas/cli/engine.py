@@ -32,10 +32,16 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
     from export.errors import Unavailable
     from export.runtimes import open_runtime
     from export.trt.engine_file import check_free
+    from export.trt.rtx import RUNTIME, check_buildable, import_rtx
     from hyctas.engine.settings import built_precision
 
     settings = job.engine()
-    settings.options(built_precision(target.precision, settings))
+    options = settings.options(built_precision(target.precision, settings), capabilities=capabilities_of(job))
+    if target.runtime == RUNTIME:
+        import_rtx()
+        check_buildable(options, attention=False)
+        check_free(path)
+        return
     try:
         open_runtime(target, job.threads, backend=settings.cuda_backend)
     except Unavailable as error:
@@ -48,6 +54,17 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
             f"or take a kit that builds and times {target} there: hyctas-bench {onnx} --target {target} --kit FOLDER",
         ) from None  # fmt: skip
     check_free(path)
+
+
+def capabilities_of(job: ExportJob) -> tuple[int, ...]:
+    """Return the compute capabilities of --gpu; none where it is not given.
+
+    Raises:
+        InvalidInput: one that TensorRT-RTX does not build for.
+    """
+    from export.trt.rtx import capabilities
+
+    return capabilities(job.gpu) if job.gpu is not None else ()
 
 
 def check_bundle(job: ExportJob, folder: Path) -> str:
@@ -82,14 +99,15 @@ def write_engine_file(
     asked += ["--checkpoint", str(job.checkpoint)] if job.checkpoint else []
     asked += ["--classes", str(job.classes)] if job.classes else []
     asked += ["--random-weights"] if job.random_weights else []
+    asked += ["--gpu", job.gpu] if job.gpu else []
     settings, home = job.engine(), bundle_of(path)
     if home is None:
         again = shlex.join(["hyctas-export", path.name, *asked])
-        report = _built(job, trained, path, size, output, target.precision, again, settings)
+        report = _built(job, trained, path, size, output, target, again, settings)
         beside = f"{path.name}.json; and {report.onnx.name}"
     else:
-        again = shlex.join(["hyctas-export", str(path), "--target", str(target)])
-        report = _built(job, trained, path, size, output, target.precision, again, settings, home / "model.onnx")
+        again = shlex.join(["hyctas-export", str(path), "--target", str(target), *(["--gpu", job.gpu] if job.gpu else [])])
+        report = _built(job, trained, path, size, output, target, again, settings, home / "model.onnx")
         beside = f"{path.name}.json"
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
@@ -112,7 +130,7 @@ def rebuild(job: ExportJob, path: Path) -> None:
     _check_alone(job, path)
     options = options_of(path, required_manifest(path))
     settings, home = job.engine(), bundle_of(path)
-    place = open_place(settings.cuda_backend, settings.cache())
+    place = open_place(settings.cuda_backend, settings.cache(), options.capabilities)
     reason = needs_rebuild(path, place.machine)
     if reason is None and home is not None and not engine_listed(home):  # a kill while it was written
         with engine_replaced(home):
@@ -149,8 +167,9 @@ def _rebuild_from_bundle(job: ExportJob, path: Path, home: Path, options: BuildO
 
     trained, about, mixed = load_trained(home), read_manifest(home), options.precision == "mixed"
     settings = {"preset": options.preset, "workspace_mib": options.workspace_mib, "tf32": options.tf32, "mixed": mixed}
-    target = Target("tensorrt", target_precision(options.precision))
-    write_engine_file(replace(job, expert=json.dumps(settings)), trained, path, about.size, about.output, target, home)
+    gpu = ",".join(f"sm_{number}" for number in options.capabilities) or None
+    target = Target("tensorrt-rtx" if gpu else "tensorrt", target_precision(options.precision))
+    write_engine_file(replace(job, gpu=gpu, expert=json.dumps(settings)), trained, path, about.size, about.output, target, home)
 
 
 def _built(
@@ -159,25 +178,26 @@ def _built(
     path: Path,
     size: tuple[int, int],
     output: str,
-    precision: str,
+    target: Target,
     again: str,
     settings: EngineSettings,
     portable: Path | None = None,
 ) -> EngineReport:
     from hyctas.cli.export import EXAMPLES, street_scenes
     from hyctas.cli.show import bar, say
-    from hyctas.engine.workshop import open_workshop
+    from hyctas.engine.context import named_context, open_context
     from hyctas.engine.write import write_engine
 
+    context = named_context(capabilities_of(job)) if target.runtime == "tensorrt-rtx" else open_context(settings)
     with bar(f"export {path.name}") as shown:
         return write_engine(
-            trained, path, size, output, precision, again, settings, open_workshop(settings),
+            trained, path, size, output, target.precision, again, settings, context,
             street_scenes(size, EXAMPLES), {"threads": job.threads}, say, shown.count, portable,
         )  # fmt: skip
 
 
 def _tell(report: EngineReport) -> None:
-    """Say what was chosen, how right it is, and how fast."""
+    """Say how each attention is computed, and, where the engine was run, how right and how fast it is."""
     from hyctas.cli.show import say
 
     for choice in report.attention.choices:
@@ -187,8 +207,11 @@ def _tell(report: EngineReport) -> None:
             say(f"  no {name}: {why}")
     if report.fused.verdict != "unknown":
         say(report.fused.summary())
-    say(report.parity.summary())
-    times = report.latency
-    say(f"latency: median {times.median_ms:.3f} ms, p99 {times.p99_ms:.3f} ms over {times.n} runs, without transfers")
+    if report.parity is None or report.latency is None:
+        say("parity not proven: not run on a GPU")
+    else:
+        say(report.parity.summary())
+        times = report.latency
+        say(f"latency: median {times.median_ms:.3f} ms, p99 {times.p99_ms:.3f} ms over {times.n} runs, without transfers")
     for note in report.notes:
         say(f"note: {note}")

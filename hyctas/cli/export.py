@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.target import format_size
+from export.target import TENSORRT, format_size
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ExportJob, best_target, check_writable, image_size
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hyctas.bundling import Trained
 
 BUNDLE, ENGINE = "bundle", ".engine"
-RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: ("tensorrt",), BUNDLE: ("onnxruntime-", "torch-")}
+RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
 """What runs each kind of output."""
 EXAMPLES = 2
 """Street scenes that parity is checked on besides random images."""
@@ -63,9 +63,11 @@ def export_network(job: ExportJob) -> None:
     size = image_size(job.size) if job.size else None
     if job.classes is not None and not 1 <= job.classes <= 255:
         raise InvalidInput(f"--classes {job.classes} must be between 1 and 255")
-    target = choose_target(job.target, kind, path)
+    target = choose_target(job.target, kind, path, job.gpu)
     home = bundle_of(path) if kind == ENGINE else None
-    engine = path if kind == ENGINE else path / ENGINE_NAME if kind == BUNDLE and target.runtime == "tensorrt" else None
+    engine = path if kind == ENGINE else path / ENGINE_NAME if kind == BUNDLE and target.runtime in TENSORRT else None
+    if job.gpu is not None and target.runtime != "tensorrt-rtx":
+        raise InvalidInput(f"--gpu is for tensorrt-rtx, which builds for GPUs elsewhere; {target} is for what is here")
     if engine is not None:
         check_engine(job, engine, target)
     else:
@@ -87,10 +89,11 @@ def export_network(job: ExportJob) -> None:
         _file(job, trained, path, size, target)
     if engine is not None:
         write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
-    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}")
+    there = "" if target.runtime != "tensorrt-rtx" else ", on a machine with such a GPU: it proves parity first"
+    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}{there}")
 
 
-def choose_target(text: str | None, kind: str, path: Path) -> Target:
+def choose_target(text: str | None, kind: str, path: Path, gpu: str | None = None) -> Target:
     """Return the target asked for, or the best available one that runs such a file.
 
     Raises:
@@ -101,13 +104,13 @@ def choose_target(text: str | None, kind: str, path: Path) -> Target:
 
     if text is not None:
         target = Target.parse(text)
-        if kind == ENGINE and target.runtime != "tensorrt":
+        if kind == ENGINE and target.runtime not in TENSORRT:
             raise InvalidInput(f"{target} does not run engines; take tensorrt:fp16, or write {path.with_suffix('.onnx')}")
         other = {".onnx": ".pt2", ".pt2": ".onnx"}.get(kind)
         if other and target.runtime.startswith(RUNS_ON[other]):
             raise InvalidInput(f"{target} does not run {kind} files; write {path.with_suffix(other)}, or a bundle")
         return target
-    return Target("tensorrt", "fp16") if kind == ENGINE else best_target(RUNS_ON[kind])
+    return Target("tensorrt-rtx" if gpu else "tensorrt", "fp16") if kind == ENGINE else best_target(RUNS_ON[kind])
 
 
 def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
@@ -132,9 +135,9 @@ def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int
     say(f"wrote {folder}/: {megabytes(report.size_bytes)}; model.onnx {megabytes(onnx.size_bytes)}, opset {onnx.opset}, "
         f"image {format_size(size)}, {job.output} {shape}")  # fmt: skip
     say(report.parity.summary())
-    if target.runtime != "tensorrt":  # its engine, which follows, is compared by itself
+    if target.runtime not in TENSORRT:  # its engine, which follows, is compared by itself
         _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
-    if had_engine and target.runtime != "tensorrt" and not (folder / ENGINE_NAME).exists():
+    if had_engine and target.runtime not in TENSORRT and not (folder / ENGINE_NAME).exists():
         engine = shlex.quote(str(folder / ENGINE_NAME))
         say(f"note: the engine was of the bundle that was replaced, and is gone with it; a new one: hyctas-export {engine}")
     say(f"try it: python {shlex.quote(str(folder / 'run.py'))} IMAGE_OR_FOLDER")

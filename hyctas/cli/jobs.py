@@ -245,6 +245,8 @@ class ExportJob(Settings):
     """Export a genotype with random weights: to time it, not to segment with it."""
     rebuild: bool = False
     """Build an engine anew as its manifest says, from its bundle or the ONNX file beside it, if it does not fit this machine."""
+    gpu: str | None = None
+    """GPUs that a tensorrt-rtx engine is for, for instance sm_86,sm_89,sm_120: none of them need be here."""
     cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
     """Who talks to CUDA for an engine; default: the first that works."""
     expert: tyro.conf.Suppress[str] = "{}"

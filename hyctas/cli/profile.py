@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.target import TENSORRT
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, image_size, parse_target
 from hyctas.operators import from_key
@@ -70,7 +71,7 @@ def profile_space(job: ProfileJob) -> None:
         return
     join(table_path, job.merge)
     wanted = workloads(keys)
-    engines, ahead = engines_ahead(wanted, protocol.builds, table_path) if target.runtime == "tensorrt" else (0, "")
+    engines, ahead = engines_ahead(wanted, protocol.builds, table_path) if target.runtime in TENSORRT else (0, "")
     if engines:
         say(ahead)
     with bar(f"profile {len(keys)} operators") as shown:
@@ -100,7 +101,7 @@ def protocol_of(job: ProfileJob, target: Target) -> Protocol:
     """Return how operators are timed; TensorRT builds each `BUILDS` times where the TOML file says nothing else."""
     protocol = job.protocol()
     said = "builds" in json.loads(job.expert)
-    return replace(protocol, builds=BUILDS) if target.runtime == "tensorrt" and not said else protocol
+    return replace(protocol, builds=BUILDS) if target.runtime in TENSORRT and not said else protocol
 
 
 def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 | file        | does                                                                              |
 |-------------|-----------------------------------------------------------------------------------|
 | `settings`  | how engines are built and loaded, as plain data                                   |
-| `workshop`  | what building needs of a machine                                                  |
+| `context`   | what building needs: TensorRT and a GPU, or TensorRT-RTX for GPUs elsewhere        |
 | `attention` | export with attention as nodes, and choose an implementation for each             |
 | `write`     | build a network's engine, prove it, and write it with its manifest                |
 | `table`     | give attention in operators and networks that are only measured its implementation |

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
     from export.onnx_function import OnnxFunction
     from export.trt.attention_case import AttentionCase
-    from export.trt.attention_trial import Offer
-    from export.trt.choose import AttentionChoice, Memory
+    from export.trt.choose import AttentionChoice, Candidate
     from hyctas.bundling import Trained
-    from hyctas.engine.workshop import Workshop
+    from hyctas.engine.context import BuildContext
 
 MEMORY_SHARE = 8
 """Attention that holds all its logits may take one part in so many of the GPU's memory."""
@@ -78,84 +77,51 @@ def _in_chunks(model: onnx.ModelProto, function: OnnxFunction) -> tuple[onnx.Mod
 
 
 def choose(
-    model: onnx.ModelProto,
-    function: OnnxFunction,
-    workshop: Workshop,
-    *,
-    measure: bool = True,
-    lean: bool = False,
-    memory: Memory | None = None,
-    tell: Callable[[str], None] | None = None,
+    model: onnx.ModelProto, function: OnnxFunction, context: BuildContext, status: Callable[[str], None] | None = None
 ) -> AttentionChoice:
-    """Choose an implementation for every attention of an intermediate graph; arguments and errors are `choose_attention`'s."""
+    """Choose an implementation for every attention of an intermediate graph; errors are `choose_attention`'s."""
     from export.onnx_function import nodes_of
     from export.trt.attention_case import AttentionCase
     from export.trt.choose import choose_attention
     from hyctas.attention.onnx_chunks import with_chunks
-    from hyctas.attention.onnx_function import native_attention_function
 
     cases = {AttentionCase.of(node) for node in nodes_of(model, function)}
-    limit = _memory(workshop)
-    sizes = sorted({found for case in cases if (found := _chunks(case, limit)[0]) is not None})
-    bodies = with_chunks(function, sizes)
+    sizes = sorted({found for case in cases if (found := _chunks(case, _memory(context))[0]) is not None})
     return choose_attention(
-        model, bodies, lambda case: offers(case, workshop), workshop.lab, measure=measure, lean=lean,
-        newer=native_attention_function(), memory=memory, tell=tell,
-    )  # fmt: skip
+        model, with_chunks(function, sizes), lambda case: candidates(case, context), context.judge, status
+    )
 
 
-def offers(case: AttentionCase, workshop: Workshop) -> list[Offer]:
-    """Return what computes an attention, or why it cannot: plugins, native, fused, decomposed, chunked."""
-    from export.trt.attention_trial import Offer
+def candidates(case: AttentionCase, context: BuildContext) -> list[Candidate]:
+    """Return what computes an attention, or why it cannot."""
+    from export.trt.choose import Candidate
     from hyctas.attention.onnx_chunks import body_name
     from hyctas.attention.onnx_function import refusal
 
-    memory = _memory(workshop)
-    found = _plugins(case, workshop)
-    bodies = (("native", "native", _layer_refusal(workshop)), ("fused", "padded", ""), ("decomposed", "plain", ""))
-    for name, body, too_old in bodies:
-        why = too_old or refusal(body, case.shapes, case.dtype, memory)
-        found.append(Offer(name=name, refused=why) if why else Offer(name=name, body=body))
+    memory, found = _memory(context), []
+    grouped = "grouped_odd" if case.queries % 2 else "grouped"
+    for name, body in (("fused", "padded"), ("grouped", grouped), ("decomposed", "plain")):
+        why = refusal(body, case.shapes, case.dtype, memory)
+        found.append(Candidate(name=name, refused=why) if why else Candidate(name=name, body=body))
     size, why = _chunks(case, memory)
-    found.append(Offer(name="chunked", refused=why) if size is None else Offer(name="chunked", body=body_name(*size)))
-    return found
+    found.append(Candidate(name="chunked", refused=why) if size is None else Candidate(name="chunked", body=body_name(*size)))
+    return [*found, *_plugin(case, context)]
 
 
-def _layer_refusal(workshop: Workshop) -> str:
-    """Say why this TensorRT has no attention layer of its own; empty where it has."""
-    from export.trt.versions import ATTENTION_FROM, has_attention, version_of
-
-    if has_attention(workshop.trt):
-        return ""
-    least, here = (".".join(map(str, version)) for version in (ATTENTION_FROM, version_of(workshop.trt)))
-    return f"TensorRT has a layer for it from {least} on, and here is {here}"
-
-
-def _plugins(case: AttentionCase, workshop: Workshop) -> list[Offer]:
-    """Offer the plugin, and where it takes much shared memory one that does not."""
-    from export.trt.attention_trial import KERNELS, PLAIN_SHARED_BYTES
-
-    plain, small = KERNELS
-    found = [_plugin(plain, None, case, workshop)]
-    kernel = found[0].kernel
-    if kernel is not None and kernel.shared_bytes > PLAIN_SHARED_BYTES:
-        found.append(_plugin(small, PLAIN_SHARED_BYTES, case, workshop))
-    return found
-
-
-def _plugin(name: str, most_shared_bytes: int | None, case: AttentionCase, workshop: Workshop) -> Offer:
-    from export.trt.attention_trial import Offer
+def _plugin(case: AttentionCase, context: BuildContext) -> list[Candidate]:
+    from export.trt.choose import Candidate
     from export.trt.plugin import refusal, version_refusal
 
-    why = version_refusal(workshop.trt)
-    if why:
-        return Offer(name=name, refused=why)
+    if context.compile is None or context.gpu is None:
+        return []
+    if why := version_refusal(context.trt):
+        return [Candidate(name="plugin", refused=why)]
     try:
-        kernel = workshop.compile(case, workshop.gpu, most_shared_bytes)
+        kernel = context.compile(case, context.gpu)
+        why = refusal(kernel, context.trt, context.gpu, case.shapes)
     except HyctasError as error:
-        return Offer(name=name, refused=" ".join(str(error).split()))
-    why = refusal(kernel, workshop.trt, workshop.gpu, case.shapes)
-    return Offer(name=name, refused=why) if why else Offer(name=name, kernel=kernel)
+        why = " ".join(str(error).split())
+    return [Candidate(name="plugin", refused=why) if why else Candidate(name="plugin", kernel=kernel)]
 
 
 def _chunks(case: AttentionCase, memory_bytes: int) -> tuple[tuple[int, int] | None, str]:
@@ -172,7 +138,7 @@ def _chunks(case: AttentionCase, memory_bytes: int) -> tuple[tuple[int, int] | N
     return (case.queries, rows), ""
 
 
-def _memory(workshop: Workshop) -> int:
+def _memory(context: BuildContext) -> int:
     from hyctas.attention.onnx_function import MEMORY_BYTES
 
-    return min(MEMORY_BYTES, workshop.gpu.memory_bytes // MEMORY_SHARE)
+    return MEMORY_BYTES if context.gpu is None else min(MEMORY_BYTES, context.gpu.memory_bytes // MEMORY_SHARE)

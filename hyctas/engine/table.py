@@ -15,34 +15,31 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.target import Target
+from export.target import TENSORRT, Target
 from hyctas.engine.settings import PRECISIONS, EngineSettings
 
 if TYPE_CHECKING:
     from export.onnx_function import OnnxFunction
     from export.runtime import Runtime
     from export.trt.attention_case import AttentionCase
-    from export.trt.choose import Memory
-    from hyctas.engine.workshop import Workshop
+    from hyctas.engine.context import BuildContext
 
 TRIALS = 2
-"""Engines that choosing builds for one shape, about: the plugin, and TensorRT's own; one more where the plugin takes much shared
-memory."""
+"""Engines that choosing builds for one shape, at most about."""
 
 
 class MeasuredAttention:
     """A `export.trt.runtime.Attention`.
 
     Args:
-        shop: where implementations are built and timed.
-        memory: what was chosen before.
+        context: where implementations are built and timed, and chosen.
         tell: is told what is being done.
     """
 
     label = "fastest per shape"
 
-    def __init__(self, shop: Workshop, memory: Memory, tell: Callable[[str], None]) -> None:
-        self._shop, self._memory, self._tell = shop, memory, tell
+    def __init__(self, context: BuildContext, tell: Callable[[str], None]) -> None:
+        self._context, self._tell = context, tell
         self.taken: dict[AttentionCase, str] = {}
         """The implementation of every shape so far."""
 
@@ -70,7 +67,7 @@ class MeasuredAttention:
         function = self.function(standard_opset(model))
         if not nodes_of(model, function):
             return graph
-        chosen = choose(model, function, self._shop, lean=True, memory=self._memory, tell=self._tell)
+        chosen = choose(model, function, self._context, self._tell)
         self.taken |= {choice.case: choice.implementation for choice in chosen.choices}
         return chosen.model.SerializeToString()
 
@@ -86,26 +83,29 @@ def open_target(target: Target, threads: int, cache: Path | None = None, **more:
     from export.runtimes import open_runtime
 
     runtime = open_runtime(target, threads, cache, **more)
-    if target.runtime == "tensorrt" and target.precision in PRECISIONS:
+    if target.runtime in TENSORRT and target.precision in PRECISIONS:
         _attend(runtime, more.get("backend"))
     return runtime
 
 
 def _attend(runtime: Runtime, backend: object) -> None:
+    from export.trt.attention_benchmark import Benchmarks
     from export.trt.attention_memory import AttentionMemory
     from export.trt.runtime import TensorRTRuntime
     from export.trt.timing_cache import cache_path
-    from hyctas.engine.workshop import open_workshop
+    from hyctas.engine.context import open_context
 
     assert isinstance(runtime, TensorRTRuntime), "open_runtime gives a target's own runtime"
     settings = EngineSettings(preset="search", cuda_backend=str(backend) if backend is not None else None)
-    shop = open_workshop(settings, runtime.count)
+    context = open_context(settings, runtime.count, runtime.target.runtime, lean=True)
     options = settings.options("fp32").to_json()
     kept = {name: options[name] for name in ("level", "timing_iterations", "workspace_mib", "tf32")}
     conditions = {**kept, "kernels": _source_hash()}
     tell = lambda text: runtime.tell(text)  # noqa: E731  # whatever it is then
-    memory = AttentionMemory(cache_path(settings.cache(), shop.machine).with_suffix(".attention.json"), conditions, tell)
-    runtime.attention = MeasuredAttention(shop, memory, tell)
+    assert isinstance(context.judge, Benchmarks), "these settings measure"
+    file = cache_path(settings.cache(), context.machine).with_suffix(".attention.json")
+    context.judge.memory = AttentionMemory(file, conditions, tell)
+    runtime.attention = MeasuredAttention(context, tell)
 
 
 def attention_shapes(keys: Iterable[str]) -> set[tuple[float, ...]]:

@@ -1,8 +1,8 @@
 """Build a TensorRT engine from a trained network, with its manifest and the ONNX file that it can be rebuilt from.
 
 The engine is built from a graph that still knows where attention is, so that every shape of it gets the implementation that is
-fastest here (`export.trt.choose`); the ONNX file beside it is the portable one. Nothing is written before the engine's outputs were
-compared with the network's in PyTorch. What talks to the GPU comes in as a `Workshop`. No torch here.
+fastest here (`export.trt.choose`); the ONNX file beside it is the portable one. Where a GPU is, nothing is written before the
+engine's outputs were compared with the network's in PyTorch; an engine for GPUs elsewhere says that it is not proven.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from export.parity import ParityReport
     from export.trt.build import BuildResult
     from export.trt.choose import AttentionChoice
-    from export.trt.layers import FusedAttention
+    from export.trt.layers import FusedAttention, Layer
     from export.trt.progress import Progress
     from export.trt.runner import EngineSession
     from hyctas.bundling import Trained
+    from hyctas.engine.context import BuildContext
     from hyctas.engine.settings import EngineSettings
-    from hyctas.engine.workshop import Workshop
     from latency.measure import Measurement
 
 
@@ -42,8 +42,9 @@ class EngineReport:
     build: BuildResult = field(repr=False)
     attention: AttentionChoice = field(repr=False)
     fused: FusedAttention
-    parity: ParityReport
-    latency: Measurement
+    parity: ParityReport | None
+    """None where the engine cannot run here."""
+    latency: Measurement | None
     notes: tuple[str, ...]
 
 
@@ -55,7 +56,7 @@ def write_engine(
     precision: str,
     command: str,
     settings: EngineSettings,
-    workshop: Workshop,
+    context: BuildContext,
     examples: Sequence[np.ndarray] = (),
     extra: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] | None = None,
@@ -72,7 +73,7 @@ def write_engine(
         precision: one of `PRECISIONS`.
         command: what builds it anew, for the manifest.
         settings: how to build.
-        workshop: this machine's.
+        context: where and with what.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
         extra: noted in the ONNX file's manifest.
         tell: is told what is being done.
@@ -84,29 +85,36 @@ def write_engine(
         InvalidInput: an unknown precision, or a file stands in the way.
         HyctasError: an attention has no implementation here, or TensorRT failed, with its words.
     """
-    from export.trt.engine_file import check_free, save_engine
+    from export.trt.engine_file import UNPROVEN, check_free, save_engine
+    from export.trt.layers import fused_attention, softmax_nodes
     from hyctas.bundling import drafted_file
 
     precision = built_precision(precision, settings)
     settings.options(precision)  # refused before minutes are spent
     check_free(path)
-    onnx, target = portable or path.with_suffix(".onnx"), f"tensorrt:{precision}"
+    onnx, target = portable or path.with_suffix(".onnx"), f"{context.machine.runtime}:{precision}"
     # the ONNX file first: what it may fail for is known before minutes are spent; it takes its place when the engine is proven
     with nullcontext() if portable else drafted_file(trained, onnx, size, output, target, examples, extra):
         images = _prepared_images(trained, examples, size)
         model, function = intermediate(trained, size, output, precision, images)
-        attention = choose(model, function, workshop, measure=settings.measure_attention, tell=tell)
-        options = settings.options(precision, plugins=bool(attention.plugins))
+        attention = choose(model, function, context, tell)
+        capabilities = tuple(major * 10 + minor for major, minor in context.machine.capabilities)
+        options = settings.options(precision, plugins=bool(attention.plugins), capabilities=capabilities)
         if tell is not None:
             tell(f"build {path.name}: {precision}, preset {settings.preset}")
-        built = workshop.build(attention.model.SerializeToString(), options, progress)
-        fused, parity, latency, notes = _proven(trained, workshop, built, attention, images, size)
-    found = {**attention.to_json(), "fused": fused.verdict, "evidence": list(fused.evidence)}
-    manifest = built.manifest(
-        workshop.machine, onnx, command, attention=found, parity=parity.to_json(), latency=_described(latency)
-    )
+        built = context.build(attention.model.SerializeToString(), options, progress)
+        if context.open is None:
+            found, notes = Proof(built.engine_layers), []
+        else:
+            with context.open(built.plan) as session:
+                found, notes = _proven(trained, session, built, images, size), [*session.notes]
+    fused = fused_attention(found.layers, softmax_nodes(attention.model))
+    chosen = {**attention.to_json(), "fused": fused.verdict, "evidence": list(fused.evidence)}
+    parity = found.parity.to_json() if found.parity is not None else UNPROVEN
+    latency = _described(found.latency) if found.latency is not None else None
+    manifest = built.manifest(context.machine, onnx, command, attention=chosen, parity=parity, latency=latency)
     save_engine(path, built.plan, manifest)
-    return EngineReport(path, onnx, built, attention, fused, parity, latency, (*built.notices, *notes))
+    return EngineReport(path, onnx, built, attention, fused, found.parity, found.latency, (*built.notices, *notes))
 
 
 def _prepared_images(trained: Trained, examples: Sequence[np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
@@ -115,32 +123,32 @@ def _prepared_images(trained: Trained, examples: Sequence[np.ndarray], size: tup
     return [trained.preprocessing.apply(Image.fromarray(example), size) for example in examples]
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What is known of an engine: its layers; and where it runs here, how right and how fast it is."""
+
+    layers: Sequence[Layer]
+    parity: ParityReport | None = None
+    latency: Measurement | None = None
+
+
 def _proven(
-    trained: Trained,
-    workshop: Workshop,
-    built: BuildResult,
-    attention: AttentionChoice,
-    images: Sequence[np.ndarray],
-    size: tuple[int, int],
-) -> tuple[FusedAttention, ParityReport, Measurement, list[str]]:
-    """Compare an engine with the network, time it, and look at its layers; the last are the session's notes.
+    trained: Trained, session: EngineSession, built: BuildResult, images: Sequence[np.ndarray], size: tuple[int, int]
+) -> Proof:
+    """Compare an engine with the network, time it, and look at its layers.
 
     Raises:
         CheckFailed: it does not compute what the network computes.
     """
     from export.parity import check_parity
-    from export.trt.layers import fused_attention
+    from export.trt.layers import engine_layers
 
     tolerance, agreement = built.options.parity_limits
-    with workshop.open(built.plan) as session:
-        report = check_parity(trained.network, session, images, size, tolerance=tolerance, min_agreement=agreement)
-        if not report.passed:
-            advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if built.options.precision == "fp16" else ""
-            raise CheckFailed(f"the engine is not written: {report.summary()}{advice}")
-        latency = _timed(session, images)
-        native = bool(attention.choices) and all(choice.implementation == "native" for choice in attention.choices)
-        fused = fused_attention(session.layer_info(), attention.plugins, native=native)
-        return fused, report, latency, [*session.notes]
+    report = check_parity(trained.network, session, images, size, tolerance=tolerance, min_agreement=agreement)
+    if not report.passed:
+        advice = "; set mixed = true in the TOML file, or take tensorrt:fp32" if built.options.precision == "fp16" else ""
+        raise CheckFailed(f"the engine is not written: {report.summary()}{advice}")
+    return Proof(engine_layers(session.layer_info()), report, _timed(session, images))
 
 
 def _timed(session: EngineSession, images: Sequence[np.ndarray]) -> Measurement:

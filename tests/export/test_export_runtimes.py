@@ -45,7 +45,7 @@ def test_tensorrt_is_answered_by_its_guard(monkeypatch: pytest.MonkeyPatch) -> N
         runtimes.open_runtime(Target.parse("tensorrt:fp16"), 1, trust=True)
     assert caught.value.target == "tensorrt:fp16"
     opened: list[tuple[object, ...]] = []
-    monkeypatch.setattr(guard, "import_tensorrt", lambda: None)
+    monkeypatch.setattr(guard, "import_tensorrt", lambda **kind: None)
     monkeypatch.setattr("export.trt.runtime.TensorRTRuntime", lambda *given, **named: opened.append((*given, named)))
     runtimes.open_runtime(Target.parse("tensorrt:fp16"), 2, Path("cache"), trust=True)
     assert opened == [(Target("tensorrt", "fp16"), 2, Path("cache"), {"trust": True})]
@@ -67,7 +67,7 @@ def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "_installed", lambda package: False)
     with pytest.raises(Unavailable, match="torch is not installed"):
         runtimes.default_target()
-    monkeypatch.setattr("export.trt.guard.unavailable_reason", lambda: None)
+    monkeypatch.setattr("export.trt.guard.unavailable_reason", lambda runtime: None)
     assert str(runtimes.default_target()) == "tensorrt:fp16", "where a GPU and TensorRT are proven"
 
 

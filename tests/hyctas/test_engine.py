@@ -1,4 +1,4 @@
-"""Engines from trained networks, on a workshop whose engines are ONNX Runtime's: what is chosen, built, proven and written."""
+"""Engines from trained networks: with TensorRT-RTX's builder, and on a stand-in for a GPU whose engines are ONNX Runtime's."""
 
 from __future__ import annotations
 
@@ -17,47 +17,42 @@ import torch
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.files import sha256
-from export.onnx_function import OnnxFunction, attach, nodes_of
+from export.onnx_function import attach, nodes_of
 from export.plugin_kernel import PluginKernel
 from export.runtime import Session
 from export.target import Target
 from export.trt import guard, mixed
+from export.trt.attention_benchmark import Benchmarks, Rounds
 from export.trt.attention_case import AttentionCase
-from export.trt.attention_trial import Offer
 from export.trt.build import BuildResult
-from export.trt.choose import choose_attention
-from export.trt.engine_file import Machine, read_manifest
+from export.trt.choose import Candidate, take_first
+from export.trt.engine_file import UNPROVEN, Machine, read_manifest
 from export.trt.engine_file import check_free as check_engine_free
 from export.trt.guard import Gpu
 from export.trt.options import BuildOptions
-from export.trt.precision import check_graph, prepared
+from export.trt.precision import check_graph
 from export.trt.runner import open_engine
 from export.trt.versions import has_plugins
-from hyctas import published, space
-from hyctas.attention.onnx_function import native_attention_function, self_attention_function
+from hyctas.attention.onnx_function import self_attention_function
 from hyctas.bundling import Trained, check_free
 from hyctas.data import Labels, default_colours
-from hyctas.engine import attention, workshop
-from hyctas.engine.attention import choose, intermediate, offers
+from hyctas.engine import attention
+from hyctas.engine.attention import candidates, choose, intermediate
+from hyctas.engine.context import BuildContext, compiled, named_context, open_context
 from hyctas.engine.settings import EngineSettings
-from hyctas.engine.workshop import Workshop
 from hyctas.engine.write import EngineReport, write_engine
 from hyctas.genotype import Genotype
 from hyctas.network import build
-from hyctas.space import edge, tiny
+from hyctas.space import tiny
 from tests.export.trt import attention_plugin as made
-from tests.export.trt.fakes_build import fake_tensorrt
+from tests.export.trt.fakes_version import fake_tensorrt
+from tests.export.trt.rtx import needs_rtx
 
 SIZE = (64, 96)
 GPU = Gpu("Fake A100", (8, 0), 40 << 30, 108, (13, 0))
 MACHINE = Machine("11.4.0", "13.0", "580.1", GPU.name, GPU.capability, "Linux-x86_64")
-SAMPLED = {
-    "edge-a": (edge, 0), "edge-b": (edge, 9), "edge-c": (edge, 11), "edge-d": (edge, 1), "edge-e": (edge, 2), "tiny-a": (tiny, 194),
-    "tiny-b": (tiny, 3), "published-a": (space.published, 1), "published-b": (space.published, 2),
-}  # fmt: skip
-"""Genotypes drawn from these spaces with these seeds; all attend."""
-PLAIN = self_attention_function()
 FULL: dict[str, Any] = {"full_check": True}
+QUICK = Rounds(warm_up=1, rounds=2, steps=2)
 
 
 def trained(network: Genotype) -> Trained:
@@ -74,7 +69,7 @@ def without_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for node in copy.graph.node:
         if node.domain == "hyctas":
-            fields: dict[str, Any] = {"scale": 1.0, "padding": [0] * 8}
+            fields: dict[str, Any] = {"scale": 1.0, "padding": [0] * 8, "value_padding": [0] * 8, "channels": [1]}
             inputs, outputs = list(node.input), list(node.output)
             node.CopyFrom(onnx.helper.make_node("SelfAttention", inputs, outputs, name=node.name, domain="hyctas", **fields))
     opset = next(item.version for item in copy.opset_import if item.domain == "")
@@ -95,8 +90,8 @@ class Engine:
         self.inputs, self.outputs = self.session.inputs, self.session.outputs
         self.notes = ["no CUDA graph here"]
         self.ms, self.scaled = ms, scaled
-        names = [node.op_type for node in model.graph.node if node.domain == "hyctas" or node.op_type == "Softmax"]
-        self.layers = [{"Name": name, "LayerType": "Plugin" if name != "Softmax" else "Softmax"} for name in names]
+        names = [node.name for node in model.graph.node if node.op_type == "Softmax"]
+        self.layers = [{"Name": f"softmax {name}", "Metadata": f"[ONNX Layer: {name}]"} for name in names]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [output * np.asarray(self.scaled, output.dtype) for output in self.session.run(feeds)]
@@ -122,7 +117,7 @@ class Engine:
 
 @dataclass
 class Shop:
-    """Makes a workshop, and notes what was built in it."""
+    """Makes a context, and notes what was built in it."""
 
     folder: Path
     version: str = "11.4.0"
@@ -130,12 +125,7 @@ class Shop:
     """Factor on the network engine's output."""
     plugin_ms: float = 1.0
     built: list[tuple[BuildOptions, onnx.ModelProto]] = field(default_factory=list)
-    registered: list[str] = field(default_factory=list)
-
-    def register(self, kernels: Sequence[PluginKernel]) -> None:
-        self.registered += [kernel.name for kernel in kernels]
-
-    def build(self, graph: bytes, precision: str, plugins: bool) -> bytes:
+    def build(self, graph: bytes, candidate: Candidate, precision: str) -> bytes:
         check_graph(graph, precision)
         return graph
 
@@ -146,7 +136,7 @@ class Shop:
     def broken(self) -> str:
         return ""
 
-    def workshop(self, gpu: Gpu = GPU) -> Workshop:
+    def context(self, gpu: Gpu = GPU, measure: bool = True) -> BuildContext:
         trt = fake_tensorrt(self.version)
 
         def build(graph: bytes, options: BuildOptions, progress: Any) -> BuildResult:
@@ -154,19 +144,20 @@ class Shop:
             computed = check_graph(graph, options.precision)
             return BuildResult(graph, 1.5, 10, computed, options, hashlib.sha256(graph).hexdigest(), (), ("a new timing cache",))
 
-        def compile_kernel(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None) -> PluginKernel:
+        def compile_kernel(case: AttentionCase, gpu: Gpu) -> PluginKernel:
             arch = gpu.capability[0] * 10 + gpu.capability[1]
             ptx = made.PTX.format(symbol=f"attend_{case.dtype}_1_1").replace("sm_80", f"sm_{arch}")
             return made.kernel(case.qk_channels, case.value_channels, case.dtype, architecture=arch, ptx=ptx)
 
         opened: Any = lambda plan: Engine(plan, self.folder, 10.0, self.scaled)  # noqa: E731
-        return Workshop(trt, gpu, MACHINE, self, build, opened, compile_kernel)
+        judge: Any = Benchmarks(self, rounds=QUICK) if measure else take_first  # type: ignore[arg-type]
+        return BuildContext(trt, MACHINE, judge, build, gpu, opened, compile_kernel)
 
 
 @pytest.fixture(scope="module")
 def attending() -> Trained:
     """Give a network with attention; the exporter's first call, which takes seconds, is here."""
-    network = trained(tiny().sample(np.random.default_rng(194)))
+    network = trained(tiny().sample(np.random.default_rng(43)))
     assert nodes_of(*intermediate(network, SIZE, "native", "fp16"))
     return network
 
@@ -175,7 +166,7 @@ def written(path: Path, network: Trained, shop: Shop, precision: str = "fp16", *
     given = EngineSettings(**settings)
     scenes = [np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)]
     command = "hyctas-export m.engine --network runs/one"
-    return write_engine(network, path, SIZE, "native", precision, command, given, shop.workshop(), scenes, {"threads": 1})
+    return write_engine(network, path, SIZE, "native", precision, command, given, shop.context(), scenes, {"threads": 1})
 
 
 def test_an_engine_with_its_manifest_and_its_onnx_file(attending: Trained, tmp_path: Path) -> None:
@@ -186,13 +177,13 @@ def test_an_engine_with_its_manifest_and_its_onnx_file(attending: Trained, tmp_p
     ((options, graph),) = shop.built
     assert options == BuildOptions.release("fp16", plugins=True)
     (plugin,) = report.attention.plugins
-    assert plugin in shop.registered and {node.op_type for node in graph.graph.node if node.domain == "hyctas"} == {plugin}
+    assert {node.op_type for node in graph.graph.node if node.domain == "hyctas"} == {plugin}
     manifest = read_manifest(path)
     assert manifest is not None and manifest.machine == MACHINE and manifest.precision == "fp16"
     assert (manifest.onnx, manifest.onnx_sha256) == ("m.onnx", sha256(path.with_suffix(".onnx")))
     assert manifest.engine_sha256 == sha256(path) == manifest.graph_sha256
     attention = manifest.attention
-    assert attention["measured"] and attention["fused"] == "yes" and attention["evidence"] == [plugin]
+    assert attention["measured"] and attention["fused"] == "unknown" and attention["evidence"] == [], "a plugin has no softmax"
     (chosen,) = attention["choices"]
     assert chosen["implementation"] == "plugin" and chosen["times_ms"]["plugin"] == 1.0
     assert manifest.parity is not None and manifest.parity["passed"] and manifest.parity["inputs"] == 4
@@ -205,17 +196,17 @@ def test_an_engine_with_its_manifest_and_its_onnx_file(attending: Trained, tmp_p
     check_free(path.with_suffix(".onnx"))  # both may be replaced by the same command
 
 
-def test_native_attention_where_plugins_are_not(attending: Trained, tmp_path: Path) -> None:
+def test_attention_where_plugins_are_not(attending: Trained, tmp_path: Path) -> None:
     shop = Shop(tmp_path, version="10.3.0")
     report = written(tmp_path / "m.engine", attending, shop, "fp32", preset="search", tf32=True, workspace_mib=64)
     ((options, graph),) = shop.built
-    assert options == BuildOptions.search("fp32", tf32=True, workspace_mib=64) and not options.plugins and not shop.registered
+    assert options == BuildOptions.search("fp32", tf32=True, workspace_mib=64) and not options.plugins
     (choice,) = report.attention.choices
     assert (choice.implementation, choice.reason) == ("decomposed", "the only one that works here")
+    half = "TensorRT fuses attention in float16 and bfloat16, not in float32"
     assert choice.refused == {
-        "plugin": "they need TensorRT 10.16, and here is 10.3.0",
-        "native": "TensorRT has a layer for it from 10.14 on, and here is 10.3.0",
-        "fused": "TensorRT fuses attention in float16 and bfloat16, not in float32", "chunked": "all logits fit at once",
+        "plugin": "they need TensorRT 10.16, and here is 10.3.0", "fused": half, "grouped": half,
+        "chunked": "all logits fit at once",
     }  # fmt: skip
     assert report.fused.verdict == "no" and {node.domain for node in graph.graph.node} == {""}
 
@@ -252,9 +243,9 @@ def test_refused_settings(attending: Trained, tmp_path: Path, precision: str, se
 def test_mixed_keeps_what_parity_needs_and_chooses_attention(attending: Trained, tmp_path: Path) -> None:
     shop = Shop(tmp_path)
     report = written(tmp_path / "m.engine", attending, shop, mixed=True)
-    assert report.build.options.precision == "mixed" and report.fused.verdict == "yes"
+    assert report.build.options.precision == "mixed"
     (choice,) = report.attention.choices
-    assert choice.implementation == "plugin" and choice.times_ms and choice.case.dtype in ("float16", "float32")
+    assert choice.times_ms and choice.case.dtype in ("float16", "float32")
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -282,41 +273,38 @@ def test_mixed_computes_attention_in_chunks_on_the_cpu(
     assert set(computed) == {4}
     (found,) = nodes_of(model, function)
     assert AttentionCase.of(found).dtype == ("float32" if keeps else "float16")
-    chosen = choose(model, function, Shop(tmp_path).workshop(), measure=False)
-    assert chosen.choices[0].nodes == (node.name,) and len(chosen.plugins) == 1
+    chosen = choose(model, function, Shop(tmp_path).context(measure=False))
+    assert chosen.choices[0].nodes == (node.name,)
     check_graph(chosen.model, "mixed")
 
 
 CASE = AttentionCase(1, 1, 8, 64, 4096, 4096, "float16", 1.0)
 
 
-def reasons(case: AttentionCase, workshop: Workshop) -> dict[str, str]:
-    return {offer.name: offer.refused or offer.body or "kernel" for offer in offers(case, workshop)}
+def reasons(case: AttentionCase, context: BuildContext) -> dict[str, str]:
+    return {found.name: found.refused or found.body or "kernel" for found in candidates(case, context)}
 
 
-def test_offers(tmp_path: Path) -> None:
-    shop = Shop(tmp_path).workshop()
-    assert reasons(CASE, shop) == {
-        "plugin": "kernel", "native": "native", "fused": "padded", "decomposed": "plain", "chunked": "all logits fit at once",
+def test_candidates(tmp_path: Path) -> None:
+    context = Shop(tmp_path).context()
+    assert reasons(CASE, context) == {
+        "fused": "padded", "grouped": "grouped", "decomposed": "plain", "chunked": "all logits fit at once", "plugin": "kernel",
     }  # fmt: skip
-    small = replace(shop, gpu=replace(GPU, memory_bytes=512 << 20))  # an eighth of it holds half of the logits
+    assert reasons(replace(CASE, queries=4095), context)["grouped"] == "grouped_odd"
+    assert reasons(replace(CASE, heads=2), context)["grouped"] == "it is for a single head; here are 2"
+    small = replace(context, gpu=replace(GPU, memory_bytes=512 << 20))  # an eighth of it holds half of the logits
     assert reasons(CASE, small)["chunked"] == "chunked_4096_2048"
     assert "take 0.12 GiB, above 0.06 GiB" in reasons(CASE, small)["decomposed"]
-    tiny_gpu = replace(shop, gpu=replace(GPU, memory_bytes=1 << 20))
+    tiny_gpu = replace(context, gpu=replace(GPU, memory_bytes=1 << 20))
     assert "a graph has at most 64" in reasons(CASE, tiny_gpu)["chunked"]
 
-    def missing(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None) -> PluginKernel:
+    def missing(case: AttentionCase, gpu: Gpu) -> PluginKernel:
         raise Unavailable("the offline compiler", "Triton is not installed", "pip install triton")
 
-    assert "Triton is not installed" in reasons(CASE, replace(shop, compile=missing))["plugin"]
-    other = replace(shop, compile=lambda case, gpu, most: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
+    assert "Triton is not installed" in reasons(CASE, replace(context, compile=missing))["plugin"]
+    other = replace(context, compile=lambda case, gpu: made.kernel(8, 64), gpu=replace(GPU, capability=(12, 1)))
     assert reasons(CASE, other)["plugin"] == "the kernel is compiled for sm_80, and this GPU is sm_121"
-
-    def large(case: AttentionCase, gpu: Gpu, most_shared_bytes: int | None) -> PluginKernel:
-        return made.kernel(8, 64, shared_bytes=most_shared_bytes or 77824)
-
-    kernels = {offer.name: offer.kernel.shared_bytes for offer in offers(CASE, replace(shop, compile=large)) if offer.kernel}
-    assert kernels == {"plugin": 77824, "small-plugin": 49152}
+    assert "plugin" not in reasons(CASE, replace(context, gpu=None)), "of an engine for GPUs elsewhere"
 
 
 def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,89 +312,35 @@ def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch:
 
     asked: list[Any] = []
     monkeypatch.setattr(plugin, "plugin_kernel", lambda *given, **named: asked.append((given, named)))
-    workshop.compiled_kernel(replace(CASE, keys=1024), replace(GPU, capability=(8, 6), driver_cuda=(12, 4)))
-    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024, "driver_cuda": (12, 4), "most_shared_bytes": None})]
+    compiled(replace(CASE, keys=1024), replace(GPU, capability=(8, 6), driver_cuda=(12, 4)))
+    assert asked == [((86, 8, 64, "float16"), {"queries": 4096, "keys": 1024, "driver_cuda": (12, 4), "most_shared_bytes": 49152})]
 
 
 def test_large_attention_is_chunked(attending: Trained, tmp_path: Path) -> None:
     model, function = intermediate(attending, SIZE, "native", "fp32")
     (node,) = nodes_of(model, function)
     case = AttentionCase.of(node)
-    shop = replace(Shop(tmp_path, version="10.3.0").workshop(), gpu=replace(GPU, memory_bytes=8 * case.logits_bytes // 3))
-    found = choose(model, function, shop)
+    context = replace(Shop(tmp_path, version="10.3.0").context(), gpu=replace(GPU, memory_bytes=8 * case.logits_bytes // 3))
+    found = choose(model, function, context)
     assert found.choices[0].implementation == "chunked" and sum(n.op_type == "Softmax" for n in found.model.graph.node) > 2
     onnx.checker.check_model(found.model, **FULL)
 
 
-Graph = tuple[onnx.ModelProto, OnnxFunction]
-
-
-def named_network(name: str) -> Trained:
-    if name not in SAMPLED:
-        return trained(published.genotype(name, 8))
-    made, seed = SAMPLED[name]
-    return trained(made().sample(np.random.default_rng(seed)))
-
-
-@pytest.fixture(scope="module", params=[*published.NAMES, *SAMPLED])
-def traced(request: pytest.FixtureRequest) -> Graph:
-    """Give a network's graph in fp32, and the function of its nodes."""
-    return intermediate(named_network(request.param), SIZE, "native", "fp32")
-
-
-def assert_operators(model: onnx.ModelProto, foreign: set[str]) -> None:
-    """Hold a graph, and its functions' bodies, to the operators of its operator set; others are those of `foreign` alone."""
-    onnx.checker.check_model(model, **FULL)
-    (opset,) = (item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    bodies = {function.name: function for function in model.functions}
-    assert all([(item.domain, item.version) for item in body.opset_import] == [("", opset)] for body in bodies.values())
-    nodes = [*model.graph.node, *(node for body in bodies.values() for node in body.node)]
-    for node in nodes:
-        assert not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
-        if node.domain in ("", "ai.onnx"):
-            schema = onnx.defs.get_schema(node.op_type, opset, "")
-            assert not schema.deprecated and {item.name for item in node.attribute} <= set(schema.attributes), node.op_type
-    assert {(node.domain, node.op_type) for node in nodes if node.domain not in ("", "ai.onnx")} == {("hyctas", n) for n in foreign}
-    assert {node.op_type for node in model.graph.node if node.domain == "hyctas"} >= set(bodies)
-
-
-def assert_all_forms(model: onnx.ModelProto, function: OnnxFunction, precision: str, folder: Path) -> None:
-    """Check the graph with each body, with plugins, and with native attention alone."""
-    attends = bool(nodes_of(model, function))
-    for body in function.bodies if attends else ():
-        assert_operators(attach(model, function, body), {function.op_type(body)})
-    shop = Shop(folder).workshop()
-    with_plugin = choose(model, function, shop, measure=False)
-    assert bool(with_plugin.plugins) == attends
-    assert_operators(with_plugin.model, set(with_plugin.plugins))
-    check_graph(with_plugin.model, precision)
-
-    for name in ("native", "fused", "decomposed"):
-
-        def only(case: AttentionCase, name: str = name) -> list[Offer]:
-            return [offer for offer in offers(case, shop) if offer.name == name]
-
-        if any(offer.refused for node in nodes_of(model, function) for offer in only(AttentionCase.of(node))):
-            continue
-        alone = choose_attention(model, function, only, Shop(folder), measure=False, newer=native_attention_function())
-        assert_operators(alone.model, set())
-        assert {item.domain for item in alone.model.opset_import} == {""} and not alone.model.functions
-        check_graph(alone.model, precision)
-        attentions = sum(node.op_type == "Attention" for node in alone.model.graph.node)
-        assert attentions == (len(nodes_of(model, function)) if name == "native" else 0)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_builder_graphs_use_the_operators_of_their_opset(traced: Graph, tmp_path: Path, precision: str) -> None:
-    model, function = traced
-    assert_all_forms(prepared(model, precision).model, function, precision, tmp_path)
-
-
-@pytest.mark.parametrize("name", [*published.NAMES, *SAMPLED])
-def test_builder_graphs_in_bf16(name: str, tmp_path: Path) -> None:
-    model, function = intermediate(named_network(name), SIZE, "native", "bf16")
-    assert function.opset == 22
-    assert_all_forms(model, function, "bf16", tmp_path)
+@needs_rtx
+@pytest.mark.parametrize(("precision", "verdict"), [("fp16", "yes"), ("bf16", "yes"), ("fp32", "no")])
+def test_an_engine_for_gpus_that_are_not_here(attending: Trained, tmp_path: Path, precision: str, verdict: str) -> None:
+    path = tmp_path / "m.engine"
+    command = "hyctas-export m.engine --gpu sm_86,sm_89"
+    report = write_engine(attending, path, SIZE, "native", precision, command, EngineSettings(), named_context((86, 89)))
+    assert (report.parity, report.latency, report.fused.verdict) == (None, None, verdict)
+    manifest = read_manifest(path)
+    assert manifest is not None and manifest.target == f"tensorrt-rtx:{precision}" and manifest.parity == UNPROVEN
+    assert manifest.machine.fits == ((8, 6), (8, 9)) and manifest.options["capabilities"] == [86, 89]
+    assert manifest.attention["fused"] == verdict and manifest.latency is None
+    (choice,) = report.attention.choices
+    assert choice.implementation == {"yes": "grouped", "no": "decomposed"}[verdict] and not choice.times_ms
+    with pytest.raises(InvalidInput, match="name the GPUs"):
+        named_context(())
 
 
 def test_settings_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -426,13 +360,14 @@ def test_on_a_gpu(attending: Trained, tmp_path: Path, precision: str) -> None:
     if (why := guard.unavailable_reason()) is not None:
         pytest.skip("; ".join(why))
     settings = EngineSettings(preset="search", mixed=precision == "mixed", timing_cache=str(tmp_path / "cache"))
-    shop, path = workshop.open_workshop(settings), tmp_path / "m.engine"
+    context, path = open_context(settings), tmp_path / "m.engine"
     scenes = [np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)]
     asked = "fp16" if precision == "mixed" else precision
-    report = write_engine(attending, path, SIZE, "native", asked, "none", settings, shop, scenes)
-    assert report.parity.passed and report.latency.median_ms > 0 and any((tmp_path / "cache").iterdir())
+    report = write_engine(attending, path, SIZE, "native", asked, "none", settings, context, scenes)
+    assert report.parity is not None and report.parity.passed and report.latency is not None and report.latency.median_ms > 0
+    assert any((tmp_path / "cache").iterdir())
     (choice,) = report.attention.choices
-    kernels = choice.case.dtype != "float32" and has_plugins(shop.trt) and "plugin" not in choice.refused
+    kernels = choice.case.dtype != "float32" and has_plugins(context.trt) and "plugin" not in choice.refused
     assert choice.times_ms and (not kernels or "plugin" in choice.parity)
     with open_engine(path) as session:
         assert session.manifest is not None and session.manifest.attention["choices"][0]["implementation"] == choice.implementation

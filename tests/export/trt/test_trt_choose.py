@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +13,10 @@ import pytest
 
 from export.errors import InvalidInput, Unavailable
 from export.onnx_function import attach
-from export.plugin_kernel import PluginKernel
 from export.runtime import TensorSpec
+from export.trt.attention_benchmark import Benchmarks, CudaBroken, EngineBackend, Rounds
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
-from export.trt.attention_trial import VARIABLE, CudaBroken, EngineLab, NoAttention, Offer, Rounds
-from export.trt.choose import AttentionChoice, choose_attention
+from export.trt.choose import VARIABLE, AttentionChoice, Candidate, NoAttention, choose_attention, take_first
 from export.trt.device import CudaFailed
 from export.trt.log import TensorRTFailed
 from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
@@ -29,7 +27,8 @@ from tests.export.trt.test_trt_plugin import graph
 CHUNKED = body_name(32, 12)
 FUNCTION = with_chunks(self_attention_function(), [(32, 12)])
 CASE = AttentionCase(1, 1, 8, 64, 32, 32, "float16", 0.5)
-TIMES = {"plugin": 1.0, "fused": 2.0, "decomposed": 3.0, "chunked": 4.0}
+TIMES = {"fused": 2.0, "decomposed": 3.0, "chunked": 4.0, "plugin": 1.0}
+ROUNDS = Rounds(warm_up=2, rounds=4, steps=3)
 BODIES = {"fused": "padded", "decomposed": "plain", "chunked": CHUNKED}
 
 
@@ -45,7 +44,7 @@ def implementation_of(model: onnx.ModelProto) -> str:
     operators = {node.op_type for node in model.graph.node}
     for name in operators:
         if name.startswith("SelfAttention"):
-            return "small-plugin" if name.endswith("KiB") else "plugin"
+            return "plugin"
     return "fused" if "Pad" in operators else "chunked" if "Slice" in operators else "decomposed"
 
 
@@ -53,7 +52,7 @@ def implementation_of(model: onnx.ModelProto) -> str:
 class Session:
     """Attention in numpy that takes as long as it is told."""
 
-    lab: Lab
+    lab: Engines
     name: str
     dtype: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -100,7 +99,7 @@ class Session:
 
 
 @dataclass
-class Lab:
+class Engines:
     """Builds nothing, and looks up times."""
 
     times: dict[str, float] = field(default_factory=lambda: dict(TIMES))
@@ -113,7 +112,6 @@ class Lab:
     scale: float = 0.5
     dtype: str = ""
     names: tuple[str, ...] = ("q", "k", "v")
-    registered: list[PluginKernel] = field(default_factory=list)
     built: list[tuple[str, str, bool]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
@@ -129,16 +127,12 @@ class Lab:
     def broken(self) -> str:
         return self.dead
 
-    def register(self, kernels: Sequence[PluginKernel]) -> None:
-        self.registered += kernels
-
-    def build(self, graph: bytes, precision: str, plugins: bool) -> bytes:
+    def build(self, graph: bytes, candidate: Candidate, precision: str) -> bytes:
         model = onnx.ModelProto.FromString(graph)
         assert not model.functions, "bodies stand in their nodes' places"
         onnx.checker.check_model(model, full_check=True)
         name = implementation_of(model)
-        assert not plugins or self.registered, "the plugin is known before it is parsed"
-        self.built.append((name, precision, plugins))
+        self.built.append((name, precision, candidate.kernel is not None))
         assert not self.dead, "nothing is tried once CUDA is broken"
         if name in self.fails:
             self.break_cuda(name)
@@ -156,29 +150,30 @@ class Lab:
         return session
 
 
-def all_offers(case: AttentionCase) -> list[Offer]:
-    """Offer everything, in no order."""
+def everything(case: AttentionCase) -> list[Candidate]:
+    """Candidate everything, in no order."""
     kernel = made.kernel(case.qk_channels, case.value_channels, case.dtype)
-    return [*(Offer(name=name, body=body) for name, body in BODIES.items()), Offer(name="plugin", kernel=kernel)]
+    return [*(Candidate(name=name, body=body) for name, body in BODIES.items()), Candidate(name="plugin", kernel=kernel)]
 
 
-def without(**refused: str) -> Callable[[AttentionCase], list[Offer]]:
-    """Offer everything but some, with the reasons."""
-    return lambda case: [Offer(name=o.name, refused=refused[o.name]) if o.name in refused else o for o in all_offers(case)]
+def without(**refused: str) -> Callable[[AttentionCase], list[Candidate]]:
+    """Candidate everything but some, with the reasons."""
+    return lambda case: [Candidate(name=o.name, refused=refused[o.name]) if o.name in refused else o for o in everything(case)]
 
 
-def choose(lab: Lab, scales: tuple[float, ...] = (0.5,), dtype: str = "float16", **options: Any) -> AttentionChoice:
+def choose(lab: Engines, scales: tuple[float, ...] = (0.5,), dtype: str = "float16", **options: Any) -> AttentionChoice:
     model, _ = graph(scales, dtype, typed=True)
-    options = {"offers": all_offers, "rounds": Rounds(warm_up=2, rounds=4, steps=3), **options}
-    return choose_attention(model, FUNCTION, lab=lab, **options)
+    measured: Any = Benchmarks(lab, options.pop("lean", False), rounds=ROUNDS)  # type: ignore[arg-type]
+    judge = measured if options.pop("measure", True) else take_first
+    return choose_attention(model, FUNCTION, options.pop("candidates", everything), judge, options.pop("status", None))
 
 
 def test_the_fastest_is_taken_and_everything_is_told() -> None:
-    lab, said = Lab(), list[str]()
-    found = choose(lab, tell=said.append)
+    lab, said = Engines(), list[str]()
+    found = choose(lab, status=said.append)
     (choice,) = found.choices
     assert (choice.implementation, choice.plugin, choice.body) == ("plugin", "SelfAttention_d8_e64", "")
-    assert choice.reason == "the plugin is 50.0% faster than fused" and choice.case == CASE and choice.times_ms == TIMES
+    assert choice.reason == "50.0% faster than fused" and choice.case == CASE and choice.times_ms == TIMES
     assert set(choice.parity) == set(TIMES) and choice.refused == {}
     assert all(0 < error < 1e-3 for errors in choice.parity.values() for error in errors.values())
     assert lab.built == [(name, "fp16", name == "plugin") for name in TIMES]
@@ -194,14 +189,14 @@ def test_the_fastest_is_taken_and_everything_is_told() -> None:
     ("times", "implementation", "reason"),
     [
         ({"plugin": 1.96}, "fused", "the plugin is 2.0% faster than fused, less than the 5% asked for"),
-        ({"plugin": 1.90}, "plugin", "the plugin is 5.0% faster than fused"),
+        ({"plugin": 1.90}, "plugin", "5.0% faster than fused"),
         ({"plugin": 9.0}, "fused", "33.3% faster than decomposed"),
         ({"plugin": 2.9, "fused": 5.0}, "decomposed", "the plugin is 3.3% faster than decomposed"),
         ({"chunked": 0.5}, "chunked", "50.0% faster than plugin"),
     ],
 )
 def test_the_plugin_must_be_worth_it(times: dict[str, float], implementation: str, reason: str) -> None:
-    found = choose(Lab(times={**TIMES, **times}))
+    found = choose(Engines(times={**TIMES, **times}))
     assert found.choices[0].implementation == implementation and reason in found.choices[0].reason
     assert implementation_of(found.model) == implementation
     assert {node.domain for node in found.model.graph.node} == ({"", "hyctas"} if implementation == "plugin" else {""})
@@ -210,10 +205,10 @@ def test_the_plugin_must_be_worth_it(times: dict[str, float], implementation: st
 
 def test_the_chain_falls_back_with_reasons() -> None:
     failing = TensorRTFailed("building the engine", ["error: no kernel"], "take fp16")
-    lab = Lab(fails={"fused": failing}, spoil={"decomposed": lambda o, _: o * 1.02})
-    (choice,) = choose(lab, offers=without(plugin="TensorRT is too old")).choices
+    lab = Engines(fails={"fused": failing}, spoil={"decomposed": lambda o, _: o * 1.02})
+    (choice,) = choose(lab, candidates=without(plugin="TensorRT is too old")).choices
     assert (choice.implementation, choice.reason) == ("chunked", "the only one that works here")
-    assert choice.refused["plugin"] == "TensorRT is too old" and not lab.registered
+    assert choice.refused["plugin"] == "TensorRT is too old"
     assert choice.refused["fused"] == "building the engine failed. TensorRT: error: no kernel take fp16"
     assert choice.refused["decomposed"] == (
         "its output is wrong: relative error 2.00e-02 for varied logits, 2.00e-02 for constant logits; the limit is 1e-02"
@@ -224,7 +219,7 @@ def test_the_chain_falls_back_with_reasons() -> None:
 
 def test_what_overflows_with_equal_weights_is_not_taken() -> None:
     """As a sum of weights does in fp16: with varied logits everything is well."""
-    lab = Lab(spoil={"plugin": lambda o, k: o * np.nan if np.abs(k).max() < 0.1 else o})
+    lab = Engines(spoil={"plugin": lambda o, k: o * np.nan if np.abs(k).max() < 0.1 else o})
     (choice,) = choose(lab).choices
     assert choice.implementation == "fused" and "inf for constant logits" in choice.refused["plugin"]
     assert choice.parity["plugin"]["varied"] < 1e-3
@@ -236,19 +231,19 @@ def test_one_wrong_block_of_queries_is_seen() -> None:
         output[..., -1] = 0
         return output
 
-    assert choose(Lab(spoil={"plugin": tail})).choices[0].implementation == "fused"
+    assert choose(Engines(spoil={"plugin": tail})).choices[0].implementation == "fused"
 
 
 def test_what_fails_while_it_is_timed_is_not_taken() -> None:
     for steps in (0, 7):  # in the warm-up, and in its second turn
-        lab = Lab(fails_after={"plugin": steps, "chunked": 0})
+        lab = Engines(fails_after={"plugin": steps, "chunked": 0})
         (choice,) = choose(lab).choices
         assert choice.implementation == "fused" and set(choice.times_ms) == {"fused", "decomposed"}
         assert choice.refused["plugin"] == "launching failed: too many resources requested for launch"
         assert lab.steps.count("plugin") == steps + 1 and lab.steps.count("fused") == 14
         assert all(session.closed for session in lab.sessions)
     with pytest.raises(NoAttention, match="plugin: launching failed"):
-        choose(Lab(fails_after=dict.fromkeys(TIMES, 5)))
+        choose(Engines(fails_after=dict.fromkeys(TIMES, 5)))
 
 
 ILLEGAL = "an illegal memory access was encountered"
@@ -258,13 +253,13 @@ ILLEGAL = "an illegal memory access was encountered"
 def test_a_kernel_that_breaks_cuda_is_named(trouble: dict[str, Any]) -> None:
     """Whether it does so while it is built, run or timed; the failures of closing what is open do not hide it."""
     trouble = trouble or {"fails": {"plugin": TensorRTFailed("building the engine", [f"error: {ILLEGAL}"])}}
-    lab = Lab(breaks={"plugin": f"cudaDeviceSynchronize failed: {ILLEGAL}"}, **trouble)
+    lab = Engines(breaks={"plugin": f"cudaDeviceSynchronize failed: {ILLEGAL}"}, **trouble)
     with pytest.raises(CudaBroken) as caught:
         choose(lab)
     error, text = caught.value, str(caught.value)
     assert (error.exit_code, error.case, error.implementation) == (1, CASE, "plugin")
     assert "trying the plugin SelfAttention_d8_e64 for attention of 1x1 heads" in text and "cudaDeviceSynchronize" in text
-    assert text.endswith("Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=native,fused,decomposed,chunked COMMAND")
+    assert text.endswith("Repeat the command without it: HYCTAS_TENSORRT_ATTENTION=fused,grouped,decomposed,chunked COMMAND")
     assert "freeing memory" not in text and all(session.closed for session in lab.sessions)
 
 
@@ -273,62 +268,29 @@ def test_what_broke_cuda_before_is_not_advised_again(monkeypatch: pytest.MonkeyP
     for allowed, advice in advised.items():
         monkeypatch.setenv(VARIABLE, allowed)
         with pytest.raises(CudaBroken) as caught:
-            choose(Lab(breaks={"fused": ILLEGAL}, run_fails={"fused": ILLEGAL}))
+            choose(Engines(breaks={"fused": ILLEGAL}, run_fails={"fused": ILLEGAL}))
         assert str(caught.value).endswith(advice)
 
 
 def test_lean_tries_what_it_left_out_where_nothing_else_can_be_timed() -> None:
-    lab = Lab(fails_after={"plugin": 0, "fused": 3})
+    lab = Engines(fails_after={"plugin": 0, "fused": 3})
     (choice,) = choose(lab, lean=True).choices
     assert choice.implementation == "decomposed" and choice.refused["fused"].startswith("launching failed")
     assert set(choice.times_ms) == {"decomposed", "chunked"} and all(session.closed for session in lab.sessions)
 
 
-def test_a_large_block_is_told_where_it_fails() -> None:
-    def large(case: AttentionCase) -> list[Offer]:
-        kernel = made.kernel(8, 64, shared_bytes=77824)
-        return [Offer(name="plugin", kernel=kernel) if offer.name == "plugin" else offer for offer in all_offers(case)]
-
-    told = "(a block takes 77824 B of shared memory; more than 49152 must be asked for)"
-    (choice,) = choose(Lab(run_fails={"plugin": "invalid argument"}), offers=large).choices
-    assert choice.refused["plugin"] == f"waiting for a stream failed: invalid argument {told}"
-    (choice,) = choose(Lab(spoil={"plugin": lambda o, _: o * 2}), offers=large).choices
-    assert told not in choice.refused["plugin"]
-
-
 def test_only_what_the_user_allows_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, " decomposed, chunked")
     for measure in (True, False):
-        lab = Lab()
-        (choice,) = choose(lab, offers=without(plugin="no kernel"), measure=measure).choices
-        assert choice.implementation == "decomposed" and not lab.registered
+        lab = Engines()
+        (choice,) = choose(lab, candidates=without(plugin="no kernel"), measure=measure).choices
+        assert choice.implementation == "decomposed"
         assert choice.refused == {"plugin": "no kernel", "fused": f"{VARIABLE}= decomposed, chunked leaves it out"}
     monkeypatch.setenv(VARIABLE, "flash")
-    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of plugin, small-plugin, native, fused"):
-        choose(Lab())
+    with pytest.raises(InvalidInput, match=f"{VARIABLE} names flash; write one or more of fused, grouped, decomposed"):
+        choose(Engines())
     monkeypatch.setenv(VARIABLE, "")
-    assert choose(Lab()).choices[0].implementation == "plugin"
-
-
-def test_a_small_kernel_competes_with_a_large_one() -> None:
-    """It takes the place of one that TensorRT cannot launch, and may be the faster one."""
-
-    def both(case: AttentionCase) -> list[Offer]:
-        large, small = (made.kernel(8, 64, shared_bytes=size) for size in (77824, 40960))
-        small = dataclasses.replace(small, name=f"{small.name}_48KiB")
-        others = [offer for offer in all_offers(case) if offer.name != "plugin"]
-        return [*others, Offer(name="small-plugin", kernel=small), Offer(name="plugin", kernel=large)]
-
-    for lab, taken in (
-        (Lab(times={**TIMES, "small-plugin": 1.2}, run_fails={"plugin": "invalid argument"}), "small-plugin"),
-        (Lab(times={**TIMES, "small-plugin": 0.8}), "small-plugin"),
-        (Lab(times={**TIMES, "small-plugin": 1.2}), "plugin"),
-        (Lab(times={**TIMES, "small-plugin": 1.99}, run_fails={"plugin": "invalid argument"}), "fused"),
-    ):
-        (choice,) = choose(lab, offers=both).choices
-        assert choice.implementation == taken and (choice.plugin == "") == (taken == "fused")
-        if taken != "fused":
-            assert "faster than fused" in choice.reason and choice.plugin.endswith("_48KiB") == (taken == "small-plugin")
+    assert choose(Engines()).choices[0].implementation == "plugin"
 
 
 def test_the_lab_asks_cuda_whether_it_still_works() -> None:
@@ -340,64 +302,64 @@ def test_the_lab_asks_cuda_whether_it_still_works() -> None:
             if self.said:
                 raise CudaFailed("cudaDeviceSynchronize", self.said)
 
-    labs: list[Any] = [EngineLab(None, None, Backend(said)) for said in ("", ILLEGAL)]  # type: ignore[arg-type]
+    labs: list[Any] = [EngineBackend(None, None, Backend(said)) for said in ("", ILLEGAL)]  # type: ignore[arg-type]
     assert [lab.broken() for lab in labs] == ["", f"cudaDeviceSynchronize failed: {ILLEGAL}"]
 
 
 def test_nothing_works() -> None:
     why = Unavailable("x", "not here", "buy one")
-    lab = Lab(fails=dict.fromkeys(("fused", "decomposed"), why))
+    lab = Engines(fails=dict.fromkeys(("fused", "decomposed"), why))
     with pytest.raises(NoAttention) as caught:
-        choose(lab, offers=without(plugin="no kernel", chunked="the whole fits"))
+        choose(lab, candidates=without(plugin="no kernel", chunked="the whole fits"))
     error = caught.value
-    assert error.exit_code == 1 and error.case == CASE and list(error.refused) == ["plugin", "chunked", "fused", "decomposed"]
+    assert error.exit_code == 1 and error.case == CASE and set(error.refused) == {"plugin", "chunked", "fused", "decomposed"}
     assert "Holding all its logits takes 0.00 GiB; take a smaller image" in str(error)
     big = NoAttention(replace(CASE, queries=32768, keys=32768), {})
-    assert "nothing was on offer" in str(big) and "takes 8.00 GiB" in str(big)
+    assert "there was no candidate" in str(big) and "takes 8.00 GiB" in str(big)
     with pytest.raises(NoAttention, match="no kernel"):
-        choose(lab, measure=False, offers=without(**dict.fromkeys(TIMES, "no kernel")))
+        choose(lab, measure=False, candidates=without(**dict.fromkeys(TIMES, "no kernel")))
 
 
 def test_other_errors_are_not_swallowed() -> None:
     for error in (KeyboardInterrupt(), ZeroDivisionError()):
-        lab = Lab(fails={"decomposed": error})  # type: ignore[dict-item]
+        lab = Engines(fails={"decomposed": error})  # type: ignore[dict-item]
         with pytest.raises(type(error)):
             choose(lab)
-        assert all(session.closed for session in lab.sessions) and len(lab.sessions) == 2
+        assert all(session.closed for session in lab.sessions) and len(lab.sessions) == 1
 
 
 def test_shapes_are_measured_once_and_scales_are_their_own() -> None:
     model, _ = graph((0.5, 1.0, 0.5), typed=True)
-    lab = Lab()
+    lab = Engines()
     lab.spoil = {name: lambda o, _: o for name in TIMES}
     asked: list[float] = []
 
-    def offers(case: AttentionCase) -> list[Offer]:
+    def candidates(case: AttentionCase) -> list[Candidate]:
         asked.append(case.scale)
         lab.scale = case.scale
-        return without(plugin="none")(case) if case.scale == 1.0 else all_offers(case)
+        return without(plugin="none")(case) if case.scale == 1.0 else everything(case)
 
-    found = choose_attention(model, FUNCTION, offers, lab, rounds=Rounds(warm_up=0, rounds=1, steps=2))
+    judge: Any = Benchmarks(lab, rounds=Rounds(warm_up=0, rounds=1, steps=2))  # type: ignore[arg-type]
+    found = choose_attention(model, FUNCTION, candidates, judge)
     assert asked == [0.5, 1.0] and len(lab.built) == 7
     assert [(choice.nodes, choice.implementation) for choice in found.choices] == [(("a0", "a2"), "plugin"), (("a1",), "fused")]
     operators = [node.op_type for node in found.model.graph.node]
-    assert operators.count("SelfAttention_d8_e64") == 2 and operators.count("Pad") == 2 and not found.model.functions
+    assert operators.count("SelfAttention_d8_e64") == 2 and operators.count("Pad") == 3 and not found.model.functions
 
 
 def test_without_measuring_the_first_is_taken() -> None:
-    for offers, implementation in ((all_offers, "plugin"), (without(plugin="old"), "fused")):
-        lab = Lab()
-        found = choose(lab, measure=False, offers=offers)
+    for candidates, implementation in ((without(fused="no", decomposed="no", chunked="no"), "plugin"), (everything, "fused")):
+        lab = Engines()
+        found = choose(lab, measure=False, candidates=candidates)
         assert (found.choices[0].implementation, found.choices[0].reason) == (implementation, "not measured")
         assert lab.built == [] and not found.to_json()["measured"] and found.choices[0].times_ms == {}
-        assert bool(lab.registered) == (implementation == "plugin")
 
 
 def test_a_graph_without_attention_is_left_as_it_is() -> None:
     model, _ = graph(())
     del model.graph.node[:], model.opset_import[1:]
     model.graph.node.append(onnx.helper.make_node("Relu", ["v"], ["y"]))
-    found = choose_attention(model, FUNCTION, all_offers, Lab())
+    found = choose_attention(model, FUNCTION, everything, take_first)
     assert found.choices == () and found.model == model and found.plugins == ()
 
 
@@ -405,7 +367,7 @@ def test_a_graph_without_attention_is_left_as_it_is() -> None:
 def test_dtypes(seen: str) -> None:
     """bfloat16 is seen as the bits of uint16 where numpy has no name for it."""
     dtype = {"uint16": "bfloat16"}.get(seen, seen)
-    lab = Lab()
+    lab = Engines()
     (choice,) = choose(lab, dtype=dtype).choices
     assert {session.dtype for session in lab.sessions} == {seen} and choice.implementation == "plugin"
     assert 0 <= max(choice.parity["plugin"].values()) < LIMITS[dtype] / 3
@@ -413,13 +375,13 @@ def test_dtypes(seen: str) -> None:
 
 def test_engines_with_other_inputs_are_not_taken() -> None:
     with pytest.raises(NoAttention, match=r"has the inputs q, k and v; this one has \['q', 'k'\]"):
-        choose(Lab(names=("q", "k")))
+        choose(Engines(names=("q", "k")))
 
 
 @pytest.mark.parametrize("values", [{}, {"body": "plain", "refused": "no"}, {"name": "magic", "body": "plain"}])
 def test_offers_are_one_thing(values: dict[str, str]) -> None:
     with pytest.raises(InvalidInput):
-        Offer(**{"name": "fused", **values})
+        Candidate(**{"name": "fused", **values})
 
 
 @pytest.mark.parametrize("kind", ["varied", "constant"])

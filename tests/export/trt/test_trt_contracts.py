@@ -91,6 +91,7 @@ def test_only_versions_py_computes_names() -> None:
 def test_versions_py_names_what_some_release_has(every_bindings: list[Bindings]) -> None:
     uses = uses_in((ROOT / VERSIONS).read_text(), VERSIONS)
     direct = {use.name for use in uses if use.kind == "direct"}
+    direct -= {"ComputeCapability"}  # TensorRT-RTX's alone, whose builder the tests call
     for release in every_bindings:
         direct &= set(release.call(f"{INSIDE}:missing", sorted(direct)))
     assert not direct, "no release has these"
@@ -184,7 +185,7 @@ def test_a_class_that_does_not_fit_is_refused(bindings: Bindings, tmp_path: Path
 
 
 def test_every_protocol_names_its_real_class() -> None:
-    assert {"api_build.py", "api_run.py"} <= {path.name for path in protocol_files()}
+    assert {"api_run.py"} <= {path.name for path in protocol_files()}
     for path in protocol_files():
         assert protocols(path) == set(real_classes(path)), path
 

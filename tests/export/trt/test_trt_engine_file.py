@@ -31,7 +31,7 @@ from export.trt.engine_file import (
     save_engine,
 )
 from export.trt.guard import Gpu
-from tests.export.trt.fakes_build import fake_tensorrt
+from tests.export.trt.fakes_version import fake_tensorrt
 
 ROOT = Path(__file__).parents[3]
 HERE = Machine("10.16.1.11", "12.6.77", "565.57.01", "NVIDIA H200", (9, 0), "Linux-x86_64")
@@ -310,7 +310,7 @@ except ImportError:
     pass
 else:
     raise AssertionError("the block does not work")
-from export.trt import engine_file, guard, log, options, progress, versions, timing_cache, api_build
+from export.trt import engine_file, guard, log, options, progress, versions, timing_cache
 
 path = Path(sys.argv[1]) / "model.engine"
 machine = engine_file.Machine("10.3.0", "12.6", "540.4.0", "Orin", (8, 7), "Linux-aarch64")

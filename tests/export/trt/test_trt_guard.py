@@ -18,7 +18,7 @@ from export.errors import Unavailable
 from export.trt import guard, versions
 from export.trt.guard import Gpu, cuda_runtime_version, driver_version, import_tensorrt, require_gpu, unavailable_reason
 from export.trt.log import KEPT, MESSAGES, Messages, TensorRTFailed, attempted, checked, logger_of
-from tests.export.trt.fakes_build import Severity, fake_tensorrt
+from tests.export.trt.fakes_version import Severity, fake_tensorrt
 
 KERNEL = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  565.57.01  Release Build\nGCC version:  gcc version 12.3.0\n"
 TEGRA = "# R36 (release), REVISION: 4.7, GCID: 42, BOARD: generic, EABI: aarch64, DATE: Thu\n"

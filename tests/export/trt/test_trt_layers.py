@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput
-from export.trt.layers import LayerTimes, fused_attention, layer_info, write_layer_info, write_profile
+from export.trt.layers import (
+    Layer,
+    LayerTimes,
+    builder_layers,
+    engine_layers,
+    fused_attention,
+    layer_info,
+    write_layer_info,
+    write_profile,
+)
 from export.trt.log import TensorRTFailed
 from latency.trtexec_json import read_layers, read_profile
 from tests.export.trt.fakes_gpu import FakeGpu
@@ -126,67 +135,38 @@ def test_separators_in_names_need_no_escapes() -> None:
         assert layer_info(FakeTensorRT(FakeGpu()).module, Described(written)) == {"Layers": [layer]}  # type: ignore[arg-type]
 
 
-def detailed(name: str, **fields: str) -> dict[str, str]:
-    return {"Name": name, "LayerType": "kgen", **fields}
+def layer(name: str, *nodes: str, tactic: str = "") -> Layer:
+    return Layer(name, tactic, nodes)
 
 
-WHOLE = "1 layers are shown as a whole; build the engine with detailed profiling verbosity"
-VERDICTS: list[tuple[list[Any], str, list[str]]] = [
-    # 1. fused kernels, as TensorRT names them
-    (["conv", "_gemm_mha_v2_myl3_6", "relu"], "yes", ["_gemm_mha_v2_myl3_6"]),
-    (["__mye8037_gemm_mha_v2"], "yes", ["__mye8037_gemm_mha_v2"]),
-    (["_gemv_mha_v1_0"], "yes", ["_gemv_mha_v1_0"]),
-    ([detailed("node_attention_myl1_2", TacticName="kgen_mha_fp16_sm86")], "yes", ["node_attention_myl1_2"]),
-    (["__mye8037_fused_mha_v2"], "yes", ["__mye8037_fused_mha_v2"]),
-    ([detailed("_gemm_mha_v2_myl0_17", TacticName="_gemm_mha_v2_0x957a2fe2")], "yes", ["_gemm_mha_v2_myl0_17"]),
-    ([detailed("attn_myl3_1", TacticName="sm80_fmha_v2_flash_attention_fp16")], "yes", ["attn_myl3_1"]),
-    # 2. a fused kernel names the softmax that it holds; so do layers that only move data
-    ([detailed("/attn/Softmax + /attn/MatMul_1", TacticName="_gemm_mha_v2_sm89")], "yes", ["/attn/Softmax + /attn/MatMul_1"]),
-    ([detailed("_gemm_mha_v2_myl0_3", Metadata="[ONNX Layer: /attn/Softmax]")], "yes", ["_gemm_mha_v2_myl0_3"]),
-    (["Reformatting CopyNode for Input Tensor 0 to /attn/Softmax", "_gemm_mha_v2_0"], "yes", ["_gemm_mha_v2_0"]),
-    # 3. our plugin, by its own name or one that is given
-    ([{"Name": "attn0", "LayerType": "PluginV3", "PluginType": "self_attention"}], "yes", ["attn0"]),
-    ([{"Name": "hyctas::SelfAttention_7", "LayerType": "PluginV3"}], "yes", ["hyctas::SelfAttention_7"]),
-    ([{"Name": "special_3", "LayerType": "Plugin"}], "yes", ["special_3"]),
-    # 4. a convolution that is called after attention is none
-    ([detailed("/self_attention/conv + relu")], "unknown", ["none of 1 layers is attention or softmax by its name"]),
-    (["/flash_attention/q/Conv + /flash_attention/act/Relu"], "unknown", ["none of 1 layers is attention or softmax by its name"]),
-    (["special_3"], "unknown", ["none of 1 layers is attention or softmax by its name"]),
-    # 5. a softmax of its own: decomposed
-    (["/attn/MatMul", "/attn/Softmax", "/attn/MatMul_1"], "no", ["/attn/Softmax"]),
-    (["__myl_MaxrSubExpSumDivMul_myl36_5"], "no", ["__myl_MaxrSubExpSumDivMul_myl36_5"]),
-    (["__myl_bb1_3_MaxSubExpSumDivMul"], "no", ["__myl_bb1_3_MaxSubExpSumDivMul"]),
-    (["/attn/MatMul_myl87_2", "__myl_MulMaxSubExpSum_myl87_3", "__myl_DivMulTra_myl87_4"], "no", ["__myl_MulMaxSubExpSum_myl87_3"]),
-    ([detailed("/attn/Cast_1_myl0_11", TacticName="AddSelectCastMaxSubExpSumDiv")], "no", ["/attn/Cast_1_myl0_11"]),
-    ([{"Name": "l5", "LayerType": "SoftMaxV2"}], "no", ["l5"]),
-    # 6. one of two attentions is not fused
-    (["_gemm_mha_v2_0", "/attn2/Softmax"], "no", ["/attn2/Softmax"]),
-    # 7. a part of the graph that is shown as a whole may end in a softmax that is inside of a fused kernel, or hide one
-    (["conv", "{ForeignNode[/attn/MatMul.../attn/Softmax]}"], "unknown", [WHOLE]),
-    (["_gemm_mha_v2_0", "{ForeignNode[/a/Add.../b/Add]}"], "unknown", [WHOLE]),
-    (["{ForeignNode[/a/Add.../b/Add]}", "/attn2/Softmax"], "no", ["/attn2/Softmax"]),
-    # 8. nothing to go by
-    (["conv"], "unknown", ["none of 1 layers is attention or softmax by its name"]),
-    ([], "unknown", ["the engine was built without layer names; build it with detailed profiling verbosity"]),
-]
-
-
-@pytest.mark.parametrize(("layers", "verdict", "evidence"), VERDICTS)
-def test_fused_attention(layers: list[Any], verdict: str, evidence: list[str]) -> None:
-    found = fused_attention({"Layers": layers, "Bindings": []}, plugins=["special"])
-    assert (found.verdict, list(found.evidence)) == (verdict, evidence)
-    assert found.summary().startswith(f"fused attention: {verdict} ({evidence[0]}")
-
-
-def test_tensorrts_own_layer_is_fused_whatever_it_is_called() -> None:
-    unnamed = {"Layers": ["conv", "{ForeignNode[a...b]}"]}
-    assert fused_attention(unnamed).verdict == "unknown"
-    assert fused_attention(unnamed, native=True).verdict == "yes"
-    assert fused_attention({"Layers": ["softmax_3"]}, native=True).verdict == "no", "one that is left says otherwise"
-    found = fused_attention({"Layers": ["_gemm_mha_v2_1"]}, native=True)
-    assert (found.verdict, found.evidence) == ("yes", ("_gemm_mha_v2_1",))
+@pytest.mark.parametrize(
+    ("layers", "verdict", "evidence"),
+    [
+        ([layer("_gemm_mha_v2_myl3_6", "matmul", "s0", "s1")], "yes", ["_gemm_mha_v2_myl3_6"]),
+        ([layer("/a + /b", "s0", "s1", tactic="_gemm_mha_v2_0x957a2fe2")], "yes", ["/a + /b"]),
+        ([layer("_gemv_mha_v1_0", "s0"), layer("__myl_CastMaxrSubExpSum_myl0_4", "s1")], "no", ["_gemv_mha_v1_0", "__myl_Cast"]),
+        ([layer("__myl_SlicSlicMaxSubExpSumAddDiv_myl0_4", "s0", "s1")], "no", ["__myl_Slic"]),
+        ([layer("_gemm_mha_v2_0", "s0")], "no", ["_gemm_mha_v2_0"]),  # one is named nowhere
+        ([layer("/flash_attention/conv", "conv")], "unknown", []),
+        ([], "unknown", []),
+    ],
+)
+def test_fused_attention(layers: list[Layer], verdict: str, evidence: list[str]) -> None:
+    found = fused_attention(layers, ["s0", "s1"])
+    assert found.verdict == verdict
+    assert all(known.startswith(name) for known, name in zip(found.evidence, evidence, strict=True))
+    assert found.summary().startswith(f"fused attention: {verdict} (")
 
 
 def test_summaries_are_short() -> None:
-    found = fused_attention({"Layers": [f"_gemm_mha_v2_{i}" for i in range(5)]})
-    assert found.summary() == "fused attention: yes (_gemm_mha_v2_0, _gemm_mha_v2_1, _gemm_mha_v2_2 and 2 more)"
+    found = fused_attention([layer(f"_gemm_mha_v2_{i}", f"s{i}") for i in range(5)], [f"s{i}" for i in range(5)])
+    assert found.summary() == "fused attention: yes (5 of 5; _gemm_mha_v2_0, _gemm_mha_v2_1, _gemm_mha_v2_2 and 2 more)"
+
+
+def test_layers_of_an_inspector_and_of_a_builder() -> None:
+    metadata = "[ONNX Layer: a]\x1e[ONNX Layer: b]"
+    rows = [{"Name": "l0", "TacticName": "t0", "Metadata": metadata}, "l1"]
+    assert engine_layers({"Layers": rows}) == (Layer("l0", "t0", ("a", "b")), Layer("l1", "", ()))
+    tensors = "Inputs: [ { Name: q, Dimensions: [1,2] }], Constants: [], Outputs: [ { Name: o, Dimensions: [1,2] }]"
+    text = f"Layers:\nName: l0, LayerType: kgen, {tensors}, TacticName: t0, StreamId: 0, Metadata: [ONNX Layer: a][ONNX Layer: b]\n"
+    assert builder_layers(text) == (Layer("l0", "t0", ("a", "b")),)

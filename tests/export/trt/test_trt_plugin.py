@@ -24,7 +24,7 @@ from hyctas.attention.onnx_function import self_attention_function
 from hyctas.attention.tiles import shipped
 from tests.export.trt import attention_plugin as made
 from tests.export.trt.bindings import Bindings
-from tests.export.trt.fakes_build import fake_tensorrt
+from tests.export.trt.fakes_version import fake_tensorrt
 
 MODULE = "tests.export.trt.attention_plugin"
 GPU = Gpu("Fake A100", (8, 0), 40 << 30, 108, (12, 8))
@@ -184,7 +184,7 @@ def graph(scales: tuple[float, ...], dtype: str = "float16", typed: bool = False
     for index, scale in enumerate(scales):
         padding = [0, 0, 0, 0, 0, 0, 56, 0]
         inputs, output = ["q", "k", last], f"o{index}"
-        fields: dict[str, Any] = {"scale": scale, "padding": padding}
+        fields: dict[str, Any] = {"scale": scale, "padding": padding, "value_padding": [0] * 8, "channels": [64]}
         nodes.append(onnx.helper.make_node("SelfAttention", inputs, [output], name=f"a{index}", domain="hyctas", **fields))
         last = output
     nodes.append(onnx.helper.make_node("Relu", [last], ["y"], name="relu"))

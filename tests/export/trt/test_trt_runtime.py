@@ -69,7 +69,7 @@ class TestRuntime:
             types = {info.name: info.type.tensor_type for info in infos}
             return {name: [kinds[t.elem_type], *(d.dim_value for d in t.shape.dim)] for name, t in types.items()}
 
-        def build_engine(graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None) -> BuildResult:
+        def build_engine(graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **here: Any) -> BuildResult:
             model = onnx.ModelProto.FromString(graph)
             asked.append((model, options, timing_cache))
             data = plan(tensors(model.graph.input), tensors(model.graph.output), version=rig.trt.version)

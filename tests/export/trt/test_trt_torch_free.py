@@ -64,7 +64,7 @@ def test_it_runs_without_what_a_device_lacks(on_a_device: dict[str, Any]) -> Non
     first, second, *notes = on_a_device["shown"]
     assert first == "model.engine on Fake RTX, TensorRT 10.3.0, cuda-bindings"
     assert second.startswith("median 0.250 ms, p90 0.250 ms, p99 0.250 ms, 4000.0 FPS (n = ")
-    assert notes == ["note: fused attention: unknown (none of 3 layers is attention or softmax by its name)"]
+    assert notes == ["note: layers that are attention in one kernel: 0"]
     made = {"model.engine.times.json", "layers_model.json", "profile_model.json", "y.npz"}
     assert made <= on_a_device["files"]
     with np.load(on_a_device["folder"] / "y.npz") as outputs:

@@ -18,11 +18,10 @@ from export.errors import InvalidInput
 from export.onnx_file import export_onnx
 from export.onnx_function import attach, inlined, nodes_of
 from export.onnx_trace import checked_bytes
-from export.trt.attention_trial import placed
 from hyctas import published
 from hyctas.attention import chunked, self_attention
-from hyctas.attention.onnx_function import MAX_KEYS, OPSETS, native_attention_function, refusal, self_attention_function
-from hyctas.attention.onnx_nodes import nodes
+from hyctas.attention.onnx_function import OPSETS, refusal, self_attention_function
+from hyctas.attention.onnx_nodes import head_size, nodes
 from hyctas.network import build
 from hyctas.operators import SelfAttention
 from hyctas.plan import lower
@@ -108,14 +107,16 @@ def test_every_network_exports_one_node_per_attention(exported: Exported) -> Non
     for node in found:
         q, k, v = (spec.shape for spec in node.inputs)
         assert node.outputs[0].shape == (q[0], q[1], v[2], q[3]) and k == (*q[:3], v[3])
-        assert node.attributes["padding"] == [0, 0, 0, 0, 0, 0, v[2] - q[2], 0] and node.attributes["scale"] > 0
+        assert node.attributes["padding"] == [0, 0, 0, 0, 0, 0, head_size(q[2], v[2]) - q[2], 0] and node.attributes["scale"] > 0
     assert {node.domain for node in standard.graph.node} <= {"", "ai.onnx"} and not standard.functions
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", ["plain", "padded", "grouped"])
 def test_every_body_computes_the_standard_graph(exported: Exported, body: str) -> None:
     _, with_nodes, standard = exported
-    model = attach(with_nodes, FUNCTION, body)
+    queries = {node.name: node.inputs[0].shape for node in nodes_of(with_nodes, FUNCTION)}
+    grouped = {name: "padded" if q[1] > 1 else "grouped_odd" if q[3] % 2 else "grouped" for name, q in queries.items()}
+    model = attach(with_nodes, FUNCTION, grouped if body == "grouped" else body)
     onnx.checker.check_model(model, full_check=True)
     expected = run(standard)
     assert_same(run(model), expected)
@@ -129,20 +130,6 @@ def test_every_body_computes_the_standard_graph(exported: Exported, body: str) -
             if node.domain == FUNCTION.domain and attribute.name == "scale":
                 attribute.f = 0.0
     assert np.abs(run(uniform) - expected).max() > 1e-3 * np.abs(expected).max(), "the attention matters, and its scale is used"
-
-
-def test_the_native_operator_computes_the_standard_graph(exported: Exported) -> None:
-    """Alone, and beside nodes of another body; the whole graph goes to the operator set that has it."""
-    _, with_nodes, standard = exported
-    names = [node.name for node in nodes_of(with_nodes, FUNCTION)]
-    expected = run(standard)
-    for count_native in {1, len(names)}:
-        bodies = {name: "native" if place < count_native else "plain" for place, name in enumerate(names)}
-        model = placed(with_nodes, (FUNCTION, native_attention_function()), bodies, {})
-        assert [(item.domain, item.version) for item in model.opset_import] == [("", 23)] and not model.functions
-        assert sum(node.op_type == "Attention" for node in model.graph.node) == count_native
-        onnx.checker.check_model(model, full_check=True)
-        assert_same(run(model), expected)
 
 
 def test_bodies_differ_per_node_and_survive_fp16(exported: Exported) -> None:
@@ -160,16 +147,17 @@ def test_bodies_differ_per_node_and_survive_fp16(exported: Exported) -> None:
     assert {types[node.input[0]] for node in softmaxes} == {onnx.TensorProto.FLOAT}, "fp16 graphs keep the softmax in fp32"
 
 
-def single(shape: tuple[int, int, int, int], opset: int = 18, dtype: str = "float32", scale: float = 0.7) -> onnx.ModelProto:
-    """Make a model of one node, for shape = (d, e, N, M), batch 2 and 3 heads."""
+def single(
+    shape: tuple[int, int, int, int], opset: int = 18, dtype: str = "float32", scale: float = 0.7, heads: tuple[int, int] = (2, 3)
+) -> onnx.ModelProto:
+    """Make a model of one node, for shape = (d, e, N, M) and heads = (batch, heads)."""
     d, e, n, m = shape
-    sizes = {"q": (2, 3, d, n), "k": (2, 3, d, m), "v": (2, 3, e, m), "o": (2, 3, e, n)}
+    sizes = {"q": (*heads, d, n), "k": (*heads, d, m), "v": (*heads, e, m), "o": (*heads, e, n)}
     kind = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[dtype]
     values = {name: onnx.helper.make_tensor_value_info(name, kind, size) for name, size in sizes.items()}
-    padding = [0] * 6 + [max(0, e - d), 0]
-    node = onnx.helper.make_node(
-        "SelfAttention", ["q", "k", "v"], ["o"], name="a", domain="hyctas", scale=scale, padding=padding
-    )
+    size = head_size(d, e)
+    attributes = {"padding": [0] * 6 + [size - d, 0], "value_padding": [0] * 6 + [size - e, 0], "channels": [e]}
+    node = onnx.helper.make_node("SelfAttention", ["q", "k", "v"], ["o"], name="a", domain="hyctas", scale=scale, **attributes)
     graph = onnx.helper.make_graph([node], "g", [values["q"], values["k"], values["v"]], [values["o"]])
     imports = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("hyctas", 1)]
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
@@ -183,12 +171,15 @@ SHAPES["one"] = (1, 1, 1, 1)
 @pytest.mark.parametrize("body", BODIES)
 def test_bodies_against_float64(shape: tuple[int, int, int, int], body: str) -> None:
     d, e, n, m = shape
+    heads = (2, 3)
+    if body.startswith("grouped"):
+        heads, n = (1, 1), n + (n % 2 != (body == "grouped_odd"))
     rng = np.random.default_rng(2)
-    q, k, v = (rng.standard_normal((2, 3, *size)) * 1.5 for size in ((d, n), (d, m), (e, m)))
+    q, k, v = (rng.standard_normal((*heads, *size)) * 1.5 for size in ((d, n), (d, m), (e, m)))
     logits = np.swapaxes(q, 2, 3) @ k * 0.7
     weights = np.exp(logits - logits.max(3, keepdims=True))
     expected = v @ np.swapaxes(weights / weights.sum(3, keepdims=True), 2, 3)
-    model = attach(single(shape), FUNCTION, body)
+    model = attach(single((d, e, n, m), heads=heads), FUNCTION, body)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {name: x.astype(np.float32) for name, x in (("q", q), ("k", k), ("v", v))})
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -205,7 +196,8 @@ def test_bodies_use_the_operators_of_their_opset(opset: int) -> None:
             assert not schema.deprecated and schema.since_version <= opset
             assert {attribute.name for attribute in node.attribute} <= set(schema.attributes)
         for dtype in ("float32", "float16", "bfloat16"):
-            onnx.checker.check_model(attach(single(SHAPES["published"], opset, dtype), function, body), full_check=True)
+            shape = (8, 64, 78, 77) if body == "grouped" else SHAPES["published"]
+            onnx.checker.check_model(attach(single(shape, opset, dtype, heads=(1, 1)), function, body), full_check=True)
     model = attach(single(SHAPES["pooled"], opset), function, "padded")
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert session.get_outputs()[0].shape == [2, 3, 16, 65]
@@ -229,14 +221,14 @@ def shapes(d: int, e: int, n: int, m: int) -> tuple[tuple[int, ...], ...]:
         ("plain", (8, 64, 8192, 8192), "float32", ""),
         ("plain", (8, 64, 32768, 32768), "float16", "32768 queries x 32768 keys take 8.00 GiB, above 1.00 GiB"),
         ("padded", (8, 64, 32768, 32768), "float16", ""),
-        ("padded", (8, 64, 128, MAX_KEYS - 1), "float16", ""),
-        ("padded", (8, 64, 128, MAX_KEYS), "float16", "overflows from 65504 keys on; take bfloat16"),
-        ("padded", (8, 64, 128, MAX_KEYS), "bfloat16", ""),
+        ("padded", (8, 64, 128, 128), "float16", "a single head of so few pairs"),
+        ("grouped", (8, 64, 128, 70000), "float16", ""),
+        ("grouped", (65, 20, 128, 9), "bfloat16", ""),
+        ("grouped", (8, 64, 129, 9), "float16", "an even number of queries; here are 129"),
+        ("grouped_odd", (8, 64, 129, 9), "float16", ""),
+        ("grouped_odd", (8, 64, 1, 1), "float16", "an odd number of queries; here are 1"),
         ("padded", (8, 64, 128, 128), "float32", "not in float32"),
-        ("padded", (65, 64, 128, 128), "float16", "more channels"),
-        ("padded", (4, 8, 128, 128), "float16", "v has 8"),
-        ("padded", (4, 20, 128, 128), "float16", "multiples of 8; v has 20"),
-        ("padded", (64, 512, 128, 128), "float16", "v has 512"),
+        ("grouped", (64, 512, 128, 128), "float16", "at most 256 channels per head; here are 512"),
     ],
 )
 def test_bodies_are_refused_with_a_reason(body: str, shape: tuple[int, int, int, int], dtype: str, text: str) -> None:
@@ -246,7 +238,7 @@ def test_bodies_are_refused_with_a_reason(body: str, shape: tuple[int, int, int,
 
 def test_refusal_of_wrong_questions_and_its_limit() -> None:
     assert refusal("plain", shapes(8, 64, 32768, 32768), "float16", memory_bytes=8 << 30) == ""
-    with pytest.raises(InvalidInput, match="no body 'mha'; its bodies: padded, plain"):
+    with pytest.raises(InvalidInput, match="no body 'mha'; its bodies: grouped, grouped_odd, padded, plain"):
         refusal("mha", shapes(8, 64, 4, 4), "float16")
     with pytest.raises(InvalidInput, match="three inputs of rank 4"):
         refusal("plain", [(1, 8, 4)] * 3, "float16")

@@ -1,4 +1,4 @@
-"""hyctas-export model.engine: what it says where there is no GPU, what it refuses, and what it writes in a made-up workshop."""
+"""hyctas-export model.engine: what it says where there is no GPU, what it refuses, and what it writes with a stand-in for a GPU."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from export.manifest import read_manifest as read_bundle_manifest
 from export.manifest import verify, write_manifest
 from export.target import Target
 from export.trt import from_onnx, guard
+from export.trt.choose import take_first
 from export.trt.engine_file import read_manifest, save_engine
 from export.trt.from_onnx import Place
 from hyctas.cli import bench, export
 from hyctas.cli.jobs import BenchJob, ExportJob
-from hyctas.engine import workshop as engine
+from hyctas.engine import context as engine
 from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.space import tiny
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
+from tests.export.trt.rtx import needs_rtx
 from tests.export.trt.test_trt_engine_file import ONNX, PLAN, manifest_of
 from tests.hyctas.test_engine import MACHINE, Shop
 
@@ -40,7 +42,7 @@ def genotype(tmp_path: Path) -> Path:
     import numpy as np
 
     path = tmp_path / "g.json"
-    path.write_text(tiny().sample(np.random.default_rng(194)).to_json())
+    path.write_text(tiny().sample(np.random.default_rng(43)).to_json())
     return path
 
 
@@ -63,7 +65,7 @@ def call(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str | Path) -
     return 0
 
 
-def no_gpu() -> None:
+def no_gpu(**kind: str) -> None:
     raise NO_GPU
 
 
@@ -94,11 +96,11 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     made = Shop(scratch)
     opened: list[EngineSettings] = []
 
-    def workshop(settings: EngineSettings) -> engine.Workshop:
+    def context(settings: EngineSettings) -> engine.BuildContext:
         opened.append(settings)
-        return made.workshop()
+        return made.context()
 
-    monkeypatch.setattr(engine, "open_workshop", workshop)
+    monkeypatch.setattr(engine, "open_context", context)
     real = runtimes.open_runtime
 
     def open_runtime(target: Target, threads: int, **tensorrt: Any) -> Any:
@@ -120,8 +122,8 @@ def test_an_engine_is_written_with_what_rebuilds_it(
     assert sorted(os.listdir(work)) == ["m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"]
     assert shop.opened == [EngineSettings(preset="search", workspace_mib=256)]  # type: ignore[attr-defined]
     assert "fp16, built in 2 s; m.engine.json; and m.onnx" in told and "parity of 'native' over 5 inputs" in told
-    assert "plugin, the plugin is 50.0% faster than" in told and "  no chunked: all logits fit at once" in told
-    assert "fused attention: yes" in told and "latency: median 10.000 ms" in told and "note: no CUDA graph here" in told
+    assert "plugin, 50.0% faster than" in told and "  no chunked: all logits fit at once" in told
+    assert "latency: median 10.000 ms" in told and "note: no CUDA graph here" in told
     assert "next: hyctas-bench m.engine --target tensorrt:fp16 --threads 1" in told
     manifest = read_manifest(work / "m.engine")
     assert manifest is not None and manifest.options["level"] == 2 and manifest.options["workspace_mib"] == 256
@@ -176,11 +178,11 @@ def moved(path: Path, **facts: Any) -> None:
 @pytest.fixture
 def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
-    fake = Place(None, MACHINE, None, shop.folder)  # type: ignore[arg-type]
-    monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache: fake)
-    workshop = shop.workshop()
-    monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: workshop.build(graph, options, None))
-    monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: workshop.open(plan))
+    fake = Place(None, MACHINE, object(), shop.folder)  # type: ignore[arg-type]
+    monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache, capabilities: fake)
+    context: Any = shop.context()
+    monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: context.build(graph, options, None))
+    monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: context.open(plan))
     monkeypatch.setattr(from_onnx, "SECONDS", 0.01)
     return shop
 
@@ -201,7 +203,7 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert not (work / "b/model.onnx.manifest.json").exists(), "the bundle's own file is the one that it can be rebuilt from"
 
     for reason, target in ((("no GPU", "a GPU"), "onnxruntime-cpu:fp32"), (None, "tensorrt:fp16")):
-        monkeypatch.setattr(guard, "unavailable_reason", lambda reason=reason: reason)
+        monkeypatch.setattr(guard, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
         assert str(bench.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
 
     assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
@@ -319,8 +321,8 @@ def test_bench_names_the_first_mismatch_of_an_engine(
     save(work / "m.engine", trt, plan(version=version), tensorrt="10.3.0")
     for module in ("runtime", "device"):
         monkeypatch.setattr(f"export.trt.{module}.open_backend", lambda name: object())
-    monkeypatch.setattr(guard, "import_tensorrt", lambda index=0: trt.module)
-    monkeypatch.setattr("export.trt.runtime.unavailable_reason", lambda: None)
+    monkeypatch.setattr(guard, "import_tensorrt", lambda index=0, runtime="tensorrt": trt.module)
+    monkeypatch.setattr("export.trt.runtime.unavailable_reason", lambda runtime: None)
     assert call(monkeypatch, bench, "m.engine") == 2
     told = capsys.readouterr().err
     assert f"m.engine is refused: it was built for TensorRT 10.3.0, and here is TensorRT {version}" in told
@@ -343,22 +345,68 @@ def test_settings_come_from_the_toml_file() -> None:
     assert LoadSettings(trust=True, cuda_backend="pycuda").arguments() == {"trust": True, "backend": "pycuda"}
 
 
-def test_the_workshop_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_context_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trt = FakeTensorRT(FakeGpu())
     install(monkeypatch, trt)
     monkeypatch.setattr("export.trt.device.open_backend", lambda name: ("backend", name))
     built: list[Any] = []
     monkeypatch.setattr("export.trt.build.build_engine", lambda *given, **named: built.append((given, named)))
     settings = EngineSettings(workspace_mib=64, cuda_backend="pycuda", timing_cache=str(tmp_path), preset="search")
-    shop = engine.open_workshop(settings)
-    assert shop.machine.gpu == shop.gpu.name and shop.trt is trt.module
+    context: Any = engine.open_context(settings)
+    assert context.machine.gpu == context.gpu.name and context.trt is trt.module
     options = settings.options("fp16")
-    shop.build(b"graph", options, None)
+    context.build(b"graph", options, None)
     ((given, named),) = built
-    assert given == (b"graph", options) and named["timing_cache"] == tmp_path and named["machine"] == shop.machine
-    lab: Any = shop.lab
-    assert lab.backend == ("backend", "pycuda") and lab.settings == {"workspace_mib": 64, "tf32": False, "level": 2}
+    assert given == (b"graph", options) and named["timing_cache"] == tmp_path and named["machine"] == context.machine
+    engines = context.judge.engines
+    assert engines.backend == ("backend", "pycuda") and engines.settings == {"workspace_mib": 64, "tf32": False, "level": 2}
     built_small = lambda graph, options, **named: SimpleNamespace(plan=options.to_json(), seconds=1.5)  # noqa: E731
     monkeypatch.setattr("export.trt.build.build_engine", built_small)
-    small = lab.build(b"graph", "bf16", True)
+    small = engines.build(b"graph", SimpleNamespace(kernel=object()), "bf16")
     assert (small["precision"], small["plugins"], small["level"], small["workspace_mib"]) == ("bf16", True, 2, 64)
+    assert engine.open_context(EngineSettings(measure_attention=False)).judge is take_first
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_an_engine_of_a_bundle_for_gpus_that_are_not_here(
+    genotype: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way, with NVIDIA's builder: bundle, engine, manifests, damage, rebuilding, and why hyctas-bench does not run it."""
+    source = ("--network", genotype, "--random-weights", "--size", "64x64")
+    assert call(monkeypatch, export, "b/", *source, "--target", "tensorrt-rtx:fp16", "--gpu", "sm_86,sm_89,sm_120") == 0
+    told = capsys.readouterr().out
+    assert "parity not proven: not run on a GPU" in told and "fused attention: yes" in told
+    assert "grouped, fused into one kernel, as TensorRT-RTX's builder tells" in told
+    assert "on a machine with such a GPU: it proves parity first" in told
+    bundle, built = read_bundle(work / "b"), read_manifest(work / "b/model.engine")
+    assert bundle.engine == work / "b/model.engine" and bundle.manifest.target == "tensorrt-rtx:fp16"
+    assert built is not None and built.target == "tensorrt-rtx:fp16" and built.options["capabilities"] == [86, 89, 120]
+    assert built.command == "hyctas-export b/model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120"
+    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
+    assert "fits this machine; nothing to do" in capsys.readouterr().out
+    (work / "b/model.engine").write_bytes(b"damaged")
+    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
+    again = read_manifest(work / "b/model.engine")
+    assert again is not None and again.options == built.options and (work / "b/model.engine").stat().st_size > 1000
+    capsys.readouterr()
+    if guard.unavailable_reason("tensorrt-rtx") is not None:
+        assert call(monkeypatch, bench, "b", "--target", "tensorrt-rtx:fp16") == 3
+        assert "tensorrt-rtx:fp16 is unavailable" in capsys.readouterr().err
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--target", "tensorrt-rtx:fp16"), "name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120"),
+        (("--target", "tensorrt-rtx:fp16", "--gpu", "sm_90"), "'sm_90' is no compute capability that TensorRT-RTX builds for"),
+        (("--target", "tensorrt-rtx:bf16", "--gpu", "sm_75"), "sm_75 has no bf16"),
+        (("--target", "tensorrt:fp16", "--gpu", "sm_89"), "--gpu is for tensorrt-rtx"),
+    ],
+)
+def test_gpus_that_are_refused_before_any_work(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
+    assert call(monkeypatch, export, "m.engine", "--network", "no-such-network", *arguments) == 2
+    assert reason in capsys.readouterr().err and os.listdir(work) == []

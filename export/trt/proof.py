@@ -1,0 +1,67 @@
+"""Prove, where an engine runs for the first time, that it computes what its ONNX file computes. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from export.errors import CheckFailed
+from export.files import json_text, sha256, write_together
+from export.parity import ParityReport, check_same
+from export.runtime import Session
+from export.target import Target
+from export.trt.engine_file import EngineManifest, EngineRefused, Machine, manifest_path, replaced_in_bundle
+from export.trt.options import BuildOptions
+
+
+def is_proven(manifest: EngineManifest, machine: Machine) -> bool:
+    """Say whether an engine's outputs were compared with its network's on a GPU such as this one."""
+    parity = manifest.parity or {}
+    return bool(parity.get("passed")) and parity.get("gpu", machine.gpu) == machine.gpu
+
+
+def compared(session: Session, onnx: Path, options: BuildOptions) -> ParityReport:
+    """Hold an engine against ONNX Runtime on the file that it was built from.
+
+    Raises:
+        Unavailable: onnxruntime is not installed.
+        InvalidInput: the file has inputs or outputs that cannot be compared.
+    """
+    from export.onnxruntime_session import OnnxRuntime
+
+    tolerance, agreement = options.parity_limits
+    with OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(onnx) as reference:
+        return check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
+
+
+def prove(session: Session, path: Path, manifest: EngineManifest, machine: Machine) -> EngineManifest:
+    """Prove an engine that was built where it could not run, and say so in its manifest.
+
+    Args:
+        session: the engine, loaded.
+        path: its file.
+        manifest: the one beside it.
+        machine: this one.
+
+    Returns:
+        The manifest as it is now beside the engine.
+
+    Raises:
+        EngineRefused: the ONNX file that would prove it is not there, or another one.
+        CheckFailed: the engine does not compute what the file computes.
+    """
+    onnx = path.with_name(manifest.onnx)
+    if not onnx.is_file() or sha256(onnx) != manifest.onnx_sha256:
+        state = "another file now" if onnx.is_file() else "not there"
+        reason = f"its parity is not proven, and {onnx.name}, which would prove it, is {state}"
+        what: dict[str, Any] = {"field": "onnx_sha256", "built": manifest.onnx_sha256, "found": state, "command": manifest.command}
+        raise EngineRefused(path, reason, **what)
+    report = compared(session, onnx, BuildOptions.from_json(manifest.options))
+    if not report.passed:
+        raise CheckFailed(f"{path.name} is not what {onnx.name} computes on this GPU ({machine.gpu}): {report.summary()}")
+    parity = {**report.to_json(), "passed": True, "against": onnx.name, "gpu": machine.gpu, "driver": machine.driver}
+    proven = replace(manifest, parity=parity)
+    with replaced_in_bundle(path):
+        write_together({manifest_path(path): json_text(proven.to_json()).encode()})
+    return proven

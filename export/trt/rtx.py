@@ -1,0 +1,145 @@
+"""TensorRT for RTX: engines that are built on any machine, GPU or none, for GPUs that are named. No torch here.
+
+Its parser and builder come from the package index and need neither GPU nor driver; loading an engine does. An engine holds code
+for every compute capability that it is built for, and kernels are compiled from it when it is loaded: what was compiled is kept in
+a runtime cache per GPU and driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from export.errors import InvalidInput, Unavailable
+from export.files import write_bytes
+from export.platform import RTX_WHEELS
+from export.trt.log import attempted, checked
+from export.trt.timing_cache import cache_path as timing_path
+from export.trt.versions import check_supported
+
+if TYPE_CHECKING:
+    from export.trt.engine_file import Machine
+    from export.trt.options import BuildOptions
+
+RUNTIME = "tensorrt-rtx"
+MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
+"""What NVIDIA's installer and the wheels of the package index call it."""
+CAPABILITIES = (75, 80, 86, 89, 120, 121)
+"""Compute capabilities that TensorRT-RTX 1.7 builds for; 9.0 (H100, H200) is not among them."""
+BUILD_LINE = "a machine with such a GPU; here: hyctas-export model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120"
+
+
+def import_rtx() -> ModuleType:
+    """Return the module of TensorRT-RTX; its builder needs no GPU.
+
+    Raises:
+        Unavailable: not installed, of a version that this code is not for, or its libraries cannot be loaded.
+    """
+    name = next((name for name in MODULES if _found(name)), None)
+    if name is None:
+        raise Unavailable(RUNTIME, "the package tensorrt-rtx is not installed", _install())
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unavailable(RUNTIME, f"{name} cannot be imported: {error}", _install()) from error
+    check_supported(module)
+    return module
+
+
+def capabilities(text: str) -> tuple[int, ...]:
+    """Read the GPUs that an engine is for, for instance `sm_86,sm_89,sm_120`.
+
+    Raises:
+        InvalidInput: one that TensorRT-RTX does not build for, or the same twice.
+    """
+    known = ", ".join(f"sm_{number}" for number in CAPABILITIES)
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"sm_?(\d+)", part.strip().lower())
+        if match is None or int(match[1]) not in CAPABILITIES:
+            raise InvalidInput(f"{part.strip()!r} is no compute capability that TensorRT-RTX builds for; it has {known}")
+        found.append(int(match[1]))
+    if len(set(found)) < len(found):
+        raise InvalidInput(f"{text!r} names a compute capability twice")
+    return tuple(sorted(found))
+
+
+def check_gpu(capability: tuple[int, int]) -> None:
+    """Refuse a GPU that TensorRT-RTX has no code for.
+
+    Raises:
+        Unavailable: of another compute capability.
+    """
+    number = capability[0] * 10 + capability[1]
+    if number not in CAPABILITIES:
+        known = ", ".join(f"sm_{known}" for known in CAPABILITIES)
+        raise Unavailable(RUNTIME, f"TensorRT-RTX is for {known}, and here is sm_{number}", "take tensorrt:fp16 on this GPU")
+
+
+def check_buildable(options: BuildOptions, attention: bool) -> None:
+    """Refuse what the builder is known to refuse, before minutes are spent.
+
+    Args:
+        options: with the compute capabilities that the engine is for.
+        attention: whether the graph multiplies two computed matrices, as attention does.
+
+    Raises:
+        InvalidInput: no compute capability is named, or sm_75 (Turing) is, which has neither bf16 nor products in fp32.
+    """
+    if not options.capabilities:
+        raise InvalidInput("name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120")
+    if 75 not in options.capabilities:
+        return
+    if options.precision == "bf16":
+        raise InvalidInput("sm_75 has no bf16: leave it out, or take tensorrt-rtx:fp16")
+    if options.precision in ("fp32", "mixed") and attention:
+        raise InvalidInput("TensorRT-RTX computes no attention in fp32 on sm_75: leave it out, or take tensorrt-rtx:fp16")
+
+
+def cache_path(folder: Path, machine: Machine) -> Path:
+    """Return the file of the runtime cache for a GPU and driver."""
+    return timing_path(folder, machine).with_suffix(".jit")
+
+
+class RuntimeCache:
+    """Kernels that TensorRT-RTX compiled when it loaded an engine, kept so that the next start is quick.
+
+    Args:
+        engine: the engine, deserialised.
+        path: file of the cache, there or not; one that does not fit (TensorRT-RTX compares) is overwritten.
+    """
+
+    def __init__(self, engine: Any, path: Path) -> None:
+        self.path = path
+        self.config = checked("creating a runtime configuration", engine.create_runtime_config)
+        self._cache = checked("creating a runtime cache", self.config.create_runtime_cache)
+        data = path.read_bytes() if path.is_file() else b""
+        self.loaded = bool(data) and bool(attempted("reading the runtime cache", lambda: self._cache.deserialize(data)))
+        checked("using the runtime cache", lambda: self.config.set_runtime_cache(self._cache))
+
+    def store(self) -> str:
+        """Write what was compiled; return what went wrong, empty where nothing did."""
+        try:
+            data = bytes(memoryview(checked("writing the runtime cache", self._cache.serialize)))
+            write_bytes(self.path, data)
+        except Exception as error:  # the run is worth more than its cache
+            return f"the runtime cache {self.path.name} was not written: {error}"
+        return ""
+
+
+def _install() -> str:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"no installation helps: TensorRT-RTX has no wheels for {platform.machine()}"
+    return f"{RTX_WHEELS} (95 MB, NVIDIA's licence)"
+
+
+def _found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
