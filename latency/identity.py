@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from export.errors import TableMismatch
+from export.ranges import check_types
 from export.runtime import OperatorRuntime, Runtime
 from latency.measure import Protocol
 
@@ -68,7 +69,9 @@ class Identity:
         for name, kind in kinds.items():
             if not isinstance(value[name], kind) or isinstance(value[name], bool):
                 raise ValueError(f"identity: {name} is {value[name]!r}, not of type {kind.__name__}")
-        return cls(**value)
+        identity = cls(**value)
+        check_types(identity)
+        return identity
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data for JSON."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile
+from export.files import parse_json
 from latency.identity import Identity
 from latency.table import LatencyTable, Row, join_rows
 
@@ -97,12 +98,14 @@ def read_journal(path: Path, notice: Callable[[str], None] = log.warning) -> Jou
     content: JournalContent | None = None
     for number, line in enumerate(lines, 1):
         try:
-            value = json.loads(line.decode())
-        except (ValueError, RecursionError):
+            value = parse_json(line.decode())
+        except (json.JSONDecodeError, UnicodeDecodeError):
             if number == len(lines):
                 notice(f"{path}, line {number}: dropped, it was torn when the last run was stopped")
                 break
             raise CorruptFile(path, "not valid JSON", number) from None
+        except ValueError as error:  # whole, and no number that is written here
+            raise CorruptFile(path, str(error), number) from None
         try:
             if content is None:
                 content = _header(value)
