@@ -222,4 +222,6 @@ def _bench(value: Any) -> tuple[BenchReport, tuple[str, ...]]:
             raise ValueError(f"{model.name!r} has {model.fps} FPS at a median of {model.median_ms} ms")
     report = BenchReport(**{**fields, "models": models, "warnings": tuple(map(str, fields.get("warnings", ())))})
     check_types(report)
+    if report.others_share is not None:
+        _number(report.others_share, "others_share", 1)
     return report, command

@@ -293,9 +293,12 @@ def _network_checkpoint(root: Path) -> Any:
 
 
 def _resumed(model: Any, path: Path, extra: dict[str, Any]) -> Any:
+    from export.errors import InvalidInput
     from hyctas.training.config import Recipe
     from hyctas.training.loop import Trainer
 
+    if not path.exists():
+        raise InvalidInput("there is none: the training begins anew")
     trainer = Trainer(model, Recipe(steps=1), path, extra)
     if not (isinstance(trainer.step, int) and 0 <= trainer.step < 2**63 and isinstance(trainer.spent_s, (int, float))):
         raise Wrong(f"a training would continue at step {trainer.step!r} after {trainer.spent_s!r} s")

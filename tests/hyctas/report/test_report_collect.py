@@ -56,6 +56,7 @@ def test_unusable_json_names_the_file(run: Path, name: str, text: str) -> None:
         ("scores.json", lambda v: v["val"].update(miou=10**400)),
         ("fps.json", lambda v: v["models"][0].update(cv=10**400)),
         ("fps.json", lambda v: v.update(target=0)),
+        ("fps.json", lambda v: v.update(others_share=1.5)),
         ("fps.json", lambda v: v.update(threads=True)),
         ("fps.json", lambda v: v.update(versions={"torch": None})),
         ("fps.json", lambda v: v["models"][0].update(n=20.5)),
