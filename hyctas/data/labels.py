@@ -41,7 +41,7 @@ class Labels:
         if len(self.colours) != len(self.names):
             raise InvalidInput(f"{len(self.names)} classes need as many colours, got {len(self.colours)}")
         for name, colour in zip(self.names, self.colours, strict=True):
-            if len(colour) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in colour):
+            if len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour):
                 raise InvalidInput(f"colour of class {name!r} is {colour!r}; wanted three integers 0..255")
         if not len(self.names) <= self.ignore <= 255:
             raise InvalidInput(
