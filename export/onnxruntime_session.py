@@ -113,6 +113,8 @@ class OnnxRuntime:
                 )
         except states.InvalidProtobuf as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({_first_line(error)})") from None
+        except UnicodeDecodeError:  # what ONNX Runtime says of a damaged name is no text
+            raise CorruptFile(path, "is damaged: a name in it is no text") from None
         except _refusals() as error:
             if on_cuda and _CUDA_FAILED.search(str(error)):
                 raise self._unavailable(f"CUDA does not start: {_first_line(error)}") from None

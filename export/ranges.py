@@ -11,7 +11,7 @@ read them from the same place. What concerns two settings at once stays in a cla
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Range:
     def holds(self, value: float) -> bool:
         """Say whether a number is inside."""
         return (
-            math.isfinite(value)
+            abs(value) <= sys.float_info.max  # JSON and TOML have integers that no float can hold
             and (self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below)
         )  # fmt: skip

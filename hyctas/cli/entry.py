@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from export.errors import HyctasError, InvalidInput
-from hyctas.cli.streams import guarded, open_standard_streams, printable
+from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import field_names, flag_arguments
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def command(run: Callable[[T], None], config: type[T], description: str, argv: S
 def _end(error: BaseException) -> NoReturn:
     """End with what an exception has to say, and its exit code."""
     if isinstance(error, HyctasError):
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(shortened(str(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
     if isinstance(error, FileNotFoundError):
         print(f"error: no such file: {printable(str(error.filename))}", file=sys.stderr)

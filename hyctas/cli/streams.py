@@ -16,6 +16,11 @@ from typing import TextIO
 _UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
+def shortened(text: str, most: int = 4000) -> str:
+    """Leave out the middle of what is too long for a sentence: a value out of a file may be of any length."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {len(text) - most} characters more ... {text[-most // 2 :]}"
+
+
 def printable(text: str) -> str:
     """Write control characters (line ends and tabs apart), changes of direction and halves of characters as escapes."""
     return _UNSAFE.sub(_escaped, text)

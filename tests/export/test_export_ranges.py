@@ -90,7 +90,8 @@ def test_an_annotation_is_read_as_it_is_written() -> None:
     ("text", "name"),
     [("clip = -1", "clip"), ("distillation = -5", "distillation"), ("weight_decay = -1", "weight_decay"),
      ("threads = 0", "threads"), ("random_networks = -1", "random_networks"), ("learning_rate = nan", "learning_rate"),
-     ("clip = inf", "clip"), ("seed = -1", "seed"), ("steps = false", "steps"), ('steps = "10"', "steps"), ("run = 5", "run"),
+     (f"warmup_steps = {'9' * 400}", "warmup_steps"), ("clip = inf", "clip"),
+     ("seed = -1", "seed"), ("steps = false", "steps"), ('steps = "10"', "steps"), ("run = 5", "run"),
      ("restart = 1", "restart"), ("size = 360", "size"), ("minutes = 0", "minutes"), ("scale = [0.5]", "scale"),
      ('schedule = "cubic"', "schedule")],
 )  # fmt: skip

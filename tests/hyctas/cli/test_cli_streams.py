@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hyctas.cli.streams import printable
+from hyctas.cli.streams import printable, shortened
 
 WORK = """
 import sys
@@ -74,3 +74,9 @@ def test_real_limits(tmp_path: Path) -> None:
 def test_printable() -> None:
     assert printable("é 漢 ✓\n\ttext") == "é 漢 ✓\n\ttext"
     assert printable("\x1b[2J\r\x9b\x07 \u202egnp.exe \udcff") == "\\x1b[2J\\x0d\\x9b\\x07 \\u202egnp.exe \\xff"
+
+
+def test_a_long_value_does_not_flood_the_terminal() -> None:
+    text = shortened("learning_rate is '" + "x" * 100_000 + "', not a number")
+    assert len(text) < 4100 and text.startswith("learning_rate") and text.endswith("not a number") and "96033 characters" in text
+    assert shortened("short") == "short"
