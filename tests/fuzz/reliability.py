@@ -21,15 +21,25 @@ are in `reliability.json`.
 
 
 def record(part: str, result: Mapping[str, Any], folder: Path = FOLDER) -> None:
-    """Keep the result of a part, "fuzz" or "torture", and write the report anew."""
+    """Keep the result of a part, "fuzz" or "torture", and write the report anew; kinds of files that were not run now stay."""
     from export.files import read_json, write_json, write_text
 
     path = folder / "reliability.json"
     known: dict[str, Any] = read_json(path, 1) if path.exists() else {"format_version": 1}
-    known[part] = {"date": f"{datetime.date.today()}", "commit": _commit(), "python": platform.python_version(), **result}
+    facts = {"date": f"{datetime.date.today()}", "commit": _commit(), "python": platform.python_version()}
+    result = {**facts, **result}
+    if part == "fuzz":
+        result["kinds"] = _joined(known.get("fuzz", {}).get("kinds", []), [{**kind, **facts} for kind in result["kinds"]])
+    known[part] = result
     write_json(path, known)
     lines = [HEAD, *_fuzz(known.get("fuzz")), *_torture(known.get("torture")), *_found()]
     write_text(folder / "reliability.md", "\n".join(lines) + "\n")
+
+
+def _joined(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace kinds by name, in the order in which they were first run."""
+    later = {kind["kind"]: kind for kind in new}
+    return [later.pop(kind["kind"], kind) for kind in old] + list(later.values())
 
 
 def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
@@ -43,11 +53,12 @@ def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
         cells = [kind["kind"], read.total(), read["refused"], read["same"], read["other"]]
         cells += [command.total(), command["refused"], command["accepted"], len(kind["faults"])]
         rows.append(f"| {' | '.join(map(str, cells))} |")
+    commits = dict.fromkeys(f"`{kind['commit']}`" for kind in found["kinds"])
     without = [kind["kind"] for kind in found["kinds"] if not Counter(kind["command"]).total()]
     return [
         "## Mutations of files", "",
-        f"{total.total():,} mutations of {len(rows)} kinds of files, seed {found['seed']}, {found['minutes']} minutes, commit "
-        f"`{found['commit']}`, {found['date']}: {total['fault']} faults.", "",
+        f"{total.total():,} mutations of {len(rows)} kinds of files, seed {found['seed']}, commits {', '.join(commits)}, "
+        f"{found['date']}: {total['fault']} faults. Kinds that had faults were run again once these were mended.", "",
         "*refused*: one sentence, exit code 1, 2 or 3. *the same*: read as the unmutated file. *another*: read as another value, "
         "whose types, units, ranges and relations hold (a digit changed in a file without a hash is another file). A *fault* is a "
         "traceback, exit code 70, a hang, control characters on the terminal, more than 3 GiB of memory, or a number that is "
