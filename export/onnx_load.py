@@ -154,7 +154,11 @@ def _inside(location: object, what: str, path: Path) -> Path:
     leaves = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor or ".." in parts
     file = path.parent / location
     homes = (path.parent.resolve(), path.resolve().parent)  # a download's cache links the model and its weights alike
-    if leaves or not any(file.resolve().is_relative_to(home) for home in homes):
+    try:
+        found = file.resolve()
+    except (RuntimeError, OSError):  # Python 3.11 and 3.12 call links in a circle a RuntimeError
+        raise CorruptFile(path, f"keeps {what} in {location!r}, where symbolic links stand in a circle") from None
+    if leaves or not any(found.is_relative_to(home) for home in homes):
         raise CorruptFile(path, f"keeps {what} outside of its own folder, in {location!r}; only files beside it are read. "
                                 "If it is yours, move that file there and save the model again")  # fmt: skip
     return file

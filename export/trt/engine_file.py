@@ -31,6 +31,7 @@ from export.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import json_text, read_json, sha256, write_together
 from export.parity import check_claim
+from export.ranges import check_types
 from export.trt import rtx
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
 from export.trt.options import target_precision
@@ -390,7 +391,9 @@ def _from_json(value: Mapping[str, Any]) -> EngineManifest:
         if values.get(name) is not None and not isinstance(values[name], dict):
             raise TypeError(f"{name} is {values[name]!r}, not an object")
     _check_proof(values.get("parity") or {}, values.get("latency") or {})
-    return EngineManifest(**values)
+    manifest = EngineManifest(**values)
+    check_types(manifest)
+    return manifest
 
 
 def _check_proof(parity: Mapping[str, Any], latency: Mapping[str, Any]) -> None:

@@ -143,6 +143,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "absolute": ("{outside}", {}, "outside of its own folder"),
     "as Windows writes it": ("C:\\w.bin", {}, "outside of its own folder"),
     "by a link": ("link.bin", {}, "outside of its own folder, in 'link.bin'"),
+    "by links in a circle": ("circle.bin", {}, "links stand in a circle|is missing"),
     "a folder": ("folder", {}, "is missing"),
     "unnamed": ("", {}, "does not name it"),
     "a zero byte": ("w\0.bin", {}, "does not name it"),
@@ -163,6 +164,7 @@ def test_weights_in_other_files_that_cannot_be_read(tmp_path: Path, case: str, s
     (folder / "short.bin").write_bytes(foreign.WEIGHTS.tobytes()[:20])
     outside.write_bytes(foreign.WEIGHTS.tobytes())
     (folder / "link.bin").symlink_to(outside)
+    (folder / "circle.bin").symlink_to("circle.bin")
     path = foreign.external(folder / "m.onnx", location.format(outside=outside), shape, **more)
     for read in (load_graph, load_model, lambda p: timed(p, size=(8, 12))):
         with pytest.raises(CorruptFile, match=reason):
