@@ -269,7 +269,7 @@ def _two_at_once(torture: Torture) -> str:
         codes = [wait(pid, TIMEOUT_S) for pid in pids]
         if 0 not in codes or not set(codes) <= {0, 2}:
             raise Failed(f"{stage.name} twice at once ends with {codes}: {torture.log.read_text(errors='replace')[-700:]}")
-        said.append(f"{stage.name} {'and '.join(map(str, codes))}" if codes != [0, 0] else stage.name)
+        said.append(f"{stage.name} {' and '.join(map(str, codes))}" if codes != [0, 0] else stage.name)
     torture.finish_all(run)
     return f"each ended whole ({', '.join(said)})"
 
