@@ -91,7 +91,8 @@ def _torture(found: Mapping[str, Any] | None) -> list[str]:
         "| command | undisturbed, s | kills |", "|---|--:|--:|",
         *(f"| {name} | {seconds} | {kills.get(name, 0)} |" for name, seconds in found["seconds"].items()), "",
         f"In the system's temporary folder, killed processes left {found['temporary']} entries, which only the system removes.", "",
-        "| trouble | what came of it |", "|---|---|", *(f"| {name} | {said.replace('|', chr(92) + '|')} |" for name, said in found["troubles"].items()), "",
+        "| trouble | what came of it |", "|---|---|",
+        *(f"| {name} | {said.replace('|', '&#124;')} |" for name, said in found["troubles"].items()), "",
         *(["Faults that stand:", "", *(f"* {f.splitlines()[0][:300]}" for f in found["faults"]), ""] if found["faults"] else []),
     ]  # fmt: skip
 
