@@ -330,7 +330,8 @@ class TestBench:
             self.bench(bundle, size=(32, 64))
         fp32, cpu = Target("tensorrt", "fp32"), Target("onnxruntime-cpu", "fp32")
         (model,) = self.bench(bundle, target=fp32).models
-        assert model.file == "model.onnx" and "the bundle's engine is for tensorrt:fp16; this one was built for tensorrt:fp32" in model.notes
+        assert model.file == "model.onnx"
+        assert "the bundle's engine is for tensorrt:fp16; this one was built for tensorrt:fp32" in model.notes
         engine.write_bytes(b"damaged")
         again = f"hyctas-export '{engine}' --rebuild"
         with pytest.raises(CorruptFile, match="differs from the manifest") as found:
