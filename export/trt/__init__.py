@@ -1,4 +1,4 @@
-"""Build, check, run and time engines of TensorRT, 10.3 to 11.x, and TensorRT-RTX. Nothing here imports TensorRT or torch before it is used.
+"""Build, check, run and time engines of TensorRT, 10.3 to 11.x, and TensorRT-RTX. Neither that nor torch is imported before use.
 
 | file                      | does                                                                                  |
 |---------------------------|---------------------------------------------------------------------------------------|
