@@ -35,7 +35,10 @@ _LINES: dict[str, dict[str, str]] = {
         "jetson": "TensorRT comes with JetPack (sudo apt-get install tensorrt); let the virtual environment see it: "
         "python3 -m venv --system-site-packages .venv",
     },
-    "tensorrt-rtx": {"": "a GeForce or RTX PRO card of sm_75 or later, and: " + RTX_WHEELS},
+    "tensorrt-rtx": {
+        "": "a GeForce or RTX PRO card of sm_75 or later, and: " + RTX_WHEELS,
+        "jetson": "nothing: NVIDIA's TensorRT-RTX is not for Jetson; JetPack has TensorRT, take tensorrt:fp16",
+    },
 }
 """Per runtime the line for each kind of machine; the key "" holds for every kind that is not named."""
 

@@ -1,11 +1,13 @@
-"""Build, check, run and time TensorRT engines, 10.3 to 11.x. Nothing here imports TensorRT or torch before it is used.
+"""Build, check, run and time engines of TensorRT, 10.3 to 11.x, and TensorRT-RTX. Neither that nor torch is imported before use.
 
 | file                      | does                                                                                  |
 |---------------------------|---------------------------------------------------------------------------------------|
 | `guard`                   | prove a usable GPU before any TensorRT object exists, and import TensorRT              |
-| `versions`                | everything that differs between versions of TensorRT                                   |
+| `versions`                | everything that differs between versions of TensorRT, and TensorRT-RTX                 |
+| `rtx`                     | TensorRT-RTX: builds without a GPU for GPUs that are named; its cache of kernels       |
+| `proof`                   | prove an engine, where it first runs, that was built where it could not                |
 | `log`                     | collect TensorRT's own messages, and turn None and False into exceptions with them     |
-| `api_build`, `api_run`    | what our code uses of TensorRT, as protocols that real classes and fakes must fit      |
+| `api_run`                 | what our code uses of TensorRT to run engines, as protocols that real classes must fit |
 | `options`                 | how an engine is to be built, as plain data                                            |
 | `precision`               | give a graph its precision, and refuse one whose types do not fit                      |
 | `mixed`                   | find the nodes that must stay in fp32, by parity on a CPU                              |
@@ -27,6 +29,6 @@
 | `plugin`                  | the attention kernel as an ahead-of-time plugin                                        |
 | `attention_memory`        | keep what was chosen on this machine, for tables and searches                          |
 | `attention_case`          | one shape of attention: its graph alone, examples, and a float64 reference             |
-| `attention_benchmark`         | build, prove and time implementations of one shape                                     |
-| `choose`                  | plugin, native fused, decomposed or chunked attention, by measurement                  |
+| `attention_benchmark`     | build, prove and time implementations of one shape                                     |
+| `choose`                  | fused, grouped, decomposed or chunked attention, or the plugin: measured, or as built  |
 """

@@ -37,7 +37,7 @@ def test_unbuilt_runtimes_say_so(text: str) -> None:
 
 
 def test_tensorrt_is_answered_by_its_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_driver() -> None:
+    def no_driver(**kind: str) -> None:
         raise Unavailable("tensorrt", "the driver's cuInit failed with error 100 (CUDA_ERROR_NO_DEVICE)", "plug one in")
 
     monkeypatch.setattr(guard, "import_tensorrt", no_driver)
