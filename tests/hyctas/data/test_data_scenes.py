@@ -27,7 +27,7 @@ def test_the_specification_is_read_and_printed() -> None:
         ("scenes:train=-1", "whole number"),
         ("scenes:seed=1,seed=2", "given twice"),
         ("scenes:size=48", "HEIGHTxWIDTH"),
-        ("scenes:size=8x64", "outside"),
+        ("scenes:size=8x64", "size is"),
     ],
 )
 def test_bad_specifications(spec: str, words: str) -> None:

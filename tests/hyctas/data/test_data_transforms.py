@@ -111,7 +111,7 @@ def test_colour_jitter_against_pillow() -> None:
     ],
 )
 def test_bad_settings(options: dict) -> None:
-    with pytest.raises(InvalidInput, match="wanted"):
+    with pytest.raises(InvalidInput):
         Augment(**options)
 
 
