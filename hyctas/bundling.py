@@ -196,6 +196,8 @@ def _scores(path: Path) -> dict[str, float]:
         scores = {split: float(value[split]["miou"]) for split in ("choose", "val") if split in value}
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(path, f"lacks a score ({type(error).__name__}: {error})") from None
+    if not scores:
+        raise CorruptFile(path, "lacks a score of either part, choose or val")
     for split, miou in scores.items():
         if not 0 <= miou <= 1:  # not a number fails this too
             raise CorruptFile(path, f"the mIoU on {split} is {miou}; it must be between 0 and 1")

@@ -174,7 +174,7 @@ def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, ca
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"precision": "fp32"}, "says fp16, and fp32"), ({"level": 9}, "level is 9"), ({"odd": 1}, "unknown"),
         ({"workspace_mib": 1.5}, "workspace_mib is 1.5; allowed: an integer"),
-            ({"tf32": float("nan")}, "tf32 is nan; allowed: true or false"),
+        ({"tf32": "yes"}, "tf32 is 'yes'; allowed: true or false"),
     )  # fmt: skip
     for options, reason in wrong:
         changed = {**beside, "options": {**beside["options"], **options}, "machine": {**beside["machine"], "gpu": "other"}}
