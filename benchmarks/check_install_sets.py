@@ -83,7 +83,7 @@ def main() -> None:
 
 def install_sets(document: str) -> list[InstallSet]:
     """Read the rows with an install command from the table of the section Install: CUDA, packages, Python, machines, ..."""
-    section = document.partition("\n## Install\n")[2].partition("\n#")[0]
+    section = document.partition("# Install\n")[2].partition("\n#")[0]
     found = []
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]

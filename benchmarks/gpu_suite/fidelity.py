@@ -20,7 +20,7 @@ from hyctas.workloads import draw_networks, units, workloads
 from latency import LatencyTable, Protocol, judge, predict, profile
 from latency.calibration import Calibration
 
-KEYS = 150
+KEYS = 200
 """Most keys that are profiled."""
 CLASSES = 19
 PROTOCOL = Protocol(warmup_ms=20, budget_ms=120)

@@ -87,12 +87,13 @@ def write_engine(
     """
     from export.trt.engine_file import UNPROVEN, check_free, save_engine
     from export.trt.layers import fused_attention, softmax_nodes
+    from export.trt.options import target_precision
     from hyctas.bundling import drafted_file
 
     precision = built_precision(precision, settings)
     settings.options(precision)  # refused before minutes are spent
     check_free(path)
-    onnx, target = portable or path.with_suffix(".onnx"), f"{context.machine.runtime}:{precision}"
+    onnx, target = portable or path.with_suffix(".onnx"), f"{context.machine.runtime}:{target_precision(precision)}"
     # the ONNX file first: what it may fail for is known before minutes are spent; it takes its place when the engine is proven
     with nullcontext() if portable else drafted_file(trained, onnx, size, output, target, examples, extra):
         images = _prepared_images(trained, examples, size)

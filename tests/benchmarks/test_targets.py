@@ -74,7 +74,7 @@ def test_what_cannot_be_compared(tmp_path: Path, second: str, header: dict[str, 
 
 def test_fidelity_counts_what_the_bound_covers() -> None:
     score = Fidelity(0.05, 0.6, 0.9, 0.99, 0.95, 19)
-    ratios = tuple(np.linspace(0.9, 1.1, 19).tolist())
+    ratios = tuple(np.linspace(0.9, 1.1, 60).tolist())
     coefficients = {"constant": 0.0, "per_unit": 0.0, "scale": 1.0}
     calibration = Calibration("tiny@64x64", "sum", coefficients, 19, score, "h", 0.05, ratios)
     found = coverage(calibration, [1.0, 1.0, 1.0, 1.0], np.array([0.9, 1.05, 1.1, 1.2]))

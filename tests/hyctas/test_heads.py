@@ -78,7 +78,7 @@ def test_auxiliary_losses_train_what_only_they_reach(tmp_path: Path) -> None:
 
 
 def test_auxiliary_weight_is_checked() -> None:
-    with pytest.raises(InvalidInput, match="between 0 and 10"):
+    with pytest.raises(InvalidInput, match="auxiliary is"):
         NetworkRecipe(steps=1, auxiliary=-0.2)
 
 

@@ -77,7 +77,7 @@ def kit(measured: Path, tmp_path: Path) -> Path:
 def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, text = command("profile", "--run", run, "--ingest", measured)
-    assert code == 0 and "134 of 134 operators" in text and "hyctas-search" in text, text
+    assert code == 0 and "193 of 193 operators" in text and "hyctas-search" in text, text
     table = LatencyTable.load(run / "latency.json")
     assert table.identity.target == "tensorrt:fp16" and table.calibrations["tiny@64x64"].n == 6
     model = CostModel(tiny(), table, (64, 64), 19)
@@ -132,7 +132,7 @@ def test_too_few_networks_leave_a_table_without_calibration(command: Command, ki
     code, text = command("profile", "--run", run, "--ingest", kit)
     assert code == 2 and "4 of 6 calibration networks" in text and "at least 5" in text
     table = LatencyTable.load(run / "latency.json")
-    assert len(table) == 134 and not table.calibrations
+    assert len(table) == 193 and not table.calibrations
     (kit / "results" / "net-0003.r0.status").write_bytes((kit / "results" / "net-0002.r0.status").read_bytes())
     code, text = command("profile", "--run", run, "--ingest", kit)
     assert code == 2 and "another ONNX file" in text
@@ -156,7 +156,7 @@ def test_a_second_kit_measures_what_could_not_be_attributed(command: Command, ki
     code, text = command("profile", "--run", run, "--ingest", second)
     assert code == 0 and "calibrated on 6 networks" in text, text
     table = LatencyTable.load(run / "latency.json")
-    assert len(table) == 134 and len(table.provenance) == 2
+    assert len(table) == 193 and len(table.provenance) == 2
     assert measure(second, FAKE_GPU="Other").returncode == 0
     for path in (second / "results").glob("*.status"):
         path.write_text(path.read_text().replace("gpu=Orin", "gpu=Other"))

@@ -79,7 +79,7 @@ def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> Non
     assert max(member["predicted_ms"] for member in outcome["front"]) * 1.2 <= limit * (1 + 1e-9)
     assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["confidence"] == 0.95
     for wrong in (30, 100):
-        assert "at least 50 and below 100" in command("search", *arguments, "--confidence", wrong)[1]
+        assert "at least 50, below 100" in command("search", *arguments, "--confidence", wrong)[1]
     made_table(ratios=RATIOS[:10]).save(run / "latency.json")
     code, text = command("search", *arguments, "--confidence", 95)
     assert code == 2 and "needs at least 45 networks; got 10; measure more: hyctas-profile" in text

@@ -22,6 +22,7 @@ from export.bench import bench
 from export.bench_models import BenchModel
 from export.bundle import CONTENT
 from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.imaging import Preprocessing
 from export.manifest import write_manifest
 from export.onnx_file import export_modules
 from export.plugin_kernel import PluginKernel
@@ -96,6 +97,13 @@ def trials(builder: FakeBuilder) -> list[onnx.ModelProto]:
 def operators_of(model: onnx.ModelProto) -> int:
     return len({info.name.partition("_")[0] for info in model.graph.input})
 
+
+
+PARITY = {
+    "output": "native", "inputs": 3, "seed": 0, "finite": True, "max_abs_error": 0.0, "relative_error": 0.0, "label_agreement": 1.0,
+    "tolerance": 1e-4, "min_agreement": 0.999, "passed": True,
+}  # fmt: skip
+"""What a bundle's parity.json says."""
 
 class TestProfile:
     """hyctas-profile --target tensorrt:fp16."""
@@ -202,7 +210,7 @@ class TestProfile:
     ) -> None:
         """Ctrl-C in the second batch, then a full disk, then the same command once more."""
         monkeypatch.setitem(profile.__kwdefaults__, "batch", 2)
-        whole, table = profile_arguments(tmp_path, "--shard", "1/22"), tmp_path / "run/latency.json"
+        whole, table = profile_arguments(tmp_path, "--shard", "1/28"), tmp_path / "run/latency.json"
         lines: list[int] = []
 
         def interrupted(model: onnx.ModelProto) -> bool:
@@ -320,7 +328,14 @@ class TestBench:
         bundle.mkdir()
         for name in CONTENT:
             (bundle / name).write_text("{}")
+        (bundle / "parity.json").write_text(json.dumps(PARITY))
+        (bundle / "labels.json").write_text('{"names": ["road"], "colours": [[0, 0, 0]], "ignore": 255}')
         self.onnx(bundle / "model.onnx")
+        model = onnx.load(bundle / "model.onnx")
+        said = {"size": "4x6", "output": "native", "genotype": "{}", "preprocessing": json.dumps(Preprocessing().to_json())}
+        for key, value in {**said, "labels": (bundle / "labels.json").read_text()}.items():
+            model.metadata_props.add(key=key, value=value)
+        onnx.save(model, bundle / "model.onnx")
         write_manifest(bundle, target="tensorrt:fp16", size=SHAPE[2:], output="native", extra={})
         engine = self.engine(bundle / "model.engine", rig)
         assert self.bench(bundle).models[0].file == "model.engine" and builder.graphs == []
