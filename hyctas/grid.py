@@ -139,9 +139,8 @@ class Space(GeneVectors):
             raise InvalidInput(f"space {self.name}: stages are {[s.name for s in self.stages]}, expected {', '.join(STAGES)}")
         for stage in self.stages:
             self._check_stage(stage)
-        whole = tuple(sorted({final for chosen in self.branch_sets for final in chosen}))
-        problems = {
-            "branch_sets: each ascends, and the one of all final strides is among them": whole not in self.branch_sets
+        rules = {
+            "branch_sets: each ascends, and the one of all final strides is among them": self.finals not in self.branch_sets
             or any(not chosen or list(chosen) != sorted({*chosen} & {8, 16, 32}) for chosen in self.branch_sets),
             f"stems: some of {STEMS}": not self.stems or not {*self.stems} <= {*STEMS},
             f"decoders: some of {DECODERS}": not self.decoders or not {*self.decoders} <= {*DECODERS},
@@ -149,16 +148,13 @@ class Space(GeneVectors):
             f"head_blocks: some of {HEAD_BLOCKS}": not self.head_blocks or not {*self.head_blocks} <= {*HEAD_BLOCKS},
             "attention: a kind where a stage allows attention": any(s.attention for s in self.stages) and not self.attention,
         }
-        for rule, broken in problems.items():
-            if broken:
-                field = rule.partition(":")[0]
-                raise InvalidInput(f"space {self.name}: {field} is {getattr(self, field)}; the rule is: {rule}")
+        self._hold(self, rules)
         self.largest()  # every width can be decoded
 
     def _check_stage(self, stage: Stage) -> None:
         widths = stage.widths
         inner = stage.first[1:] if stage.stride == 1 and stage.first[:1] == ("skip",) else stage.first
-        problems = {
+        rules = {
             "widths: one to five, ascending, multiples of 8": not 1 <= len(widths) <= 5
             or list(widths) != sorted(set(widths)) or any(width % 8 for width in widths),
             "depth: at least 1": stage.depth < 1,
@@ -169,12 +165,14 @@ class Space(GeneVectors):
             "expansions: ascending from 1": not stage.expansions or list(stage.expansions) != sorted({*stage.expansions})
             or min(stage.expansions) < 1,
         }  # fmt: skip
-        for rule, broken in problems.items():
+        self._hold(stage, rules, f" of stage {stage.name}")
+
+    def _hold(self, owner: Space | Stage, rules: Mapping[str, bool], where: str = "") -> None:
+        """Raise for the first broken rule, `field: what it must be` -> whether it is broken."""
+        for rule, broken in rules.items():
             if broken:
                 field = rule.partition(":")[0]
-                raise InvalidInput(
-                    f"space {self.name}: {field} of stage {stage.name} is {getattr(stage, field)}; the rule is: {rule}"
-                )
+                raise InvalidInput(f"space {self.name}: {field}{where} is {getattr(owner, field)}; the rule is: {rule}")
 
     def stage(self, name: str) -> Stage:
         """Return a stage by its name."""
@@ -322,24 +320,14 @@ class Space(GeneVectors):
             low8=self.stage("8").widths[0] if kind == "head2" else 0, attention=attention,
         )  # fmt: skip
 
-    def encode(self, genotype: Genotype) -> Genes:
-        """Map a genotype of this space to a gene vector; genes that play no role are 0.
-
-        Raises:
-            InvalidInput: the genotype is not of this space.
-        """
-        genotype = normal_form(genotype)
+    def candidates(self, genotype: Genotype) -> Iterator[Genes]:
+        """Yield the vectors, one per kind of attention, that a genotype in normal form may have; unused genes are 0."""
         genes = np.zeros(len(self.genes), dtype=np.int64)
-        try:
-            for name, value in self._chosen(genotype).items():
-                genes[self.index[name]] = self.choices[name].index(value)
-            for variant in range(max(1, len(self.attention))):
-                genes[self.index["attention"]] = variant
-                if self.decode(genes) == genotype:
-                    return genes
-        except (ValueError, KeyError, IndexError):
-            pass
-        raise InvalidInput(f"genotype {genotype.id} is not of the space {self.name}")
+        for name, value in self._chosen(genotype).items():
+            genes[self.index[name]] = self.choices[name].index(value)
+        for variant in range(max(1, len(self.attention))):
+            genes[self.index["attention"]] = variant
+            yield genes
 
     def _chosen(self, genotype: Genotype) -> dict[str, Any]:
         """Return the choices that a genotype shows; some may not exist in this space."""
@@ -430,10 +418,7 @@ class Space(GeneVectors):
     # -- extent ------------------------------------------------------------------------------------------------------------
 
     def corner(self, *, largest: bool, **overrides: Any) -> Genotype:
-        """Return the network with all widths and depths at their largest (plain convolutions) or smallest.
-
-        Overrides set single genes by name, dots written as two underscores.
-        """
+        """Return the network with all widths and depths at their largest (plain convolutions) or smallest; overrides set genes."""
         chosen = {name: choices[-1 if largest else 0] for name, choices in self.choices.items()}
         chosen["branches"] = max(self.branch_sets, key=len) if largest else min(self.branch_sets, key=len)
         for name, choices in self.choices.items():
@@ -441,7 +426,7 @@ class Space(GeneVectors):
                 chosen[name] = "conv" if largest and "conv" in choices else choices[0]
             elif name.endswith(("attention", "context")) and name != "attention":
                 chosen[name] = False
-        return self.network(chosen | {name.replace("__", "."): value for name, value in overrides.items()})
+        return self.network(chosen | overrides)
 
     def largest(self) -> Genotype:
         """Return the network with most branches, depth and width, plain convolutions throughout."""
@@ -494,9 +479,7 @@ class Space(GeneVectors):
         previous = self.stages[stage.index - 1]
         widths = set(previous.widths)
         if previous.stride == 1:
-            widths = (widths if len(previous.first) > 1 or previous.first[0] != "skip" else set()) | (
-                set(self.stages[previous.index - 1].widths) if previous.first[0] == "skip" else set()
-            )
+            widths |= set(self.stages[previous.index - 1].widths) if previous.first[0] == "skip" else set()
         if stage.name == "8" and "resnet" in self.stems:
             widths |= set(self.stages[0].widths)
         return tuple(sorted(widths))
@@ -546,11 +529,10 @@ class Space(GeneVectors):
 
     def _decoders(self) -> Iterator[Genotype]:
         """Yield networks that together have every operator behind the trunk at every pair of widths."""
-        finals = max(self.branch_sets, key=len)
         narrow = {f"b{final}.8.{i}.op": "skip" for final in self.finals for i in range(1, self.stage("8").depth)}
         for decoder, level in itertools.product(self.decoders, self.choices["decoder.width"]):
             base = {"decoder": decoder, "decoder.width": level}
-            ends = itertools.zip_longest(self.stage("8").widths, self._ends(16, finals), self._ends(32, finals))
+            ends = itertools.zip_longest(self.stage("8").widths, self._ends(16), self._ends(32))
             for w8, w16, w32 in ends:
                 for branches in self.branch_sets:
                     chosen: dict[str, Any] = {**narrow, **base, "branches": branches}
@@ -571,12 +553,11 @@ class Space(GeneVectors):
         for level, variant in itertools.product(self.choices["decoder.width"], self.attention):
             yield self.network({"decoder.width": level, "head.attention": True, "attention": variant})
 
-    def _ends(self, stride: int, finals: tuple[int, ...]) -> list[tuple[str, int]]:
+    def _ends(self, stride: int) -> list[tuple[str, int]]:
         """Return the stage and width of every feature at a stride that a decoder can get."""
-        if stride > max(finals):
+        if stride > max(self.finals):
             return []
-        stages = [stage for stage in self.stages if stage.reduction == stride and stage.first != ("skip",)]
-        return [(stage.name, width) for stage in stages for width in stage.widths]
+        return [(stage.name, width) for stage in self.stages if stage.reduction == stride for width in stage.widths]
 
     def _taps(self) -> list[dict[str, Any]]:
         """Return the choices that give a head every width of stride-4 features."""
@@ -592,11 +573,11 @@ class Space(GeneVectors):
         """Yield the largest networks of every branch set, decoder and head, optional stages in and out; most branches first."""
         by_size = sorted(self.branch_sets, key=lambda chosen: -len(chosen))
         optional = [name for name, choices in self.choices.items() if name.endswith(".first") and choices[0] == "skip"]
-        ends = [{name.replace(".", "__"): self.choices[name][end] for name in optional} for end in (0, -1)]
-        variants = [{}, *({"head__attention": True, "attention": variant} for variant in self.attention)]
+        ends = [{name: self.choices[name][end] for name in optional} for end in (0, -1)]
+        variants = [{}, *({"head.attention": True, "attention": variant} for variant in self.attention)]
         for choice in itertools.product(by_size, self.decoders, self.heads, self.head_blocks, variants, ends):
             branches, decoder, kind, block, attention, stages = choice
-            frame = {"branches": branches, "decoder": decoder, "head__kind": kind, "head__block": block}
+            frame = {"branches": branches, "decoder": decoder, "head.kind": kind, "head.block": block}
             yield self.corner(largest=True, **frame, **attention, **stages)
 
 

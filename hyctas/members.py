@@ -43,7 +43,7 @@ def _network(
     stem: str, widths: Widths, stages: Mapping[str, tuple[int, int, Row]], decoder_widths: tuple[int, int],
     branches: tuple[int, ...], **more: Any,
 ) -> Genotype:  # fmt: skip
-    """Return a network whose branches run along the deepest one; `more` sets single genes, dots written as two underscores."""
+    """Return a network whose branches run along the deepest one; `more` sets single genes by name."""
     space = edge()
     chosen: dict[str, Any] = {"stem.kind": stem, "stem.2.width": widths[0], "branches": branches}
     for width, (name, (kernel, expansion, row)) in zip(widths[1:], stages.items(), strict=True):
@@ -60,7 +60,7 @@ def _network(
         "decoder": "sum", "decoder.width": space.stage("8").widths.index(decoder_widths[0]), "head.kind": "plain",
         "head.width": space.stage("4").widths.index(decoder_widths[1]),
     }  # fmt: skip
-    return space.network(chosen | {name.replace("__", "."): value for name, value in more.items()})
+    return space.network(chosen | more)
 
 
 def _lite(suffix: str, branches: tuple[int, ...], **more: Any) -> Genotype:
@@ -78,13 +78,13 @@ def _residual(widths: Widths, decoder: tuple[int, int]) -> Genotype:
 def _plain(widths: Widths, decoder: tuple[int, int]) -> Genotype:
     long, short = ("conv", "residual", "residual"), ("conv", "residual")
     stages = {"4": (3, 1, ("conv",)), "8": (3, 1, long), "16a": (3, 1, short), "32a": (3, 1, long)}
-    return _network("conv", widths, stages, decoder, (32,), b32__context=True)
+    return _network("conv", widths, stages, decoder, (32,), **{"b32.context": True})
 
 
 def _two_branch(widths: Widths, decoder: tuple[int, int]) -> Genotype:
     deep = ("conv", "residual")
     stages = {"4": (3, 1, ("conv",)), "8": (3, 1, ("conv", "residual")), "16a": (3, 1, deep), "32a": (3, 1, deep)}
-    more = {"b8__8__2__op": "residual", "b32__context": True}
+    more = {"b8.8.2.op": "residual", "b32.context": True}
     return _network("conv", widths, stages, decoder, (8, 32), **more)
 
 
@@ -93,7 +93,7 @@ def _hyctas(widths: Widths, decoder: tuple[int, int]) -> Genotype:
         "4": (3, 1, ("conv",)), "8": (3, 1, ("conv", "downup")), "16a": (3, 1, ("downup", "downup2x")),
         "32a": (3, 1, ("downup", "downup2x")),
     }  # fmt: skip
-    more = {"b16__16a__attention": True, "b32__32a__attention": True, "b8__8__2__op": "downup2x", "decoder": "concat"}
+    more = {"b16.16a.attention": True, "b32.32a.attention": True, "b8.8.2.op": "downup2x", "decoder": "concat"}
     return _network("conv", widths, stages, decoder, (8, 16, 32), **more)
 
 
@@ -104,8 +104,8 @@ def members() -> dict[str, Genotype]:
     for suffix in LITE_WIDTHS:
         found[f"lite0{suffix}"] = _lite(suffix, (32,))
         found[f"lite0-16{suffix}"] = _lite(suffix, (16,))
-        found[f"lite0-16-attention{suffix}"] = _lite(suffix, (16,), b16__16b__attention=True)
-        more = {"b8__8__2__op": "inverted", "b8__8__3__op": "inverted"}
+        found[f"lite0-16-attention{suffix}"] = _lite(suffix, (16,), **{"b16.16b.attention": True})
+        more = {"b8.8.2.op": "inverted", "b8.8.3.op": "inverted"}
         found[f"lite0-16-branch{suffix}"] = _lite(suffix, (8, 16), **more)
     found["resnet"] = _residual((64, 64, 128, 256, 512), (64, 32))
     found["resnet-w50"] = _residual((32, 32, 64, 128, 256), (64, 32))

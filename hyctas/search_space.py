@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from export.errors import InvalidInput
-from hyctas.genotype import Genotype
+from hyctas.genotype import Genotype, normal_form
 from hyctas.operators import Operator
 
 LAYOUT = 2
@@ -86,7 +86,8 @@ class SearchSpace(Protocol):
 class GeneVectors:
     """What follows from a space's named genes, whatever they mean: the spaces of this project share it.
 
-    A space adds `name`, `genes`, `decode`, `encode` and `sample_genes`, and says in `varied` how one gene changes.
+    A space adds `name`, `genes`, `decode`, `candidates` (the vectors that a genotype may have) and `sample_genes`, and says in
+    `varied` how one gene changes.
     """
 
     @cached_property
@@ -111,6 +112,21 @@ class GeneVectors:
         if wrong := [name for (name, count), value in zip(self.genes, genes, strict=True) if not 0 <= value < count]:
             raise InvalidInput(f"genes out of range: {', '.join(wrong)}")
         return genes
+
+    def encode(self: SearchSpace, genotype: Genotype) -> Genes:
+        """Map a genotype of the space to a gene vector; genes that play no role are 0.
+
+        Raises:
+            InvalidInput: the genotype is not of this space.
+        """
+        genotype = normal_form(genotype)
+        try:
+            for genes in self.candidates(genotype):  # type: ignore[attr-defined]
+                if self.decode(genes) == genotype:
+                    return genes
+        except (ValueError, KeyError, IndexError):
+            pass
+        raise InvalidInput(f"genotype {genotype.id} is not of the space {self.name}")
 
     def sample(self: SearchSpace, rng: np.random.Generator, ratios: Ratios = (1.0, 1.0, 1.0)) -> Genotype:
         """Draw a genotype (see `sample_genes`)."""

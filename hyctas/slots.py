@@ -18,10 +18,11 @@ def slots(space: SearchSpace, num_classes: int) -> dict[str, Layers]:
     found: dict[str, Layers] = {}
     for slot, operator in space.cells():
         _grow(found.setdefault(slot, {}), operator, (0,))
+    cells = set(found)
     # the largest branch set comes first: with it, all of fusion's blocks appear
     for genotype in space.frames():
         for node in lower(genotype, (32, 32), num_classes).nodes:
-            if node.part != "trunk" and not node.slot.startswith("stage."):
+            if node.slot not in cells:
                 _grow(found.setdefault(node.slot, {}), node.operator, node.blocks)
     return found
 

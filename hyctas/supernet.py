@@ -53,6 +53,11 @@ class Slot(nn.Module):
             self.add_module(name, _without_statistics(module) if isinstance(module, nn.BatchNorm2d) else module)
         initialise(self)
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """All input blocks of its convolutions."""
+        return tuple(range(max((len(layer.sources) for layer in self.full.values() if isinstance(layer, Layer)), default=1)))
+
     def tensors(self, layer: Layer | Norm | Scalar, blocks: Sequence[int]) -> dict[str, Tensor]:
         """Return the sliced tensors of a layer, named as in a network's state dict below the layer's name."""
         module, full = self.get_submodule(layer.name), self.full[layer.name]

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from export.errors import InvalidInput
 from hyctas.genotype import STAGES, Arithmetic, Cell, Fusion, Genotype, Head
-from hyctas.node import cell_operator, slot_name
-from hyctas.operators import Layer
+from hyctas.plan import lower
 from hyctas.pretrained.trunk import EPS, NormedConv, SourceBlock, SourceTrunk
 from hyctas.pretrained.weights import SlotWeights, Weights
 
@@ -56,20 +55,13 @@ def trunk_genotype(trunk: SourceTrunk, decoder: int = 64) -> Genotype:
 def trunk_weights(trunk: SourceTrunk) -> Weights:
     """Return a trunk's weights by slot, channels as they are; sort them first (`sorted_by_importance`) where a slice is taken."""
     found: Weights = {}
-    arithmetic = Arithmetic(aligned=not trunk.symmetric_padding)
-    width, counts = 3, dict[str, int]()
-    for block, cell in zip(trunk.blocks, trunk_cells(trunk), strict=True):
-        operator = cell_operator(cell, (width,), arithmetic)
-        slot = slot_name("stage", cell.stage, counts.get(cell.stage, 0), operator)
-        counts[cell.stage] = counts.get(cell.stage, 0) + 1
-        tensors = {}
-        layers = {layer.name: layer for layer in operator.layers()}
-        for name, conv in block.layers.items():
-            layer = layers[name]
-            assert isinstance(layer, Layer)
-            tensors[name] = {"weight": conv.weight} | {f"norm.{ours}": getattr(conv, theirs) for ours, theirs in NORM.items()}
-        found[slot] = SlotWeights(layers, tensors, (0,))
-        width = cell.out
+    nodes = [node for node in lower(trunk_genotype(trunk), (32, 32), 1).nodes if node.part in ("stem", "trunk")]
+    for block, node in zip(trunk.blocks, nodes, strict=True):
+        tensors = {
+            name: {"weight": conv.weight} | {f"norm.{ours}": getattr(conv, theirs) for ours, theirs in NORM.items()}
+            for name, conv in block.layers.items()
+        }
+        found[node.slot] = SlotWeights({layer.name: layer for layer in node.operator.layers()}, tensors, node.blocks)
     return found
 
 
@@ -80,8 +72,7 @@ def sorted_by_importance(trunk: SourceTrunk) -> SourceTrunk:
     convolutions that write the stage, norms folded in, summed over the stage. Hidden channels have an order per block: by the L1
     norm of the columns that read them (once-for-all, Cai et al., ICLR 2020, section 3.3).
     """
-    cells = trunk_cells(trunk)
-    orders = _stage_orders(trunk, cells)
+    orders = _stage_orders(trunk)
     blocks = []
     inputs = torch.arange(3)
     for index, block in enumerate(trunk.blocks):
@@ -91,7 +82,7 @@ def sorted_by_importance(trunk: SourceTrunk) -> SourceTrunk:
     return replace(trunk, blocks=tuple(blocks))
 
 
-def _stage_orders(trunk: SourceTrunk, cells: tuple[Cell, ...]) -> list[Tensor]:
+def _stage_orders(trunk: SourceTrunk) -> list[Tensor]:
     """Return the order of every block's output channels; blocks whose outputs are added share one."""
     groups: list[int] = []
     for index, block in enumerate(trunk.blocks):

@@ -15,7 +15,7 @@ from hyctas.operators import InvertedResidual, Layer, Norm, Operator, Predict, R
 from hyctas.plan import Node
 from hyctas.supernet import Supernet
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+STATISTICS = ("running_mean", "running_var")
 LAST_LAYER: dict[type[Operator], str] = {InvertedResidual: "project", Residual: "second"}
 """Blocks with a shortcut that compute the identity where the norm of this layer has scale 0."""
 
@@ -87,9 +87,8 @@ def supernet_weights(supernet: Supernet) -> Weights:
     """Return a supernet's weights by slot."""
     found: Weights = {}
     for name, slot in supernet.slots().items():
-        widest = max((len(layer.sources) for layer in slot.full.values() if isinstance(layer, Layer)), default=1)
         tensors = {layer: dict(slot.get_submodule(layer).state_dict()) for layer in slot.full}
-        found[name] = SlotWeights(slot.full, tensors, tuple(range(widest)))
+        found[name] = SlotWeights(slot.full, tensors, slot.blocks)
     return found
 
 
@@ -126,8 +125,7 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
     slots = supernet.slots()
     for name, slot in slots.items():
         source = None if ".predict." in name and not same_classes else weights.get(name)
-        widest = max((len(layer.sources) for layer in slot.full.values() if isinstance(layer, Layer)), default=1)
-        _start(slot, name, slot.full, range(widest), source, loaded)
+        _start(slot, name, slot.full, slot.blocks, source, loaded)
     _check_trunk([name for name in slots if name.startswith("stage.") and not name.startswith("stage.s2.")], loaded)
     return loaded
 
@@ -153,7 +151,7 @@ def _start(
         own = module.get_submodule(layer_name).state_dict()
         other = {} if source is None else source.tensors.get(layer_name, {})
         for tensor_name, tensor in own.items():
-            if tensor_name.endswith("num_batches_tracked") or tensor_name.startswith("layer"):
+            if tensor_name.endswith("num_batches_tracked"):
                 continue
             if tensor_name not in other:
                 whole = whole and tensor_name.rpartition(".")[2] in STATISTICS
