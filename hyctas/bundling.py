@@ -100,6 +100,11 @@ def load_trained(
     return _checked_classes(trained, source, classes)
 
 
+def weights_file(folder: Path) -> Path:
+    """Return where the weights of a bundle, or else of a run's trained network, are."""
+    return folder / ("weights.safetensors" if (folder / BUNDLE_MARK).exists() else "network.safetensors")
+
+
 def _checked_classes(trained: Trained, source: Path, classes: int | None) -> Trained:
     if classes not in (None, trained.labels.num_classes):
         raise InvalidInput(f"{source} has {trained.labels.num_classes} classes, asked for {classes}; leave --classes out")

@@ -64,31 +64,24 @@ class SupernetRecord:
         """
         return recorded_space(self.space_name, self.space_hash, self.path, given)
 
+    def load(self, space: str | None = None) -> Supernet:
+        """Load the weights.
+
+        Args:
+            space: the user's own space file, where the supernet was trained on one.
+
+        Raises:
+            InvalidInput: trained on another space.
+            CorruptFile: the file is damaged.
+        """
+        searched = self.space(space)
+        with torch.device("meta"):
+            supernet = Supernet(searched, len(self.classes))
+        supernet.to_empty(device="cpu")
+        load_weights(supernet, self.path)
+        return supernet
+
 
 def load_supernet(run: Path, space: str | None = None) -> Supernet:
-    """Load RUN/supernet.safetensors.
-
-    Args:
-        run: the run folder.
-        space: the user's own space file, where the supernet was trained on one.
-
-    Raises:
-        InvalidInput: not trained yet, or trained on another space.
-        CorruptFile: the file is damaged.
-    """
-    record = SupernetRecord.read(run)
-    searched = record.space(space)
-    with torch.device("meta"):
-        supernet = Supernet(searched, len(record.classes))
-    supernet.to_empty(device="cpu")
-    load_weights(supernet, record.path)
-    return supernet
-
-
-def supernet_classes(run: Path) -> tuple[str, ...]:
-    """Return the names of the classes that a run's supernet was trained on.
-
-    Raises:
-        InvalidInput, CorruptFile: not trained, or the run's record is damaged.
-    """
-    return SupernetRecord.read(run).classes
+    """Load RUN/supernet.safetensors; arguments and errors as of `SupernetRecord.read` and `SupernetRecord.load`."""
+    return SupernetRecord.read(run).load(space)

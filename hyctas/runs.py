@@ -89,7 +89,7 @@ class Run:
         if self.path.exists():
             record: dict[str, Any] = read_json(self.path, FORMAT_VERSION)
             differing = _differences(record.get("config", {}), self.config)
-            if differing and record.get("config") != self._formerly:
+            if differing and (self._formerly is None or record.get("config") != self._formerly):
                 raise InvalidInput(
                     f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing)
                     + "\nRepeat it with the old values to continue, give another --run, or add --restart to start over."

@@ -41,12 +41,14 @@ class DataSet:
 
     def identity(self) -> dict[str, Any]:
         """Describe all of the data."""
-        return {**self.source.fingerprint(), "train": len(self.train), "choose": len(self.choose), "method": self.method}
+        return self._described(self.source.fingerprint())
 
     def trained(self) -> dict[str, Any]:
         """Describe what weights are trained on, for a training's configuration: a changed val is not a new training."""
-        return {**self.identity(), **self.source.fingerprint(("train",))}
+        return self._described(self.source.fingerprint(("train",)))
 
+    def _described(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        return {**fingerprint, "train": len(self.train), "choose": len(self.choose), "method": self.method}
 
     def scored(self) -> dict[str, Any]:
         """Describe what a trained network is scored on besides: when that changes, it is scored again, and not trained again."""

@@ -61,8 +61,6 @@ def export_network(job: ExportJob) -> None:
         rebuild(job, path)
         return
     size = image_size(job.size) if job.size else None
-    if job.classes is not None and not 1 <= job.classes <= 255:
-        raise InvalidInput(f"--classes {job.classes} must be between 1 and 255")
     target = choose_target(job.target, kind, path, job.gpu)
     home = bundle_of(path) if kind == ENGINE else None
     engine = path if kind == ENGINE else path / ENGINE_NAME if kind == BUNDLE and target.runtime in TENSORRT else None

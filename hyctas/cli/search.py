@@ -12,6 +12,7 @@ from hyctas.cli.jobs import SearchJob, image_size
 
 if TYPE_CHECKING:
     from export.imaging import Preprocessing
+    from hyctas.inherit import SupernetRecord
     from hyctas.runs import Run
     from hyctas.search.history import Evaluation, History
     from hyctas.search.limits import Limits
@@ -68,7 +69,7 @@ def run_search(job: SearchJob) -> None:
         return
     if history.evaluations:
         say(f"continuing: {len(history.evaluations)} evaluations are recorded")
-    score = _scorer(job, data, eval_size, preprocessing)
+    score = _scorer(job, supernet, data, eval_size, preprocessing)
     with bar(f"search {2 * job.evaluations} networks") as shown:
         search(
             model, limits, score, history, evaluations=job.evaluations, population=job.population, seed=job.seed,
@@ -140,17 +141,18 @@ def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: P
     return image_size(found[0])
 
 
-def _scorer(job: SearchJob, data: Any, eval_size: tuple[int, ...] | None, preprocessing: Preprocessing) -> Any:
+def _scorer(
+    job: SearchJob, supernet: SupernetRecord, data: Any, eval_size: tuple[int, ...] | None, preprocessing: Preprocessing
+) -> Any:
     from export.torch_session import torch_threads
     from hyctas.data import Frames
-    from hyctas.inherit import load_supernet
     from hyctas.search.score import Scorer
 
     size = (eval_size[0], eval_size[1]) if eval_size else None
     train = Frames(data.source, "train", data.train, size=size)
     choose = Frames(data.source, "train", data.choose, size=size)
     scorer = Scorer(
-        load_supernet(job.run, job.space), train, choose, preprocessing, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
+        supernet.load(job.space), train, choose, preprocessing, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
     )
 
     def score(genotype: Any) -> float:

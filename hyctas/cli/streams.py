@@ -88,7 +88,6 @@ def open_standard_streams() -> None:
 @contextlib.contextmanager
 def guarded() -> Iterator[Stream]:
     """Let stdout and stderr be `Stream`s; yields stdout's."""
-    open_standard_streams()
     before = sys.stdout, sys.stderr
     out, err = Stream(sys.stdout), Stream(sys.stderr)
     sys.stdout, sys.stderr = out, err

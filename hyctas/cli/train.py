@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
-from hyctas.processes import first_goes_first, group_closed, processes
+from hyctas.processes import first_goes_first, group_closed, is_first, processes
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def train_network(job: TrainNetworkJob) -> None:
         run = Run(job.run, "train-network", config, outputs, restart=job.restart and first, formerly=formerly)
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
-        if run.record["results"].get("scored", data.scored()) != data.scored():
+        scored = data.scored()
+        if run.record["results"].get("scored", scored) != scored:
             _score_again(run, data, recipe.size)
         return
 
@@ -197,10 +198,8 @@ def _score_again(run: Run, data: DataSet, size: tuple[int, int] | None) -> None:
     """Score a trained network on a val that has changed since."""
     from hyctas.bundling import load_trained
     from hyctas.cli.show import say
-    from hyctas.training.loop import is_first_process, start_processes
 
-    start_processes()
-    if not is_first_process():
+    if not is_first():
         return
     trained = load_trained(run.folder)
     results = _score(run, trained.network, trained.genotype.id, data, size, trained.preprocessing)

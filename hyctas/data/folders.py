@@ -192,7 +192,7 @@ def _lacking(root: Path, layout: Layout) -> list[str]:
 
 def _has_labels(root: Path, layout: Layout) -> bool:
     folder = root / layout.labels.format(split=_folder(layout, "train"))
-    return any(path.suffix.lower() == _LABEL_SUFFIX and path.stem.endswith(layout.label_ending) for path in _walk(folder))
+    return any(_is_label(path) and path.stem.endswith(layout.label_ending) for path in _walk(folder))
 
 
 def _folder(layout: Layout, split: str) -> str:

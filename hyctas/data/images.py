@@ -68,10 +68,9 @@ def read_palette(path: Path) -> dict[int, tuple[int, int, int]]:
     Raises:
         InvalidInput: see `read_label`.
     """
-    if not _opened(path, lambda picture: picture.mode == "P", formats=("PNG",)):
+    label = _opened(path, lambda picture: _label(picture) if picture.mode == "P" else None, formats=("PNG",))
+    if label is None or label.palette is None:
         return {}
-    label = read_label(path)
-    assert label.palette is not None
     return {int(value): _rgb(label.palette[value]) for value in np.unique(label.values)}
 
 

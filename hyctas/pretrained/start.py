@@ -80,21 +80,21 @@ def find_start(source: str, run: Path, space: str | None = None) -> Start | None
 
 
 def _start_from_network(folder: Path) -> Start:
-    from hyctas.bundling import load_trained
+    from hyctas.bundling import load_trained, weights_file
 
     trained = load_trained(folder)
-    path = folder / ("weights.safetensors" if (folder / BUNDLE_MARK).exists() else "network.safetensors")
-    record = {"source": folder.name, "sha256": sha256(path), "genotype": trained.genotype.id}
+    record = {"source": folder.name, "sha256": sha256(weights_file(folder)), "genotype": trained.genotype.id}
     return Start(network_weights(trained.network), trained.preprocessing, trained.labels.names, record)
 
 
 def _start_from_supernet(folder: Path, space: str | None) -> Start:
-    from hyctas.inherit import load_supernet, supernet_classes
+    from hyctas.inherit import SupernetRecord
     from hyctas.runs import recorded_preprocessing
 
     record = {"source": folder.name, "sha256": sha256(folder / "supernet.safetensors")}
     preprocessing = recorded_preprocessing(folder / "train-supernet.json")
-    return Start(supernet_weights(load_supernet(folder, space)), preprocessing, supernet_classes(folder), record)
+    found = SupernetRecord.read(folder)
+    return Start(supernet_weights(found.load(space)), preprocessing, found.classes, record)
 
 
 def default_source(genotype: Genotype) -> str:

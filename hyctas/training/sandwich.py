@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Band:
 def macs_band(recipe: SupernetRecipe, num_classes: int) -> Band:
     """Return the band of networks with at most `max_gmacs`; without it, of all networks."""
 
+    @lru_cache(maxsize=2 * POOL)  # the pool is asked for whether it lies in the band, for its largest and for its smallest
     def gmacs(genotype: Genotype) -> float:
         return lower(genotype, recipe.crop, num_classes).macs / 1e9
 
@@ -108,19 +110,14 @@ class Sandwich:
         recipe: batch, loss, seed, which networks a step draws.
         frames: images to train on.
         preprocessing: how images are normalised.
-        band: the networks that are trained; default: those of at most `max_gmacs`.
-        members: hand-made networks of the space.
     """
 
-    def __init__(
-        self, supernet: Supernet, recipe: SupernetRecipe, frames: Frames, preprocessing: Preprocessing, band: Band | None = None,
-        members: Sequence[Genotype] = (),
-    ) -> None:  # fmt: skip
+    def __init__(self, supernet: Supernet, recipe: SupernetRecipe, frames: Frames, preprocessing: Preprocessing) -> None:
         self.supernet, self.recipe = supernet, recipe
         rank, world = start_processes()
         self.device = default_device()
         supernet.to(self.device)
-        self.drawer = Drawer(supernet.space, recipe, band or macs_band(recipe, supernet.num_classes), members)
+        self.drawer = Drawer(supernet.space, recipe, macs_band(recipe, supernet.num_classes))
         self.feed = CropFeed(frames, recipe, preprocessing, rank, world)
         counts = torch.from_numpy(frames.class_counts())
         self.weights = class_weights(counts).to(self.device) if recipe.class_weights else None

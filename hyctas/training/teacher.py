@@ -22,12 +22,11 @@ from PIL import Image
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import parse_json, sha256
 from export.imaging import Preprocessing, exact_stride
-from export.manifest import NAME as BUNDLE_MARK
 from export.onnx_load import graph_inputs, load_graph, metadata_of
 from export.onnx_shape import static_onnx
 from export.runtimes import available_targets, open_runtime
 from export.target import Target, format_size
-from hyctas.bundling import Trained, load_trained
+from hyctas.bundling import RELEASED_PREPROCESSING, Trained, load_trained, weights_file
 from hyctas.data import Labels
 from hyctas.training.loop import default_device
 from hyctas.training.soft_map import Grid, SoftMap, average, coarsened
@@ -73,7 +72,7 @@ def _weights(path: Path) -> Path:
         if path.suffix.lower() != ".onnx":
             raise InvalidInput(f"teacher {path}: {allowed}")
         return path
-    file = path / ("weights.safetensors" if (path / BUNDLE_MARK).exists() else "network.safetensors")
+    file = weights_file(path)
     if not file.is_file():
         raise InvalidInput(f"teacher {path}: there is no {file.name} in it; {allowed}")
     return file
@@ -242,7 +241,7 @@ def _described(path: Path) -> tuple[tuple[int, int] | None, dict[str, str]]:
 
 def _preprocessing(path: Path, metadata: dict[str, str]) -> Preprocessing:
     if "preprocessing" not in metadata:
-        example = json.dumps(Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).to_json())
+        example = json.dumps(RELEASED_PREPROCESSING.to_json())
         raise InvalidInput(
             f"teacher {path} does not say how its images are normalised: give it the metadata preprocessing, for RGB in 0..1, "
             f"for instance {example}; in Python: model.metadata_props.add(key='preprocessing', value=...), then onnx.save"

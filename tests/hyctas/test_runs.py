@@ -167,3 +167,9 @@ def test_what_is_private_goes_with_the_end_even_after_a_kill(tmp_path: Path, kil
         begun()
         Run(tmp_path, "train-network", {}, outputs)
     assert os.listdir(tmp_path) == ["train-network.json"]
+
+
+def test_a_record_without_its_configuration_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text('{"format_version": 1, "command": "search", "state": "done"}')
+    with pytest.raises(InvalidInput, match="another configuration"):
+        Run(tmp_path, "search", {"seed": 0}, ())
