@@ -247,12 +247,13 @@ def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes] = ()) -> Callable[
         InvalidInput: the model does not take one image, or gives nothing that can be labels, and the mode needs that.
     """
     if mode == "model":
-        model.session.bind(_feeds(model, jpegs) if model.takes_pictures else random_feeds(model.session.inputs))
+        pictured = model.takes_pictures
+        model.session.bind(_feeds(model, model.usual_image(mode), jpegs) if pictured else random_feeds(model.session.inputs))
         return model.session.step
     image = model.usual_image(mode)
     jpegs = jpegs or [synthetic_jpeg(image.size, seed=0)]
-    to_labels = _to_labels(model, mode, _feeds(model, jpegs))
-    work = _labelling(model, to_labels, jpegs) if mode == "labels" else _end_to_end(model, to_labels, jpegs)
+    to_labels = _to_labels(model, mode, image, _feeds(model, image, jpegs))
+    work = _labelling(model, image, to_labels, jpegs) if mode == "labels" else _end_to_end(model, image, to_labels, jpegs)
     state = {"frame": 0}
 
     def timed() -> float:
@@ -264,21 +265,18 @@ def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes] = ()) -> Callable[
     return timed
 
 
-def _feeds(model: OpenModel, jpegs: Sequence[bytes]) -> dict[str, np.ndarray]:
+def _feeds(model: OpenModel, image: ImageInput, jpegs: Sequence[bytes]) -> dict[str, np.ndarray]:
     """Return the inputs for the first image."""
-    assert model.image is not None
-    size = model.image.size
-    first = jpegs[0] if jpegs else synthetic_jpeg(size, seed=0)
-    return {model.image.spec.name: model.preprocessing.apply(decode(first), size)}
+    first = jpegs[0] if jpegs else synthetic_jpeg(image.size, seed=0)
+    return {image.spec.name: model.preprocessing.apply(decode(first), image.size)}
 
 
 ToLabels = Callable[[np.ndarray], np.ndarray]
 """Runs a model on an image (1, 3, H, W) and returns labels (h, w)."""
 
 
-def _to_labels(model: OpenModel, mode: str, feeds: Mapping[str, np.ndarray]) -> ToLabels:
+def _to_labels(model: OpenModel, mode: str, image: ImageInput, feeds: Mapping[str, np.ndarray]) -> ToLabels:
     """Return what runs the model and makes labels of its output; one run tells what the output's shape leaves open."""
-    image = model.usual_image(mode)
     output = label_output(model.session.outputs, image.size)
     if output is None:
         raise InvalidInput(
@@ -294,22 +292,22 @@ def _to_labels(model: OpenModel, mode: str, feeds: Mapping[str, np.ndarray]) -> 
     return lambda tensor: labels(run({name: tensor})[index], size)
 
 
-def _labelling(model: OpenModel, to_labels: ToLabels, jpegs: Sequence[bytes]) -> Callable[[int], np.ndarray]:
-    assert model.image is not None
-    tensors = [model.preprocessing.apply(decode(data), model.image.size) for data in jpegs]
+def _labelling(
+    model: OpenModel, image: ImageInput, to_labels: ToLabels, jpegs: Sequence[bytes]
+) -> Callable[[int], np.ndarray]:
+    tensors = [model.preprocessing.apply(decode(data), image.size) for data in jpegs]
     return lambda index: to_labels(tensors[index])
 
 
-def _end_to_end(model: OpenModel, to_labels: ToLabels, jpegs: Sequence[bytes]) -> Callable[[int], np.ndarray]:
-    assert model.image is not None
-    size = model.image.size
-
+def _end_to_end(
+    model: OpenModel, image: ImageInput, to_labels: ToLabels, jpegs: Sequence[bytes]
+) -> Callable[[int], np.ndarray]:
     def work(index: int) -> np.ndarray:
-        image = decode(jpegs[index])
-        labels = to_labels(model.preprocessing.apply(image, size))
-        if (image.height, image.width) != labels.shape:
-            labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
-        return overlay(np.asarray(image), labels, model.colours)
+        picture = decode(jpegs[index])
+        labels = to_labels(model.preprocessing.apply(picture, image.size))
+        if (picture.height, picture.width) != labels.shape:
+            labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST))
+        return overlay(np.asarray(picture), labels, model.colours)
 
     return work
 

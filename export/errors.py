@@ -95,3 +95,8 @@ class Unavailable(HyctasError):
     def __init__(self, target: str, reason: str, install: str) -> None:
         self.target, self.reason, self.install = target, reason, install
         super().__init__(f"{target} is unavailable: {reason}\nTo make it available: {install}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

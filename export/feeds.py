@@ -45,3 +45,8 @@ def _random(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
     if dtype.kind in "iu":
         return np.ones(spec.shape, dtype)
     return random.standard_normal(spec.shape).astype(dtype)
+
+
+def dynamic_note(spec: TensorSpec) -> str:
+    """Say of an output, described by what a run with random inputs gave, that its shape depends on the inputs."""
+    return f"the shape of its output {spec.name!r} is known after a run alone; {spec.shape} for random inputs"

@@ -49,7 +49,11 @@ def load_model(path: Path) -> onnx.ModelProto:
         InvalidInput: no such file, or weights beyond the 2 GiB of a single file.
         CorruptFile: as `load_graph`.
     """
-    model = load_graph(path)
+    return with_weights(load_graph(path), path)
+
+
+def with_weights(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Put the weights that a model keeps in other files into it, in place; raises as `load_model`."""
     outside = list(external_tensors(model))
     places = [_place(tensor, path) for tensor in outside]
     total = path.stat().st_size + sum(length for _, _, length in places)
@@ -68,7 +72,7 @@ def load_model(path: Path) -> onnx.ModelProto:
 def whole_bytes(path: Path) -> bytes:
     """Return an ONNX file's content with all its weights inside; raises as `load_model`."""
     model = load_graph(path)
-    return load_model(path).SerializeToString() if external_files(model) else path.read_bytes()
+    return with_weights(model, path).SerializeToString() if external_files(model) else path.read_bytes()
 
 
 def external_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -9,7 +9,7 @@ import onnx
 
 from export.errors import InvalidInput
 from export.files import write_bytes
-from export.onnx_load import external_files, graph_inputs, load_graph, load_model, shape_of
+from export.onnx_load import external_files, graph_inputs, load_graph, shape_of, with_weights
 from export.runtime import TensorSpec
 from export.target import format_size
 from export.tensor_layout import channels_axis, image_input
@@ -32,8 +32,8 @@ def static_onnx(path: Path, size: tuple[int, int] | None, folder: Path) -> tuple
         CorruptFile: not a whole ONNX file.
     """
     model = load_graph(path)
-    notes = [f"{path.name} keeps weights in {', '.join(outside)}, which its sha256 does not cover"
-             for outside in [external_files(model)] if outside]  # fmt: skip
+    outside = external_files(model)
+    notes = [f"{path.name} keeps weights in {', '.join(outside)}, which its sha256 does not cover"] if outside else []
     wanted = {info.name: _static_shape(info, size, path) for info in graph_inputs(model)}
     image = image_input([TensorSpec(name, shape) for name, shape in wanted.items()])
     if size is not None and image is not None and image.size != size:
@@ -41,11 +41,9 @@ def static_onnx(path: Path, size: tuple[int, int] | None, folder: Path) -> tuple
     changed = [info for info in graph_inputs(model) if list(shape_of(info) or ()) != list(wanted[info.name])]
     if not changed:
         return path, notes
-    model = load_model(path)
-    for info in graph_inputs(model):
+    with_weights(model, path)
+    for info in changed:
         before = _shape(info)
-        if list(shape_of(info) or ()) == list(wanted[info.name]):
-            continue
         for dim, value in zip(info.type.tensor_type.shape.dim, wanted[info.name], strict=True):
             dim.Clear()
             dim.dim_value = value

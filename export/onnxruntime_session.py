@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.feeds import check_feeds, random_feeds
+from export.errors import CorruptFile, InvalidInput, Unavailable, first_line
+from export.feeds import check_feeds, dynamic_note, random_feeds
 from export.files import utf8_path
 from export.platform import install_line, nvidia_driver, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
@@ -112,12 +112,12 @@ class OnnxRuntime:
                     utf8_path(path), _options(self.threads), providers=[(wanted, extra)], enable_fallback=0
                 )
         except states.InvalidProtobuf as error:
-            raise CorruptFile(path, f"is not a whole ONNX file ({_first_line(error)})") from None
+            raise CorruptFile(path, f"is not a whole ONNX file ({first_line(error)})") from None
         except UnicodeDecodeError:  # what ONNX Runtime says of a damaged name is no text
             raise CorruptFile(path, "is damaged: a name in it is no text") from None
         except _refusals() as error:
             if on_cuda and _CUDA_FAILED.search(str(error)):
-                raise self._unavailable(f"CUDA does not start: {_first_line(error)}") from None
+                raise self._unavailable(f"CUDA does not start: {first_line(error)}") from None
             _check_whole(path)
             raise InvalidInput(f"{path}: {_why_refused(error)}") from None
         found = session.get_providers()
@@ -190,7 +190,7 @@ class OnnxSession:
         binding.synchronize_inputs()
         if self._launched is None:
             self._release(binding)
-        if self._launched is not None:
+        else:
             self._capture(binding)
         self._binding = binding
 
@@ -238,16 +238,16 @@ class OnnxSession:
 
     def _describe_outputs(self) -> tuple[TensorSpec, ...]:
         infos = self._session.get_outputs()
-        if all(isinstance(extent, int) for info in infos for extent in info.shape):
+        dynamic = frozenset(info.name for info in infos if not all(isinstance(extent, int) for extent in info.shape))
+        if not dynamic:
             return tuple(TensorSpec(info.name, tuple(info.shape), _dtype(info)) for info in infos)
         # shape inference gave up, or the values decide; the inputs are static, so one run tells
         for info in infos:
             _dtype(info)  # a sequence has no shape
         found = self._compute(random_feeds(self.inputs))
         specs = tuple(TensorSpec(info.name, value.shape, str(value.dtype)) for info, value in zip(infos, found, strict=True))
-        self._dynamic = frozenset(info.name for info in infos if not all(isinstance(extent, int) for extent in info.shape))
-        self.notes += [f"the shape of its output {spec.name!r} is known after a run alone; {spec.shape} for random inputs"
-                       for spec in specs if spec.name in self._dynamic]  # fmt: skip
+        self._dynamic = dynamic
+        self.notes += [dynamic_note(spec) for spec in specs if spec.name in dynamic]
         return specs
 
 
@@ -371,7 +371,7 @@ def _check_whole(path: Path) -> None:
 def _why_refused(error: Exception) -> str:
     import onnxruntime
 
-    text = f"ONNX Runtime {onnxruntime.__version__} does not run it: {_first_line(error)}"
+    text = f"ONNX Runtime {onnxruntime.__version__} does not run it: {first_line(error)}"
     return f"{text}. {_WITHOUT_GRAPH}" if "graph capture" in str(error) else text
 
 
@@ -385,7 +385,3 @@ def _dtype(info: Any) -> str:
     if info.type not in _DTYPES:
         raise InvalidInput(f"{info.name!r} has the type {info.type}, which has no numpy equivalent here")
     return _DTYPES[info.type]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import InvalidInput, Unavailable
-from export.feeds import check_feeds, random_feeds
+from export.feeds import check_feeds, dynamic_note, random_feeds
 from export.files import utf8_path
 from export.onnxruntime_session import load_exported
 from export.platform import install_line, platform_kind
@@ -124,10 +124,8 @@ class OpenVinoSession:
             _spec(name, port, result.shape) for name, port, result in zip(outputs, ports, self._results, strict=True)
         )
         self._result_ports = ports
-        self.notes += [
-            f"the shape of its output {spec.name!r} is known after a run alone; {spec.shape} for random inputs"
-            for spec, port in zip(self.outputs, ports, strict=True) if port.partial_shape.is_dynamic
-        ]  # fmt: skip
+        pairs = zip(self.outputs, ports, strict=True)
+        self.notes += [dynamic_note(spec) for spec, port in pairs if port.partial_shape.is_dynamic]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute the outputs; bound inputs stay bound."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, first_line
 from export.feeds import check_feeds
 from export.onnx_trace import folded
 from export.platform import install_line, platform_kind
@@ -79,7 +79,7 @@ class TorchRuntime:
         try:
             session = TorchSession(program.module(), examples, names, self.target, self.threads)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise InvalidInput(f"{path}: PyTorch {torch.__version__} does not run it: {_first_line(error)}") from None
+            raise InvalidInput(f"{path}: PyTorch {torch.__version__} does not run it: {first_line(error)}") from None
         session.metadata = {name: text for name, text in extra.items() if text}
         return session
 
@@ -250,10 +250,6 @@ def _example(path: Path, name: str, value: object) -> torch.Tensor:
     if value.dtype == torch.bfloat16:
         raise InvalidInput(f"{path}: input {name!r} is bfloat16, which numpy lacks; export it with a float32 input")
     return torch.zeros(tuple(value.shape), dtype=value.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _convert_weights(module: nn.Module, dtype: torch.dtype) -> None:

@@ -124,7 +124,7 @@ def build_engine(
     if trt is None:
         trt = import_rtx() if options.capabilities else import_tensorrt()
     if is_rtx(trt):
-        check_buildable(options, attention=computed_products(data))
+        check_buildable(options, attention=75 in options.capabilities and computed_products(data))
     elif options.capabilities:
         raise InvalidInput("TensorRT builds for the GPU that is here; only tensorrt-rtx builds for GPUs that are named")
     lines: list[str] = []

@@ -199,16 +199,13 @@ def take_first(question: Question) -> dict[str, Any]:
     return {"implementation": next(iter(question.candidates)), "reason": "not measured", "refused": dict(question.refused)}
 
 
-def ask_builder(question: Question, capability: int = 89, trt: Any = None) -> dict[str, Any]:
+def ask_builder(question: Question, capability: int, trt: Any) -> dict[str, Any]:
     """Take the first implementation that TensorRT-RTX's builder makes one kernel of: a `Judge` for machines without a GPU.
 
     Args:
         question: what is to be computed.
         capability: compute capability that is asked about.
-        trt: TensorRT-RTX; imported where it is None.
-
-    Raises:
-        Unavailable: TensorRT-RTX is not installed.
+        trt: TensorRT-RTX.
     """
     refused = dict(question.refused)
     for name, candidate in question.candidates.items():
@@ -223,12 +220,8 @@ def ask_builder(question: Question, capability: int = 89, trt: Any = None) -> di
     return {"implementation": rest[0], "reason": "nothing is fused into one kernel", "refused": refused}
 
 
-def why_not_fused(model: onnx.ModelProto, precision: str, capability: int, trt: Any = None) -> str:
-    """Build a graph with TensorRT-RTX, and say why its attention is not one kernel; empty where it is.
-
-    Raises:
-        Unavailable: TensorRT-RTX is not installed.
-    """
+def why_not_fused(model: onnx.ModelProto, precision: str, capability: int, trt: Any) -> str:
+    """Build a graph with TensorRT-RTX, and say why its attention is not one kernel; empty where it is."""
     from export.trt.build import build_engine
     from export.trt.log import TensorRTFailed
 

@@ -130,8 +130,9 @@ def engine_from_onnx(
         examples = [draw() for _ in range(EXAMPLES)] if options.precision == "mixed" else []
         graph = in_precision(_single_file(onnx), options.precision, examples=examples)
         tell(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
-        cache = place.timing_cache if place.backend is not None else None
-        built = build_engine(graph, options, timing_cache=cache, machine=place.machine, trt=place.trt, progress=progress)
+        built = build_engine(
+            graph, options, timing_cache=place.timing_cache, machine=place.machine, trt=place.trt, progress=progress
+        )
         if place.backend is None:
             return built.plan, _unproven(built, place.machine, onnx, command, graph, tell)
         session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx), trt=place.trt))

@@ -15,7 +15,7 @@ from export.errors import InvalidInput, Unavailable
 from export.plugin_kernel import AXES, PTX_OF_CUDA, CeilDiv, PluginKernel, newest_ptx
 from export.trt.guard import Gpu
 from export.trt.log import MESSAGES
-from export.trt.versions import PLUGINS_FROM, check_arrays, has_plugins, version_of
+from export.trt.versions import PLUGINS_FROM, check_arrays, has_plugins, number_of, version_of
 
 if TYPE_CHECKING:
     import onnx
@@ -117,7 +117,7 @@ def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[
     q, k, v = shapes
     if why := version_refusal(trt):
         return why
-    if (here := gpu.capability[0] * 10 + gpu.capability[1]) != kernel.architecture:
+    if (here := number_of(gpu.capability)) != kernel.architecture:
         return f"the kernel is compiled for sm_{kernel.architecture}, and this GPU is sm_{here}"
     if gpu.driver_cuda <= max(PTX_OF_CUDA) and kernel.ptx_version > newest_ptx(gpu.driver_cuda):
         driver, ptx = (".".join(map(str, version)) for version in (gpu.driver_cuda, kernel.ptx_version))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CheckFailed
-from export.files import json_text, sha256, write_together
+from export.files import sha256, write_json
 from export.parity import ParityReport, check_same
 from export.runtime import Session
 from export.target import Target
@@ -60,8 +60,8 @@ def prove(session: Session, path: Path, manifest: EngineManifest, machine: Machi
     report = compared(session, onnx, BuildOptions.from_json(manifest.options))
     if not report.passed:
         raise CheckFailed(f"{path.name} is not what {onnx.name} computes on this GPU ({machine.gpu}): {report.summary()}")
-    parity = {**report.to_json(), "passed": True, "against": onnx.name, "gpu": machine.gpu, "driver": machine.driver}
+    parity = {**report.to_json(), "against": onnx.name, "gpu": machine.gpu, "driver": machine.driver}
     proven = replace(manifest, parity=parity)
     with replaced_in_bundle(path):
-        write_together({manifest_path(path): json_text(proven.to_json()).encode()})
+        write_json(manifest_path(path), proven.to_json())
     return proven

@@ -20,7 +20,8 @@ from export.files import write_bytes
 from export.platform import RTX_WHEELS
 from export.trt.log import attempted, checked
 from export.trt.timing_cache import cache_path as timing_path
-from export.trt.versions import check_supported
+from export.trt.timing_cache import default_folder
+from export.trt.versions import check_supported, is_rtx, number_of
 
 if TYPE_CHECKING:
     from export.trt.engine_file import Machine
@@ -75,7 +76,7 @@ def check_gpu(capability: tuple[int, int]) -> None:
     Raises:
         Unavailable: of another compute capability.
     """
-    number = capability[0] * 10 + capability[1]
+    number = number_of(capability)
     if number not in CAPABILITIES:
         known = ", ".join(f"sm_{known}" for known in CAPABILITIES)
         raise Unavailable(RUNTIME, f"TensorRT-RTX is for {known}, and here is sm_{number}", "take tensorrt:fp16 on this GPU")
@@ -104,6 +105,11 @@ def check_buildable(options: BuildOptions, attention: bool) -> None:
 def cache_path(folder: Path, machine: Machine) -> Path:
     """Return the file of the runtime cache for a GPU and driver."""
     return timing_path(folder, machine).with_suffix(".jit")
+
+
+def own_cache_path(trt: Any, machine: Machine) -> Path | None:
+    """Return the file of the user's runtime cache for a machine; None for TensorRT, which compiles nothing when it loads."""
+    return cache_path(default_folder(), machine) if is_rtx(trt) else None
 
 
 class RuntimeCache:

@@ -31,8 +31,7 @@ from export.trt.layers import layer_info as describe_layers
 from export.trt.log import TensorRTFailed, attempted, checked
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.proof import is_proven, prove
-from export.trt.rtx import RuntimeCache, cache_path
-from export.trt.timing_cache import default_folder
+from export.trt.rtx import RuntimeCache, own_cache_path
 from export.trt.versions import device_memory_bytes, is_rtx
 
 CUDA_GRAPH = ("auto", "require", "off")
@@ -361,7 +360,7 @@ def open_engine(
     metadata, notices = _metadata_beside(path, engine.manifest)
     session = EngineSession(
         engine.plan, backend=backend, cuda_graph=cuda_graph, repeats=repeats, shapes=shapes, metadata=metadata, trt=trt,
-        runtime_cache=cache_path(default_folder(), machine) if is_rtx(trt) else None,
+        runtime_cache=own_cache_path(trt, machine),
     )  # fmt: skip
     session.manifest = engine.manifest
     session.notes[:0] = [*engine.notices, *notices]

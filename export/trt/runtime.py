@@ -23,10 +23,10 @@ from export.trt.engine_file import machine_of
 from export.trt.guard import import_tensorrt, unavailable_reason
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import BuildOptions, target_precision
-from export.trt.rtx import cache_path
+from export.trt.rtx import own_cache_path
 from export.trt.runner import EngineSession, open_engine
 from export.trt.timing_cache import default_folder
-from export.trt.versions import is_rtx
+from export.trt.versions import is_rtx, number_of
 
 if TYPE_CHECKING:
     import onnx
@@ -256,7 +256,7 @@ class TensorRTRuntime:
     def _part(self, path: Path) -> onnx.ModelProto | HyctasError:
         import onnx
 
-        from export.trt.attention_benchmark import NoAttention
+        from export.trt.choose import NoAttention
         from export.trt.precision import check_graph
 
         try:
@@ -291,14 +291,12 @@ class TensorRTRuntime:
 
     def _here(self, options: BuildOptions) -> BuildOptions:
         """Name this machine's GPU where the runtime builds for GPUs that are named."""
-        major, minor = self._machine.capability
-        return replace(options, capabilities=(major * 10 + minor,)) if is_rtx(self._trt) else options
+        return replace(options, capabilities=(number_of(self._machine.capability),)) if is_rtx(self._trt) else options
 
     def _session(self, plan: bytes, cuda_graph: str, metadata: Mapping[str, str] | None = None) -> EngineSession:
-        cache = cache_path(default_folder(), self._machine) if is_rtx(self._trt) else None
         return EngineSession(
             plan, backend=self._backend, cuda_graph=cuda_graph, repeats=self._repeats, metadata=metadata, trt=self._trt,
-            runtime_cache=cache,
+            runtime_cache=own_cache_path(self._trt, self._machine),
         )  # fmt: skip
 
     def _options_for(self, graph: bytes) -> BuildOptions:

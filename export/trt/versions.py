@@ -20,8 +20,6 @@ RTX_FROM = (1, 7)
 NEWEST_MAJOR = 11
 PLUGINS_FROM = (10, 16)
 """Ahead-of-time plugins exist from 10.9 on; up to 10.15 arrays read back under NumPy 2 are corrupt."""
-ATTENTION_FROM = (10, 14)
-"""TensorRT's own attention layer, and ONNX's operator Attention in its parser (release notes of the parser, 10.14)."""
 OPSETS = (((10, 3), 20), ((10, 15), 24), ((11, 5), 25))
 """From which version on the ONNX parser takes at least which opset, as its documentation says."""
 RTX_OPSET = 27
@@ -91,14 +89,14 @@ def compute_capability(trt: Any, number: int) -> Any:
     return trt.ComputeCapability.__members__[f"SM{number}"]
 
 
+def number_of(capability: tuple[int, int]) -> int:
+    """Return a compute capability as one number, for instance 89."""
+    return capability[0] * 10 + capability[1]
+
+
 def has_plugins(trt: Any) -> bool:
     """Return whether ahead-of-time plugins can be relied on."""
     return not is_rtx(trt) and version_of(trt)[:2] >= PLUGINS_FROM
-
-
-def has_attention(trt: Any) -> bool:
-    """Return whether TensorRT has an attention layer of its own."""
-    return is_rtx(trt) or version_of(trt)[:2] >= ATTENTION_FROM
 
 
 def newest_opset(trt: Any) -> int:

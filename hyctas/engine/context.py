@@ -63,14 +63,14 @@ def open_context(
     from export.trt.guard import import_tensorrt, require_gpu
     from export.trt.plugin import PLUGINS
     from export.trt.runner import EngineSession
-    from export.trt.versions import is_rtx
+    from export.trt.versions import is_rtx, number_of
 
     trt, gpu = import_tensorrt(runtime=runtime), require_gpu()
     machine, backend, cache = machine_of(trt), open_backend(settings.cuda_backend), settings.cache()
     kept = settings.options("fp32")
     values: dict[str, Any] = {"workspace_mib": kept.workspace_mib, "tf32": kept.tf32, "level": kept.level}
     if is_rtx(trt):
-        values["capabilities"] = (gpu.capability[0] * 10 + gpu.capability[1],)
+        values["capabilities"] = (number_of(gpu.capability),)
     engines = EngineBackend(trt, machine, backend, cache, values, count or (lambda seconds: None))
 
     def build(graph: bytes, options: BuildOptions, progress: Progress | None) -> BuildResult:
@@ -116,10 +116,11 @@ def compiled(case: AttentionCase, gpu: Gpu) -> PluginKernel:
         HyctasError: it cannot be: no Triton, no such architecture, too old a driver, no tile that holds.
     """
     from export.trt.plugin import PLAIN_SHARED_BYTES
+    from export.trt.versions import number_of
     from hyctas.attention.plugin import plugin_kernel
 
-    (major, minor), channels = gpu.capability, (case.qk_channels, case.value_channels)
+    channels = case.qk_channels, case.value_channels
     return plugin_kernel(
-        major * 10 + minor, *channels, case.dtype, queries=case.queries, keys=case.keys, driver_cuda=gpu.driver_cuda,
+        number_of(gpu.capability), *channels, case.dtype, queries=case.queries, keys=case.keys, driver_cuda=gpu.driver_cuda,
         most_shared_bytes=PLAIN_SHARED_BYTES,
     )  # fmt: skip
