@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def with_cell(genotype: Genotype, op: str) -> Genotype:
         cell = Cell(op, last.out, stage=last.stage, kernel=last.kernel, expansion=last.expansion, relu6=last.relu6)
     else:
         cell = Cell(op, last.out, stage=last.stage)
-    fields = {name: getattr(genotype, name) for name in genotype.__dataclass_fields__}
-    return normal_form(Genotype(**fields | {"branches": ((*branch, cell),)}))
+    return normal_form(replace(genotype, branches=((*branch, cell),)))
 
 
 def _seeds(count: int, **case: Any) -> Iterator[Case]:
@@ -248,7 +247,7 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]]) -> st
         "# Screening\n\nPrinted by `python -m benchmarks.screening --table` from `screening.jsonl`, which "
         "`python -m benchmarks.screening --data FOLDER` wrote: brief, equal trainings on CamVid (see `benchmarks/screening.py`). "
         f"Machine: {', '.join(cpus)}. Latency by `python -m benchmarks.screening --time` ({TARGET}, "
-        f"{SIZE[0]}x{SIZE[1]}, native output), where it says so. A seed alone moves a result by 2 to 3 points.\n\n"
+        f"{SIZE[0]}x{SIZE[1]}, native output), where it says so.\n\n"
         + "\n".join(rows) + "\n"
     )
 

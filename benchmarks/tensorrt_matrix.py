@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.gpu_suite.suite import sources
 from benchmarks.tensorrt_case import build_all
+from export.precision import opset
+from export.trt.attention_case import PRECISIONS as DTYPES
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from export.trt.attention_case import AttentionCase
     from hyctas.genotype import Genotype
 
+SOURCES = ("export", "export/trt", "hyctas", "hyctas/attention", "hyctas/engine", "hyctas/published", "benchmarks")
+"""What graphs and engines are made from."""
 OUT = Path(__file__).parent / "results" / "tensorrt_rtx"
 SIZE = (360, 480)
 SIZES = (SIZE, (512, 1024))
@@ -120,8 +125,8 @@ def graphs(
 
     standard = exported(genotype, size, folder) if "standard" in bodies else None
     others = [body for body in bodies if body != "standard"] if attending(genotype, size) else []
-    opsets = {precision: 22 if precision == "bf16" else 18 for precision in precisions}
-    with_nodes = {opset: exported(genotype, size, folder, opset) for opset in set(opsets.values())} if others else {}
+    opsets = {precision: opset("fp16" if precision == "mixed" else precision) for precision in precisions}
+    with_nodes = {number: exported(genotype, size, folder, number) for number in set(opsets.values())} if others else {}
     for precision in precisions:
         made = {"standard": in_types(standard, precision)} if standard is not None else {}
         if others:
@@ -168,8 +173,7 @@ def alone(case: AttentionCase) -> onnx.ModelProto:
     shapes = {"q": q, "k": k, "v": v, "o": (*v[:3], q[3])}
     values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()]
     graph = helper.make_graph([node], "attention", values[:3], values[3:])
-    opset = 22 if case.dtype == "bfloat16" else 18
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
+    imports = [helper.make_opsetid("", opset(DTYPES[case.dtype])), helper.make_opsetid(DOMAIN, 1)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=imports, ir_version=10)
     return model
 
@@ -188,10 +192,10 @@ def chosen(case: AttentionCase) -> tuple[str, str, dict[str, str]]:
 
 def matrix_rows(names: Sequence[str], known: dict[str, Any], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Build every network in every precision with every attention, a process each; give a row per case."""
-    every = networks()
+    every, code = networks(), sources(SOURCES)
     for name in names:
-        sources = hashlib.sha256(repr((every[name].id, SIZE, CAPABILITY, _sources())).encode()).hexdigest()[:16]
-        if name in known and known[name]["sources"] == sources:
+        made_from = hashlib.sha256(repr((every[name].id, SIZE, CAPABILITY, code)).encode()).hexdigest()[:16]
+        if name in known and known[name]["sources"] == made_from:
             yield from known[name]["rows"]
             continue
         with tempfile.TemporaryDirectory(prefix="hyctas-matrix-") as folder:
@@ -200,7 +204,7 @@ def matrix_rows(names: Sequence[str], known: dict[str, Any], say: Callable[[str]
             built = build_all([(file, option) for (_, _, file), option in zip(cases, options, strict=True)])
         pairs = zip(cases, built, strict=True)
         rows = [{"network": name, "precision": kind, "attention": body, **asdict(made)} for (kind, body, _), made in pairs]
-        known[name] = {"sources": sources, "rows": rows}
+        known[name] = {"sources": made_from, "rows": rows}
         failed = sum(bool(row["error"]) for row in rows)
         say(f"{name}: {len(rows)} cases, {failed} refused")
         yield from rows
@@ -268,15 +272,6 @@ def _cell(row: dict[str, Any]) -> str:
     if row["error"]:
         return "refused"
     return f"built {row['fused']}/{row['softmaxes']}" if row["softmaxes"] else "built"
-
-
-def _sources() -> str:
-    """Hash what graphs are made from."""
-    digest = hashlib.sha256()
-    for folder in ("export", "hyctas/attention", "hyctas"):
-        for path in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

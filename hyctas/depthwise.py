@@ -1,4 +1,4 @@
-"""Train depthwise convolutions on CPUs with gradients that are 4 to 10 times faster than PyTorch's own (`benchmarks/depthwise.py`).
+"""Train depthwise convolutions on CPUs with faster gradients than PyTorch's own (`python -m benchmarks.depthwise` times both).
 
 oneDNN has fast kernels for a depthwise convolution itself and for the weights' gradient of a 3x3, in bfloat16 and channels-last,
 but not for strided gradients and those of larger kernels. Both are put down to the fast ones:

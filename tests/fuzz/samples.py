@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -235,12 +234,3 @@ def with_onnx_metadata(data: bytes, metadata: bytes) -> bytes:
         entry = model.metadata_props.add()
         entry.key, entry.value = name.encode("utf-8", "replace").decode(), value.encode("utf-8", "replace").decode()
     return bytes(model.SerializeToString())
-
-
-def torch_bytes(value: Any) -> bytes:
-    """Return what torch.save writes."""
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()

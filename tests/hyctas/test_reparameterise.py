@@ -21,6 +21,7 @@ from hyctas.training.config import Recipe
 from hyctas.training.evaluate import reestimate_norms
 from hyctas.training.loop import Trainer
 from hyctas.training.reparameterise import ReparameterisedConv, merge, reparameterise
+from tests.hyctas.stopping import run_until
 
 IMAGES = torch.rand(2, 3, 61, 83, generator=torch.Generator().manual_seed(3))
 """Odd sizes: the last windows of stride-2 convolutions reach into the padding."""
@@ -123,18 +124,7 @@ def trained(path: Path, steps: int) -> Network:
         loss.backward()
         return {"loss": float(loss.detach())}
 
-    class Stop(Exception):
-        pass
-
-    def watch(progress: object) -> None:
-        if trainer.step == steps:
-            trainer.save()
-            raise Stop
-
-    try:
-        trainer.run(step, watch)
-    except Stop:
-        pass
+    run_until(trainer, step, steps)
     return network
 
 

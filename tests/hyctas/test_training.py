@@ -23,6 +23,7 @@ from hyctas.training.loop import Trainer
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
 from hyctas.training.sandwich import Drawer, Sandwich, macs_band
 from hyctas.training.single import Single
+from tests.hyctas.stopping import run_until
 
 TINY, EDGE = tiny(), edge()
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
@@ -108,18 +109,7 @@ def train(frames: Frames, path: Path, steps: int, stop: int | None = None, **oth
     step = Single(network, settings, frames, PREPROCESSING)
     trainer = Trainer(network, settings, path)
 
-    class Stop(Exception):
-        pass
-
-    def watch(progress: object) -> None:
-        if trainer.step == stop:
-            trainer.save()
-            raise Stop
-
-    try:
-        trainer.run(step, watch)
-    except Stop:
-        pass
+    run_until(trainer, step, stop)
     step.feed.close()
     return trainer
 

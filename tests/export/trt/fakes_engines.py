@@ -47,16 +47,16 @@ class FakeBuilder:
         self.caches.append(timing_cache)
         if self.fails(model):
             raise TensorRTFailed("building the engine", ["error: could not find any implementation"])
-        inputs = _tensors(model.graph.input)
+        inputs = tensors(model.graph.input)
         data = plan(
-            inputs, _tensors(model.graph.output), version=self.rig.trt.version, layers=self.layers(model), ms=self.ms(model),
+            inputs, tensors(model.graph.output), version=self.rig.trt.version, layers=self.layers(model), ms=self.ms(model),
             attention_scale=_scale(model) if list(inputs) == ["q", "k", "v"] else None,
         )  # fmt: skip
         digest = hashlib.sha256(graph).hexdigest()
         return BuildResult(data, 0.1, len(model.graph.node), {}, options, digest, (), ("the timing cache was new",))
 
 
-def _tensors(infos: Any) -> dict[str, list[Any]]:
+def tensors(infos: Any) -> dict[str, list[Any]]:
     types = {info.name: info.type.tensor_type for info in infos}
     return {name: [KINDS[t.elem_type], *(d.dim_value for d in t.shape.dim)] for name, t in types.items()}
 

@@ -25,6 +25,7 @@ from export.trt.options import BuildOptions
 from export.trt.runtime import TensorRTRuntime
 from export.trt.timing_cache import default_folder
 from tests.export.trt.fakes_cuda import fake_pycuda
+from tests.export.trt.fakes_engines import tensors
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import SHAPE, VERSIONS, Rig, make_rig, plan, save
 
@@ -63,12 +64,6 @@ class TestRuntime:
     @pytest.fixture
     def built(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[onnx.ModelProto, BuildOptions, Path | None]]:
         asked: list[tuple[onnx.ModelProto, BuildOptions, Path | None]] = []
-        kinds = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16"}
-
-        def tensors(infos: Any) -> dict[str, list[Any]]:
-            types = {info.name: info.type.tensor_type for info in infos}
-            return {name: [kinds[t.elem_type], *(d.dim_value for d in t.shape.dim)] for name, t in types.items()}
-
         def build_engine(graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **here: Any) -> BuildResult:
             model = onnx.ModelProto.FromString(graph)
             asked.append((model, options, timing_cache))

@@ -14,13 +14,20 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from hyctas.pretrained import SourceTrunk
+
 DATA = Path(__file__).parent / "data"
+GIVEN = {"timm_lite0": "tf_efficientnet_lite0.pth"}
+"""What a network's file is called, where it matters."""
 
 
 def shapes(network: str) -> dict[str, tuple[int, ...]]:
@@ -45,9 +52,21 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     return value.float()
 
 
-def state_dict(network: str) -> dict[str, Tensor]:
-    """Return a filled state dict."""
+@cache
+def _filled(network: str) -> dict[str, Tensor]:
     return {name: tensor(name, shape) for name, shape in shapes(network).items()}
+
+
+def state_dict(network: str) -> dict[str, Tensor]:
+    """Return a filled state dict, the caller's own."""
+    return {name: value.clone() for name, value in _filled(network).items()}
+
+
+def trunk(network: str) -> SourceTrunk:
+    """Return what is read from it."""
+    from hyctas.pretrained.reading import Provenance, read_trunk  # `make_features.py` runs where hyctas is not
+
+    return read_trunk(state_dict(network), GIVEN.get(network, network), Provenance(sha256="", licence="", origin=""))
 
 
 def image(height: int, width: int) -> np.ndarray:

@@ -22,8 +22,6 @@ LIMIT = 1e-5
 """Allowed largest error, in standard deviations of the original's output; weights and samples are fp32."""
 ANONYMOUS = Provenance(sha256="", licence="", origin="")
 NAMED = [name for name in TAPS if name != "lite0"]
-GIVEN = {"timm_lite0": "tf_efficientnet_lite0.pth"}
-"""What the file is called, where it matters."""
 
 
 def errors(trunk: SourceTrunk, file: str, network: str, size: tuple[int, int]) -> list[float]:
@@ -43,8 +41,7 @@ def errors(trunk: SourceTrunk, file: str, network: str, size: tuple[int, int]) -
 @pytest.mark.parametrize("size", NAMED_SIZES, ids=str)
 @pytest.mark.parametrize("network", NAMED)
 def test_every_family_computes_as_its_original(network: str, size: tuple[int, int]) -> None:
-    trunk = read_trunk(named_weights.state_dict(network), GIVEN.get(network, network), ANONYMOUS)
-    assert max(errors(trunk, "named_features.npz", network, size)) < LIMIT
+    assert max(errors(named_weights.trunk(network), "named_features.npz", network, size)) < LIMIT
 
 
 @pytest.mark.parametrize("size", REAL_SIZES, ids=str)

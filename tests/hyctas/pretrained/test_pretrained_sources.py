@@ -25,7 +25,6 @@ from hyctas.pretrained.state_file import tensors_sha256
 Row = tuple[str, int, int, int, int]
 """(op, output channels, stride, kernel, expansion)."""
 ANONYMOUS = Provenance(sha256="", licence="", origin="")
-GIVEN = {"timm_lite0": "tf_efficientnet_lite0"}
 NETWORKS = ("lite_pytorch_lite0", "timm_lite0", "timm_mobilenetv2", "torchvision_mobilenetv2", "resnet18")
 
 
@@ -61,7 +60,7 @@ def read(state: dict[str, Tensor], name: str = "weights.pth") -> SourceTrunk:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_blocks_of_every_naming(network: str) -> None:
-    trunk = read(named_weights.state_dict(network), GIVEN.get(network, network))
+    trunk = named_weights.trunk(network)
     assert rows(trunk) == EXPECTED[network]
     for block in trunk.blocks:
         assert block.relu6 == (network != "resnet18")
@@ -207,7 +206,7 @@ def test_unsupported_networks(network: str, change: Callable[[dict[str, Tensor]]
     state = named_weights.state_dict(network)
     change(state)
     with pytest.raises(InvalidInput) as caught:
-        read(state, GIVEN.get(network, network))
+        read(state, named_weights.GIVEN.get(network, network))
     text = str(caught.value)
     assert found in text and "MobileNetV2" in text and "--init none" in text
 

