@@ -144,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="data set, as hyctas-train takes it")
     parser.add_argument("--plan", nargs="*", choices=PLANS, default=list(PLANS), help="what to train, in this order")
+    parser.add_argument("--seeds", nargs="*", type=int, help="train these seeds only (default: all of the plan)")
     parser.add_argument("--runs", type=Path, default=Path("runs/screening"), help="folder of the run folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
     parser.add_argument("--time", action="store_true", help="time the networks of the results file instead")
@@ -160,6 +161,8 @@ def main() -> None:
             return
         for plan in arguments.plan:
             for case in PLANS[plan]():
+                if arguments.seeds is not None and case.seed not in arguments.seeds:
+                    continue
                 if case.key not in {json.dumps(line["case"], sort_keys=True) for line in read_results(arguments.results)}:
                     run(case, arguments.data, arguments.runs / case.name, arguments.results)
 
