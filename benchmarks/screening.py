@@ -50,16 +50,23 @@ class Case:
     all_of_train: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the recipe, besides the learning rate and 100 steps of warm-up."""
+    teachers: tuple[tuple[str, int], ...] = ()
+    """Network and seed of each case that it follows: cases alike in everything else, without settings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what stands in the results file: `teachers` where there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "teachers" or value}
 
     @property
     def key(self) -> str:
-        """Canonical JSON: what stands in the results file."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Canonical JSON of it."""
+        return json.dumps(self.to_json(), sort_keys=True)
 
     @property
     def name(self) -> str:
         """Name of the run folder."""
         parts = [self.network.removeprefix(HANDMADE), self.init, *(f"{name}={value}" for name, value in self.settings.items())]
+        parts += [f"from-{name.removeprefix(HANDMADE)}-{seed}" for name, seed in self.teachers]
         text = "_".join([*parts, str(self.steps), self.crop, *["all"] * self.all_of_train, f"seed{self.seed}"])
         return "".join(c if c.isalnum() or c in "-_=.+" else "-" for c in text)
 
@@ -67,6 +74,10 @@ class Case:
         """Return what is trained."""
         name, _, added = self.network.removeprefix(HANDMADE).partition("+")
         return with_cell(member(name), added) if added else member(name)
+
+    def teacher_cases(self) -> list[Case]:
+        """Return the cases that it follows."""
+        return [replace(self, network=name, seed=seed, settings={}, teachers=()) for name, seed in self.teachers]
 
 
 ATTENTION = {
@@ -128,6 +139,12 @@ def _recipe() -> Iterator[Case]:
         yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", settings=settings)
 
 
+def _teachers() -> Iterator[Case]:
+    """Distillation: from the widest member of the family, and from an ensemble of its own kind."""
+    for teachers in ((("edge:lite0", 0),), (("edge:lite0-16", 0), ("edge:lite0-16", 1))):
+        yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", teachers=teachers)
+
+
 def _families() -> Iterator[Case]:
     """Every hand-made family, from random weights."""
     for name in ("plain", "plain-w75", "two-branch-w50", "hyctas-w50", "lite0-16-attention", "lite0-16-branch", "resnet-w50"):
@@ -136,7 +153,10 @@ def _families() -> Iterator[Case]:
     yield from _seeds(2, network="edge:plain", init="none", settings={"reparameterise": True})
 
 
-PLANS = {"gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "families": _families}
+PLANS = {
+    "gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "teachers": _teachers,
+    "families": _families,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -163,8 +183,13 @@ def main() -> None:
             for case in PLANS[plan]():
                 if arguments.seeds is not None and case.seed not in arguments.seeds:
                     continue
-                if case.key not in {json.dumps(line["case"], sort_keys=True) for line in read_results(arguments.results)}:
-                    run(case, arguments.data, arguments.runs / case.name, arguments.results)
+                if not noted(case, arguments.results):
+                    run(case, arguments.data, arguments.runs, arguments.results)
+
+
+def noted(case: Case, results: Path) -> bool:
+    """Say whether a case stands in a results file."""
+    return case.key in {json.dumps(line["case"], sort_keys=True) for line in read_results(results)}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -172,12 +197,17 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(case: Case, data: str, folder: Path, results: Path) -> None:
-    """Train a case with the command that users have, and append what it reached.
+def run(case: Case, data: str, runs: Path, results: Path) -> None:
+    """Train a case with the command that users have, its teachers first, and append what it reached, once.
 
     Raises:
         CheckFailed: the command failed.
     """
+    teachers = case.teacher_cases()
+    for teacher in teachers:
+        if not (runs / teacher.name / "scores.json").exists():
+            run(teacher, data, runs, results)
+    folder = runs / case.name
     folder.mkdir(parents=True, exist_ok=True)
     genotype = case.genotype()
     network = folder / "network.json"
@@ -190,6 +220,7 @@ def run(case: Case, data: str, folder: Path, results: Path) -> None:
         str(Path(sys.executable).with_name("hyctas-train")), "network", "--network", str(network), "--init", case.init, "--data",
         data, "--run", str(folder), "--steps", str(case.steps), "--crop", case.crop, "--seed", str(case.seed), "--config",
         str(config), *["--all-of-train"] * case.all_of_train,
+        *(["--teacher", *(str(runs / teacher.name) for teacher in teachers)] if teachers else []),
     ]  # fmt: skip
     print(f"== {case.name}", flush=True)
     if subprocess.run(command, check=False).returncode:
@@ -197,11 +228,12 @@ def run(case: Case, data: str, folder: Path, results: Path) -> None:
     scores, record = read_json(folder / "scores.json", 1), read_json(folder / "train-network.json", FORMAT_VERSION)
     split = "val" if case.all_of_train else "choose"
     line = {
-        "case": asdict(case), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
+        "case": case.to_json(), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
         "spent_s": record["results"]["spent_s"], "cpu": record["machine"]["cpu"], "versions": record["versions"],
     }  # fmt: skip
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    if not noted(case, results):
+        with results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def measure(lines: list[dict[str, Any]], path: Path) -> None:
@@ -235,15 +267,17 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]]) -> st
     ]
     for text, found in cases.items():
         case = json.loads(text)
-        base = cases.get(json.dumps(case | {"network": BASE, "init": BASE_INIT, "settings": {}}, sort_keys=True), {})
+        alike = {name: value for name, value in case.items() if name != "teachers"}
+        base = cases.get(json.dumps(alike | {"network": BASE, "init": BASE_INIT, "settings": {}}, sort_keys=True), {})
         shared = [found[seed] - base[seed] for seed in found if seed in base]
         gain = f"{sum(shared) / len(shared):+.1f}" if shared and found is not base else "-"
-        settings = ", ".join(f"{name} = {value}" for name, value in case["settings"].items()) or "-"
+        settings = [f"{name} = {value}" for name, value in case["settings"].items()]
+        settings += [f"follows {network} (seed {seed})" for network, seed in case.get("teachers", ())]
         seeds = ", ".join(f"{found[seed]:.1f}" for seed in sorted(found))
         ms = " / ".join(f"{value:.2f}" for value in times.get(case["network"], {}).values()) or "not timed"
         rows.append(
-            f"| {case['network']} | {case['init']} | {settings} | {case['steps']}, {case['crop']} | {case['split']} | {seeds} "
-            f"| {sum(found.values()) / len(found):.1f} | {gain} | {ms} |"
+            f"| {case['network']} | {case['init']} | {', '.join(settings) or '-'} "
+            f"| {case['steps']}, {case['crop']} | {case['split']} | {seeds} | {sum(found.values()) / len(found):.1f} | {gain} | {ms} |"
         )
     cpus = sorted({line["cpu"] for line in lines})
     return (

@@ -1,0 +1,40 @@
+"""The driver of brief trainings: what stands in the results file is not trained again, and teachers are trained first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.screening import PLANS, Case, noted, read_results, run, table
+
+DATA = "scenes:train=12,val=2,size=64x64"
+LITE = {"init": "none", "steps": 2, "crop": "64x64"}
+
+
+def test_no_case_stands_in_two_places_of_a_plan_and_each_network_can_be_built() -> None:
+    for name, plan in PLANS.items():
+        keys = [case.key for case in plan()]
+        assert keys and len(set(keys)) == len(keys), name
+        for case in plan():
+            assert case.genotype().id and len(case.name.encode()) < 200
+
+
+def test_a_case_trains_its_teacher_first_and_each_is_noted_once(tmp_path: Path) -> None:
+    results, runs = tmp_path / "screening.jsonl", tmp_path / "runs"
+    teacher = Case(network="edge:plain-w75", seed=1, **LITE)
+    case = Case(network="edge:lite0-16-w50", seed=0, teachers=(("edge:plain-w75", 1),), **LITE)
+    run(case, DATA, runs, results)
+    lines = read_results(results)
+    assert [Case(**line["case"]).name for line in lines] == [teacher.name, case.name]
+    assert noted(case, results) and noted(teacher, results)
+    assert all(0 <= line["miou"] <= 1 and line["split"] == "choose" for line in lines)
+    record = json.loads((runs / case.name / "train-network.json").read_text())
+    assert len(record["config"]["teacher"]) == 1
+    assert "follows edge:plain-w75 (seed 1)" in table(lines, {})
+    run(case, DATA, runs, results)
+    assert read_results(results) == lines
+
+
+def test_cases_without_teachers_read_as_before() -> None:
+    case = Case(network="edge:lite0-16", init="efficientnet-lite0", seed=0)
+    assert "teachers" not in json.loads(case.key)
