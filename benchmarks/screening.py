@@ -277,7 +277,8 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]]) -> st
         ms = " / ".join(f"{value:.2f}" for value in times.get(case["network"], {}).values()) or "not timed"
         rows.append(
             f"| {case['network']} | {case['init']} | {', '.join(settings) or '-'} "
-            f"| {case['steps']}, {case['crop']} | {case['split']} | {seeds} | {sum(found.values()) / len(found):.1f} | {gain} | {ms} |"
+            f"| {case['steps']}, {case['crop']} | {case['split']} | {seeds} "
+            f"| {sum(found.values()) / len(found):.1f} | {gain} | {ms} |"
         )
     cpus = sorted({line["cpu"] for line in lines})
     return (

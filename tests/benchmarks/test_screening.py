@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.screening import PLANS, Case, noted, read_results, run, table
 
 DATA = "scenes:train=12,val=2,size=64x64"
-LITE = {"init": "none", "steps": 2, "crop": "64x64"}
+LITE: dict[str, Any] = {"init": "none", "steps": 2, "crop": "64x64"}
 
 
 def test_no_case_stands_in_two_places_of_a_plan_and_each_network_can_be_built() -> None:
