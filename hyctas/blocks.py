@@ -178,7 +178,7 @@ def _predict(op: Predict, apply: Apply, x: Tensor) -> Tensor:
     return apply("conv", x)
 
 
-_COMPUTE: dict[type[Operator], Callable[..., Tensor]] = {
+COMPUTE: dict[type[Operator], Callable[..., Tensor]] = {
     Conv: _conv,
     Residual: _residual,
     InvertedResidual: _inverted,
@@ -194,7 +194,7 @@ _COMPUTE: dict[type[Operator], Callable[..., Tensor]] = {
 
 def compute(operator: Operator, apply: Apply, inputs: Sequence[Tensor]) -> Tensor:
     """Compute an operator on inputs (N, C_i, H_i, W_i), with its layers given by `apply`."""
-    return _COMPUTE[type(operator)](operator, apply, gather(inputs, add=isinstance(operator, Conv) and operator.add))
+    return COMPUTE[type(operator)](operator, apply, gather(inputs, add=isinstance(operator, Conv) and operator.add))
 
 
 def convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

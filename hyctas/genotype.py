@@ -21,9 +21,9 @@ from typing import Any
 from export.errors import InvalidInput
 from export.files import parse_json
 from hyctas.canonical import elided, written
+from hyctas.operators import CELLS
 
 FORMAT_VERSION = 1
-CELL_OPERATORS = ("skip", "conv", "downup", "downup2x", "attention", "residual", "inverted", "pool", "context")
 HEAD_KINDS = ("light", "plain", "head1", "head2")
 HEAD_BLOCKS = ("conv", "downup2x")
 DECODERS = ("concat", "sum")
@@ -71,7 +71,7 @@ class Cell:
     """One operator of the stem or of a branch; in the stem, the last one at stride 4 and at stride 8 feed the head."""
 
     op: str
-    """One of `CELL_OPERATORS`."""
+    """One of `hyctas.operators.CELLS`."""
     out: int
     """Output channels."""
     stride: int = 1
@@ -247,8 +247,8 @@ def _check(genotype: Genotype) -> None:
 
 
 def _check_cell(where: str, cell: Cell) -> None:
-    if cell.op not in CELL_OPERATORS:
-        raise InvalidInput(f"{where}: unknown op {cell.op!r}; known: {', '.join(CELL_OPERATORS)}")
+    if cell.op not in CELLS:
+        raise InvalidInput(f"{where}: unknown op {cell.op!r}; known: {', '.join(CELLS)}")
     if cell.stride not in (1, 2):
         raise InvalidInput(f"{where}: stride {cell.stride} is not 1 or 2")
     if (cell.attention is not None) != (cell.op == "attention"):

@@ -30,7 +30,6 @@ import numpy as np
 
 from export.errors import InvalidInput
 from hyctas.genotype import (
-    CELL_OPERATORS,
     DECODERS,
     HEAD_BLOCKS,
     HEAD_KINDS,
@@ -45,14 +44,18 @@ from hyctas.genotype import (
     normal_form,
 )
 from hyctas.node import cell_operator, slot_name
-from hyctas.operators import Operator, Shape, half
+from hyctas.operators import CELLS, Operator, Shape, half
 from hyctas.search_space import LAYOUT, Genes, GeneVectors
 
 ALIGNED = Arithmetic(aligned=True)
 STEMS = ("conv", "separable", "resnet")
 """First layers: a 3x3 at stride 2; the same and a depthwise separable convolution to half the width, as in MobileNetV2 and
 EfficientNet; a 7x7 at stride 2 and a max-pooling, as in ResNet."""
-OPERATORS = tuple(op for op in CELL_OPERATORS if op not in ("pool", "attention", "context"))
+
+
+def cells_of_stages() -> tuple[str, ...]:
+    """Name what the cells of a stage can be; max-pooling is part of a stem, attention and context stand at a stage's end."""
+    return tuple(op for op in CELLS if op not in ("pool", "attention", "context"))
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,22 @@ class Space(GeneVectors):
         self._hold(self, rules)
         self.largest()  # every width can be decoded
 
+    @cached_property
+    def operators(self) -> tuple[str, ...]:
+        """Everything that a cell of a stage can be, in the order of `hyctas.operators.CELLS`."""
+        found = {op for stage in self.stages for op in (*stage.first, *stage.operators)} - {"skip"}
+        return tuple(op for op in CELLS if op in found)
+
     def _check_stage(self, stage: Stage) -> None:
-        widths = stage.widths
+        widths, known = stage.widths, cells_of_stages()
         inner = stage.first[1:] if stage.stride == 1 and stage.first[:1] == ("skip",) else stage.first
         rules = {
             "widths: one to five, ascending, multiples of 8": not 1 <= len(widths) <= 5
             or list(widths) != sorted(set(widths)) or any(width % 8 for width in widths),
             "depth: at least 1": stage.depth < 1,
-            f"first: some of {OPERATORS}": not inner or not {*inner} <= {*OPERATORS} - {"downup2x" if stage.stride == 2 else ""},
-            f"operators: skip first, then some of {OPERATORS}": stage.operators[:1] != ("skip",)
-            or not {*stage.operators} <= {*OPERATORS},
+            f"first: some of {known}": not inner or not {*inner} <= {*known} - {"downup2x" if stage.stride == 2 else ""},
+            f"operators: skip first, then some of {known}": stage.operators[:1] != ("skip",)
+            or not {*stage.operators} <= {*known},
             "kernels: some of 3, 5, 7, ascending": not stage.kernels or list(stage.kernels) != sorted({*stage.kernels} & {3, 5, 7}),
             "expansions: ascending from 1": not stage.expansions or list(stage.expansions) != sorted({*stage.expansions})
             or min(stage.expansions) < 1,
@@ -384,7 +393,7 @@ class Space(GeneVectors):
         low = rng.random()
         high = rng.uniform(low, 1.0)
         keep = rng.random()
-        favoured = str(rng.choice(OPERATORS[1:])) if rng.random() < 0.5 else ""
+        favoured = str(rng.choice(self.operators)) if rng.random() < 0.5 else ""
         for position, (name, choices) in enumerate(self.choices.items()):
             count = len(choices)
             if ".width" in name:

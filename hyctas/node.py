@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hyctas.genotype import Arithmetic, Attention, Cell
-from hyctas.operators import (
-    Context,
-    Conv,
-    DownUp,
-    InvertedResidual,
-    MaxPool,
-    Operator,
-    Residual,
-    SelfAttention,
-    Shape,
-    Skip,
-)
+from hyctas.operators import CELLS, Conv, DownUp, Operator, SelfAttention, Shape
 
 IMAGE = "image"
 
@@ -76,25 +65,19 @@ def attention_operator(
 
 
 def cell_operator(cell: Cell, sources: tuple[int, ...], arithmetic: Arithmetic, *, relu: bool = True) -> Operator:
-    """Build the operator of a cell of the stem or of a branch; `relu` says whether a plain convolution ends with one."""
-    aligned = arithmetic.aligned and cell.stride == 2
-    match cell.op:
-        case "conv":
-            return Conv(sources, cell.out, cell.kernel, cell.stride, relu, cell.relu6, aligned)
-        case "residual":
-            return Residual(sources, cell.out, cell.stride, aligned)
-        case "inverted":
-            return InvertedResidual(sources, cell.out, cell.stride, aligned, cell.kernel, cell.expansion, cell.relu6)
-        case "pool":
-            return MaxPool(sources, cell.out, cell.stride, aligned)
-        case "context":
-            return Context(sources, cell.out)
-        case "skip":
-            return Skip(sources, cell.out)
-        case "attention":
-            assert cell.attention is not None
-            return attention_operator(sources, cell.out, cell.stride, cell.attention, arithmetic)
-    return block_operator(cell.op, sources, cell.out, cell.stride)
+    """Build the operator of a cell of the stem or of a branch, whose fields are the cell's of the same names.
+
+    `relu` says whether a plain convolution ends with one.
+    """
+    if cell.attention is not None:
+        return attention_operator(sources, cell.out, cell.stride, cell.attention, arithmetic)
+    kind, fixed = CELLS[cell.op]
+    given = {
+        "cell_stride": cell.stride, "kernel": cell.kernel, "expansion": cell.expansion, "relu6": cell.relu6, "relu": relu,
+        "aligned": arithmetic.aligned and cell.stride == 2,
+    }  # fmt: skip
+    names = {field.name for field in fields(kind)}
+    return kind(sources, cell.out, **{name: value for name, value in given.items() if name in names}, **fixed)
 
 
 def block_operator(op: str, sources: tuple[int, ...], out: int, stride: int = 1) -> Operator:

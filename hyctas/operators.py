@@ -213,8 +213,8 @@ class Conv(Operator):
 
 
 @dataclass(frozen=True)
-class _Trained(Operator):
-    """What the blocks share that exist with trained weights elsewhere: one source, and the convolution that strides."""
+class SingleInput(Operator):
+    """What blocks of a trunk share: one source, and a stride of 1 or 2."""
 
     cell_stride: int = 1
     aligned: bool = elided(False)
@@ -240,7 +240,7 @@ class _Trained(Operator):
 
 
 @dataclass(frozen=True)
-class Residual(_Trained):
+class Residual(SingleInput):
     """ReLU(norm(conv3x3(ReLU(norm(conv3x3(x))))) + shortcut(x)); the shortcut is a 1x1 where the shape changes.
 
     ResNet's basic block (He et al., CVPR 2016, figure 5 and section 4.1, option B).
@@ -260,7 +260,7 @@ class Residual(_Trained):
 
 
 @dataclass(frozen=True)
-class InvertedResidual(_Trained):
+class InvertedResidual(SingleInput):
     """1x1 to `expansion` times the channels, depthwise k x k, linear 1x1; a shortcut where the shape stays.
 
     MobileNetV2's block (Sandler et al., CVPR 2018, section 3.3) and EfficientNet-Lite's. With expansion 1 there is no first 1x1.
@@ -291,7 +291,7 @@ class InvertedResidual(_Trained):
 
 
 @dataclass(frozen=True)
-class MaxPool(_Trained):
+class MaxPool(SingleInput):
     """The largest of 3x3 pixels, at stride 2; what is padded is never the largest."""
 
     cell_stride: int = 2
@@ -497,6 +497,14 @@ OPERATORS: dict[str, type[Operator]] = {
     kind.__name__: kind
     for kind in (Conv, Residual, InvertedResidual, MaxPool, Context, Skip, DownUp, SelfAttention, FeatureFusion, Predict)
 }
+
+
+CELLS: dict[str, tuple[type[Operator], dict[str, Any]]] = {
+    "skip": (Skip, {}), "conv": (Conv, {}), "downup": (DownUp, {"depth": 1}), "downup2x": (DownUp, {"depth": 2}),
+    "attention": (SelfAttention, {}), "residual": (Residual, {}), "inverted": (InvertedResidual, {}), "pool": (MaxPool, {}),
+    "context": (Context, {}),
+}  # fmt: skip
+"""What genotypes name as a cell: the operator, and the fields that the name decides."""
 
 
 def from_key(key: str) -> tuple[Operator, tuple[Shape, ...]]:

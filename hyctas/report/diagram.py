@@ -38,6 +38,8 @@ FAMILIES = {
     "predict": ("predicts the classes", "#4a5568"),
 }
 """Family of a node: its meaning and its colour; white text is readable on every one."""
+OTHER = "#4a5568"
+"""Colour of an operator that has no entry above; its meaning is then the first line of its docstring."""
 SHORT = {"point": "conv 1x1", "pool": "max-pool"}
 LINES = {"same": "", "down": "down-sampling", "up": "up-sampling", "low": "early features to the head"}
 STYLE = f"""
@@ -135,10 +137,16 @@ def diagram_svg(plan: Plan, ms: Mapping[str, float] | None = None) -> str:
 
 
 def family(node: Node) -> str:
-    """Name a node's family, one of `FAMILIES`."""
+    """Name a node's family: one of `FAMILIES`, or the operator's label."""
     if not isinstance(node.operator, Conv):
         return node.operator.label
     return "sum" if node.operator.add else "point" if node.operator.kernel == 1 else "conv"
+
+
+def described(node: Node) -> tuple[str, str]:
+    """Return the meaning and the colour of a node's family."""
+    lines = (type(node.operator).__doc__ or "").splitlines()
+    return FAMILIES.get(family(node), (lines[0].rstrip(".") if lines else node.operator.label, OTHER))
 
 
 def _short(node: Node) -> str:
@@ -292,7 +300,7 @@ def _image(plan: Plan, corner: tuple[float, float]) -> str:
 def _box(node: Node, corner: tuple[float, float], time: tuple[float, float, float] | None) -> str:
     """Draw a node; `time` is its ms, its share of all nodes' and its share of the slowest node's."""
     (x, y), kind = corner, family(node)
-    meaning, colour = FAMILIES[kind]
+    meaning, colour = described(node)
     channels, height, width = node.shape
     stride = " ↓2" if node.operator.stride == 2 else ""
     shape = f"output: {channels} channels, {height}x{width}, 1/{node.stride} of the image"
@@ -321,11 +329,11 @@ def _details(node: Node) -> list[str]:
 
 def _legend(plan: Plan, y: float, width: float, *, timed: bool) -> tuple[str, float]:
     """Draw what colours and lines mean; return it with the height of the whole drawing."""
-    present = {family(node) for node in plan.nodes}
+    present = {family(node): described(node) for node in plan.nodes}
+    order = [*FAMILIES, *sorted(present.keys() - FAMILIES)]
     entries = [
         (f'<rect x="{{x}}" y="{{y}}" width="14" height="12" rx="3" fill="{colour}"/>', f"{SHORT.get(kind, kind)}: {meaning}")
-        for kind, (meaning, colour) in FAMILIES.items()
-        if kind in present
+        for kind, (meaning, colour) in sorted(present.items(), key=lambda item: order.index(item[0]))
     ]
     low = any(_is_early(node, source) for node in plan.nodes for source in node.inputs)
     for kind, meaning in LINES.items():
