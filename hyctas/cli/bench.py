@@ -32,7 +32,11 @@ BUNDLE, RUN = "bundle", "run folder"
 
 def main() -> None:
     """Run the command line."""
-    command(bench_models, BenchJob, "Time models against each other on one target: FPS report as JSON, Markdown and HTML.")
+    command(
+        bench_models, BenchJob, "hyctas-bench",
+        "Time models against each other on one target: FPS report as JSON, Markdown and HTML.",
+        "runs/mine/bundle other.onnx --threads 2",
+    )  # fmt: skip
 
 
 def bench_models(job: BenchJob) -> None:

@@ -23,7 +23,11 @@ OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-
 
 def main() -> None:
     """Run the command line."""
-    command(examine, DoctorJob, "Say what can run on this machine, what is missing, and how to get it.")
+    command(
+        examine, DoctorJob, "hyctas-doctor",
+        "Say what can run on this machine, what is missing, and how to get it.",
+        "--json > doctor.json",
+    )  # fmt: skip
 
 
 def examine(job: DoctorJob) -> None:

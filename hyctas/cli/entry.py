@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from export.errors import HyctasError, InvalidInput
+from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import field_names, flag_arguments
 
@@ -40,8 +41,12 @@ NO_READER = 141
 """As the shell counts a process that SIGPIPE ended; the work is done all the same."""
 
 
-def command(run: Callable[[T], None], config: type[T], description: str, argv: Sequence[str] | None = None) -> None:
+def command(
+    run: Callable[[T], None], config: type[T], name: str, description: str, example: str, argv: Sequence[str] | None = None
+) -> None:
     """Parse `config` (a dataclass) from the command line, call `run` with it, and exit.
+
+    Help ends with `example`, arguments as somebody would give them.
 
     `--config FILE.toml` fills the same fields; what is on the command line wins. Errors of the user end with one sentence and
     exit code 1, 2 or 3 (`export.errors`); a defect of ours ends with its traceback and 70.
@@ -51,7 +56,13 @@ def command(run: Callable[[T], None], config: type[T], description: str, argv: S
         arguments, expert = _with_toml(list(sys.argv[1:] if argv is None else argv), config)
         text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
         try:
-            parsed = tyro.cli(config, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,))
+            parsed = tyro.cli(
+                config, prog=name, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,), registry=registry()
+            )
+        except SystemExit as end:
+            if not end.code:
+                print(f"example: {name} {example}")
+            raise
         finally:
             sys.stdout.flush()  # help is the end of a command: a reader that has left shows here
     except Exception as error:

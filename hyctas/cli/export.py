@@ -26,7 +26,11 @@ EXAMPLES = 2
 
 def main() -> None:
     """Run the command line."""
-    command(export_network, ExportJob, "Write a network as a file or bundle that runs on a device, and prove that it is right.")
+    command(
+        export_network, ExportJob, "hyctas-export",
+        "Write a network as a file or bundle that runs on a device, and prove that it is right.",
+        "runs/mine/bundle --network runs/mine",
+    )  # fmt: skip
 
 
 def kind_of(file: str) -> str:

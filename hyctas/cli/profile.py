@@ -32,7 +32,11 @@ BUILDS = 3
 
 def main() -> None:
     """Run the command line."""
-    command(profile_space, ProfileJob, "Measure every operator of a space on a target: RUN/latency.json.")
+    command(
+        profile_space, ProfileJob, "hyctas-profile",
+        "Measure every operator of a space on a target: RUN/latency.json.",
+        "--run runs/mine --size 360x480 --target onnxruntime-cpu:fp32 --threads 2",
+    )  # fmt: skip
 
 
 def profile_space(job: ProfileJob) -> None:

@@ -26,7 +26,11 @@ SCORE_THREADS, NORM_BATCHES = 2, 2
 
 def main() -> None:
     """Run the command line."""
-    command(run_search, SearchJob, "Search the space of a trained supernet: RUN/pareto.json.")
+    command(
+        run_search, SearchJob, "hyctas-search",
+        "Search the space of a trained supernet: RUN/pareto.json.",
+        "--run runs/mine --limit fps=30",
+    )  # fmt: skip
 
 
 def run_search(job: SearchJob) -> None:

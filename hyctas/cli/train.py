@@ -38,10 +38,16 @@ def main() -> None:
     kind, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if kind == "supernet":
         with group_closed():
-            command(train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments)
+            command(
+                train_supernet, TrainSupernetJob, "hyctas-train supernet", "Train the weights that all networks of a space share.",
+                "--run runs/mine --data FOLDER --minutes 240", arguments,
+            )  # fmt: skip
     elif kind == "network":
         with group_closed():
-            command(train_network, TrainNetworkJob, "Train one network.", arguments)
+            command(
+                train_network, TrainNetworkJob, "hyctas-train network", "Train one network.",
+                "--run runs/lite --network edge:lite0-16 --data FOLDER --preset standard", arguments,
+            )  # fmt: skip
     else:
         known = kind in ("--help", "-h")
         print(USAGE, file=sys.stdout if known else sys.stderr, end="")
