@@ -74,9 +74,9 @@ def bench(
         opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
         lanes = [_lane(model, mode, images) for model in opened]
         before = read_load()
-        with _no_garbage_collection():
+        with no_garbage_collection():
             for lane in lanes:
-                with _named(lane.model):
+                with named(lane.model):
                     _warm_up(lane, warmup_s)
             _measure(lanes, seconds, progress)
         others = others_share(before, read_load())
@@ -102,12 +102,12 @@ def _check_arguments(mode: str, seconds: float, warmup_s: float) -> None:
 
 
 def _lane(model: OpenModel, mode: str, images: Sequence[bytes]) -> _Lane:
-    with _named(model):
+    with named(model):
         return _Lane(model, frame(model, mode, images))
 
 
 @contextmanager
-def _named(model: OpenModel) -> Iterator[None]:
+def named(model: OpenModel) -> Iterator[None]:
     """Say which model it is that cannot be run."""
     try:
         yield
@@ -169,7 +169,8 @@ def _warnings(results: Sequence[BenchResult], others: float | None, threads: int
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python from collecting garbage in between."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

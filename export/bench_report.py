@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ _CSS = (
     "{text-align:left}tbody tr:hover{background:#f5f7fb}.warn{color:#8a4b00}li{margin:.15rem 0}"
     "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e4e8ef}th,.sub{color:#9aa5b5}th,td{border-color:#2b323d}"
     "tbody tr:hover{background:#1c222b}.warn{color:#f0b35e}}"
+    "h2{font-size:1.05rem;margin:1.6rem 0 .2rem}.pace{width:100%;max-width:45rem;font-size:11px}.pace text{fill:currentColor}"
+    ".pace polyline{fill:none;stroke:#1f6fb5;stroke-width:2}.pace .oldest{stroke-width:.8;stroke-opacity:.7}"
+    ".pace .deadline{stroke:#c2487f;stroke-dasharray:5 4;fill:none}.pace .missed{fill:#d9480f}"
 )
 
 
@@ -76,36 +79,17 @@ class BenchReport:
 
     def to_markdown(self) -> str:
         """Return a table and the circumstances, GitHub flavour."""
-        rows = [_HEAD, ["---"] + ["---:"] * (len(_HEAD) - 1), *([_md(cell) for cell in row] for row in self._rows())]
-        lines = [f"# {_md(self._title())}", "", _md(self._subtitle()), ""]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        remarks = self._remarks()
-        if remarks:
-            lines += ["", *(f"- {_md(remark)}" for remark in remarks)]
-        return "\n".join(lines) + "\n"
+        return markdown_table(self._title(), self._subtitle(), [_HEAD, *self._rows()], self._remarks())
 
     def to_html(self) -> str:
         """Return one page without scripts or outside resources."""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in _HEAD)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows())
-        remarks = "".join(f'<li class="warn">{html.escape(remark)}</li>' for remark in self._remarks())
-        title = html.escape(self._title())
-        return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1>"
-            f'<p class="sub">{html.escape(self._subtitle())}</p><div class="wide"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div><ul>{remarks}</ul></html>\n"
-        )
+        return page(self._title(), self._subtitle(), [_HEAD, *self._rows()], self._remarks())
 
     def _title(self) -> str:
         return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}"
 
     def _subtitle(self) -> str:
-        versions = ", ".join(f"{name} {value}" for name, value in self.versions.items())
-        gpus = "".join(f"; {gpu['name']} (driver {gpu['driver']})" for gpu in self.machine.get("gpus", ()))
-        place = f"{self.machine['cpu']}, {self.machine['usable_cores']} of {self.machine['cores']} cores{gpus}"
-        load = "load by others unknown" if self.others_share is None else f"others used {self.others_share:.0%} of the cores"
-        return f"{place}; {self.machine['os']}, Python {self.machine['python']}; {versions}; {load}"
+        return circumstances(self.machine, self.versions, self.others_share)
 
     def _rows(self) -> list[list[str]]:
         return [
@@ -130,6 +114,40 @@ _HEAD = ["model", "size", "FPS", "median ms", "p90", "p95", "p99", "min", "CV", 
 
 def _ratio(result: BenchResult) -> str:
     return f"{result.ratio_median:.3f} [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
+
+
+def circumstances(machine: Mapping[str, Any], versions: Mapping[str, str], others_share: float | None) -> str:
+    """Describe where and under which load something was timed."""
+    named = ", ".join(f"{name} {value}" for name, value in versions.items())
+    gpus = "".join(f"; {gpu['name']} (driver {gpu['driver']})" for gpu in machine.get("gpus", ()))
+    place = f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores{gpus}"
+    load = "load by others unknown" if others_share is None else f"others used {others_share:.0%} of the cores"
+    return f"{place}; {machine['os']}, Python {machine['python']}; {named}; {load}"
+
+
+def markdown_table(title: str, subtitle: str, rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
+    """Return a title, a table whose first row is its head, and remarks, GitHub flavour."""
+    cells = [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *([_md(cell) for cell in row] for row in rows[1:])]
+    lines = [f"# {_md(title)}", "", _md(subtitle), "", *("| " + " | ".join(row) + " |" for row in cells)]
+    if remarks:
+        lines += ["", *(f"- {_md(remark)}" for remark in remarks)]
+    return "\n".join(lines) + "\n"
+
+
+def page(title: str, subtitle: str, rows: Sequence[Sequence[str]], remarks: Sequence[str], more: str = "") -> str:
+    """Return the same as one page of HTML without scripts or outside resources, with more HTML at its end."""
+    head, body = _cells(rows[0], "th"), "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows[1:])
+    listed = "".join(f'<li class="warn">{html.escape(remark)}</li>' for remark in remarks)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{_CSS}</style><h1>{html.escape(title)}</h1>"
+        f'<p class="sub">{html.escape(subtitle)}</p><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div><ul>{listed}</ul>{more}</html>\n"
+    )
+
+
+def _cells(row: Sequence[str], tag: str) -> str:
+    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
 
 
 def _md(text: str) -> str:

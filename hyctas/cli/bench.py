@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from export.bench_models import BenchModel
     from export.bench_report import BenchReport
+    from export.paced import PacedReport
     from export.runtime import Runtime
     from export.target import Target
 
@@ -43,16 +44,20 @@ def bench_models(job: BenchJob) -> None:
     """Time the models and write the report."""
     from export.bench import bench
     from export.errors import InvalidInput
+    from export.paced import PacedReport, pace
     from hyctas.cli.show import say
     from hyctas.engine.table import open_target
     from latency.lock import measuring
 
     if job.kit is not None or job.ingest is not None:
+        if job.pace is not None:
+            raise InvalidInput("--pace runs models on this machine; a kit times them back to back on a device: leave --pace out")
         from hyctas.cli.kit_bench import ingest_bench, write_bench_kit
 
         (write_bench_kit if job.ingest is None else ingest_bench)(job)
         return
-    out = job.out or (job.run / "fps.json" if job.run else Path("bench.json"))
+    name = "fps.json" if job.run else "bench.json"
+    out = job.out or (job.run or Path()) / (name if job.pace is None else "paced.json")
     check_out(out)
     paths = job.models or ((job.run,) if job.run else ())
     if not paths:
@@ -70,10 +75,17 @@ def bench_models(job: BenchJob) -> None:
     say(f"target: {target}, {job.threads} thread{'s' * (job.threads != 1)}; mode {job.mode}; {len(models)} "
         f"model{'s' * (len(models) != 1)} for {job.seconds:g} s each")  # fmt: skip
     with measuring(say), still_bar("time models") as show:
-        report = bench(
-            models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images, runtime=runtime
-        )
-    print_report(report)
+        report: BenchReport | PacedReport
+        if job.pace is None:
+            report = bench(
+                models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images, runtime=runtime
+            )
+        else:
+            report = pace(models, runtime, job.pace, job.seconds, job.mode, images, show)
+    if isinstance(report, PacedReport):
+        print_paced(report)
+    else:
+        print_report(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
     if job.run and (job.run / "train-network.json").exists():
@@ -191,7 +203,7 @@ def load_images(spec: str) -> list[bytes]:
     return [_jpeg(source.load(split, sample)[0]) for sample in _spread(samples)]
 
 
-def write_report(report: BenchReport, out: Path) -> tuple[Path, Path, Path]:
+def write_report(report: BenchReport | PacedReport, out: Path) -> tuple[Path, Path, Path]:
     """Write FILE.json, FILE.md and FILE.html."""
     from export.files import write_json, write_text
 
@@ -219,7 +231,7 @@ def check_out(out: Path) -> None:
     if not taken:
         return
     try:
-        ours = {"target", "models", "seconds"} <= set(read_json(out, FORMAT_VERSION))
+        ours = {"target", "models", "mode"} <= set(read_json(out, FORMAT_VERSION))
     except (OSError, CorruptFile):
         ours = False
     if not ours:
@@ -297,6 +309,25 @@ def _jpeg(image: np.ndarray) -> bytes:
 def _spread(items: Sequence[T]) -> list[T]:
     step = max(1.0, len(items) / MAX_IMAGES)
     return [items[int(i * step)] for i in range(min(len(items), MAX_IMAGES))]
+
+
+def print_paced(report: PacedReport) -> None:
+    """Print what `--pace` found."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=report.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    head, *rows = report.rows()
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for remark in report.remarks():
+        console.print(printable(f"note: {remark}"), soft_wrap=True, markup=False)
 
 
 def print_report(report: BenchReport) -> None:

@@ -280,6 +280,8 @@ class BenchJob(Settings):
     """Threads on a CPU target."""
     seconds: Annotated[float, Range(above=0, at_most=86400)] = 3.0
     """Measured time per model."""
+    pace: Annotated[float, Range(above=0, at_most=1e4)] | None = None
+    """Let that many frames per second arrive by the clock, as from a camera, and report what is missed and how old outputs are."""
     mode: Literal["model", "labels", "end-to-end"] = "model"
     """model: the network alone; labels: tensor in memory to labels; end-to-end: JPEG bytes to overlay."""
     size: str | None = None

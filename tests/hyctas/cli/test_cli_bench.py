@@ -136,6 +136,16 @@ def test_ours_against_a_foreign_one(
     assert json.loads(Path("deep/r.json").read_text())["models"][0]["size"] == "32x40"
 
 
+def test_paced(bundle: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, bundle, foreign, "--size", "64x64", "--pace", "400") == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("400 frames per second", "missed", "dropped", "age p99 ms", "wrote paced.html"))
+    report = json.loads(Path("paced.json").read_text())
+    assert [(model["name"], model["frames"]) for model in report["models"]] == [("b", 20), ("theirs.onnx", 20)]
+    assert call(monkeypatch, bundle, "--pace", "10") == 2 and "take more --seconds" in capsys.readouterr().err
+    assert call(monkeypatch, bundle, "--pace", "10", "--kit", "kit") == 2 and "leave --pace out" in capsys.readouterr().err
+
+
 def test_end_to_end_paints_a_street(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
     original = bench_module.bench
