@@ -155,7 +155,7 @@ def test_the_example_toml_is_accepted(tmp_path: Path) -> None:
     assert block is not None
     (tmp_path / "train.toml").write_text(textwrap.dedent(block[0]))
     jobs: list[TrainSupernetJob] = []
-    command(jobs.append, TrainSupernetJob, "hyctas-train supernet", "", "", ["--config", str(tmp_path / "train.toml")])
+    command(jobs.append, TrainSupernetJob, "", ["--config", str(tmp_path / "train.toml")])
     recipe = jobs[0].recipe()
     assert isinstance(recipe, SupernetRecipe)
     assert (recipe.size, recipe.crop, recipe.learning_rate, recipe.amp) == ((360, 480), (240, 320), 1e-3, False)

@@ -34,9 +34,8 @@ BUNDLE, RUN = "bundle", "run folder"
 def main() -> None:
     """Run the command line."""
     command(
-        bench_models, BenchJob, "hyctas-bench",
-        "Time models against each other on one target: FPS report as JSON, Markdown and HTML.",
-        "runs/mine/bundle other.onnx --threads 2",
+        bench_models, BenchJob, "Time models against each other on one target: FPS report as JSON, Markdown and HTML.",
+        name="hyctas-bench", example="runs/mine/bundle other.onnx --threads 2",
     )  # fmt: skip
 
 

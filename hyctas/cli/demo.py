@@ -43,9 +43,8 @@ def scale(minutes: float) -> Scale:
 def main() -> None:
     """Run the command line."""
     command(
-        demo, DemoJob, "hyctas-demo",
-        "Profile, train, search, train the chosen network, export it, time it, and report.",
-        "--data FOLDER --fps 30 --minutes 60",
+        demo, DemoJob, "Profile, train, search, train the chosen network, export it, time it, and report.",
+        name="hyctas-demo", example="--data FOLDER --fps 30 --minutes 60",
     )  # fmt: skip
 
 

@@ -24,9 +24,8 @@ OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-
 def main() -> None:
     """Run the command line."""
     command(
-        examine, DoctorJob, "hyctas-doctor",
-        "Say what can run on this machine, what is missing, and how to get it.",
-        "--json > doctor.json",
+        examine, DoctorJob, "Say what can run on this machine, what is missing, and how to get it.",
+        name="hyctas-doctor", example="--json > doctor.json",
     )  # fmt: skip
 
 

@@ -42,11 +42,12 @@ NO_READER = 141
 
 
 def command(
-    run: Callable[[T], None], config: type[T], name: str, description: str, example: str, argv: Sequence[str] | None = None
-) -> None:
+    run: Callable[[T], None], config: type[T], description: str, argv: Sequence[str] | None = None, *, name: str = "",
+    example: str = "",
+) -> None:  # fmt: skip
     """Parse `config` (a dataclass) from the command line, call `run` with it, and exit.
 
-    Help ends with `example`, arguments as somebody would give them.
+    Help begins with `name`, the file's by default, and ends with `example`, arguments as somebody would give them.
 
     `--config FILE.toml` fills the same fields; what is on the command line wins. Errors of the user end with one sentence and
     exit code 1, 2 or 3 (`export.errors`); a defect of ours ends with its traceback and 70.
@@ -57,10 +58,10 @@ def command(
         text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
         try:
             parsed = tyro.cli(
-                config, prog=name, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,), registry=registry()
+                config, prog=name or None, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,), registry=registry()
             )
         except SystemExit as end:
-            if not end.code:
+            if not end.code and example:
                 print(f"example: {name} {example}")
             raise
         finally:

@@ -27,9 +27,8 @@ EXAMPLES = 2
 def main() -> None:
     """Run the command line."""
     command(
-        export_network, ExportJob, "hyctas-export",
-        "Write a network as a file or bundle that runs on a device, and prove that it is right.",
-        "runs/mine/bundle --network runs/mine",
+        export_network, ExportJob, "Write a network as a file or bundle that runs on a device, and prove that it is right.",
+        name="hyctas-export", example="runs/mine/bundle --network runs/mine",
     )  # fmt: skip
 
 

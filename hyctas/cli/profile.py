@@ -33,9 +33,8 @@ BUILDS = 3
 def main() -> None:
     """Run the command line."""
     command(
-        profile_space, ProfileJob, "hyctas-profile",
-        "Measure every operator of a space on a target: RUN/latency.json.",
-        "--run runs/mine --size 360x480 --target onnxruntime-cpu:fp32 --threads 2",
+        profile_space, ProfileJob, "Measure every operator of a space on a target: RUN/latency.json.",
+        name="hyctas-profile", example="--run runs/mine --size 360x480 --target onnxruntime-cpu:fp32 --threads 2",
     )  # fmt: skip
 
 

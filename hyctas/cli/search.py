@@ -27,9 +27,8 @@ SCORE_THREADS, NORM_BATCHES = 2, 2
 def main() -> None:
     """Run the command line."""
     command(
-        run_search, SearchJob, "hyctas-search",
-        "Search the space of a trained supernet: RUN/pareto.json.",
-        "--run runs/mine --limit fps=30",
+        run_search, SearchJob, "Search the space of a trained supernet: RUN/pareto.json.",
+        name="hyctas-search", example="--run runs/mine --limit fps=30",
     )  # fmt: skip
 
 

@@ -39,14 +39,14 @@ def main() -> None:
     if kind == "supernet":
         with group_closed():
             command(
-                train_supernet, TrainSupernetJob, "hyctas-train supernet", "Train the weights that all networks of a space share.",
-                "--run runs/mine --data FOLDER --minutes 240", arguments,
+                train_supernet, TrainSupernetJob, "Train the weights that all networks of a space share.", arguments,
+                name="hyctas-train supernet", example="--run runs/mine --data FOLDER --minutes 240",
             )  # fmt: skip
     elif kind == "network":
         with group_closed():
             command(
-                train_network, TrainNetworkJob, "hyctas-train network", "Train one network.",
-                "--run runs/lite --network edge:lite0-16 --data FOLDER --preset standard", arguments,
+                train_network, TrainNetworkJob, "Train one network.", arguments, name="hyctas-train network",
+                example="--run runs/lite --network edge:lite0-16 --data FOLDER --preset standard",
             )  # fmt: skip
     else:
         known = kind in ("--help", "-h")
