@@ -58,8 +58,9 @@ def command(
         text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
         try:
             parsed = tyro.cli(
-                config, prog=name or None, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,), registry=registry()
-            )
+                config, prog=name or None, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,),
+                registry=registry(),
+            )  # fmt: skip
         except SystemExit as end:
             if not end.code and example:
                 print(f"example: {name} {example}")
