@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import InvalidInput
 from export.files import write_json
-from export.trt.api_run import EngineLike, InspectorLike
 from export.trt.log import checked
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _profiler_class(trt: Any) -> Any:
     return Profiler
 
 
-def layer_info(trt: Any, engine: EngineLike) -> dict[str, Any]:
+def layer_info(trt: Any, engine: Any) -> dict[str, Any]:
     """Describe an engine's layers as trtexec does: `Layers`, and `Bindings` (10.x) or `I/O Tensors` (11.x).
 
     `Layers` holds objects for an engine that was built with detailed profiling verbosity, names for one that was not, and
@@ -144,7 +143,7 @@ def layer_info(trt: Any, engine: EngineLike) -> dict[str, Any]:
         TensorRTFailed: the inspector gives nothing.
         InvalidInput: it gives something else.
     """
-    inspector: InspectorLike = checked("making the engine's inspector", engine.create_engine_inspector)
+    inspector: Any = checked("making the engine's inspector", engine.create_engine_inspector)
     form = trt.LayerInformationFormat.JSON
     text: str = checked("describing the engine's layers", lambda: inspector.get_engine_information(form) or None)
     try:

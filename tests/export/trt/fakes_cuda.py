@@ -304,6 +304,7 @@ def fake_pycuda(gpu: FakeGpu) -> ModuleType:
         "pycuda.driver",
         Error=Error,
         Device=lambda number: f"GPU {number}",
+        DeviceAllocation=DeviceAllocation,
         Stream=Stream,
         Event=Event,
         Context=SimpleNamespace(synchronize=raising(gpu.synchronize)),

@@ -16,7 +16,7 @@ import pytest
 from export.errors import InvalidInput, Unavailable
 from export.runtime import Session
 from export.target import Target
-from export.trt import api_run, device_pycuda, device_torch, log
+from export.trt import device_pycuda, device_torch
 from export.trt.device import CudaFailed, DeviceBackend
 from export.trt.engine_file import EngineRefused, manifest_path
 from export.trt.log import TensorRTFailed
@@ -34,18 +34,6 @@ FP32 = Target("tensorrt", "fp32")
 @pytest.fixture(params=VERSIONS)
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return make_rig(monkeypatch, request.param)
-
-
-def test_fakes_have_what_the_protocols_ask_for(rig: Rig) -> None:
-    runtime_made = rig.trt.module.Runtime(log.logger_of(rig.trt.module))
-    engine = runtime_made.deserialize_cuda_engine(plan(version=rig.trt.version))
-    context, inspector = engine.create_execution_context(), engine.create_engine_inspector()
-    fakes = {"RuntimeLike": runtime_made, "EngineLike": engine, "ContextLike": context, "InspectorLike": inspector}
-    fakes["ProfilerLike"] = rig.trt.module.IProfiler
-    assert set(fakes) == set(api_run.REAL)
-    for name, fake in fakes.items():
-        wanted = [member for member in vars(getattr(api_run, name)) if not member.startswith("_")]
-        assert wanted and not [member for member in wanted if not hasattr(fake, member)]
 
 
 @pytest.mark.parametrize("name", ["torch", "cuda-bindings", "pycuda"])
