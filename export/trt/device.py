@@ -43,7 +43,7 @@ class DeviceBackend(Protocol):
 
     name: str
     """One of `BACKENDS`."""
-    why_no_graphs = ""
+    why_no_graphs: str = ""
     """Why this package cannot capture CUDA graphs; empty where it can."""
 
     def versions(self) -> dict[str, str]:

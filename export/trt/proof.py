@@ -22,12 +22,7 @@ def is_proven(manifest: EngineManifest, machine: Machine) -> bool:
 
 
 def compared(session: Session, onnx: Path, options: BuildOptions) -> ParityReport:
-    """Hold an engine against ONNX Runtime on the file that it was built from.
-
-    Raises:
-        Unavailable: onnxruntime is not installed.
-        InvalidInput: the file has inputs or outputs that cannot be compared.
-    """
+    """Hold an engine against ONNX Runtime on the file that it was built from; errors are those of opening and comparing."""
     from export.onnxruntime_session import OnnxRuntime
 
     tolerance, agreement = options.parity_limits
@@ -36,16 +31,13 @@ def compared(session: Session, onnx: Path, options: BuildOptions) -> ParityRepor
 
 
 def prove(session: Session, path: Path, manifest: EngineManifest, machine: Machine) -> EngineManifest:
-    """Prove an engine that was built where it could not run, and say so in its manifest.
+    """Prove an engine that was built where it could not run, and return its manifest, which then says so.
 
     Args:
         session: the engine, loaded.
         path: its file.
         manifest: the one beside it.
         machine: this one.
-
-    Returns:
-        The manifest as it is now beside the engine.
 
     Raises:
         EngineRefused: the ONNX file that would prove it is not there, or another one.

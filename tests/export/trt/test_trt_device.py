@@ -77,12 +77,13 @@ class TestContract:
             backend.free(made.pop())
         assert gpu.leaks() == []
 
-    @pytest.mark.parametrize("call", ["allocate", "make_stream", "make_event", "upload", "download", "fill", "record", "wait_stream"])
+    @pytest.mark.parametrize("call", "allocate make_stream make_event upload download fill record wait_stream".split())
     def test_errors_carry_cudas_words(self, backend: DeviceBackend, gpu: FakeGpu, call: str) -> None:
         stream, memory, event = backend.make_stream(), backend.allocate(8), backend.make_event()
         uses: dict[str, Callable[[], object]] = {
             "allocate": lambda: backend.allocate(8), "make_stream": backend.make_stream, "make_event": backend.make_event,
-            "upload": lambda: backend.upload(memory, np.zeros(8, np.uint8), stream), "fill": lambda: backend.fill(memory, 8, stream),
+            "upload": lambda: backend.upload(memory, np.zeros(8, np.uint8), stream),
+            "fill": lambda: backend.fill(memory, 8, stream),
             "download": lambda: backend.download(memory, (8,), np.dtype(np.uint8), stream),
             "record": lambda: backend.record(event, stream), "wait_stream": lambda: backend.wait(stream),
         }  # fmt: skip

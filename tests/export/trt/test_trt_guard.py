@@ -52,7 +52,7 @@ class Driver:
         device._obj.value = index + 40
 
     def _cuDeviceGetName(self, name: Any, length: int, device: Any) -> None:
-        name.value = f"GPU {device.value - 40} of {length}".encode()
+        name.value = f"GPU {device - 40} of {length}".encode()
 
     def _cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> None:
         memory._obj.value = 8 << 30
