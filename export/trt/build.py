@@ -41,13 +41,9 @@ class BuildResult:
     """Time that TensorRT took to build it."""
     layers: int
     """Layers of the network that TensorRT was given, before it fused them; `export.trt.layers` describes the engine's own."""
-    computed: dict[str, int]
-    """How many convolutions and products compute in which type."""
     options: BuildOptions
     graph_sha256: str
     """Of the ONNX graph that was parsed."""
-    lines: tuple[str, ...]
-    """TensorRT's warnings."""
     notices: tuple[str, ...]
     """What happened to the timing cache, where something did."""
     engine_layers: tuple[Layer, ...] = field(default=(), repr=False)
@@ -104,7 +100,7 @@ def build_engine(
     if not isinstance(onnx, bytes) and not onnx.is_file():
         raise InvalidInput(f"no such file: {onnx}")
     data = onnx if isinstance(onnx, bytes) else onnx.read_bytes()
-    computed = check_graph(data, options.precision)
+    check_graph(data, options.precision)
     if trt is None:
         trt = import_rtx() if options.capabilities else import_tensorrt()
     if is_rtx(trt):
@@ -117,7 +113,6 @@ def build_engine(
     with interruptible(cancel):  # from the first call on: all of them log through Python, where a Ctrl-C would be lost
         builder: Any = checked("creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)), advice)
         network = _parsed(trt, builder, data, options)
-        lines = MESSAGES.take()
         config = _configured(trt, builder, options)
         _add_shapes(builder, network, config, options.shapes)
         cache = attach(config, cache_path(timing_cache, machine or machine_of(trt))) if timing_cache is not None else None
@@ -126,14 +121,13 @@ def build_engine(
         with heard("Layers:", told) if is_rtx(trt) and options.detailed else nullcontext():
             plan = _built(builder, network, config, cancel, advice)
         seconds = time.perf_counter() - start
-        lines += MESSAGES.take()
         if cache is not None:  # what an ended build has timed so far is kept for the next
             store(config, cache)
         cancel.raise_reason()
     notices = tuple(cache.notices) if cache is not None else ()
     graph = hashlib.sha256(data).hexdigest()
     layers = builder_layers(told[0]) if told else ()  # one list per compute capability, all alike in what is fused
-    return BuildResult(plan, seconds, network.num_layers, computed, options, graph, tuple(lines), notices, layers)
+    return BuildResult(plan, seconds, network.num_layers, options, graph, notices, layers)
 
 
 def _parsed(trt: Any, builder: Any, data: bytes, options: BuildOptions) -> Any:

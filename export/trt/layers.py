@@ -6,17 +6,14 @@ read them. A layer's time is for comparing layers: the profiler disturbs, and th
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import InvalidInput
-from export.files import write_json
 from export.trt.log import checked
 
 if TYPE_CHECKING:
@@ -76,15 +73,10 @@ class LayerTimes:
         rows: list[dict[str, Any]] = [{"count": self.runs}]
         for (name, _), times in self.times_ms.items():
             spent = sum(times)
-            rows.append(
-                {
-                    "name": name,
-                    "timeMs": spent,
-                    "averageMs": spent / len(times),
-                    "medianMs": statistics.median(times),
-                    "percentage": 100 * spent / total,
-                }
-            )
+            rows.append({
+                "name": name, "timeMs": spent, "averageMs": spent / len(times), "medianMs": statistics.median(times),
+                "percentage": 100 * spent / total,
+            })  # fmt: skip
         return rows
 
 
@@ -117,20 +109,15 @@ class FusedAttention:
 
 def profiler_of(trt: Any, times: LayerTimes) -> Any:
     """Return a `trt.IProfiler` that reports to `times`; it must live as long as the context that it is given to."""
-    return _profiler_class(trt)(times)
 
-
-@functools.cache
-def _profiler_class(trt: Any) -> Any:
     class Profiler(trt.IProfiler):
-        def __init__(self, times: LayerTimes) -> None:
+        def __init__(self) -> None:
             trt.IProfiler.__init__(self)
-            self._times = times
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self._times.add(layer_name, ms)
+            times.add(layer_name, ms)
 
-    return Profiler
+    return Profiler()
 
 
 def layer_info(trt: Any, engine: Any) -> dict[str, Any]:
@@ -154,16 +141,6 @@ def layer_info(trt: Any, engine: Any) -> dict[str, Any]:
     if not isinstance(layers, list):
         raise InvalidInput(f"the engine's description has 'Layers' of type {type(layers).__name__}, not list")
     return dict(value)
-
-
-def write_profile(times: LayerTimes, path: Path) -> None:
-    """Write layer times in the schema of trtexec's `--exportProfile`."""
-    write_json(path, times.to_json())
-
-
-def write_layer_info(info: Mapping[str, Any], path: Path) -> None:
-    """Write what `layer_info` returned, which is the schema of trtexec's `--exportLayerInfo`."""
-    write_json(path, dict(info))
 
 
 def fused_attention(layers: Sequence[Layer], softmaxes: Sequence[str]) -> FusedAttention:

@@ -138,61 +138,40 @@ def with_plugins(model: "onnx.ModelProto", function: "OnnxFunction", kernels: Ma
     Raises:
         InvalidInput: no node has such a name, or its dtype or channels are not the kernel's.
     """
-    import onnx
+    from onnx import ModelProto, NodeProto, TensorProto, helper
 
     from export.onnx_function import nodes_of
 
     nodes = {node.name: node for node in nodes_of(model, function)}
     if unknown := sorted(set(kernels) - set(nodes)):
         raise InvalidInput(f"the model has no {function.label} nodes {unknown}; it has {sorted(nodes)}")
-    result = onnx.ModelProto.FromString(model.SerializeToString())
+    result = ModelProto.FromString(model.SerializeToString())
     typed = {info.name for info in (*result.graph.value_info, *result.graph.output)}
-    made: list[onnx.NodeProto] = []
-    for node in result.graph.node:
-        kernel = kernels.get(node.name) if function.owns(node.domain, node.op_type) else None
-        if kernel is None:
-            made.append(node)
+    made: list[NodeProto] = []
+    for node in map(NodeProto.FromString, [node.SerializeToString() for node in result.graph.node]):
+        made.append(node)
+        if not function.owns(node.domain, node.op_type) or node.name not in kernels:
             continue
-        found = nodes[node.name]
+        kernel, found = kernels[node.name], nodes[node.name]
         q, _, v = found.inputs
         if (q.dtype, q.shape[2], v.shape[2]) != (kernel.dtype, kernel.qk_channels, kernel.value_channels):
             wanted = f"{kernel.dtype}, {kernel.qk_channels} and {kernel.value_channels} channels"
             raise InvalidInput(f"kernel {kernel.name} is for {wanted}; node {node.name} has {q.dtype}, q {q.shape} and v {v.shape}")
-        inputs = list(node.input)
+        kind = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float32": TensorProto.FLOAT}[q.dtype]
+        first = node.input[0]
         if (scale := float(found.attributes.get("scale", 1.0))) != 1.0:
-            made.append(_scaling(result.graph, node, scale, q.dtype))
-            inputs[0] = made[-1].output[0]
-        made.append(_plugin_node(node, inputs, kernel.name))
+            constant, first = f"{node.name}_scale", f"{node.name}_q_scaled"
+            result.graph.initializer.append(helper.make_tensor(constant, kind, [], [scale]))
+            made.insert(-1, helper.make_node("Mul", [node.input[0], constant], [first], name=f"{node.name}_scaling"))
+        # `aot`: this implementation and no other; the parser finds the plugin by op_type, version and namespace
+        fields: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION, "aot": 1}
+        inputs = [first, *node.input[1:]]
+        made[-1] = helper.make_node(kernel.name, inputs, [*node.output], name=node.name, domain=NAMESPACE, **fields)
         if node.output[0] not in typed:  # nothing infers the type of a plugin's output
-            kind = _element_type(q.dtype)
-            result.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], kind, found.outputs[0].shape))
-    made = [onnx.NodeProto.FromString(node.SerializeToString()) for node in made]
+            result.graph.value_info.append(helper.make_tensor_value_info(node.output[0], kind, found.outputs[0].shape))
     del result.graph.node[:]
     result.graph.node.extend(made)
     return result
-
-
-def _plugin_node(node: Any, inputs: list[str], name: str) -> Any:
-    import onnx
-
-    # `aot`: this implementation and no other; the parser finds the plugin by op_type, version and namespace
-    fields: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION, "aot": 1}
-    return onnx.helper.make_node(name, inputs, list(node.output), name=node.name, domain=NAMESPACE, **fields)
-
-
-def _scaling(graph: Any, node: Any, scale: float, dtype: str) -> Any:
-    import onnx
-
-    constant, scaled = f"{node.name}_scale", f"{node.name}_q_scaled"
-    graph.initializer.append(onnx.helper.make_tensor(constant, _element_type(dtype), [], [scale]))
-    return onnx.helper.make_node("Mul", [node.input[0], constant], [scaled], name=f"{node.name}_scaling")
-
-
-def _element_type(dtype: str) -> int:
-    import onnx
-
-    kinds = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "float32": onnx.TensorProto.FLOAT}
-    return int(kinds[dtype])
 
 
 def told(label: str) -> Callable[[Function], Function]:

@@ -29,7 +29,7 @@ from export.trt.log import TensorRTFailed, attempted, checked
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.proof import is_proven, prove
 from export.trt.rtx import RuntimeCache, own_cache_path
-from export.trt.versions import device_memory_bytes, is_rtx
+from export.trt.versions import is_rtx
 
 CUDA_GRAPH = ("auto", "require", "off")
 LEAD_BELOW_MS = 10.0
@@ -48,8 +48,6 @@ class EngineSession:
         backend: who talks to CUDA; default `open_backend()`.
         cuda_graph: `auto` captures the runs in a CUDA graph, and where that fails `step` times plain enqueues and `notes` says
             so; `require` makes that failure an error; `off` captures none.
-        repeats: runs in one graph; `step` divides by them. For engines of some microseconds, where one run is shorter than what
-            surrounds it: so many that a graph takes 50 us.
         shapes: of dynamic inputs, by name; without one, that which the engine was tuned for.
         metadata: of the model (preprocessing, labels), as its ONNX file has it.
         trt: the module `tensorrt`, or TensorRT-RTX; imported, once a GPU is proven, where it is None.
@@ -70,19 +68,18 @@ class EngineSession:
         *,
         backend: DeviceBackend | None = None,
         cuda_graph: str = "auto",
-        repeats: int = 1,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         metadata: Mapping[str, str] | None = None,
         trt: Any = None,
         runtime_cache: Path | None = None,
     ) -> None:
-        _check_timing(cuda_graph, repeats)
+        _check_graph_mode(cuda_graph)
         self._trt: Any = import_tensorrt() if trt is None else trt
         self.metadata = dict(metadata or {})
         self.notes: list[str] = []
         """What a user should know of this session: fallbacks, types, chosen shapes."""
         self.manifest: EngineManifest | None = None
-        self._repeats, self._cuda_graph = repeats, cuda_graph
+        self._cuda_graph = cuda_graph
         self._ready = self._short = self._flushed = False
         self._bound: list[np.ndarray] | None = None
         self._replaced = False
@@ -114,10 +111,7 @@ class EngineSession:
         self._replaced = self._bound is not None
         self._upload(arrays)
         self._prepare()
-        if self._graph is not None and self._repeats == 1:
-            self._launch()
-        else:
-            self._enqueue()
+        self._launch()
         return self.results()
 
     def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
@@ -147,7 +141,7 @@ class EngineSession:
         self._backend.wait(self._end)
         took_ms = self._backend.elapsed_ms(self._begin, self._end)
         self._flushed, self._short = False, took_ms < LEAD_BELOW_MS
-        return took_ms / self._repeats
+        return took_ms
 
     def flush(self, mib: float) -> None:
         """Overwrite this much memory on the device, so that the next `step` finds its caches cold; not part of its time."""
@@ -169,12 +163,6 @@ class EngineSession:
         self._check_open()
         download = functools.partial(self._backend.download, stream=self._stream)
         return [download(self._memory[spec.name], spec.shape, np.dtype(spec.dtype)) for spec in self.outputs]
-
-    @property
-    def device_memory_bytes(self) -> int:
-        """Device memory that TensorRT takes for a run, without weights, inputs and outputs."""
-        self._check_open()
-        return device_memory_bytes(self._engine)
 
     def time_layers(self, runs: int = 50) -> LayerTimes:
         """Run with TensorRT's profiler, in a context of its own, and return the time of each layer.
@@ -288,7 +276,7 @@ class EngineSession:
         self._backend.wait(self._stream)
         if self._cuda_graph != "off":
             try:
-                self._graph = self._own(self._backend.capture(self._stream, self._enqueue_all))
+                self._graph = self._own(self._backend.capture(self._stream, self._enqueue))
             except (CudaFailed, TensorRTFailed) as error:
                 self._go_on_without_graph(error)
         if self._compiled is not None and (why := self._compiled.store()):
@@ -307,10 +295,6 @@ class EngineSession:
         if self._graph is not None:
             self._backend.launch(self._graph, self._stream)
         else:
-            self._enqueue_all()
-
-    def _enqueue_all(self) -> None:
-        for _ in range(self._repeats):
             self._enqueue()
 
     def _enqueue(self, context: Any = None) -> None:
@@ -329,7 +313,7 @@ def open_engine(path: Path | str, *, trust: bool = False, runtime: str = "tensor
         path: the engine.
         trust: load it even without a manifest, or with another content than the manifest's. Code in it is executed.
         runtime: `tensorrt` or `tensorrt-rtx`. An engine of the latter that was built where it could not run is proven first.
-        session: `backend`, `cuda_graph`, `repeats` and `shapes` of `EngineSession`, whose errors are raised as well.
+        session: `backend`, `cuda_graph` and `shapes` of `EngineSession`, whose errors are raised as well.
 
     Raises:
         EngineRefused: it does not fit; names the first thing that does not.
@@ -338,7 +322,7 @@ def open_engine(path: Path | str, *, trust: bool = False, runtime: str = "tensor
         CheckFailed: it is the first run of an engine, and it does not compute what its ONNX file computes.
     """
     path = Path(path)
-    _check_timing(session.get("cuda_graph", "auto"), session.get("repeats", 1))
+    _check_graph_mode(session.get("cuda_graph", "auto"))
     trt = import_tensorrt(runtime=runtime)
     machine = machine_of(trt)
     engine = read_engine(path, machine, trust=trust)
@@ -369,8 +353,6 @@ def _metadata_beside(path: Path, manifest: EngineManifest | None) -> tuple[dict[
         return {}, [f"preprocessing and labels are not known: {error}"]
 
 
-def _check_timing(cuda_graph: str, repeats: int) -> None:
+def _check_graph_mode(cuda_graph: str) -> None:
     if cuda_graph not in CUDA_GRAPH:
         raise InvalidInput(f"cuda_graph is {cuda_graph!r}; write one of {', '.join(CUDA_GRAPH)}")
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise InvalidInput(f"repeats must be an integer of at least 1, got {repeats!r}")

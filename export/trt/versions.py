@@ -95,8 +95,3 @@ def newest_opset(trt: Any) -> int:
         return RTX_OPSET
     version = version_of(trt)[:2]
     return max(opset for first, opset in OPSETS if first <= max(version, OLDEST))
-
-
-def device_memory_bytes(engine: Any) -> int:
-    """Return the device memory that an execution context of an engine needs."""
-    return int(engine.device_memory_size_v2) if hasattr(engine, "device_memory_size_v2") else int(engine.device_memory_size)

@@ -58,7 +58,7 @@ def intermediate(
     if precision == "mixed":  # computes the graph on the CPU, where attention must not hold all its logits
         model, function = _in_chunks(model, function)
     feeds = [{"image": image} for image in images]
-    return prepared(model, precision, examples=feeds).model, function
+    return prepared(model, precision, examples=feeds), function
 
 
 def _in_chunks(model: onnx.ModelProto, function: OnnxFunction) -> tuple[onnx.ModelProto, OnnxFunction]:

@@ -191,16 +191,6 @@ def test_version_differences() -> None:
     assert found == [20, 20, 24, 24, 25]
 
 
-def test_device_memory_by_either_name() -> None:
-    class Old:
-        device_memory_size = 3
-
-    class New:
-        device_memory_size_v2 = 5
-
-    assert (versions.device_memory_bytes(Old()), versions.device_memory_bytes(New())) == (3, 5)
-
-
 def test_driver_version_from_kernel_tegra_and_management_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Management:
         @staticmethod
