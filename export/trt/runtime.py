@@ -86,13 +86,7 @@ class TensorRTRuntime:
     """
 
     def __init__(
-        self,
-        target: Target,
-        threads: int = 1,
-        cache: Path | None = None,
-        *,
-        backend: str | None = None,
-        trust: bool = False,
+        self, target: Target, threads: int = 1, cache: Path | None = None, *, backend: str | None = None, trust: bool = False
     ) -> None:
         if target.runtime not in TENSORRT:
             raise InvalidInput(f"TensorRTRuntime is for targets tensorrt:<precision> and tensorrt-rtx:<precision>, not {target}")

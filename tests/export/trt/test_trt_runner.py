@@ -46,8 +46,7 @@ def test_a_session(rig: Rig, name: str) -> None:
     with rig.session(backend=backends[name]()) as session:
         assert isinstance(session, Session)
         assert [(spec.name, spec.shape, spec.dtype) for spec in (*session.inputs, *session.outputs)] == [
-            ("x", SHAPE, "float32"),
-            ("y", SHAPE, "float32"),
+            ("x", SHAPE, "float32"), ("y", SHAPE, "float32")
         ]
         with pytest.raises(InvalidInput, match=r"call bind\(feeds\)"):
             session.step()
