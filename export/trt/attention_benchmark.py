@@ -115,12 +115,7 @@ class Benchmarks:
     rounds: Rounds = field(default_factory=Rounds)
 
     def __call__(self, question: Question) -> dict[str, Any]:
-        """Return the fields of a `Choice` that measuring decides.
-
-        Raises:
-            NoAttention: none of them works.
-            CudaBroken: one of them broke CUDA for this process.
-        """
+        """Return the fields of a `Choice` that measuring decides; `NoAttention` where nothing works, or `CudaBroken`."""
         names = [*question.candidates]
         found = self.memory.get(question.case, names) if self.memory is not None else None
         if found is None or found["implementation"] not in names:

@@ -24,12 +24,9 @@ _FIELDS: dict[str, type] = {"implementation": str, "reason": str, "times_ms": di
 
 
 class AttentionMemory:
-    """What was chosen, in a file.
+    """What was chosen, in a file, there or not; one that cannot be read is moved aside: it is quicker measured anew than mended.
 
-    Args:
-        path: the file, there or not. One that cannot be read is moved aside: it is quicker measured anew than mended.
-        conditions: what else decides a choice, as plain values.
-        tell: is told of a file that was moved aside.
+    `conditions` are what else decides a choice, as plain values; `tell` is told of a file that was moved aside.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any], tell: Callable[[str], None]) -> None:

@@ -55,14 +55,10 @@ class BuildResult:
         return hashlib.sha256(self.plan).hexdigest()
 
     def manifest(self, machine: Machine, onnx: Path, command: str, **known: Any) -> EngineManifest:
-        """Return the manifest to save beside the engine.
+        """Return the manifest to save beside the engine; `known` are its `attention`, `parity` and `latency`.
 
-        Args:
-            machine: where it was built.
-            onnx: the file that it can be rebuilt from; it must stand beside the engine.
-            command: what builds it anew.
-            known: `attention`, `parity` and `latency` of `EngineManifest`.
-        """
+    The ONNX file is the one that it can be rebuilt from, beside the engine, and the command what builds it anew.
+    """
         return EngineManifest(
             machine=machine, engine_sha256=self.sha256, size_bytes=len(self.plan), onnx=onnx.name, onnx_sha256=sha256(onnx),
             graph_sha256=self.graph_sha256, precision=self.options.precision, options=self.options.to_json(), command=command,

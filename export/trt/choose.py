@@ -203,12 +203,9 @@ def take_first(question: Question) -> dict[str, Any]:
 
 
 def ask_builder(question: Question, capability: int, trt: Any) -> dict[str, Any]:
-    """Take the first implementation that TensorRT-RTX's builder makes one kernel of: a `Judge` for machines without a GPU.
+    """Take the first implementation that TensorRT-RTX's builder makes one kernel of, for a compute capability.
 
-    Args:
-        question: what is to be computed.
-        capability: compute capability that is asked about.
-        trt: TensorRT-RTX.
+    A `Judge` for machines without a GPU.
     """
     from export.trt.build import build_engine
     from export.trt.log import TensorRTFailed
@@ -242,16 +239,9 @@ def allowed_implementations() -> tuple[str, ...]:
 def placed(
     model: onnx.ModelProto, function: OnnxFunction, bodies: Mapping[str, str], kernels: Mapping[str, PluginKernel]
 ) -> onnx.ModelProto:
-    """Return a copy of a model in which every node of a function is a plugin node, or a body's operators.
+    """Return a copy of a model in which every node of a function is a plugin node, or a body's operators, by the node's name.
 
-    Args:
-        model: with nodes of the function.
-        function: the operator.
-        bodies: by the name of the node.
-        kernels: likewise.
-
-    Raises:
-        InvalidInput: the choice misses nodes, or names unknown ones.
+    `InvalidInput` where the choice misses nodes, or names unknown ones.
     """
     from onnx import inliner
 

@@ -21,7 +21,7 @@ import hashlib
 import math
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,28 +277,6 @@ def needs_rebuild(path: Path, machine: Machine) -> str | None:
     if source.is_file() and sha256(source) != manifest.onnx_sha256:
         return f"{source.name} changed since {path.name} was built from it"
     return None
-
-
-Rebuilder = Callable[[Path, EngineManifest], "tuple[bytes, EngineManifest]"]
-"""Builds an engine from an ONNX file with what a manifest says (precision, options): returns the plan and its manifest."""
-
-
-def rebuild(path: Path, builder: Rebuilder) -> EngineManifest:
-    """Build an engine anew from the ONNX file beside it, and replace both files.
-
-    Raises:
-        EngineRefused: the engine has no manifest, so what it was built from is not known.
-        CorruptFile: the manifest cannot be read, or the ONNX file is missing or not the one that it names.
-    """
-    manifest = required_manifest(path)
-    source = path.with_name(manifest.onnx)
-    if not source.is_file():
-        raise CorruptFile(source, f"is missing; {path.name} was built from it")
-    if sha256(source) != manifest.onnx_sha256:
-        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
-    plan, fresh = builder(source, manifest)
-    save_engine(path, plan, fresh)
-    return fresh
 
 
 def _ways_to_rebuild(path: Path) -> str:

@@ -29,6 +29,7 @@ from onnx import ModelProto
 
 from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
 from export.feeds import random_feeds
+from export.files import sha256
 from export.parity import check_comparable, check_same
 from export.target import Target
 from export.trt.build import build_engine
@@ -43,7 +44,6 @@ from export.trt.engine_file import (
     manifest_path,
     named_machine,
     needs_rebuild,
-    rebuild,
     required_manifest,
     save_engine,
 )
@@ -161,18 +161,23 @@ def _single_file(path: Path) -> bytes:
 
 
 def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest:
-    """Build an engine, there or not, anew from the ONNX file beside it, as its manifest says; errors are those of building, and
+    """Build an engine, there or not, anew from the ONNX file beside it, as its manifest says, and replace both files.
 
     Raises:
         EngineRefused: it has no manifest, so what it was built from is not known.
         CorruptFile: the manifest cannot be read, or the ONNX file is missing or another one.
+        HyctasError: as `engine_from_onnx`.
     """
-
-    def build(source: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
-        options = options_of(path, manifest)
-        return engine_from_onnx(source, replace(options, plugins=False), place, manifest.command, tell, progress)
-
-    return rebuild(path, build)
+    manifest = required_manifest(path)
+    source = path.with_name(manifest.onnx)
+    if not source.is_file():
+        raise CorruptFile(source, f"is missing; {path.name} was built from it")
+    if sha256(source) != manifest.onnx_sha256:
+        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
+    options = replace(options_of(path, manifest), plugins=False)
+    plan, fresh = engine_from_onnx(source, options, place, manifest.command, tell, progress)
+    save_engine(path, plan, fresh)
+    return fresh
 
 
 def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:

@@ -72,13 +72,9 @@ class Operator:
 def load_operators(
     operators: Sequence[Operator], open_engine: Open, group: int, tell: Callable[[str], None]
 ) -> dict[int, Session | HyctasError]:
-    """Build engines for operators, and return each one's session, or why there is none, by index.
+    """Build engines for operators, at most `group` in each, and return each one's session, or why there is none, by index.
 
-    Args:
-        operators: in any order.
-        open_engine: builds and opens one engine.
-        group: operators of an engine at most.
-        tell: told of every engine, and of those that failed.
+    `open_engine` builds and opens one engine; `tell` is told of engines that failed.
     """
     found: dict[int, Session | HyctasError] = {}
 
@@ -278,21 +274,15 @@ def _has_attention(model: onnx.ModelProto) -> bool:
 def count_engines(batches: Iterable[tuple[Sequence[float], Sequence[bool]]], group: int = GROUP) -> int:
     """Count the engines of one build of operators that are loaded in batches, as `load_operators` shares them out.
 
-    Args:
-        batches: of each, the operators' rough costs, and whether each gets an engine of its own (attention).
-        group: operators of an engine at most.
+    A batch has the operators' rough costs, and whether each gets an engine of its own (attention).
     """
     return sum(len(planned(costs, alone, group)) for costs, alone in batches)
 
 
 def estimate(operators: int, engines: int, builds: int, trials: int = 0) -> str:
-    """Say how long building engines for operators may take: a guess, and said to be one.
+    """Say how long building engines for operators may take, a guess, and said to be one.
 
-    Args:
-        operators: how many.
-        engines: that they share.
-        builds: of each engine.
-        trials: engines besides, that implementations of attention are tried in.
+    `engines` are shared by the operators and built so many times; `trials` are those that attention is tried in besides.
     """
     total = engines * builds + trials
     counted = f"{operators} operators in {engines}, times {builds} builds{f', and {trials} to choose attention' if trials else ''}"

@@ -144,11 +144,9 @@ def layer_info(trt: Any, engine: Any) -> dict[str, Any]:
 
 
 def fused_attention(layers: Sequence[Layer], softmaxes: Sequence[str]) -> FusedAttention:
-    """Tell which attention an engine computes in one kernel, from the ONNX nodes that its layers name.
+    """Tell which attention an engine computes in one kernel, from the ONNX nodes that its layers name (see `softmax_nodes`).
 
-    Args:
-        layers: the engine's, built with detailed profiling verbosity: without it no layer names nodes.
-        softmaxes: names of the nodes in question, see `softmax_nodes`.
+    An engine that was built without detailed profiling verbosity names none.
     """
     found = {name: next((layer for layer in layers if name in layer.nodes), None) for name in softmaxes}
     kernels = {name: layer.name if layer is not None else "" for name, layer in found.items()}

@@ -106,13 +106,7 @@ def logger_of(trt: Any) -> Any:
 def checked(what: str, call: Callable[[], Result | None], advice: Advice = "") -> Result:
     """Make one call of TensorRT, whose failures are None, False and exceptions, and return what it gives.
 
-    Args:
-        what: the step in words, for the message ("creating a network").
-        call: the call.
-        advice: what to do next.
-
-    Raises:
-        TensorRTFailed: it failed; with what TensorRT logged meanwhile.
+    `TensorRTFailed` where it failed: what the step was ("creating a network"), what TensorRT logged meanwhile, and what to do next.
     """
     result = attempted(what, call, advice)
     if result is None or result is False:

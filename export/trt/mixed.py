@@ -132,11 +132,7 @@ def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
 def faults(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Feeds, kept: set[str]) -> list[str]:
     """Return the nodes of a half-precision graph whose output is further off than their inputs, worst first.
 
-    Args:
-        model: the fp32 graph; every node has a name.
-        half: its conversion; nodes keep their names.
-        feeds: inputs by name.
-        kept: nodes that are in fp32 already; they are left out.
+    Nodes have the names of the fp32 graph's; those that are kept in fp32 already are left out.
     """
     types = tensor_types(half)
     narrowed = {

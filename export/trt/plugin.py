@@ -44,11 +44,7 @@ class Plugins:
         self._kernels: dict[str, dict[tuple[str, int, int], PluginKernel]] = {}
 
     def register(self, kernels: Sequence[PluginKernel], trt: Any) -> None:
-        """Make kernels known to TensorRT's plugin registry; kernels that are known already are no error.
-
-        Args:
-            kernels: of any families.
-            trt: the module `tensorrt`, of a process in which a GPU is proven.
+        """Make kernels, of any families, known to TensorRT's plugin registry; those that are known already are no error.
 
         Raises:
             Unavailable: a TensorRT before 10.16, or without its package for plugins.
@@ -72,16 +68,9 @@ class Plugins:
         return sorted({kernel.dtype for kernel in self._kernels[name].values()})
 
     def kernel(self, name: str, dtype: str, q: Sequence[int], k: Sequence[int]) -> PluginKernel:
-        """Return the kernel of a plugin for tensors: among those that can, the one that was compiled for most.
+        """Return the kernel of a plugin for q (B, h, d, N) and k (B, h, d, M): of those that can, that for most.
 
-        Args:
-            name: the plugin's.
-            dtype: of the tensors, as numpy names it.
-            q: its shape (B, h, d, N).
-            k: its shape (B, h, d, M).
-
-        Raises:
-            InvalidInput: there is none.
+        `InvalidInput` where there is none.
         """
         found = [kernel for kernel in self._kernels[name].values() if kernel.dtype == dtype]
         reasons = {kernel: kernel.refusal(q[0], q[1], q[3], k[3]) for kernel in found if kernel.qk_channels == q[2]}
@@ -104,15 +93,9 @@ def version_refusal(trt: Any) -> str:
 
 
 def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[int]]) -> str:
-    """Say why a kernel cannot be built into an engine for this GPU and these tensors; empty where nothing is known against it.
+    """Say why a kernel cannot be built into an engine for this GPU and tensors q, k, v; empty where nothing is known against it.
 
     What cannot be told beforehand is left to the build: whether a driver newer than `PTX_OF_CUDA` reads still newer PTX.
-
-    Args:
-        kernel: the kernel.
-        trt: the module `tensorrt`.
-        gpu: as `export.trt.guard.require_gpu` gives it.
-        shapes: of q (B, h, d, N), k (B, h, d, M), v (B, h, e, M).
     """
     q, k, v = shapes
     if why := version_refusal(trt):
@@ -128,15 +111,10 @@ def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[
 
 
 def with_plugins(model: "onnx.ModelProto", function: "OnnxFunction", kernels: Mapping[str, PluginKernel]) -> "onnx.ModelProto":
-    """Return a copy of a model in which nodes of a function are plugin nodes; all others stay as they are.
+    """Return a copy of a model in which nodes of a function, by name, are plugin nodes; all others stay as they are.
 
-    Args:
-        model: with nodes of the function, whose attribute `scale` is multiplied into q where it is not 1.
-        function: the operator: inputs q, k, v, one output.
-        kernels: by the name of the node.
-
-    Raises:
-        InvalidInput: no node has such a name, or its dtype or channels are not the kernel's.
+    The function has inputs q, k, v and one output; its attribute `scale` is multiplied into q where it is not 1. `InvalidInput`
+    where no node has such a name, or its dtype or channels are not the kernel's.
     """
     from onnx import ModelProto, NodeProto, TensorProto, helper
 

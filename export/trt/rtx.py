@@ -81,12 +81,8 @@ def check_gpu(capability: tuple[int, int]) -> None:
 def check_buildable(options: BuildOptions, attention: bool) -> None:
     """Refuse what the builder is known to refuse, before minutes are spent.
 
-    Args:
-        options: with the compute capabilities that the engine is for.
-        attention: whether the graph multiplies two computed matrices, as attention does.
-
-    Raises:
-        InvalidInput: no compute capability is named, or sm_75 (Turing) is, which has neither bf16 nor products in fp32.
+    `InvalidInput` where no compute capability is named, or sm_75 (Turing) is, which has neither bf16 nor products in fp32 of two
+    computed matrices (`attention`).
     """
     if not options.capabilities:
         raise InvalidInput("name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120")

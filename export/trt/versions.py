@@ -64,12 +64,7 @@ def check_arrays(trt: Any) -> None:
 
 
 def network_flags(trt: Any, *, plugins: bool) -> int:
-    """Return the flags of a strongly typed network, by name: 11 renumbered them, and is always strongly typed.
-
-    Args:
-        trt: the module.
-        plugins: prefer the ahead-of-time implementation of Python plugins.
-    """
+    """Return the flags of a strongly typed network, which may prefer ahead-of-time plugins, by name: 11 renumbered them."""
     names = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS") if plugins else ("STRONGLY_TYPED",)
     return sum(1 << int(getattr(trt.NetworkDefinitionCreationFlag, name)) for name in names)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.trt import engine_file
+from export.trt import engine_file, from_onnx
 from export.trt.engine_file import (
     EngineManifest,
     EngineRefused,
@@ -26,15 +26,17 @@ from export.trt.engine_file import (
     needs_rebuild,
     read_engine,
     read_manifest,
-    rebuild,
     save_engine,
 )
+from export.trt.from_onnx import Place
 from export.trt.guard import Gpu
+from export.trt.options import BuildOptions
 from tests.export.trt.fakes_version import fake_tensorrt
 
 ROOT = Path(__file__).parents[3]
 HERE = Machine("10.16.1.11", "12.6.77", "565.57.01", "NVIDIA H200", (9, 0), "Linux-x86_64")
 PLAN, ONNX = b"an engine", b"a graph"
+PLACE = Place(None, HERE, None, Path())
 COMMAND = "hyctas-export model.engine --network bundle --target tensorrt:fp16"
 
 
@@ -239,34 +241,32 @@ def test_reasons_to_build_anew(engine: Path) -> None:
     assert "no such engine" in (needs_rebuild(engine, HERE) or "")
 
 
-def test_rebuilding_uses_the_onnx_file_beside_it(engine: Path) -> None:
+def test_rebuilding_uses_the_onnx_file_beside_it(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = dataclasses.replace(HERE, tensorrt="11.4.0.106")
-    asked: list[tuple[bytes, dict[str, Any]]] = []
+    asked: list[tuple[bytes, BuildOptions]] = []
 
-    def builder(onnx: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
-        asked.append((onnx.read_bytes(), manifest.options))
+    def built(onnx: Path, options: BuildOptions, *_: Any) -> tuple[bytes, EngineManifest]:
+        asked.append((onnx.read_bytes(), options))
         return b"anew", manifest_of(b"anew", machine=there)
 
+    monkeypatch.setattr(from_onnx, "engine_from_onnx", built)
     assert needs_rebuild(engine, there)
-    assert rebuild(engine, builder).machine == there
-    assert asked == [(ONNX, {"precision": "fp16", "level": 5})]
+    assert from_onnx.rebuild_engine(engine, PLACE, print).machine == there
+    assert asked == [(ONNX, BuildOptions.release("fp16"))]
     assert read_engine(engine, there).plan == b"anew" and needs_rebuild(engine, there) is None
 
 
 def test_rebuilding_refuses_what_it_does_not_know(engine: Path) -> None:
-    def builder(onnx: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
-        raise AssertionError("must not be called")
-
     source = engine.parent / "model.onnx"
     source.write_bytes(b"another graph")
     with pytest.raises(CorruptFile, match=r"is not the file .* build anew on purpose: hyctas-export model"):
-        rebuild(engine, builder)
+        from_onnx.rebuild_engine(engine, PLACE, print)
     source.unlink()
     with pytest.raises(CorruptFile, match=r"is missing; model\.engine was built from it"):
-        rebuild(engine, builder)
+        from_onnx.rebuild_engine(engine, PLACE, print)
     manifest_path(engine).unlink()
     with pytest.raises(EngineRefused, match="no manifest"):
-        rebuild(engine, builder)
+        from_onnx.rebuild_engine(engine, PLACE, print)
     assert engine.read_bytes() == PLAN
 
 

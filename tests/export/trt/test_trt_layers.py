@@ -12,7 +12,7 @@ import pytest
 
 from export.errors import InvalidInput
 from export.files import write_json
-from export.trt.layers import (Layer, LayerTimes, builder_layers, engine_layers, fused_attention, layer_info)
+from export.trt.layers import Layer, LayerTimes, builder_layers, engine_layers, fused_attention, layer_info
 from export.trt.log import TensorRTFailed
 from latency.trtexec_json import read_layers, read_profile
 from tests.export.trt.fakes_gpu import FakeGpu

@@ -26,7 +26,14 @@ from export.trt import guard, precision, rtx, versions
 from export.trt.attention_case import AttentionCase
 from export.trt.build import build_engine
 from export.trt.engine_file import (
-    UNPROVEN, EngineRefused, Machine, named_machine, needs_rebuild, read_engine, read_manifest, save_engine
+    UNPROVEN,
+    EngineRefused,
+    Machine,
+    named_machine,
+    needs_rebuild,
+    read_engine,
+    read_manifest,
+    save_engine,
 )
 from export.trt.from_onnx import main as from_onnx
 from export.trt.log import TensorRTFailed
