@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -30,7 +30,7 @@ OutputError = Callable[[onnx.ModelProto], float]
 """Maps a half-precision graph to the error of its outputs; infinity where they are not finite."""
 _CHUNK_BYTES = 256 << 20
 """What the intermediate tensors of one run may take, about."""
-_UNKNOWN_BYTES = 16 << 20
+_UNKNOWN_BYTES = 32 << 20
 """What a tensor whose shape cannot be told is taken for."""
 
 
@@ -132,64 +132,29 @@ def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
 def faults(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Feeds, kept: set[str]) -> list[str]:
     """Return the nodes of a half-precision graph whose output is further off than their inputs, worst first.
 
-    Nodes have the names of the fp32 graph's; those that are kept in fp32 already are left out.
+    Nodes have the names of the fp32 graph's; those that are kept in fp32 already are left out. What a node in fp32 hands on is
+    rounded for the node that reads it, which therefore bears that fault.
     """
-    types = tensor_types(half)
-    narrowed = {
-        node.output[0]: node.input[0]
-        for node in half.graph.node
-        if node.op_type == "Cast" and types.get(node.input[0]) == TensorProto.FLOAT and types.get(node.output[0]) in HALVES
-    }
-    mine = {node.name: node for node in half.graph.node}
-    original = dict(_same_tensors(model, half, narrowed))
-    errors = {name: 0.0 for name in original if name in {info.name for info in model.graph.input}}
-    for name, want, got in _both(model, emulated(half), original, feeds):
-        errors[name] = _off(want, got)
+    types, rounding, mine = tensor_types(half), emulated(half), {node.name: node for node in half.graph.node}
+    floats = {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT}
+    all_pairs = (pair for node in model.graph.node for pair in zip(node.output, mine[node.name].output, strict=True))
+    pairs = [pair for pair in all_pairs if pair[0] in floats]
+    graph, errors = onnx.shape_inference.infer_shapes(model).graph, dict[str, float]()
+    infos = (*graph.value_info, *graph.output)
+    sizes = {info.name: 8 * math.prod(max(d.dim_value, 1) for d in info.type.tensor_type.shape.dim) for info in infos}
+    while pairs:  # a bounded amount of memory at a time
+        held = itertools.accumulate(sizes.get(name, _UNKNOWN_BYTES) for name, _ in pairs)
+        count = max(1, sum(size <= _CHUNK_BYTES for size in held))
+        chunk, pairs = pairs[:count], pairs[count:]
+        wants, gots = _run(model, feeds, [name for name, _ in chunk]), _run(rounding, feeds, [name for _, name in chunk])
+        errors |= {name: _off(wants[name], gots[stored]) for name, stored in chunk}
     found = []
     for index, node in enumerate(model.graph.node):
-        if node.name in kept or node.op_type in ("Cast", "Constant"):
-            continue
-        here = mine[node.name]
-        # what a node in fp32 hands on is rounded for the node that reads it, which therefore bears that fault
-        read = max((errors.get(narrowed.get(name, name), 0.0) for name in here.input), default=0.0)
-        made = max((errors.get(name, 0.0) for name in here.output), default=0.0)
-        fault = 0.0 if math.isinf(read) else made - read
-        if fault > 0 and any(types.get(name) in HALVES for name in here.output):
-            found.append((-fault, index, node.name))
+        read, made = (max((errors.get(name, 0.0) for name in names), default=0.0) for names in (node.input, node.output))
+        halved = any(types.get(name) in HALVES for name in mine[node.name].output)
+        if halved and node.name not in kept and node.op_type not in ("Cast", "Constant") and not math.isinf(read) and made > read:
+            found.append((read - made, index, node.name))
     return [name for _, _, name in sorted(found)]
-
-
-def _same_tensors(model: onnx.ModelProto, half: onnx.ModelProto, narrowed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield tensors of a half-precision graph with the fp32 graph's tensor that each stands for, node by node."""
-    mine = {node.name: node for node in half.graph.node}
-    weights = {tensor.name for tensor in model.graph.initializer}
-    floats = {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT} - weights
-    for node in model.graph.node:
-        here = mine[node.name]
-        for name, same in (*zip(here.output, node.output, strict=True), *zip(here.input, node.input, strict=True)):
-            if same in floats:
-                yield name, same
-                if name in narrowed:
-                    yield narrowed[name], same
-
-
-def _both(
-    model: onnx.ModelProto, rounding: onnx.ModelProto, original: Mapping[str, str], feeds: Feeds
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield name, fp32 value and emulated value of tensors, in runs that each hold a bounded amount of memory."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    infos = (*graph.value_info, *graph.input, *graph.output)
-    sizes = {info.name: 8 * math.prod(max(d.dim_value, 1) for d in info.type.tensor_type.shape.dim) for info in infos}
-    inputs = {info.name for info in graph.input}
-    names = [name for name in original if name not in inputs and original[name] not in inputs]
-    while names:
-        held = list(itertools.accumulate(sizes.get(original[name], 2 * _UNKNOWN_BYTES) for name in names))
-        count = max(1, sum(size <= _CHUNK_BYTES for size in held))
-        chunk, names = names[:count], names[count:]
-        wants = _run(model, feeds, list(dict.fromkeys(original[name] for name in chunk)))
-        gots = _run(rounding, feeds, chunk)
-        for name in chunk:
-            yield name, wants[original[name]], gots[name]
 
 
 def _rounding(source: str, target: str, kind: int) -> list[onnx.NodeProto]:
