@@ -17,6 +17,7 @@ import numpy as np
 from export.errors import InvalidInput
 from export.onnx_function import FunctionNode, OnnxFunction
 from export.runtime import TensorSpec
+from export.trt.precision import bf16_values, from_bits
 
 if TYPE_CHECKING:
     import onnx
@@ -175,15 +176,3 @@ def _reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.
             weights = np.exp(logits - logits.max(1, keepdims=True))
             result[b, h, :, part] = value @ (weights / weights.sum(1, keepdims=True)).T
     return result
-
-
-def bf16_values(values: np.ndarray) -> np.ndarray:
-    """Round float32 values to the nearest bfloat16, ties to even; return their upper 16 bits as uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-
-
-def from_bits(bits: np.ndarray) -> np.ndarray:
-    """Return the numbers in float32 that bits of bfloat16 stand for."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -267,8 +267,8 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
         raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
-    engine = path.with_suffix(".engine")
-    if path.suffix.lower() == ".engine":
+    engine = path if path.suffix.lower() == ".engine" else path.with_suffix(".engine")
+    if engine == path:
         if given := [name for name in ("precision", "preset", "workspace_mib", "gpu") if getattr(args, name) is not None]:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
         place = open_place(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)

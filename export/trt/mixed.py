@@ -22,8 +22,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.precision import ERROR_BOUND
-from export.trt.attention_case import from_bits
-from export.trt.precision import HALVES, fp16, named, tensor_types
+from export.trt.precision import HALVES, fp16, from_bits, named, tensor_types
 
 Feeds = Mapping[str, np.ndarray]
 OutputError = Callable[[onnx.ModelProto], float]

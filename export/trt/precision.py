@@ -27,7 +27,6 @@ from export.errors import InvalidInput
 from export.onnx_opset import standard_opset
 from export.precision import ERROR_BOUND, KEEP_FP32, converted
 from export.precision import opset as opset_of
-from export.trt.attention_case import bf16_values
 from export.trt.options import PRECISIONS
 
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -200,6 +199,18 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     infos: Iterable[onnx.ValueInfoProto] = (*graph.input, *graph.value_info, *graph.output)
     types = {info.name: info.type.tensor_type.elem_type for info in infos}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def bf16_values(values: np.ndarray) -> np.ndarray:
+    """Round float32 values to the nearest bfloat16, ties to even; return their upper 16 bits as uint16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """Return the numbers in float32 that bits of bfloat16 stand for."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _bf16_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:

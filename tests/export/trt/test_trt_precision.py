@@ -16,9 +16,8 @@ from torch import nn
 from export.errors import CheckFailed, InvalidInput
 from export.onnx_file import export_modules
 from export.precision import ERROR_BOUND
-from export.trt.attention_case import bf16_values
 from export.trt.mixed import emulated, faults, keep_list, output_error
-from export.trt.precision import bf16, check_graph, fp16, named, prepared, tensor_types
+from export.trt.precision import bf16, bf16_values, check_graph, fp16, named, prepared, tensor_types
 from hyctas.operators import Conv, DownUp, Predict, SelfAttention
 from hyctas.workloads import build_block
 
