@@ -84,7 +84,7 @@ def in_types(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     from export.trt.precision import fp16, named, prepared
 
     if precision != "mixed":
-        return prepared(model, precision).model
+        return prepared(model, precision)
     again = named(model)
     return fp16(again, keep_nodes=[node.name for node in again.graph.node if node.op_type in ("Conv", "MatMul", "Relu")][::3])
 

@@ -7,7 +7,6 @@
 | `rtx`                     | TensorRT-RTX: builds without a GPU for GPUs that are named; its cache of kernels       |
 | `proof`                   | prove an engine, where it first runs, that was built where it could not                |
 | `log`                     | collect TensorRT's own messages, and turn None and False into exceptions with them     |
-| `api_run`                 | what our code uses of TensorRT to run engines, as protocols that real classes must fit |
 | `options`                 | how an engine is to be built, as plain data                                            |
 | `precision`               | give a graph its precision, and refuse one whose types do not fit                      |
 | `mixed`                   | find the nodes that must stay in fp32, by parity on a CPU                              |

@@ -104,31 +104,22 @@ class Rounds:
 
 @dataclass
 class Benchmarks:
-    """A `export.trt.choose.Judge`: times the implementations of each shape, and remembers what was fastest.
-
-    Attributes:
-        engines: builds and runs.
-        lean: where one of `ONE_KERNEL` is right leave out those behind it: for tables, which have many shapes.
-        memory: where choices are looked up before they are measured, and kept.
-        rounds: how to time.
-    """
+    """A `export.trt.choose.Judge`: times the implementations of each shape, and remembers what was fastest."""
 
     engines: EngineBackend
+    """Builds and runs."""
     lean: bool = False
+    """Where one of `ONE_KERNEL` is right leave out those behind it: for tables, which have many shapes."""
     memory: AttentionMemory | None = None
+    """Where choices are looked up before they are measured, and kept."""
     rounds: Rounds = field(default_factory=Rounds)
 
     def __call__(self, question: Question) -> dict[str, Any]:
-        """Return the fields of a `Choice` that measuring decides.
-
-        Raises:
-            NoAttention: none of them works.
-            CudaBroken: one of them broke CUDA for this process.
-        """
+        """Return the fields of a `Choice` that measuring decides; `NoAttention` where nothing works, or `CudaBroken`."""
         names = [*question.candidates]
         found = self.memory.get(question.case, names) if self.memory is not None else None
         if found is None or found["implementation"] not in names:
-            found = _Benchmark(question, self.engines, self.rounds, self.lean).choose()
+            found = _Benchmark(question, self.engines, self.rounds).choose(self.lean)
             if self.memory is not None:
                 self.memory.put(question.case, names, found)
         return found
@@ -137,12 +128,12 @@ class Benchmarks:
 class _Benchmark:
     """One shape's implementations, each in an engine of its own."""
 
-    def __init__(self, question: Question, engines: EngineBackend, rounds: Rounds, lean: bool) -> None:
-        self.question, self.case, self.engines, self.rounds, self.lean = question, question.case, engines, rounds, lean
+    def __init__(self, question: Question, engines: EngineBackend, rounds: Rounds) -> None:
+        self.question, self.case, self.engines, self.rounds = question, question.case, engines, rounds
         self.parity: dict[str, dict[str, float]] = {}
         self.refused: dict[str, str] = {}
 
-    def choose(self) -> dict[str, Any]:
+    def choose(self, lean: bool) -> dict[str, Any]:
         """Return the fields of a `Choice`."""
         examples = [example(self.case, kind) for kind in KINDS]
         self.refused = dict(self.question.refused)
@@ -150,17 +141,16 @@ class _Benchmark:
         try:
             with ExitStack() as stack:
                 for name, candidate in self.question.candidates.items():
-                    if self.lean and any(known in sessions for known in ONE_KERNEL):
+                    if lean and any(known in sessions for known in ONE_KERNEL):
                         self.refused[name] = NOT_TRIED
                         continue
-                    with self._refusing(candidate):
+                    with self._refusing(name):
                         sessions[name] = self._proven(stack, candidate, examples)
                 times = self._times(sessions, examples[0])
         except HyctasError as error:  # where CUDA is broken, closing the sessions fails as well
             raise _first_failure(error) from None
         if not times and NOT_TRIED in self.refused.values():  # it failed while it was timed: what was left out may hold
-            self.lean = False
-            return self.choose()
+            return self.choose(lean=False)
         if not times:
             raise NoAttention(self.case, self.refused)
         implementation, reason = _winner(times)
@@ -168,19 +158,14 @@ class _Benchmark:
         return {"implementation": implementation, "reason": reason, **found}
 
     @contextmanager
-    def _refusing(self, candidate: Candidate) -> Iterator[None]:
-        """Note what fails as the reason against an implementation.
-
-        Raises:
-            CudaBroken: after the failure nothing else can be tried.
-        """
+    def _refusing(self, name: str) -> Iterator[None]:
+        """Note what fails as the reason against an implementation; `CudaBroken` where nothing else can be tried afterwards."""
         try:
             yield
         except HyctasError as error:
-            reason = " ".join(str(_first_failure(error)).split())
+            self.refused[name] = reason = " ".join(str(_first_failure(error)).split())
             if said := self.engines.broken():
-                raise CudaBroken(self.case, candidate, reason, said) from None
-            self.refused[candidate.name] = reason
+                raise CudaBroken(self.case, self.question.candidates[name], reason, said) from None
 
     def _proven(self, stack: ExitStack, candidate: Candidate, examples: Sequence[Example]) -> Session:
         """Build, load and check one; on failure nothing of it stays open."""
@@ -199,30 +184,28 @@ class _Benchmark:
     def _times(self, sessions: Mapping[str, Session], values: Example) -> dict[str, float]:
         """Return the median time of each in milliseconds; those that fail are left out."""
         samples: dict[str, list[float]] = {name: [] for name in sessions}
-        candidates = self.question.candidates
         for name, session in sessions.items():
-            with self._refusing(candidates[name]):
+            with self._refusing(name):
                 session.bind(feeds(session.inputs, values))
                 for _ in range(self.rounds.warm_up):
                     session.step()
         for _ in range(self.rounds.rounds):
             for name, session in sessions.items():
                 if name not in self.refused:
-                    with self._refusing(candidates[name]):
+                    with self._refusing(name):
                         samples[name] += [session.step() for _ in range(self.rounds.steps)][1:]
         return {name: statistics.median(taken) for name, taken in samples.items() if name not in self.refused}
 
 
 def _winner(times_ms: Mapping[str, float]) -> tuple[str, str]:
     """Return the implementation to take, and why."""
-    ranked = sorted(times_ms, key=lambda name: times_ms[name])
-    if len(ranked) == 1:
-        return ranked[0], "the only one that works here"
-    best, second = ranked[:2]
-    gain = f"{1 - times_ms[best] / times_ms[second]:.1%} faster than {second}"
-    if best == "plugin":
-        enough = 1 - times_ms[best] / times_ms[second] >= PLUGIN_GAIN
-        return (best, gain) if enough else (second, f"the plugin is {gain}, less than the {PLUGIN_GAIN:.0%} asked for")
+    best, *others = sorted(times_ms, key=lambda name: times_ms[name])
+    if not others:
+        return best, "the only one that works here"
+    share = 1 - times_ms[best] / times_ms[others[0]]
+    gain = f"{share:.1%} faster than {others[0]}"
+    if best == "plugin" and share < PLUGIN_GAIN:
+        return others[0], f"the plugin is {gain}, less than the {PLUGIN_GAIN:.0%} asked for"
     return best, gain
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from export.errors import InvalidInput
 from export.onnx_function import FunctionNode, OnnxFunction
 from export.runtime import TensorSpec
+from export.trt.precision import bf16_values, from_bits
 
 if TYPE_CHECKING:
     import onnx
@@ -56,11 +57,7 @@ class AttentionCase:
 
     @classmethod
     def of(cls, node: FunctionNode) -> AttentionCase:
-        """Read it off a node.
-
-        Raises:
-            InvalidInput: the node's inputs are not those of attention, or not all of one dtype.
-        """
+        """Read it off a node; `InvalidInput` where its inputs are not those of attention, or not all of one dtype."""
         if len(node.inputs) != 3 or any(len(spec.shape) != 4 for spec in node.inputs):
             raise InvalidInput(f"node {node.name} has the inputs {node.inputs}; attention has q, k and v of rank 4")
         q, k, v = (spec.shape for spec in node.inputs)
@@ -93,14 +90,7 @@ class AttentionCase:
 
 
 def graph_of(case: AttentionCase, model: onnx.ModelProto, name: str, function: OnnxFunction) -> onnx.ModelProto:
-    """Return a graph that holds nothing but one node of a model, with inputs q, k, v and output o.
-
-    Args:
-        case: that of the node.
-        model: where the node stands.
-        name: the node's.
-        function: the operator that it is of.
-    """
+    """Return a graph that holds nothing but one node of a model, by its name, with inputs q, k, v and output o."""
     import onnx
 
     node = next(node for node in model.graph.node if node.name == name and function.owns(node.domain, node.op_type))
@@ -108,7 +98,7 @@ def graph_of(case: AttentionCase, model: onnx.ModelProto, name: str, function: O
     del copy.input[:], copy.output[:]
     copy.input.extend(("q", "k", "v"))
     copy.output.append("o")
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(case.dtype)) if case.dtype != "bfloat16" else onnx.TensorProto.BFLOAT16
+    kind = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[case.precision]
     q, k, v = case.shapes
     shapes = {"q": q, "k": k, "v": v, "o": (*v[:3], q[3])}
     values = {tensor: onnx.helper.make_tensor_value_info(tensor, kind, shape) for tensor, shape in shapes.items()}
@@ -151,34 +141,23 @@ def example(case: AttentionCase, kind: str, seed: int = 0) -> Example:
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """Round float32 values to what a dtype holds; they stay float32."""
-    if dtype == "bfloat16":
-        from export.trt.precision import bf16_values
-
-        return _from_bits(bf16_values(values))
-    return values.astype(dtype).astype(np.float32)
+    return from_bits(bf16_values(values)) if dtype == "bfloat16" else values.astype(dtype).astype(np.float32)
 
 
 def as_fed(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Return values in the type of a session's input, which may see bfloat16 as the bits of uint16."""
-    if spec.dtype in ("bfloat16", "uint16"):
-        from export.trt.precision import bf16_values
-
-        bits = bf16_values(values)
-        return bits.view(np.dtype("bfloat16")) if spec.dtype == "bfloat16" else bits
-    return values.astype(spec.dtype)
+    if spec.dtype not in ("bfloat16", "uint16"):
+        return values.astype(spec.dtype)
+    return bf16_values(values).view(np.dtype(spec.dtype))
 
 
 def as_float(output: np.ndarray) -> np.ndarray:
     """Return a session's output as numbers."""
-    return _from_bits(output) if output.dtype == np.uint16 else output.astype(np.float64)
+    return from_bits(output) if output.dtype == np.uint16 else output.astype(np.float64)
 
 
 def feeds(inputs: Sequence[TensorSpec], values: Example) -> dict[str, Any]:
-    """Return an example for a session with the inputs q, k and v.
-
-    Raises:
-        InvalidInput: the session has others.
-    """
+    """Return an example for a session with the inputs q, k and v; `InvalidInput` where it has others."""
     by_name = dict(zip("qkv", values.inputs, strict=True))
     if {spec.name for spec in inputs} != set(by_name):
         raise InvalidInput(f"an engine of attention alone has the inputs q, k and v; this one has {[spec.name for spec in inputs]}")
@@ -197,7 +176,3 @@ def _reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.
             weights = np.exp(logits - logits.max(1, keepdims=True))
             result[b, h, :, part] = value @ (weights / weights.sum(1, keepdims=True)).T
     return result
-
-
-def _from_bits(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,14 @@ from export.files import move_aside, read_json, write_json
 from export.trt.attention_case import AttentionCase
 
 FORMAT_VERSION = 1
-_FIELDS = ("implementation", "reason", "times_ms", "refused")
+_FIELDS: dict[str, type] = {"implementation": str, "reason": str, "times_ms": dict, "refused": dict}
 """What is kept of a `export.trt.choose.Choice`."""
 
 
 class AttentionMemory:
-    """A `export.trt.choose.Memory` in a file.
+    """What was chosen, in a file, there or not; one that cannot be read is moved aside: it is quicker measured anew than mended.
 
-    Args:
-        path: the file, there or not. One that cannot be read is moved aside: it is quicker measured anew than mended.
-        conditions: what else decides a choice, as plain values.
-        tell: is told of a file that was moved aside.
+    `conditions` are what else decides a choice, as plain values; `tell` is told of a file that was moved aside.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any], tell: Callable[[str], None]) -> None:
@@ -60,20 +58,14 @@ class AttentionMemory:
             return {}
         try:
             choices = read_json(self.path, FORMAT_VERSION)["choices"]
-            if not all(map(_usable, choices.values())):
-                raise CorruptFile(self.path, "holds an entry with other fields")
+            for entry in choices.values():
+                typed = all(isinstance(entry.get(name, kind()), kind) for name, kind in _FIELDS.items())
+                if not (typed and {"implementation", "reason"} <= set(entry) <= set(_FIELDS)):
+                    raise CorruptFile(self.path, "holds an entry with other fields")
+            return dict(choices)
         except (CorruptFile, OSError, KeyError, TypeError, AttributeError) as error:
-            try:
+            moved = ""
+            with suppress(OSError):
                 moved = f" and was moved to {move_aside(self.path).name}"
-            except OSError:
-                moved = ""
             self._tell(f"{self.path.name} cannot be read{moved} ({error})")
             return {}
-        return dict(choices)
-
-
-def _usable(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not {"implementation", "reason"} <= set(entry) <= set(_FIELDS):
-        return False
-    texts, maps = (entry["implementation"], entry["reason"]), (entry.get("times_ms", {}), entry.get("refused", {}))
-    return all(isinstance(text, str) for text in texts) and all(isinstance(value, dict) for value in maps)

@@ -52,11 +52,9 @@ def inputs_outputs(prefixes: Sequence[str]) -> re.Pattern[str]:
 
 
 def layer_facts(layers: object, ends: re.Pattern[str]) -> LayerInfo:
-    """Read the list `Layers` of an engine's layer information; names alone, of an engine without details, say nothing.
+    """Read the list `Layers` (not to be trusted) of an engine's layer information; names alone, without details, say nothing.
 
-    Args:
-        layers: the list, not to be trusted.
-        ends: matches the names of the engine's inputs and outputs.
+    `ends` matches the names of the engine's inputs and outputs.
     """
     conversions, hints = set(), {}
     for layer in _dicts(layers):

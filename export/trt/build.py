@@ -6,10 +6,12 @@ asked for is refused. Building needs the GPU that the engine is for. Ctrl-C ends
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, heard, 
 from export.trt.options import BuildOptions, ShapeRange
 from export.trt.progress import Cancel, Progress, interruptible, monitor_of
 from export.trt.rtx import check_buildable, import_rtx
-from export.trt.timing_cache import TimingCache, attach, cache_path, host_bytes, store
+from export.trt.timing_cache import attach, cache_path, host_bytes, store
 from export.trt.versions import compute_capability, is_rtx, network_flags, newest_opset
 
 SHOWN_ERRORS = 5
@@ -39,13 +41,9 @@ class BuildResult:
     """Time that TensorRT took to build it."""
     layers: int
     """Layers of the network that TensorRT was given, before it fused them; `export.trt.layers` describes the engine's own."""
-    computed: dict[str, int]
-    """How many convolutions and products compute in which type."""
     options: BuildOptions
     graph_sha256: str
     """Of the ONNX graph that was parsed."""
-    lines: tuple[str, ...]
-    """TensorRT's warnings."""
     notices: tuple[str, ...]
     """What happened to the timing cache, where something did."""
     engine_layers: tuple[Layer, ...] = field(default=(), repr=False)
@@ -56,40 +54,16 @@ class BuildResult:
         """The engine's hash."""
         return hashlib.sha256(self.plan).hexdigest()
 
-    def manifest(
-        self,
-        machine: Machine,
-        onnx: Path,
-        command: str,
-        *,
-        attention: dict[str, Any] | None = None,
-        parity: dict[str, Any] | None = None,
-        latency: dict[str, Any] | None = None,
-    ) -> EngineManifest:
-        """Return the manifest to save beside the engine.
+    def manifest(self, machine: Machine, onnx: Path, command: str, **known: Any) -> EngineManifest:
+        """Return the manifest to save beside the engine; `known` are its `attention`, `parity` and `latency`.
 
-        Args:
-            machine: where it was built.
-            onnx: the file that it can be rebuilt from; it must stand beside the engine.
-            command: what builds it anew.
-            attention: implementation of each attention, and why.
-            parity: how far its outputs are from the network's.
-            latency: what was measured of its speed.
-        """
+    The ONNX file is the one that it can be rebuilt from, beside the engine, and the command what builds it anew.
+    """
         return EngineManifest(
-            machine=machine,
-            engine_sha256=self.sha256,
-            size_bytes=len(self.plan),
-            onnx=onnx.name,
-            onnx_sha256=sha256(onnx),
-            graph_sha256=self.graph_sha256,
-            precision=self.options.precision,
-            options=self.options.to_json(),
-            command=command,
-            attention=attention or {},
-            parity=parity,
-            latency=latency,
-        )
+            machine=machine, engine_sha256=self.sha256, size_bytes=len(self.plan), onnx=onnx.name, onnx_sha256=sha256(onnx),
+            graph_sha256=self.graph_sha256, precision=self.options.precision, options=self.options.to_json(), command=command,
+            **known,
+        )  # fmt: skip
 
 
 def build_engine(
@@ -119,55 +93,37 @@ def build_engine(
     """
     from export.trt.precision import check_graph, computed_products
 
-    data = _read(onnx)
-    computed = check_graph(data, options.precision)
+    if not isinstance(onnx, bytes) and not onnx.is_file():
+        raise InvalidInput(f"no such file: {onnx}")
+    data = onnx if isinstance(onnx, bytes) else onnx.read_bytes()
+    check_graph(data, options.precision)
     if trt is None:
         trt = import_rtx() if options.capabilities else import_tensorrt()
     if is_rtx(trt):
         check_buildable(options, attention=75 in options.capabilities and computed_products(data))
+        timing_cache = None  # it has none: its calls are deprecated and do nothing
     elif options.capabilities:
         raise InvalidInput("TensorRT builds for the GPU that is here; only tensorrt-rtx builds for GPUs that are named")
-    lines: list[str] = []
+    advice = functools.partial(_advice, options=options)
     cancel = Cancel()
     with interruptible(cancel):  # from the first call on: all of them log through Python, where a Ctrl-C would be lost
-        builder = _builder(trt, options)
+        builder: Any = checked("creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)), advice)
         network = _parsed(trt, builder, data, options)
-        lines += MESSAGES.take()
         config = _configured(trt, builder, options)
         _add_shapes(builder, network, config, options.shapes)
-        cache = None
-        if timing_cache is not None and not is_rtx(trt):  # which has none: its calls are deprecated and do nothing
-            cache = attach(config, cache_path(timing_cache, machine or machine_of(trt)))
+        cache = attach(config, cache_path(timing_cache, machine or machine_of(trt))) if timing_cache is not None else None
         attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
-        start = time.perf_counter()
-        if is_rtx(trt) and options.detailed:
-            with heard("Layers:") as told:
-                plan = _built(builder, network, config, cache, cancel, options)
-        else:
-            plan, told = _built(builder, network, config, cache, cancel, options), []
+        start, told = time.perf_counter(), list[str]()
+        with heard("Layers:", told) if is_rtx(trt) and options.detailed else nullcontext():
+            plan = _built(builder, network, config, cancel, advice)
         seconds = time.perf_counter() - start
-        lines += MESSAGES.take()
-        if cache is not None:
+        if cache is not None:  # what an ended build has timed so far is kept for the next
             store(config, cache)
+        cancel.raise_reason()
     notices = tuple(cache.notices) if cache is not None else ()
     graph = hashlib.sha256(data).hexdigest()
     layers = builder_layers(told[0]) if told else ()  # one list per compute capability, all alike in what is fused
-    return BuildResult(plan, seconds, network.num_layers, computed, options, graph, tuple(lines), notices, layers)
-
-
-def _read(onnx: Path | bytes) -> bytes:
-    if isinstance(onnx, bytes):
-        return onnx
-    if not onnx.is_file():
-        raise InvalidInput(f"no such file: {onnx}")
-    return onnx.read_bytes()
-
-
-def _builder(trt: Any, options: BuildOptions) -> Any:
-    made: Any = checked(
-        "creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)), lambda lines: _advice(lines, options)
-    )
-    return made
+    return BuildResult(plan, seconds, network.num_layers, options, graph, notices, layers)
 
 
 def _parsed(trt: Any, builder: Any, data: bytes, options: BuildOptions) -> Any:
@@ -177,20 +133,17 @@ def _parsed(trt: Any, builder: Any, data: bytes, options: BuildOptions) -> Any:
     try:
         checked("parsing the ONNX graph", lambda: parser.parse(data))
     except TensorRTFailed as error:
-        raise TensorRTFailed(error.what, [*_refused(parser), *error.lines], _opset_advice(trt, data)) from None
+        count = parser.num_errors
+        refused = [_told(parser.get_error(index)) for index in range(min(count, SHOWN_ERRORS))]
+        refused += [f"... and {count - SHOWN_ERRORS} more nodes"] if count > SHOWN_ERRORS else []
+        raise TensorRTFailed(error.what, [*refused, *error.lines], _opset_advice(trt, data)) from None
     if not network.num_outputs:
         raise InvalidInput("the parsed network has no outputs")
     return network
 
 
-def _refused(parser: Any) -> list[str]:
-    """List the nodes that the parser refused, and why."""
-    count = parser.num_errors
-    listed = [_told(parser.get_error(index)) for index in range(min(count, SHOWN_ERRORS))]
-    return listed + ([f"... and {count - SHOWN_ERRORS} more nodes"] if count > SHOWN_ERRORS else [])
-
-
 def _told(error: Any) -> str:
+    """Say which node the parser refused, and why."""
     code = str(error.code()).rpartition(".")[2]
     where = f"node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else f"node {error.node()}"
     if stack := list(error.local_function_stack()):  # nodes of a function have one name, wherever it is used
@@ -231,85 +184,58 @@ def _configured(trt: Any, builder: Any, options: BuildOptions) -> Any:
             config.set_compute_capability(compute_capability(trt, number), index)
 
     attempted("configuring the build", configure)
-    if options.workspace_mib is not None:
-        _limit_workspace(trt, config, options.workspace_mib)
+    if options.workspace_mib is not None:  # a limit that TensorRT does not take changes nothing, and only its log says so
+        pool, limit = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
+        before = config.get_memory_pool_limit(pool)
+        attempted("limiting the workspace", lambda: config.set_memory_pool_limit(pool, limit))
+        if config.get_memory_pool_limit(pool) == before != limit:
+            own = f"TensorRT's own limit is {before >> 20}"
+            advice = f"workspace_mib is {options.workspace_mib}, more than this device allows. Leave it out, or set less: {own}"
+            raise TensorRTFailed("limiting the workspace", MESSAGES.take(), advice)
     return config
-
-
-def _limit_workspace(trt: Any, config: Any, mib: int) -> None:
-    """Limit the scratch memory of a layer; a limit that TensorRT does not take changes nothing, and only its log says so."""
-    pool, limit = trt.MemoryPoolType.WORKSPACE, mib << 20
-    before = config.get_memory_pool_limit(pool)
-    attempted("limiting the workspace", lambda: config.set_memory_pool_limit(pool, limit))
-    if config.get_memory_pool_limit(pool) == before != limit:
-        own = f"TensorRT's own limit is {before >> 20}"
-        advice = f"workspace_mib is {mib}, more than this device allows. Leave it out, or set less: {own}"
-        raise TensorRTFailed("limiting the workspace", MESSAGES.take(), advice)
 
 
 def _add_shapes(builder: Any, network: Any, config: Any, ranges: Sequence[ShapeRange]) -> None:
     """Give every dynamic input its range; inputs of static shape need none."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index in range(network.num_inputs):
-        tensor: Any = network.get_input(index)
-        shapes[tensor.name] = tuple(tensor.shape)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
     given = {entry.name: entry for entry in ranges}
-    unknown = [name for name in given if name not in shapes]
-    if unknown:
+    if unknown := [name for name in given if name not in shapes]:
         raise InvalidInput(f"shapes are given for {unknown}, but the inputs are {list(shapes)}")
     for name, shape in shapes.items():
         if -1 in shape and name not in given:
             advice = "give its range (BuildOptions.shapes), or export it with a static shape"
             raise InvalidInput(f"input {name!r} has the dynamic shape {shape}; {advice}")
-        if name in given:
-            _check_range(given[name], shape)
+        if name in given and not given[name].fits(shape):
+            low, high = given[name].min, given[name].max
+            raise InvalidInput(f"the range {low} to {high} of input {name!r} does not fit its shape {shape}")
     if not given:
         return
     profile: Any = checked("creating an optimisation profile", builder.create_optimization_profile)
     for entry in ranges:
-        attempted(f"setting the shapes of {entry.name!r}", _setter(profile, entry))
-    index = attempted("adding the optimisation profile", lambda: config.add_optimization_profile(profile))
-    if index < 0:
-        raise TensorRTFailed("adding the optimisation profile", MESSAGES.take())
+        setting = functools.partial(profile.set_shape, entry.name, entry.min, entry.opt, entry.max)
+        attempted(f"setting the shapes of {entry.name!r}", setting)
+    checked("adding the optimisation profile", lambda: config.add_optimization_profile(profile) >= 0)
 
 
-def _setter(profile: Any, entry: ShapeRange) -> Callable[[], None]:
-    return lambda: profile.set_shape(entry.name, entry.min, entry.opt, entry.max)
-
-
-def _check_range(entry: ShapeRange, shape: tuple[int, ...]) -> None:
-    fits = len(entry.min) == len(shape) and all(
-        wanted in (-1, low) and (wanted == -1 or low == high)
-        for wanted, low, high in zip(shape, entry.min, entry.max, strict=True)
-    )
-    if not fits:
-        raise InvalidInput(f"the range {entry.min} to {entry.max} of input {entry.name!r} does not fit its shape {shape}")
-
-
-def _built(
-    builder: Any,
-    network: Any,
-    config: Any,
-    cache: TimingCache | None,
-    cancel: Cancel,
-    options: BuildOptions,
-) -> bytes:
-    """Build; what an ended build has timed so far is kept for the next."""
-    plan: Any = None
+def _built(builder: Any, network: Any, config: Any, cancel: Cancel, advice: Callable[[Sequence[str]], str]) -> bytes:
+    """Build; the result of a build that was ended is nothing."""
     try:
-        plan = checked(
-            "building the engine",
-            lambda: builder.build_serialized_network(network, config),
-            lambda lines: _advice(lines, options),
-        )
+        return host_bytes(checked("building the engine", lambda: builder.build_serialized_network(network, config), advice))
     except TensorRTFailed:
         if not cancel:
             raise
-    if cancel:
-        if cache is not None:
-            store(config, cache)
-        cancel.raise_reason()
-    return host_bytes(plan)
+        return b""
+
+
+ADVICE = {
+    r"unsupported SM|GPU SM \d+ is not supported":
+        "This TensorRT is not for this GPU: a newer GPU needs a newer TensorRT, and an old one an older TensorRT",
+    r"CUDA initialization failure|no kernel image|insufficient driver|driver version":
+        "TensorRT does not fit this GPU or driver: update the driver, or take the TensorRT made for its CUDA version",
+    r"No space left|disk": "The disk is full: TensorRT writes temporary files",
+}  # fmt: skip
+"""What to do, by what TensorRT says."""
 
 
 def _advice(lines: Sequence[str], options: BuildOptions) -> str:
@@ -322,10 +248,4 @@ def _advice(lines: Sequence[str], options: BuildOptions) -> str:
         if options.workspace_mib:
             return f"No kernel fits into workspace_mib={options.workspace_mib}, or none exists for these types: raise the limit"
         return "No kernel exists for these types and shapes on this GPU: take fp16, or a newer TensorRT"
-    if re.search(r"unsupported SM|GPU SM \d+ is not supported", text, re.I):
-        return "This TensorRT is not for this GPU: a newer GPU needs a newer TensorRT, and an old one an older TensorRT"
-    if re.search(r"CUDA initialization failure|no kernel image|insufficient driver|driver version", text, re.I):
-        return "TensorRT does not fit this GPU or driver: update the driver, or take the TensorRT made for its CUDA version"
-    if re.search(r"No space left|disk", text):
-        return "The disk is full: TensorRT writes temporary files"
-    return ""
+    return next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text, re.I)), "")

@@ -126,8 +126,11 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; errors that are infinite (an output was not finite) become the text `not finite`."""
-        finite = {name: {kind: _plain(value) for kind, value in errors.items()} for name, errors in self.parity.items()}
-        return {**asdict(self), "nodes": list(self.nodes), "parity": finite}
+        plain = {
+            name: {kind: error if error < float("inf") else "not finite" for kind, error in errors.items()}
+            for name, errors in self.parity.items()
+        }
+        return {**asdict(self), "nodes": list(self.nodes), "parity": plain}
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def choose_attention(
     for node in nodes_of(model, function):
         cases.setdefault(AttentionCase.of(node), []).append(node.name)
     choices: list[Choice] = []
+    bodies: dict[str, str] = {}
     kernels: dict[str, PluginKernel] = {}
     for number, (case, nodes) in enumerate(cases.items(), 1):
         if status is not None:
@@ -185,12 +189,11 @@ def choose_attention(
         if not taken:
             raise NoAttention(case, refused)
         chosen = judge(Question(case, graph_of(case, model, nodes[0], function), function, taken, refused))
-        candidate = taken[chosen["implementation"]]
-        if candidate.kernel is not None:
-            kernels |= dict.fromkeys(nodes, candidate.kernel)
-        plugin = candidate.kernel.name if candidate.kernel is not None else ""
-        choices.append(Choice(case=case, nodes=tuple(nodes), body=candidate.body, plugin=plugin, **chosen))
-    bodies = {name: choice.body for choice in choices for name in choice.nodes if choice.body}
+        body, kernel = taken[chosen["implementation"]].body, taken[chosen["implementation"]].kernel
+        bodies |= dict.fromkeys(nodes, body) if kernel is None else {}
+        kernels |= dict.fromkeys(nodes, kernel) if kernel is not None else {}
+        plugin = kernel.name if kernel is not None else ""
+        choices.append(Choice(case=case, nodes=tuple(nodes), body=body, plugin=plugin, **chosen))
     return AttentionChoice(placed(model, function, bodies, kernels), tuple(choices))
 
 
@@ -200,45 +203,32 @@ def take_first(question: Question) -> dict[str, Any]:
 
 
 def ask_builder(question: Question, capability: int, trt: Any) -> dict[str, Any]:
-    """Take the first implementation that TensorRT-RTX's builder makes one kernel of: a `Judge` for machines without a GPU.
+    """Take the first implementation that TensorRT-RTX's builder makes one kernel of, for a compute capability.
 
-    Args:
-        question: what is to be computed.
-        capability: compute capability that is asked about.
-        trt: TensorRT-RTX.
+    A `Judge` for machines without a GPU.
     """
+    from export.trt.build import build_engine
+    from export.trt.log import TensorRTFailed
+
+    options = BuildOptions(precision=question.case.precision, capabilities=(capability,))
     refused = dict(question.refused)
-    for name, candidate in question.candidates.items():
-        if name in ONE_KERNEL:
-            if not (why := why_not_fused(question.graph(candidate), question.case.precision, capability, trt)):
-                reason = "fused into one kernel, as TensorRT-RTX's builder tells"
-                return {"implementation": name, "reason": reason, "refused": refused}
-            refused[name] = why
-    rest = [name for name in question.candidates if name not in refused]
-    if not rest:
+    for name in filter(ONE_KERNEL.__contains__, question.candidates):
+        model = question.graph(question.candidates[name])
+        try:
+            found = fused_attention(build_engine(model.SerializeToString(), options, trt=trt).engine_layers, softmax_nodes(model))
+        except (TensorRTFailed, InvalidInput) as error:
+            refused[name] = " ".join(str(error).split())
+            continue
+        if found.verdict == "yes":
+            return {"implementation": name, "reason": "fused into one kernel, as TensorRT-RTX's builder tells", "refused": refused}
+        refused[name] = f"TensorRT-RTX's builder leaves its softmax by itself ({', '.join(found.evidence)})"
+    if not (rest := [name for name in question.candidates if name not in refused]):
         raise NoAttention(question.case, refused)
     return {"implementation": rest[0], "reason": "nothing is fused into one kernel", "refused": refused}
 
 
-def why_not_fused(model: onnx.ModelProto, precision: str, capability: int, trt: Any) -> str:
-    """Build a graph with TensorRT-RTX, and say why its attention is not one kernel; empty where it is."""
-    from export.trt.build import build_engine
-    from export.trt.log import TensorRTFailed
-
-    try:
-        built = build_engine(model.SerializeToString(), BuildOptions(precision=precision, capabilities=(capability,)), trt=trt)
-    except (TensorRTFailed, InvalidInput) as error:
-        return " ".join(str(error).split())
-    found = fused_attention(built.engine_layers, softmax_nodes(model))
-    return "" if found.verdict == "yes" else f"TensorRT-RTX's builder leaves its softmax by itself ({', '.join(found.evidence)})"
-
-
 def allowed_implementations() -> tuple[str, ...]:
-    """Return what `HYCTAS_TENSORRT_ATTENTION` allows: all where it is not set.
-
-    Raises:
-        InvalidInput: it names an unknown implementation.
-    """
+    """Return what `HYCTAS_TENSORRT_ATTENTION` allows, all where it is not set; `InvalidInput` where it names an unknown one."""
     names = tuple(filter(None, (name.strip() for name in os.environ.get(VARIABLE, "").split(","))))
     if unknown := [name for name in names if name not in IMPLEMENTATIONS]:
         known = f"one or more of {', '.join(IMPLEMENTATIONS)}, with commas between them, or do not set it"
@@ -249,16 +239,9 @@ def allowed_implementations() -> tuple[str, ...]:
 def placed(
     model: onnx.ModelProto, function: OnnxFunction, bodies: Mapping[str, str], kernels: Mapping[str, PluginKernel]
 ) -> onnx.ModelProto:
-    """Return a copy of a model in which every node of a function is a plugin node, or a body's operators.
+    """Return a copy of a model in which every node of a function is a plugin node, or a body's operators, by the node's name.
 
-    Args:
-        model: with nodes of the function.
-        function: the operator.
-        bodies: by the name of the node.
-        kernels: likewise.
-
-    Raises:
-        InvalidInput: the choice misses nodes, or names unknown ones.
+    `InvalidInput` where the choice misses nodes, or names unknown ones.
     """
     from onnx import inliner
 
@@ -270,7 +253,3 @@ def placed(
         del result.opset_import[:]
         result.opset_import.extend(kept)
     return result
-
-
-def _plain(error: float) -> float | str:
-    return error if error < float("inf") else "not finite"

@@ -1,4 +1,4 @@
-"""Reach device memory, streams, events and CUDA graphs through NVIDIA's cuda-bindings, which needs nothing else. No torch here.
+"""Reach CUDA through NVIDIA's cuda-bindings, which needs nothing else. No torch here.
 
 Every function of `cuda.bindings.runtime` returns a tuple with CUDA's error first. Where the driver or one of its functions is
 missing some versions raise a RuntimeError instead: 12.8 for every call where there is no driver.
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from export.errors import Unavailable
-from export.trt.device import CudaFailed
+from export.trt.device import CudaFailed, DeviceBackend
 
 INSTALL = "pip install 'cuda-bindings==12.9.*', or 'cuda-bindings==13.*' where TensorRT is for CUDA 13 (JetPack 6 is CUDA 12)"
 
 
-def open_backend() -> CudaBindingsBackend:
-    """Open it.
+class Item(NamedTuple):
+    """Memory, a stream, an event or a graph, with the names of CUDA's functions for it."""
 
-    Raises:
-        Unavailable: cuda-bindings is not installed, or CUDA does not start.
-    """
+    held: Any
+    destroy: str
+    wait: str = ""
+
+
+def open_backend() -> CudaBindingsBackend:
+    """Open it; `Unavailable` where cuda-bindings is not installed, or CUDA does not start."""
     target = "the CUDA backend cuda-bindings"
     try:
         runtime = importlib.import_module("cuda.bindings.runtime")
@@ -35,28 +39,16 @@ def open_backend() -> CudaBindingsBackend:
         raise Unavailable(target, str(error), "a driver and a GPU that this version of cuda-bindings fits") from error
 
 
-class CudaBindingsBackend:
-    """See `export.trt.device.DeviceBackend`.
-
-    Args:
-        runtime: the module `cuda.bindings.runtime`.
-
-    Raises:
-        CudaFailed: no usable GPU.
-    """
+class CudaBindingsBackend(DeviceBackend):
+    """See `DeviceBackend`; `runtime` is the module `cuda.bindings.runtime`. `CudaFailed` where no GPU is usable."""
 
     name = "cuda-bindings"
-    why_no_graphs = ""
 
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
-        self._success = runtime.cudaError_t.cudaSuccess
-        self._to_device = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaSetDevice", 0)
 
     def versions(self) -> dict[str, str]:
-        """Return the version of cuda-bindings and of the CUDA runtime inside it."""
         number = int(self._call("cudaRuntimeGetVersion"))
         try:
             package = importlib.metadata.version("cuda-bindings")
@@ -64,90 +56,65 @@ class CudaBindingsBackend:
             package = "unknown"
         return {"cuda_bindings": package, "cuda_runtime": f"{number // 1000}.{number % 1000 // 10}"}
 
-    def allocate(self, size_bytes: int) -> tuple[int, Any]:
-        """Return the address twice: it is also the object."""
-        address = int(self._call("cudaMalloc", size_bytes))
-        return address, address
+    def allocate(self, size_bytes: int) -> Item:
+        return Item(self._call("cudaMalloc", size_bytes), "cudaFree")
 
-    def free(self, memory: Any) -> None:
-        """Free it."""
-        self._call("cudaFree", memory)
+    def make_stream(self) -> Item:
+        held = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+        return Item(held, "cudaStreamDestroy", "cudaStreamSynchronize")
 
-    def upload(self, memory: Any, data: np.ndarray, stream: Any) -> None:
-        """Enqueue a copy to the device."""
-        self._call("cudaMemcpyAsync", memory, data.ctypes.data, data.size, self._to_device, stream)
+    def make_event(self) -> Item:  # without the flag for blocking, CUDA spins while it waits
+        held = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDefault)
+        return Item(held, "cudaEventDestroy", "cudaEventSynchronize")
 
-    def download(self, memory: Any, data: np.ndarray, stream: Any) -> None:
-        """Enqueue a copy from the device."""
-        self._call("cudaMemcpyAsync", data.ctypes.data, memory, data.size, self._to_host, stream)
+    def number(self, item: Item) -> int:
+        return int(item.held)
 
-    def fill(self, memory: Any, size_bytes: int, stream: Any) -> None:
-        """Enqueue zeros."""
-        self._call("cudaMemsetAsync", memory, 0, size_bytes, stream)
+    def free(self, item: Item) -> None:
+        self._call(item.destroy, item.held)
 
-    def make_stream(self) -> tuple[int, Any]:
-        """Return handle and stream; it does not wait for the legacy default stream."""
-        stream = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
-        return int(stream), stream
+    def copy_in(self, memory: Item, data: np.ndarray, stream: Item) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", memory.held, data.ctypes.data, data.size, kind, stream.held)
 
-    def wait_stream(self, stream: Any) -> None:
-        """Wait for the stream."""
-        self._call("cudaStreamSynchronize", stream)
+    def copy_out(self, memory: Item, data: np.ndarray, stream: Item) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", data.ctypes.data, memory.held, data.size, kind, stream.held)
 
-    def free_stream(self, stream: Any) -> None:
-        """Free it."""
-        self._call("cudaStreamDestroy", stream)
+    def fill(self, memory: Item, size_bytes: int, stream: Item) -> None:
+        self._call("cudaMemsetAsync", memory.held, 0, size_bytes, stream.held)
 
-    def make_event(self) -> Any:
-        """Make an event; without the flag for blocking, CUDA spins while it waits."""
-        return self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDefault)
+    def record(self, event: Item, stream: Item) -> None:
+        self._call("cudaEventRecord", event.held, stream.held)
 
-    def record(self, event: Any, stream: Any) -> None:
-        """Enqueue the event."""
-        self._call("cudaEventRecord", event, stream)
+    def wait(self, item: Item) -> None:
+        self._call(item.wait, item.held)
 
-    def wait_event(self, event: Any) -> None:
-        """Wait for the event."""
-        self._call("cudaEventSynchronize", event)
+    def elapsed_ms(self, first: Item, last: Item) -> float:
+        return float(self._call("cudaEventElapsedTime", first.held, last.held))
 
-    def elapsed_ms(self, first: Any, last: Any) -> float:
-        """Return the milliseconds between two events."""
-        return float(self._call("cudaEventElapsedTime", first, last))
+    def synchronize(self) -> None:
+        self._call("cudaDeviceSynchronize")
 
-    def free_event(self, event: Any) -> None:
-        """Free it."""
-        self._call("cudaEventDestroy", event)
-
-    def begin_capture(self, stream: Any) -> None:
-        """Begin; only this thread's forbidden calls disturb it, as in trtexec."""
+    def begin_capture(self, stream: Item) -> None:
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", stream, mode)
+        self._call("cudaStreamBeginCapture", stream.held, mode)
 
-    def end_capture(self, stream: Any) -> Any:
-        """End, and return what can be launched."""
-        graph = self._call("cudaStreamEndCapture", stream)
+    def end_capture(self, stream: Item) -> Item:
+        graph = self._call("cudaStreamEndCapture", stream.held)
         try:
-            return self._call("cudaGraphInstantiate", graph, 0)
+            return Item(self._call("cudaGraphInstantiate", graph, 0), "cudaGraphExecDestroy")
         finally:
             self._call("cudaGraphDestroy", graph)  # the instance is a copy
 
-    def launch(self, graph: Any, stream: Any) -> None:
-        """Enqueue the graph."""
-        self._call("cudaGraphLaunch", graph, stream)
-
-    def free_graph(self, graph: Any) -> None:
-        """Free it."""
-        self._call("cudaGraphExecDestroy", graph)
-
-    def synchronize(self) -> None:
-        """Wait for the GPU."""
-        self._call("cudaDeviceSynchronize")
+    def launch(self, graph: Item, stream: Item) -> None:
+        self._call("cudaGraphLaunch", graph.held, stream.held)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of CUDA's runtime and return its value, None where it has none."""
         try:
             error, *values = getattr(self._runtime, name)(*arguments)
-            if error == self._success:
+            if error == self._runtime.cudaError_t.cudaSuccess:
                 return values[0] if values else None
             text = self._runtime.cudaGetErrorString(error)[1]
         except RuntimeError as raised:

@@ -21,17 +21,17 @@ import hashlib
 import math
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from export.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import json_text, read_json, sha256, write_together
 from export.parity import check_claim
-from export.ranges import check_types
+from export.ranges import Range, check_types
 from export.trt import rtx
 from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
 from export.trt.options import target_precision
@@ -86,22 +86,19 @@ class Machine:
 
 
 def machine_of(trt: Any, index: int = 0) -> Machine:
-    """Gather the facts of this machine.
-
-    Raises:
-        Unavailable: no usable GPU.
-    """
-    gpu = require_gpu(index)
-    system = f"{platform.system()}-{platform.machine()}"
-    runtime = rtx.RUNTIME if is_rtx(trt) else "tensorrt"
-    return Machine(str(trt.__version__), cuda_runtime_version(), driver_version(), gpu.name, gpu.capability, system, runtime)
+    """Gather the facts of this machine; `Unavailable` where no GPU is usable."""
+    gpu, runtime = require_gpu(index), rtx.RUNTIME if is_rtx(trt) else "tensorrt"
+    return Machine(str(trt.__version__), cuda_runtime_version(), driver_version(), gpu.name, gpu.capability, _system(), runtime)
 
 
 def named_machine(trt: Any, capabilities: Sequence[int]) -> Machine:
     """Return what an engine of TensorRT-RTX depends on that is built for GPUs that are named, whatever is here."""
-    system = f"{platform.system()}-{platform.machine()}"
-    numbers = tuple((number // 10, number % 10) for number in capabilities)
-    return Machine(str(trt.__version__), UNKNOWN, UNKNOWN, UNKNOWN, numbers[0], system, rtx.RUNTIME, numbers)
+    numbers = tuple(divmod(number, 10) for number in capabilities)
+    return Machine(str(trt.__version__), UNKNOWN, UNKNOWN, UNKNOWN, numbers[0], _system(), rtx.RUNTIME, numbers)
+
+
+def _system() -> str:
+    return f"{platform.system()}-{platform.machine()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,7 @@ class EngineManifest:
     machine: Machine
     """What it was built with."""
     engine_sha256: str
-    size_bytes: int
+    size_bytes: Annotated[int, Range(0)]
     """Of the engine."""
     onnx: str
     """Name of the ONNX file, in the same folder, that it can be rebuilt from."""
@@ -142,11 +139,9 @@ class EngineManifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "machine"}
-        machine = {entry.name: getattr(self.machine, entry.name) for entry in fields(Machine)}
-        machine["capability"] = ",".join(".".join(map(str, one)) for one in self.machine.fits)
+        machine = {**vars(self.machine), "capability": ",".join(".".join(map(str, one)) for one in self.machine.fits)}
         del machine["capabilities"]
-        return {"format_version": FORMAT_VERSION, "machine": machine, **values}
+        return {"format_version": FORMAT_VERSION, **vars(self), "machine": machine}
 
 
 def manifest_path(path: Path) -> Path:
@@ -156,9 +151,6 @@ def manifest_path(path: Path) -> Path:
 
 def read_manifest(path: Path) -> EngineManifest | None:
     """Read the manifest of an engine, without looking at the engine; None where there is none.
-
-    Args:
-        path: the engine.
 
     Raises:
         CorruptFile: not JSON, of another format version, or fields are missing, wrong or unknown.
@@ -179,7 +171,6 @@ def required_manifest(path: Path) -> EngineManifest:
     Raises:
         InvalidInput: there is neither the engine nor its manifest.
         EngineRefused: there is no manifest.
-        CorruptFile: as `read_manifest`.
     """
     manifest = read_manifest(path)
     if manifest is None and not path.exists():
@@ -190,11 +181,7 @@ def required_manifest(path: Path) -> EngineManifest:
 
 
 def check_free(path: Path) -> None:
-    """Refuse to overwrite what is no engine of ours.
-
-    Raises:
-        InvalidInput: something stands at `path` that has no manifest beside it.
-    """
+    """Refuse to overwrite what is no engine of ours: `InvalidInput` where something stands at `path` without a manifest."""
     if not path.exists():
         return
     try:
@@ -262,19 +249,16 @@ def read_engine(path: Path, machine: Machine, *, trust: bool = False) -> Checked
             raise _without_manifest(path)
         return CheckedEngine(path.read_bytes(), None, (f"{path.name} has no manifest and was trusted",))
     _check_machine(path, manifest, machine)
-    plan = path.read_bytes()
-    notices = _notices(manifest, machine)
-    found = hashlib.sha256(plan).hexdigest()
-    if found != manifest.engine_sha256:
+    plan, notices, built, driver = path.read_bytes(), list[str](), manifest.engine_sha256, manifest.machine.driver
+    if machine.driver != driver and machine.runtime != rtx.RUNTIME:
+        notices.append(f"built under driver {driver}, here is {machine.driver}: its times may differ")
+    if (found := hashlib.sha256(plan).hexdigest()) != built:
         if not trust:
-            raise _changed(path, manifest, found)
-        notices += (f"{path.name} is not the engine that its manifest names, and was trusted",)
-    return CheckedEngine(plan, manifest, notices)
-
-
-def check_engine(path: Path, machine: Machine, *, trust: bool = False) -> EngineManifest | None:
-    """Check an engine as `read_engine` does, and return its manifest alone (None: trusted without one)."""
-    return read_engine(path, machine, trust=trust).manifest
+            reason = f"its content (sha256 {found[:12]}...) is not what its manifest names ({built[:12]}...): "
+            reason += "it was changed, or writing it was interrupted"
+            raise EngineRefused(path, reason, field="engine_sha256", built=built, found=found, command=manifest.command)
+        notices.append(f"{path.name} is not the engine that its manifest names, and was trusted")
+    return CheckedEngine(plan, manifest, tuple(notices))
 
 
 def needs_rebuild(path: Path, machine: Machine) -> str | None:
@@ -283,7 +267,7 @@ def needs_rebuild(path: Path, machine: Machine) -> str | None:
     A missing engine, a missing or unreadable manifest, another machine, another content and a changed ONNX file are reasons.
     """
     try:
-        manifest = check_engine(path, machine)
+        manifest = read_engine(path, machine).manifest
     except EngineRefused as error:
         return error.reason
     except (InvalidInput, CorruptFile) as error:
@@ -293,28 +277,6 @@ def needs_rebuild(path: Path, machine: Machine) -> str | None:
     if source.is_file() and sha256(source) != manifest.onnx_sha256:
         return f"{source.name} changed since {path.name} was built from it"
     return None
-
-
-Rebuilder = Callable[[Path, EngineManifest], "tuple[bytes, EngineManifest]"]
-"""Builds an engine from an ONNX file with what a manifest says (precision, options): returns the plan and its manifest."""
-
-
-def rebuild(path: Path, builder: Rebuilder) -> EngineManifest:
-    """Build an engine anew from the ONNX file beside it, and replace both files.
-
-    Raises:
-        EngineRefused: the engine has no manifest, so what it was built from is not known.
-        CorruptFile: the manifest cannot be read, or the ONNX file is missing or not the one that it names.
-    """
-    manifest = required_manifest(path)
-    source = path.with_name(manifest.onnx)
-    if not source.is_file():
-        raise CorruptFile(source, f"is missing; {path.name} was built from it")
-    if sha256(source) != manifest.onnx_sha256:
-        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
-    plan, fresh = builder(source, manifest)
-    save_engine(path, plan, fresh)
-    return fresh
 
 
 def _ways_to_rebuild(path: Path) -> str:
@@ -331,28 +293,23 @@ def _ways_to_rebuild(path: Path) -> str:
 
 
 def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
-    built = manifest.machine
+    """Refuse what was built for another machine; texts that are the same, or empty, fit."""
+    built, is_rtx_engine = manifest.machine, manifest.machine.runtime == rtx.RUNTIME
     major = [version.partition(".")[0] for version in (built.cuda, here.cuda)]
     shown = [".".join(map(str, one)) for one in (*built.fits, here.capability)]
-    name_of = {"tensorrt": "TensorRT", rtx.RUNTIME: "TensorRT-RTX"}
+    name = {"tensorrt": "TensorRT", rtx.RUNTIME: "TensorRT-RTX"}.get(built.runtime, built.runtime)
     pairs = (
         ("runtime", "the runtime", built.runtime, here.runtime),
-        ("tensorrt", name_of.get(built.runtime, built.runtime), built.tensorrt, here.tensorrt),
-        ("capability", "compute capability", ", ".join(shown[:-1]), shown[-1]),
-        ("gpu", "GPU", *((built.gpu, here.gpu) if built.runtime != rtx.RUNTIME else ("", ""))),
+        ("tensorrt", name, built.tensorrt, here.tensorrt),
+        ("capability", "compute capability", *(("", "") if here.capability in built.fits else (", ".join(shown[:-1]), shown[-1]))),
+        ("gpu", "GPU", *(("", "") if is_rtx_engine else (built.gpu, here.gpu))),
         ("system", "system", built.system, here.system),
-        ("cuda", "CUDA", *(major if UNKNOWN not in major else ("", ""))),
+        ("cuda", "CUDA", *(("", "") if UNKNOWN in major else major)),
     )
-    for name, what, was, found in pairs:
-        if was != found and not (name == "capability" and here.capability in built.fits):
+    for fact, what, was, found in pairs:
+        if was != found:
             reason = f"it was built for {what} {was}, and here is {what} {found}"
-            raise EngineRefused(path, reason, field=name, built=was, found=found, command=manifest.command)
-
-
-def _notices(manifest: EngineManifest, here: Machine) -> tuple[str, ...]:
-    if manifest.machine.driver == here.driver or manifest.machine.runtime == rtx.RUNTIME:
-        return ()
-    return (f"built under driver {manifest.machine.driver}, here is {here.driver}: its times may differ",)
+            raise EngineRefused(path, reason, field=fact, built=was, found=found, command=manifest.command)
 
 
 def _without_manifest(path: Path) -> EngineRefused:
@@ -363,44 +320,19 @@ def _without_manifest(path: Path) -> EngineRefused:
     return EngineRefused(path, reason, field="manifest", built=UNKNOWN, found="none", command=command)
 
 
-def _changed(path: Path, manifest: EngineManifest, found: str) -> EngineRefused:
-    reason = f"its content (sha256 {found[:12]}...) is not what its manifest names ({manifest.engine_sha256[:12]}...): "
-    reason += "it was changed, or writing it was interrupted"
-    built = manifest.engine_sha256
-    return EngineRefused(path, reason, field="engine_sha256", built=built, found=found, command=manifest.command)
-
-
 def _from_json(value: Mapping[str, Any]) -> EngineManifest:
     values = {name: entry for name, entry in value.items() if name != "format_version"}
-    machine = dict(values["machine"])
-    numbers = [tuple(int(part) for part in one.split(".")) for one in machine.pop("capability").split(",")]
-    pairs = tuple((major, minor) for major, minor in numbers)
-    texts = {name: str(machine.pop(name)) for name in ("tensorrt", "cuda", "driver", "gpu", "system")}
-    texts["runtime"] = str(machine.pop("runtime", "tensorrt"))
-    several = pairs if texts["runtime"] == rtx.RUNTIME else ()
-    if machine:
-        raise ValueError(f"unknown facts of a machine: {sorted(machine)}")
-    values["machine"] = Machine(**texts, capability=pairs[0], capabilities=several)
-    for name in ("engine_sha256", "onnx", "onnx_sha256", "graph_sha256", "precision", "command"):
-        if not isinstance(values[name], str):
-            raise TypeError(f"{name} is {values[name]!r}, not a text")
-    size = values["size_bytes"]
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not isinstance(values["options"], dict):
-        raise TypeError(f"size_bytes is {size!r} and options are {values['options']!r}")
-    for name in ("attention", "parity", "latency"):
-        if values.get(name) is not None and not isinstance(values[name], dict):
-            raise TypeError(f"{name} is {values[name]!r}, not an object")
-    _check_proof(values.get("parity") or {}, values.get("latency") or {})
-    manifest = EngineManifest(**values)
-    check_types(manifest)
-    return manifest
-
-
-def _check_proof(parity: Mapping[str, Any], latency: Mapping[str, Any]) -> None:
-    """Refuse a proof and times that cannot be; the engine's hash does not tell."""
+    facts = {"runtime": "tensorrt", **values["machine"]}
+    pairs = tuple((int(major), int(minor)) for major, minor in (one.split(".") for one in facts.pop("capability").split(",")))
+    machine = Machine(**facts, capability=pairs[0], capabilities=pairs if facts["runtime"] == rtx.RUNTIME else ())
+    manifest = EngineManifest(**{**values, "machine": machine})
+    for part in (machine, manifest):
+        check_types(part)
+    parity, latency = manifest.parity or {}, manifest.latency or {}  # the engine's hash tells nothing of these
     check_claim(parity)
-    if parity.get("passed", True) is not True and dict(parity) != UNPROVEN:
+    if parity.get("passed", True) is not True and parity != UNPROVEN:
         raise InvalidInput("parity failed; such an engine is never written")
-    for name, value in latency.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < math.inf:
-            raise InvalidInput(f"latency has {name} {value!r}, which no measurement gives")
+    for name, number in latency.items():
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and not 0 <= number < math.inf:
+            raise InvalidInput(f"latency has {name} {number!r}, which no measurement gives")
+    return manifest

@@ -8,18 +8,11 @@ from typing import Any
 
 from export.errors import InvalidInput
 from export.runtime import TensorSpec
-from export.trt.api_run import ContextLike, EngineLike, RuntimeLike
 from export.trt.log import MESSAGES, TensorRTFailed, checked, logger_of
 
 _DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "UINT8": "uint8",
-}
+    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",
+}  # fmt: skip
 """TensorRT's own map (`nptype`) raises for types that numpy lacks."""
 _EXTENDED = {"BF16": ("bfloat16", "uint16"), "FP8": ("float8_e4m3fn", "uint8")}
 """Types that numpy has through ml_dtypes only; without it their bits are seen as the second."""
@@ -28,13 +21,13 @@ _NO_CUDA = "CUDA initialization failure"
 _FOREIGN = "An engine runs on the GPU and the TensorRT that it was built with; build it here from its ONNX file."
 
 
-def deserialised(trt: Any, plan: bytes) -> tuple[RuntimeLike, EngineLike]:
+def deserialised(trt: Any, plan: bytes) -> tuple[Any, Any]:
     """Return TensorRT's runtime and the engine, which needs the runtime for as long as it lives.
 
     Raises:
         TensorRTFailed: the runtime has complaints, or refuses the plan.
     """
-    runtime: RuntimeLike = checked("creating TensorRT's runtime", lambda: trt.Runtime(logger_of(trt)))
+    runtime: Any = checked("creating TensorRT's runtime", lambda: trt.Runtime(logger_of(trt)))
     said = MESSAGES.take()
     if any(line.startswith(("error:", "internal error:")) or _NO_CUDA in line for line in said):
         # it returns an object even then, whose first use may end the process
@@ -42,7 +35,7 @@ def deserialised(trt: Any, plan: bytes) -> tuple[RuntimeLike, EngineLike]:
     return runtime, checked("loading the engine", lambda: runtime.deserialize_cuda_engine(plan), _FOREIGN)
 
 
-def tensor_names(trt: Any, engine: EngineLike) -> tuple[list[str], list[str]]:
+def tensor_names(trt: Any, engine: Any) -> tuple[list[str], list[str]]:
     """Return the names of an engine's inputs and outputs, in its own order."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     modes = {name: engine.get_tensor_mode(name) for name in names}
@@ -51,7 +44,7 @@ def tensor_names(trt: Any, engine: EngineLike) -> tuple[list[str], list[str]]:
 
 
 def chosen_shapes(
-    engine: EngineLike, inputs: list[str], given: Mapping[str, tuple[int, ...]], notes: list[str]
+    engine: Any, inputs: list[str], given: Mapping[str, tuple[int, ...]], notes: list[str]
 ) -> dict[str, tuple[int, ...]]:
     """Return a shape for each dynamic input: the one given, else the one that the engine was tuned for, with a note.
 
@@ -77,7 +70,7 @@ def chosen_shapes(
     return chosen
 
 
-def tensor_spec(trt: Any, engine: EngineLike, context: ContextLike, name: str, notes: list[str]) -> TensorSpec:
+def tensor_spec(trt: Any, engine: Any, context: Any, name: str, notes: list[str]) -> TensorSpec:
     """Describe an input or output, whose shape the context knows once all inputs have one.
 
     Raises:
@@ -94,7 +87,7 @@ def tensor_spec(trt: Any, engine: EngineLike, context: ContextLike, name: str, n
     return TensorSpec(name, shape, _dtype(engine, name, notes))
 
 
-def _dtype(engine: EngineLike, name: str, notes: list[str]) -> str:
+def _dtype(engine: Any, name: str, notes: list[str]) -> str:
     kind = str(engine.get_tensor_dtype(name)).rpartition(".")[2]
     if kind in _DTYPES:
         return _DTYPES[kind]

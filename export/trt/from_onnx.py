@@ -13,6 +13,7 @@ engine must give: nothing is written before both agree. Attention is built as it
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shlex
 import sys
@@ -28,9 +29,10 @@ from onnx import ModelProto
 
 from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
 from export.feeds import random_feeds
-from export.parity import ParityReport, check_comparable, check_same
+from export.files import sha256
+from export.parity import check_comparable, check_same
 from export.target import Target
-from export.trt.build import BuildResult, build_engine
+from export.trt.build import build_engine
 from export.trt.device import BACKENDS, DeviceBackend, open_backend
 from export.trt.engine_file import (
     LATENCY_PROTOCOL,
@@ -42,7 +44,6 @@ from export.trt.engine_file import (
     manifest_path,
     named_machine,
     needs_rebuild,
-    rebuild,
     required_manifest,
     save_engine,
 )
@@ -82,11 +83,7 @@ class Place:
 def open_place(
     cuda_backend: str | None = None, timing_cache: Path | None = None, capabilities: tuple[int, ...] = ()
 ) -> Place:
-    """Return what this machine has; where GPUs are named, TensorRT-RTX for these.
-
-    Raises:
-        Unavailable: no usable GPU, TensorRT or CUDA backend.
-    """
+    """Return what this machine has; where GPUs are named, TensorRT-RTX for these. `Unavailable` where it is missing."""
     if capabilities:
         trt = import_rtx()
         return Place(trt, named_machine(trt, capabilities), None, timing_cache or default_folder())
@@ -97,7 +94,7 @@ def open_place(
 def engine_from_onnx(
     onnx: Path, options: BuildOptions, place: Place, command: str, tell: Tell, progress: Progress | None = None
 ) -> tuple[bytes, EngineManifest]:
-    """Build, prove and time an engine; nothing is written.
+    """Build, prove and time an engine, and return it with the manifest to save beside it; nothing is written.
 
     Args:
         onnx: of static shape, one input, one output; fp32, or quantised already for int8 and fp8.
@@ -106,9 +103,6 @@ def engine_from_onnx(
         command: what builds it anew, for the manifest.
         tell: is told what is being done.
         progress: is told how far the build is.
-
-    Returns:
-        The engine, and the manifest to save with it.
 
     Raises:
         CheckFailed: the engine does not compute what ONNX Runtime computes from the file.
@@ -133,14 +127,27 @@ def engine_from_onnx(
         built = build_engine(
             graph, options, timing_cache=place.timing_cache, machine=place.machine, trt=place.trt, progress=progress
         )
+        size = f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB"
+        describe = functools.partial(built.manifest, place.machine, onnx, command)
         if place.backend is None:
-            return built.plan, _unproven(built, place.machine, onnx, command, graph, tell)
+            tell(f"{size}; {UNPROVEN['reason']}")
+            return built.plan, describe(attention=_attention(built.engine_layers, graph, tell), parity=UNPROVEN)
         session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx), trt=place.trt))
         tolerance, agreement = options.parity_limits
         parity = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
         if not parity.passed:
-            raise CheckFailed(f"the engine is not written: {parity.summary()}{_advice(options)}")
-        return built.plan, _described(built, session, place.machine, onnx, command, parity, graph, tell)
+            advice = "; take mixed, bf16 or fp32" if options.precision == "fp16" else ""
+            raise CheckFailed(f"the engine is not written: {parity.summary()}{advice}")
+        session.bind(random_feeds(session.inputs))
+        times = summary(measure(session, SECONDS))
+        attention = _attention(engine_layers(session.layer_info()), graph, tell)
+        latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
+        tell(f"{size}, {times['n']} runs of {times['median']:.3f} ms (median)")
+        tell(parity.summary())
+        for line in (*built.notices, *session.notes):
+            tell(f"note: {line}")
+        proof = {**parity.to_json(), "against": onnx.name}
+        return built.plan, describe(attention=attention, parity=proof, latency={**latency, "protocol": LATENCY_PROTOCOL})
 
 
 def _single_file(path: Path) -> bytes:
@@ -154,33 +161,27 @@ def _single_file(path: Path) -> bytes:
 
 
 def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest:
-    """Build an engine anew from the ONNX file beside it, as its manifest says.
-
-    Args:
-        path: the engine, there or not; its manifest must be.
-        place: this machine.
-        tell: is told what is being done.
-        progress: is told how far the build is.
+    """Build an engine, there or not, anew from the ONNX file beside it, as its manifest says, and replace both files.
 
     Raises:
         EngineRefused: it has no manifest, so what it was built from is not known.
         CorruptFile: the manifest cannot be read, or the ONNX file is missing or another one.
         HyctasError: as `engine_from_onnx`.
     """
-
-    def build(source: Path, manifest: EngineManifest) -> tuple[bytes, EngineManifest]:
-        options = options_of(path, manifest)
-        return engine_from_onnx(source, replace(options, plugins=False), place, manifest.command, tell, progress)
-
-    return rebuild(path, build)
+    manifest = required_manifest(path)
+    source = path.with_name(manifest.onnx)
+    if not source.is_file():
+        raise CorruptFile(source, f"is missing; {path.name} was built from it")
+    if sha256(source) != manifest.onnx_sha256:
+        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
+    options = replace(options_of(path, manifest), plugins=False)
+    plan, fresh = engine_from_onnx(source, options, place, manifest.command, tell, progress)
+    save_engine(path, plan, fresh)
+    return fresh
 
 
 def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
-    """Return the options that an engine was built with.
-
-    Raises:
-        CorruptFile: the manifest holds none that can be.
-    """
+    """Return the options that an engine was built with; `CorruptFile` where its manifest holds none that can be."""
     try:
         options = BuildOptions.from_json(manifest.options)
     except (InvalidInput, KeyError, TypeError) as error:
@@ -188,35 +189,6 @@ def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
     if options.precision != manifest.precision:
         raise CorruptFile(manifest_path(path), f"says {manifest.precision}, and {options.precision} in its options")
     return options
-
-
-def _described(
-    built: BuildResult,
-    session: EngineSession,
-    machine: Machine,
-    onnx: Path,
-    command: str,
-    parity: ParityReport,
-    graph: bytes,
-    tell: Tell,
-) -> EngineManifest:
-    session.bind(random_feeds(session.inputs))
-    times = summary(measure(session, SECONDS))
-    attention = _attention(engine_layers(session.layer_info()), graph, tell)
-    latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
-    tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB, {times['n']} runs of {times['median']:.3f} ms (median)")
-    tell(parity.summary())
-    for line in (*built.notices, *session.notes):
-        tell(f"note: {line}")
-    return built.manifest(
-        machine, onnx, command, attention=attention, parity={**parity.to_json(), "against": onnx.name},
-        latency={**latency, "protocol": LATENCY_PROTOCOL},
-    )  # fmt: skip
-
-
-def _unproven(built: BuildResult, machine: Machine, onnx: Path, command: str, graph: bytes, tell: Tell) -> EngineManifest:
-    tell(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB; {UNPROVEN['reason']}")
-    return built.manifest(machine, onnx, command, attention=_attention(built.engine_layers, graph, tell), parity=UNPROVEN)
 
 
 def _attention(layers: Sequence[Layer], graph: bytes, tell: Tell) -> dict[str, Any]:
@@ -227,10 +199,6 @@ def _attention(layers: Sequence[Layer], graph: bytes, tell: Tell) -> dict[str, A
     return {
         "measured": False, "choices": [], "fused": fused.verdict, "evidence": list(fused.evidence), "reason": AS_IT_STANDS,
     }  # fmt: skip
-
-
-def _advice(options: BuildOptions) -> str:
-    return "; take mixed, bf16 or fp32" if options.precision == "fp16" else ""
 
 
 class Shown:
@@ -267,19 +235,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         _make(args, tell, shown)
+        return 0
     except HyctasError as error:
-        shown.clear()
-        print(error, file=sys.stderr)
-        return error.exit_code
+        said, code = str(error), error.exit_code
     except OSError as error:
-        shown.clear()
-        print(f"{error.strerror}: {error.filename or 'while writing'}; files that were there before are whole", file=sys.stderr)
-        return InvalidInput.exit_code
+        said = f"{error.strerror}: {error.filename or 'while writing'}; files that were there before are whole"
+        code = InvalidInput.exit_code
     except KeyboardInterrupt:
-        shown.clear()
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+        said, code = "stopped; nothing was written", 130
+    shown.clear()
+    print(said, file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -301,35 +267,27 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
         raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
-    given = [name for name in ("precision", "preset", "workspace_mib", "gpu") if getattr(args, name) is not None]
-    if path.suffix.lower() == ".engine":
-        if given:
+    engine = path if path.suffix.lower() == ".engine" else path.with_suffix(".engine")
+    if engine == path:
+        if given := [name for name in ("precision", "preset", "workspace_mib", "gpu") if getattr(args, name) is not None]:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
         place = open_place(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)
-        reason = needs_rebuild(path, place.machine)
-        if reason is None:
+        if (reason := needs_rebuild(path, place.machine)) is None:
             tell(f"{path.name} fits this machine; nothing to do")
             return
         tell(f"{path.name}: {reason}")
         rebuild_engine(path, place, tell, shown)
-        tell(_wrote(path))
-        return
-    gpus = capabilities(args.gpu) if args.gpu else ()
-    options = BuildOptions.of_preset(
-        args.preset or "release", args.precision or "fp16", workspace_mib=args.workspace_mib, capabilities=gpus
-    )
-    engine = path.with_suffix(".engine")
-    if not path.is_file():
-        raise InvalidInput(f"no such file: {path}")
-    check_free(engine)
-    place = open_place(args.cuda_backend, args.timing_cache, gpus)
-    command = f"python3 -m export.trt.from_onnx {shlex.quote(engine.name)}"
-    save_engine(engine, *engine_from_onnx(path, options, place, command, tell, shown))
-    tell(_wrote(engine))
-
-
-def _wrote(path: Path) -> str:
-    return f"wrote {path} and {manifest_path(path).name}\nnext: python3 -m export.trt.run {shlex.quote(str(path))}"
+    else:
+        gpus = capabilities(args.gpu) if args.gpu else ()
+        chosen = {"workspace_mib": args.workspace_mib, "capabilities": gpus}
+        options = BuildOptions.of_preset(args.preset or "release", args.precision or "fp16", **chosen)
+        if not path.is_file():
+            raise InvalidInput(f"no such file: {path}")
+        check_free(engine)
+        place = open_place(args.cuda_backend, args.timing_cache, gpus)
+        command = f"python3 -m export.trt.from_onnx {shlex.quote(engine.name)}"
+        save_engine(engine, *engine_from_onnx(path, options, place, command, tell, shown))
+    tell(f"wrote {engine} and {manifest_path(engine).name}\nnext: python3 -m export.trt.run {shlex.quote(str(engine))}")
 
 
 if __name__ == "__main__":

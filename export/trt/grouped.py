@@ -72,43 +72,37 @@ class Operator:
 def load_operators(
     operators: Sequence[Operator], open_engine: Open, group: int, tell: Callable[[str], None]
 ) -> dict[int, Session | HyctasError]:
-    """Build engines for operators, and return each one's session, or why there is none, by index.
+    """Build engines for operators, at most `group` in each, and return each one's session, or why there is none, by index.
 
-    Args:
-        operators: in any order.
-        open_engine: builds and opens one engine.
-        group: operators of an engine at most.
-        tell: told of every engine, and of those that failed.
+    `open_engine` builds and opens one engine; `tell` is told of engines that failed.
     """
     found: dict[int, Session | HyctasError] = {}
+
+    def load(members: Sequence[Operator]) -> None:
+        try:
+            sessions = _sessions(members, open_engine)
+        except (TensorRTFailed, CudaFailed, InvalidInput) as error:
+            if len(members) == 1:
+                found[members[0].index] = error
+                return
+            tell(f"an engine of {len(members)} operators gives each one of its own: {' '.join(str(error).split())}")
+            for member in members:
+                load([member])
+        else:
+            found.update(zip((member.index for member in members), sessions, strict=True))
+
     try:
         for build in sorted({operator.build for operator in operators}):
             mine = [operator for operator in operators if operator.build == build]
-            costs = [cost_ms(operator.model) for operator in mine]
-            for members in planned(costs, [_has_attention(operator.model) for operator in mine], group):
-                _load([mine[place] for place in members], open_engine, tell, found)
+            alone = [_has_attention(operator.model) for operator in mine]
+            for members in planned([cost_ms(operator.model) for operator in mine], alone, group):
+                load([mine[place] for place in members])
     except BaseException:
         for session in found.values():
             if not isinstance(session, HyctasError):
                 session.close()
         raise
     return found
-
-
-def _load(
-    members: Sequence[Operator], open_engine: Open, tell: Callable[[str], None], found: dict[int, Session | HyctasError]
-) -> None:
-    try:
-        sessions = _sessions(members, open_engine)
-    except (TensorRTFailed, CudaFailed, InvalidInput) as error:
-        if len(members) == 1:
-            found[members[0].index] = error
-            return
-        tell(f"an engine of {len(members)} operators gives each one of its own: {' '.join(str(error).split())}")
-        for member in members:
-            _load([member], open_engine, tell, found)
-    else:
-        found.update(zip((member.index for member in members), sessions, strict=True))
 
 
 def _sessions(members: Sequence[Operator], open_engine: Open) -> list[OperatorSession]:
@@ -142,8 +136,7 @@ def shares_of(engine: EngineSession, prefixes: Sequence[str]) -> Shares:
     if shares.shared > MAX_SHARED:
         said = f"{shares.shared:.0%} of the profile names no single operator; at most {MAX_SHARED:.0%} can be shared out"
         raise NotAttributable(said)
-    lost = [prefix for prefix in prefixes if not shares.of[prefix] > 0]
-    if lost:
+    if lost := [prefix for prefix in prefixes if not shares.of[prefix] > 0]:
         raise NotAttributable(f"no layer of the profile is one of {len(lost)} of the {len(prefixes)} operators")
     return shares
 
@@ -241,8 +234,7 @@ def planned(costs: Sequence[float], alone: Sequence[bool], group: int) -> list[l
     groups: list[list[int]] = []
     for place in sorted(range(len(costs)), key=lambda place: (alone[place], costs[place], place)):
         last = groups[-1] if groups else []
-        fits = last and len(last) < group and not alone[place] and costs[place] <= MAX_RATIO * costs[last[0]]
-        if fits:
+        if last and len(last) < group and not alone[place] and costs[place] <= MAX_RATIO * costs[last[0]]:
             last.append(place)
         else:
             groups.append([place])
@@ -252,10 +244,11 @@ def planned(costs: Sequence[float], alone: Sequence[bool], group: int) -> list[l
 def cost_ms(model: onnx.ModelProto) -> float:
     """Estimate an operator's time, only to tell similar operators from different ones."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {info.name: _shape(info) for info in (*graph.input, *graph.value_info, *graph.output)}
+    infos = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim) for info in infos}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    macs = sum(_macs(node, shapes) for node in graph.node)
+    macs = sum(_macs(node.op_type, *(shapes.get(name, ()) for name in (*node.input[:2], *node.output[:1]))) for node in graph.node)
     moved = sum(sizes.get(name, 0) for node in graph.node for name in (*node.input, *node.output))
     return rough_ms(macs, moved)
 
@@ -265,20 +258,13 @@ def rough_ms(macs: float, elements: float) -> float:
     return _LAUNCH_MS + macs / _MACS_PER_MS + elements / _ELEMENTS_PER_MS
 
 
-def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    names = (*node.input[:2], *node.output[:1])
-    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or not all(shapes.get(name) for name in names):
+def _macs(kind: str, *shapes: tuple[int, ...]) -> float:
+    if kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or not all(shapes):
         return 0
-    first, second, made = (shapes[name] for name in names)
-    if node.op_type == "Conv":
-        return math.prod(made) * math.prod(second[1:])
-    if node.op_type == "ConvTranspose":
-        return math.prod(first) * math.prod(second[1:])
-    return math.prod(made) * first[-1]
-
-
-def _shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+    first, second, made = shapes
+    if kind in ("MatMul", "Gemm"):
+        return math.prod(made) * first[-1]
+    return math.prod(made if kind == "Conv" else first) * math.prod(second[1:])
 
 
 def _has_attention(model: onnx.ModelProto) -> bool:
@@ -286,26 +272,19 @@ def _has_attention(model: onnx.ModelProto) -> bool:
 
 
 def count_engines(batches: Iterable[tuple[Sequence[float], Sequence[bool]]], group: int = GROUP) -> int:
-    """Count the engines of one build of operators that are loaded in batches; how `load_operators` shares them out.
+    """Count the engines of one build of operators that are loaded in batches, as `load_operators` shares them out.
 
-    Args:
-        batches: of each, the operators' rough costs, and whether each gets an engine of its own (attention).
-        group: operators of an engine at most.
+    A batch has the operators' rough costs, and whether each gets an engine of its own (attention).
     """
     return sum(len(planned(costs, alone, group)) for costs, alone in batches)
 
 
 def estimate(operators: int, engines: int, builds: int, trials: int = 0) -> str:
-    """Say how long building engines for operators may take: a guess, and said to be one.
+    """Say how long building engines for operators may take, a guess, and said to be one.
 
-    Args:
-        operators: how many.
-        engines: that they share.
-        builds: of each engine.
-        trials: engines besides, that implementations of attention are tried in.
+    `engines` are shared by the operators and built so many times; `trials` are those that attention is tried in besides.
     """
     total = engines * builds + trials
+    counted = f"{operators} operators in {engines}, times {builds} builds{f', and {trials} to choose attention' if trials else ''}"
     minutes = math.ceil(total * SECONDS_PER_BUILD / 60)
-    counted = f"{operators} operators in {engines}, times {builds} builds"
-    counted += f", and {trials} to choose attention" if trials else ""
     return f"about {total} engines to build: {counted}; at {SECONDS_PER_BUILD:g} s each {minutes} min (estimated, not run)"

@@ -23,8 +23,8 @@ from export.platform import install_line, platform_kind
 from export.trt import rtx
 from export.trt.versions import check_supported
 
-_COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS = 75, 76, 16
-"""`CUdevice_attribute` numbers (CUDA driver API)."""
+_ATTRIBUTES = (75, 76, 16)
+"""Compute capability (major, minor) and multiprocessors: `CUdevice_attribute` numbers (CUDA driver API)."""
 UNKNOWN = "unknown"
 """A fact that this machine does not tell."""
 _DRIVER_FILE, _TEGRA_FILE = "proc/driver/nvidia/version", "etc/nv_tegra_release"
@@ -56,19 +56,15 @@ def require_gpu(index: int = 0) -> Gpu:
     """
     driver = _driver()
     _call(driver, "cuInit", 0)
-    count, version = ctypes.c_int(), ctypes.c_int()
-    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
-    if not 0 <= index < count.value:
-        raise _unavailable(f"CUDA sees {count.value} GPUs, and GPU {index} was asked for (CUDA_VISIBLE_DEVICES may hide some)")
-    _call(driver, "cuDriverGetVersion", ctypes.byref(version))
-    device = ctypes.c_int()
-    _call(driver, "cuDeviceGet", ctypes.byref(device), index)
+    count = _number(driver, "cuDeviceGetCount")
+    if not 0 <= index < count:
+        raise _unavailable(f"CUDA sees {count} GPUs, and GPU {index} was asked for (CUDA_VISIBLE_DEVICES may hide some)")
+    version, device = _number(driver, "cuDriverGetVersion"), _number(driver, "cuDeviceGet", index)
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     _call(driver, "cuDeviceGetName", name, 256, device)
     _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-    attributes = [_attribute(driver, number, device) for number in (_COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS)]
-    cuda = (version.value // 1000, version.value % 1000 // 10)
-    return Gpu(name.value.decode(errors="replace"), (attributes[0], attributes[1]), memory.value, attributes[2], cuda)
+    major, minor, count = (_number(driver, "cuDeviceGetAttribute", number, device) for number in _ATTRIBUTES)
+    return Gpu(name.value.decode(errors="replace"), (major, minor), memory.value, count, (version // 1000, version % 1000 // 10))
 
 
 def import_tensorrt(index: int = 0, runtime: str = "tensorrt") -> ModuleType:
@@ -83,7 +79,12 @@ def import_tensorrt(index: int = 0, runtime: str = "tensorrt") -> ModuleType:
     gpu = require_gpu(index)
     if importlib.util.find_spec("tensorrt") is None:
         raise _unavailable("the package tensorrt is not installed")
-    _check_driver(gpu)
+    newest, minor = gpu.driver_cuda
+    for major, package in _MADE_FOR.items():  # no object of one that is made for a later CUDA could be used
+        if major > newest and _version(package) is not None:
+            reason = f"the installed TensorRT is made for CUDA {major}, and the driver supports CUDA {newest}.{minor} at most"
+            advice = f"update NVIDIA's driver, or replace TensorRT by the one for CUDA {newest} (pip install tensorrt-cu{newest})"
+            raise Unavailable("tensorrt", reason, advice)
     try:
         module = importlib.import_module("tensorrt")
     except (ImportError, OSError, RuntimeError) as error:
@@ -116,11 +117,7 @@ def _import_rtx(index: int) -> ModuleType:
 
 
 def driver_version(root: Path = Path("/")) -> str:
-    """Return the version of NVIDIA's driver, on a Jetson that of L4T; `unknown` where neither the driver nor a file tells.
-
-    Args:
-        root: where the files are looked for.
-    """
+    """Return the version of NVIDIA's driver, on a Jetson that of L4T; `unknown` where neither the driver nor a file tells."""
     kernel = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", _text(root / _DRIVER_FILE))
     tegra = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / _TEGRA_FILE))
     if kernel:
@@ -133,9 +130,6 @@ def cuda_runtime_version(root: Path = Path("/")) -> str:
 
     TensorRT's wheels bring no runtime of their own: without another it is their CUDA's major version, and without such wheels
     `unknown`.
-
-    Args:
-        root: where an installation is looked for.
     """
     for package in _CUDA_PACKAGES:
         if (version := _version(package)) is not None:
@@ -144,16 +138,6 @@ def cuda_runtime_version(root: Path = Path("/")) -> str:
         return str(json.loads(_text(root / _CUDA_FILE))["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
         return next((str(major) for major, package in _MADE_FOR.items() if _version(package) is not None), UNKNOWN)
-
-
-def _check_driver(gpu: Gpu) -> None:
-    """Refuse a TensorRT that is made for a later major version of CUDA than the driver: no object of it could be used."""
-    newest, minor = gpu.driver_cuda
-    for major, package in _MADE_FOR.items():
-        if major > newest and _version(package) is not None:
-            reason = f"the installed TensorRT is made for CUDA {major}, and the driver supports CUDA {newest}.{minor} at most"
-            advice = f"update NVIDIA's driver, or replace TensorRT by the one for CUDA {newest} (pip install tensorrt-cu{newest})"
-            raise Unavailable("tensorrt", reason, advice)
 
 
 def _version(package: str) -> str | None:
@@ -192,9 +176,10 @@ def _driver() -> ctypes.CDLL:
         raise _unavailable(f"NVIDIA's driver is not there ({error})") from None
 
 
-def _attribute(driver: ctypes.CDLL, number: int, device: ctypes.c_int) -> int:
+def _number(driver: ctypes.CDLL, function: str, *arguments: object) -> int:
+    """Return the integer that a function of the driver writes to its first argument."""
     value = ctypes.c_int()
-    _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), number, device)
+    _call(driver, function, ctypes.byref(value), *arguments)
     return value.value
 
 

@@ -6,18 +6,14 @@ read them. A layer's time is for comparing layers: the profiler disturbs, and th
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import InvalidInput
-from export.files import write_json
-from export.trt.api_run import EngineLike, InspectorLike
 from export.trt.log import checked
 
 if TYPE_CHECKING:
@@ -77,15 +73,10 @@ class LayerTimes:
         rows: list[dict[str, Any]] = [{"count": self.runs}]
         for (name, _), times in self.times_ms.items():
             spent = sum(times)
-            rows.append(
-                {
-                    "name": name,
-                    "timeMs": spent,
-                    "averageMs": spent / len(times),
-                    "medianMs": statistics.median(times),
-                    "percentage": 100 * spent / total,
-                }
-            )
+            rows.append({
+                "name": name, "timeMs": spent, "averageMs": spent / len(times), "medianMs": statistics.median(times),
+                "percentage": 100 * spent / total,
+            })  # fmt: skip
         return rows
 
 
@@ -118,23 +109,18 @@ class FusedAttention:
 
 def profiler_of(trt: Any, times: LayerTimes) -> Any:
     """Return a `trt.IProfiler` that reports to `times`; it must live as long as the context that it is given to."""
-    return _profiler_class(trt)(times)
 
-
-@functools.cache
-def _profiler_class(trt: Any) -> Any:
     class Profiler(trt.IProfiler):
-        def __init__(self, times: LayerTimes) -> None:
+        def __init__(self) -> None:
             trt.IProfiler.__init__(self)
-            self._times = times
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self._times.add(layer_name, ms)
+            times.add(layer_name, ms)
 
-    return Profiler
+    return Profiler()
 
 
-def layer_info(trt: Any, engine: EngineLike) -> dict[str, Any]:
+def layer_info(trt: Any, engine: Any) -> dict[str, Any]:
     """Describe an engine's layers as trtexec does: `Layers`, and `Bindings` (10.x) or `I/O Tensors` (11.x).
 
     `Layers` holds objects for an engine that was built with detailed profiling verbosity, names for one that was not, and
@@ -144,7 +130,7 @@ def layer_info(trt: Any, engine: EngineLike) -> dict[str, Any]:
         TensorRTFailed: the inspector gives nothing.
         InvalidInput: it gives something else.
     """
-    inspector: InspectorLike = checked("making the engine's inspector", engine.create_engine_inspector)
+    inspector: Any = checked("making the engine's inspector", engine.create_engine_inspector)
     form = trt.LayerInformationFormat.JSON
     text: str = checked("describing the engine's layers", lambda: inspector.get_engine_information(form) or None)
     try:
@@ -157,22 +143,10 @@ def layer_info(trt: Any, engine: EngineLike) -> dict[str, Any]:
     return dict(value)
 
 
-def write_profile(times: LayerTimes, path: Path) -> None:
-    """Write layer times in the schema of trtexec's `--exportProfile`."""
-    write_json(path, times.to_json())
-
-
-def write_layer_info(info: Mapping[str, Any], path: Path) -> None:
-    """Write what `layer_info` returned, which is the schema of trtexec's `--exportLayerInfo`."""
-    write_json(path, dict(info))
-
-
 def fused_attention(layers: Sequence[Layer], softmaxes: Sequence[str]) -> FusedAttention:
-    """Tell which attention an engine computes in one kernel, from the ONNX nodes that its layers name.
+    """Tell which attention an engine computes in one kernel, from the ONNX nodes that its layers name (see `softmax_nodes`).
 
-    Args:
-        layers: the engine's, built with detailed profiling verbosity: without it no layer names nodes.
-        softmaxes: names of the nodes in question, see `softmax_nodes`.
+    An engine that was built without detailed profiling verbosity names none.
     """
     found = {name: next((layer for layer in layers if name in layer.nodes), None) for name in softmaxes}
     kernels = {name: layer.name if layer is not None else "" for name, layer in found.items()}

@@ -68,9 +68,8 @@ MESSAGES = Messages()
 
 
 @contextmanager
-def heard(beginning: str) -> Iterator[list[str]]:
-    """Collect the messages of any severity that begin with a text."""
-    found: list[str] = []
+def heard(beginning: str, found: list[str]) -> Iterator[None]:
+    """Add the messages of any severity that begin with a text to a list."""
     before = MESSAGES.listener
 
     def listen(severity: str, text: str) -> None:
@@ -81,7 +80,7 @@ def heard(beginning: str) -> Iterator[list[str]]:
 
     MESSAGES.listener = listen
     try:
-        yield found
+        yield
     finally:
         MESSAGES.listener = before
 
@@ -105,15 +104,9 @@ def logger_of(trt: Any) -> Any:
 
 
 def checked(what: str, call: Callable[[], Result | None], advice: Advice = "") -> Result:
-    """Make one call of TensorRT and return what it gives.
+    """Make one call of TensorRT, whose failures are None, False and exceptions, and return what it gives.
 
-    Args:
-        what: the step in words, for the message ("creating a network").
-        call: the call; None and False are its failures.
-        advice: what to do next.
-
-    Raises:
-        TensorRTFailed: it returned None or False, or raised; with what TensorRT logged meanwhile.
+    `TensorRTFailed` where it failed: what the step was ("creating a network"), what TensorRT logged meanwhile, and what to do next.
     """
     result = attempted(what, call, advice)
     if result is None or result is False:
@@ -122,11 +115,7 @@ def checked(what: str, call: Callable[[], Result | None], advice: Advice = "") -
 
 
 def attempted(what: str, call: Callable[[], Result], advice: Advice = "") -> Result:
-    """Make one call of TensorRT whose only failure is an exception (setters, methods without a result).
-
-    Raises:
-        TensorRTFailed: it raised; with what TensorRT logged meanwhile.
-    """
+    """Make one call of TensorRT as `checked` does, whose only failure is an exception (setters, methods without a result)."""
     MESSAGES.take()
     try:
         return call()

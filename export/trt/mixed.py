@@ -11,10 +11,10 @@ by bisection. Equal inputs give an equal list.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -22,57 +22,27 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.precision import ERROR_BOUND
-from export.trt.precision import HALVES, fp16, named, tensor_types
+from export.trt.precision import HALVES, fp16, from_bits, named, tensor_types
 
 Feeds = Mapping[str, np.ndarray]
 OutputError = Callable[[onnx.ModelProto], float]
 """Maps a half-precision graph to the error of its outputs; infinity where they are not finite."""
 _CHUNK_BYTES = 256 << 20
 """What the intermediate tensors of one run may take, about."""
-_UNKNOWN_BYTES = 16 << 20
+_UNKNOWN_BYTES = 32 << 20
 """What a tensor whose shape cannot be told is taken for."""
 
 
-@dataclass(frozen=True)
-class KeepList:
-    """Which nodes stay in fp32, and why."""
-
-    nodes: tuple[str, ...]
-    """Worst first; without the operator types that every fp16 graph keeps in fp32."""
-    of: int
-    """How many nodes could be in fp16."""
-    error_fp16: float
-    """Error without the list, as a share of the output's largest magnitude; infinity where values were not finite."""
-    error: float
-    """Error with it."""
-    limit: float
-    trials: int
-    """How many graphs were compared."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; an error that is not finite becomes null."""
-        value = {**asdict(self), "nodes": list(self.nodes)}
-        value["error_fp16"] = self.error_fp16 if math.isfinite(self.error_fp16) else None
-        return value
-
-
 def keep_list(
-    model: onnx.ModelProto,
-    examples: Sequence[Feeds],
-    *,
-    keep_io: bool = True,
-    limit: float = ERROR_BOUND,
-    error_of: OutputError | None = None,
-) -> KeepList:
-    """Return a short list of nodes that, kept in fp32, hold the error of an fp16 graph within a limit.
+    model: onnx.ModelProto, examples: Sequence[Feeds], *, keep_io: bool = True, limit: float = ERROR_BOUND
+) -> list[str]:
+    """Return a short list of nodes that, kept in fp32, hold the error of an fp16 graph within a limit; the worst come first.
 
     Args:
         model: folded, fp32, static shapes. A node of a local function is kept or not as a whole.
         examples: inputs by name; at least one. Faults are looked for in the first.
         keep_io: as `export.trt.precision.prepared`.
-        limit: largest error that is allowed, in the measure of `error_of`.
-        error_of: how wrong a half-precision graph is; by default the largest difference of an output from fp32's over all examples,
-            as a share of its largest magnitude; of labels (integers), the largest share that differs.
+        limit: largest error that is allowed, see `output_error`.
 
     Raises:
         InvalidInput: no examples.
@@ -82,15 +52,9 @@ def keep_list(
     if not examples:
         raise InvalidInput("mixed precision is decided by parity, which needs at least one example input")
     model = named(model)
-    error_of = error_of or output_error(model, examples)
-    trials: dict[int, float] = {}
+    error_of = output_error(model, examples)
     kept: list[str] = []
-
-    def error(count: int) -> float:
-        if count not in trials:
-            trials[count] = error_of(fp16(model, keep_io=keep_io, keep_nodes=kept[:count]))
-        return trials[count]
-
+    error = functools.cache(lambda count: error_of(fp16(model, keep_io=keep_io, keep_nodes=kept[:count])))
     passed = 0
     while not error(len(kept)) <= limit:
         passed = len(kept)
@@ -102,13 +66,18 @@ def keep_list(
                 f"the limit is {_percent(limit)}. Take bf16 or fp32, or allow more"
             )
         kept += found[: max(1, passed)]
-    least = _least(passed, len(kept), lambda count: error(count) <= limit)
-    nodes = sum(node.op_type not in ("Cast", "Constant") for node in model.graph.node)
-    return KeepList(tuple(kept[:least]), nodes, error(0), error(least), limit, len(trials))
+    fails, holds = passed, len(kept)
+    while holds - fails > 1:  # the least count that holds, between one that fails (or is 0, and may hold) and one that holds
+        middle = (fails + holds) // 2
+        fails, holds = (fails, middle) if error(middle) <= limit else (middle, holds)
+    return kept[:holds]
 
 
 def output_error(model: onnx.ModelProto, examples: Sequence[Feeds]) -> OutputError:
-    """Return the default measure of `keep_list`, against an fp32 graph.
+    """Return what measures how wrong a half-precision graph is.
+
+    That is the largest difference of an output from fp32's over all examples, as a share of its largest magnitude; of labels
+    (integers), the largest share that differs.
 
     Raises:
         InvalidInput: the fp32 graph gives values that are not finite.
@@ -136,31 +105,23 @@ def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
     Inputs and outputs that were of half precision become fp32; local functions are rounded inside, too.
     """
     result = inliner.inline_local_functions(half) if half.functions else onnx.ModelProto.FromString(half.SerializeToString())
-    types = tensor_types(result)
-    graph = result.graph
+    types, graph = tensor_types(result), result.graph
     for tensor in graph.initializer:
         _widen(tensor)
-    reads = {}
-    nodes: list[onnx.NodeProto] = []
-    for info in graph.input:
-        if types[info.name] in HALVES:
-            reads[info.name] = f"{info.name}__read"
-            nodes += _rounding(info.name, reads[info.name], types[info.name])
-    for node in graph.node:
+    reads = {info.name: f"{info.name}__read" for info in graph.input if types[info.name] in HALVES}
+    nodes = [cast for name, read in reads.items() for cast in _rounding(name, read, types[name])]
+    for given in graph.node:
+        node = onnx.NodeProto.FromString(given.SerializeToString())
         node.input[:] = [reads.get(name, name) for name in node.input]
         for attribute in node.attribute:
             _widen(attribute.t)
             if attribute.name == "to" and attribute.i in HALVES:
                 attribute.i = TensorProto.FLOAT
-        stored = [(index, name) for index, name in enumerate(node.output) if types.get(name) in HALVES]
-        for index, name in stored:
-            node.output[index] = f"{name}__exact"
-        nodes.append(node)
-        for _, name in stored:
-            nodes += _rounding(f"{name}__exact", name, types[name])
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        stored = [name for name in node.output if types.get(name) in HALVES]
+        node.output[:] = [f"{name}__exact" if name in stored else name for name in node.output]
+        nodes += [node, *(cast for name in stored for cast in _rounding(f"{name}__exact", name, types[name]))]
     del graph.node[:], graph.value_info[:]
-    graph.node.extend(copies)
+    graph.node.extend(nodes)
     for info in (*graph.input, *graph.output):
         if info.type.tensor_type.elem_type in HALVES:
             info.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -170,87 +131,29 @@ def emulated(half: onnx.ModelProto) -> onnx.ModelProto:
 def faults(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Feeds, kept: set[str]) -> list[str]:
     """Return the nodes of a half-precision graph whose output is further off than their inputs, worst first.
 
-    Args:
-        model: the fp32 graph; every node has a name.
-        half: its conversion; nodes keep their names.
-        feeds: inputs by name.
-        kept: nodes that are in fp32 already; they are left out.
+    Nodes have the names of the fp32 graph's; those that are kept in fp32 already are left out. What a node in fp32 hands on is
+    rounded for the node that reads it, which therefore bears that fault.
     """
-    types = tensor_types(half)
-    narrowed = {
-        node.output[0]: node.input[0]
-        for node in half.graph.node
-        if node.op_type == "Cast" and types.get(node.input[0]) == TensorProto.FLOAT and types.get(node.output[0]) in HALVES
-    }
-    mine = {node.name: node for node in half.graph.node}
-    original = dict(_same_tensors(model, half, narrowed))
-    errors = {name: 0.0 for name in original if name in {info.name for info in model.graph.input}}
-    for name, want, got in _both(model, emulated(half), original, feeds):
-        errors[name] = _off(want, got)
+    types, rounding, mine = tensor_types(half), emulated(half), {node.name: node for node in half.graph.node}
+    floats = {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT}
+    all_pairs = (pair for node in model.graph.node for pair in zip(node.output, mine[node.name].output, strict=True))
+    pairs = [pair for pair in all_pairs if pair[0] in floats]
+    graph, errors = onnx.shape_inference.infer_shapes(model).graph, dict[str, float]()
+    infos = (*graph.value_info, *graph.output)
+    sizes = {info.name: 8 * math.prod(max(d.dim_value, 1) for d in info.type.tensor_type.shape.dim) for info in infos}
+    while pairs:  # a bounded amount of memory at a time
+        held = itertools.accumulate(sizes.get(name, _UNKNOWN_BYTES) for name, _ in pairs)
+        count = max(1, sum(size <= _CHUNK_BYTES for size in held))
+        chunk, pairs = pairs[:count], pairs[count:]
+        wants, gots = _run(model, feeds, [name for name, _ in chunk]), _run(rounding, feeds, [name for _, name in chunk])
+        errors |= {name: _off(wants[name], gots[stored]) for name, stored in chunk}
     found = []
     for index, node in enumerate(model.graph.node):
-        if node.name in kept or node.op_type in ("Cast", "Constant"):
-            continue
-        here = mine[node.name]
-        # what a node in fp32 hands on is rounded for the node that reads it, which therefore bears that fault
-        read = max((errors.get(narrowed.get(name, name), 0.0) for name in here.input), default=0.0)
-        made = max((errors.get(name, 0.0) for name in here.output), default=0.0)
-        fault = 0.0 if math.isinf(read) else made - read
-        if fault > 0 and any(types.get(name) in HALVES for name in here.output):
-            found.append((-fault, index, node.name))
+        read, made = (max((errors.get(name, 0.0) for name in names), default=0.0) for names in (node.input, node.output))
+        halved = any(types.get(name) in HALVES for name in mine[node.name].output)
+        if halved and node.name not in kept and node.op_type not in ("Cast", "Constant") and not math.isinf(read) and made > read:
+            found.append((read - made, index, node.name))
     return [name for _, _, name in sorted(found)]
-
-
-def _least(fails: int, holds: int, check: Callable[[int], bool]) -> int:
-    """Return the least count that holds, between one that fails (or is 0, and may hold) and one that holds."""
-    if holds == 0:
-        return 0
-    while holds - fails > 1:
-        middle = (fails + holds) // 2
-        if check(middle):
-            holds = middle
-        else:
-            fails = middle
-    return holds
-
-
-def _same_tensors(model: onnx.ModelProto, half: onnx.ModelProto, narrowed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield tensors of a half-precision graph with the fp32 graph's tensor that each stands for, node by node."""
-    mine = {node.name: node for node in half.graph.node}
-    floats = {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT}
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        here = mine[node.name]
-        pairs = (*zip(here.output, node.output, strict=True), *zip(here.input, node.input, strict=True))
-        for name, same in pairs:
-            if same in floats and same not in weights:
-                yield name, same
-                if name in narrowed:
-                    yield narrowed[name], same
-
-
-def _both(
-    model: onnx.ModelProto, rounding: onnx.ModelProto, original: Mapping[str, str], feeds: Feeds
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield name, fp32 value and emulated value of tensors, in runs that each hold a bounded amount of memory."""
-    inputs = {info.name for info in model.graph.input}
-    names = [name for name in original if name not in inputs and original[name] not in inputs]
-    sizes = _sizes(model)
-    while names:
-        chunk, total = list[str](), 0
-        while names and (not chunk or total <= _CHUNK_BYTES):
-            total += 2 * sizes.get(original[names[0]], _UNKNOWN_BYTES)
-            chunk.append(names.pop(0))
-        wants = _run(model, feeds, list(dict.fromkeys(original[name] for name in chunk)))
-        gots = _run(rounding, feeds, chunk)
-        for name in chunk:
-            yield name, wants[original[name]], gots[name]
-
-
-def _sizes(model: onnx.ModelProto) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    infos = (*graph.value_info, *graph.input, *graph.output)
-    return {info.name: 4 * math.prod(max(d.dim_value, 1) for d in info.type.tensor_type.shape.dim) for info in infos}
 
 
 def _rounding(source: str, target: str, kind: int) -> list[onnx.NodeProto]:
@@ -262,7 +165,7 @@ def _rounding(source: str, target: str, kind: int) -> list[onnx.NodeProto]:
 def _widen(tensor: onnx.TensorProto) -> None:
     """Make a tensor of half precision fp32 with the same values, in place."""
     if tensor.data_type == TensorProto.BFLOAT16:
-        values = (np.frombuffer(tensor.raw_data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        values = from_bits(np.frombuffer(tensor.raw_data, "<u2"))
     elif tensor.data_type == TensorProto.FLOAT16:
         values = numpy_helper.to_array(tensor).astype(np.float32)
     else:

@@ -5,6 +5,7 @@ Only the outermost fields of the file are looked at; the graph is skipped, howev
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,28 +25,20 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     Raises:
         CorruptFile: not an ONNX file, or a truncated one.
     """
+    found: dict[str, str] = {}
     with open(path, "rb") as handle:
         try:
-            entries = [data for number, data in _fields(handle, path.stat().st_size) if number == _METADATA]
-            return {key: value for key, value in map(_entry, entries) if key is not None and value is not None}
+            for entry in _fields(handle, path.stat().st_size, (_METADATA,)):
+                parts = dict(_fields(io.BytesIO(entry[1]), len(entry[1]), (1, 2)))
+                with contextlib.suppress(UnicodeDecodeError):
+                    found[parts.get(1, b"").decode()] = parts.get(2, b"").decode()
         except (EOFError, ValueError) as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({error})") from None
+    return found
 
 
-def _entry(data: bytes) -> tuple[str | None, str | None]:
-    parts = dict(_fields(io.BytesIO(data), len(data), every=True))
-    return _text(parts.get(1, b"")), _text(parts.get(2, b""))
-
-
-def _text(data: bytes) -> str | None:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _fields(handle: BinaryIO, size: int, every: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of the length-delimited fields that are metadata (or of all)."""
+def _fields(handle: BinaryIO, size: int, wanted: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of some length-delimited fields."""
     while handle.tell() < size:
         number, kind = divmod(_varint(handle), 8)
         if kind == 0:
@@ -56,7 +49,7 @@ def _fields(handle: BinaryIO, size: int, every: bool = False) -> Iterator[tuple[
             length = _varint(handle)
             if handle.tell() + length > size:
                 raise EOFError(f"field {number} ends behind the file")
-            if every or number == _METADATA:
+            if number in wanted:
                 yield number, handle.read(length)
             else:
                 handle.seek(length, 1)
@@ -65,12 +58,11 @@ def _fields(handle: BinaryIO, size: int, every: bool = False) -> Iterator[tuple[
 
 
 def _varint(handle: BinaryIO) -> int:
-    value = shift = 0
-    while True:
-        byte = handle.read(1)
-        if not byte or shift > 63:
-            raise EOFError("it ends inside a number")
+    value = 0
+    for shift in range(0, 70, 7):
+        if not (byte := handle.read(1)):
+            break
         value |= (byte[0] & 127) << shift
         if byte[0] < 128:
             return value
-        shift += 7
+    raise EOFError("it ends inside a number")

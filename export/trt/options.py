@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from export.errors import InvalidInput
@@ -40,14 +40,10 @@ class ShapeRange:
             found = f"min {self.min}, opt {self.opt}, max {self.max}"
             raise InvalidInput(f"the shapes of input {self.name!r} must be of one length with 1 <= min <= opt <= max; got {found}")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"name": self.name, "min": list(self.min), "opt": list(self.opt), "max": list(self.max)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ShapeRange:
-        """Read what `to_json` wrote."""
-        return cls(str(value["name"]), tuple(value["min"]), tuple(value["opt"]), tuple(value["max"]))
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Say whether an input of this shape, with -1 for dynamic extents, can have these."""
+        ends = zip(shape, self.min, self.max, strict=True) if len(shape) == len(self.min) else [(0, 1, 1)]
+        return all(extent == -1 or extent == low == high for extent, low, high in ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +79,12 @@ class BuildOptions(Settings):
     @classmethod
     def search(cls, precision: str, **changes: Any) -> BuildOptions:
         """Return options for measuring many small engines: quick builds, one layer at a time."""
-        return replace(cls(precision=precision, level=2, max_aux_streams=0), **changes)
+        return cls(**{"precision": precision, "level": 2, "max_aux_streams": 0, **changes})
 
     @classmethod
     def release(cls, precision: str, **changes: Any) -> BuildOptions:
         """Return options for the engine that is kept: every kernel is tried, which takes minutes."""
-        return replace(cls(precision=precision, level=5), **changes)
+        return cls(**{"precision": precision, "level": 5, **changes})
 
     @classmethod
     def of_preset(cls, preset: str, precision: str, **changes: Any) -> BuildOptions:
@@ -107,22 +103,19 @@ class BuildOptions(Settings):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""
+        shapes = [{"name": one.name, "min": list(one.min), "opt": list(one.opt), "max": list(one.max)} for one in self.shapes]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        shapes = [shape.to_json() for shape in self.shapes]
         return {**values, "shapes": shapes, "capabilities": list(self.capabilities)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildOptions:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InvalidInput: an unknown key or a value that is not allowed.
-        """
+        """Read what `to_json` wrote; `InvalidInput` for an unknown key or a value that is not allowed."""
         known = {field.name for field in fields(cls)}
         if not set(value) <= known:
             raise InvalidInput(f"unknown build options {sorted(set(value) - known)}; known: {sorted(known)}")
-        shapes = tuple(ShapeRange.from_json(shape) for shape in value.get("shapes", ()))
         try:
+            ranges = [(str(one["name"]), [tuple(one[end]) for end in ("min", "opt", "max")]) for one in value.get("shapes", ())]
+            shapes = tuple(ShapeRange(name, *ends) for name, ends in ranges)
             return cls(**{**value, "shapes": shapes, "capabilities": tuple(value.get("capabilities", ()))})
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise InvalidInput(f"build options {dict(value)} are not usable: {error}") from None

@@ -44,11 +44,7 @@ class Plugins:
         self._kernels: dict[str, dict[tuple[str, int, int], PluginKernel]] = {}
 
     def register(self, kernels: Sequence[PluginKernel], trt: Any) -> None:
-        """Make kernels known to TensorRT's plugin registry; kernels that are known already are no error.
-
-        Args:
-            kernels: of any families.
-            trt: the module `tensorrt`, of a process in which a GPU is proven.
+        """Make kernels, of any families, known to TensorRT's plugin registry; those that are known already are no error.
 
         Raises:
             Unavailable: a TensorRT before 10.16, or without its package for plugins.
@@ -72,16 +68,9 @@ class Plugins:
         return sorted({kernel.dtype for kernel in self._kernels[name].values()})
 
     def kernel(self, name: str, dtype: str, q: Sequence[int], k: Sequence[int]) -> PluginKernel:
-        """Return the kernel of a plugin for tensors: among those that can, the one that was compiled for most.
+        """Return the kernel of a plugin for q (B, h, d, N) and k (B, h, d, M): of those that can, that for most.
 
-        Args:
-            name: the plugin's.
-            dtype: of the tensors, as numpy names it.
-            q: its shape (B, h, d, N).
-            k: its shape (B, h, d, M).
-
-        Raises:
-            InvalidInput: there is none.
+        `InvalidInput` where there is none.
         """
         found = [kernel for kernel in self._kernels[name].values() if kernel.dtype == dtype]
         reasons = {kernel: kernel.refusal(q[0], q[1], q[3], k[3]) for kernel in found if kernel.qk_channels == q[2]}
@@ -104,15 +93,9 @@ def version_refusal(trt: Any) -> str:
 
 
 def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[int]]) -> str:
-    """Say why a kernel cannot be built into an engine for this GPU and these tensors; empty where nothing is known against it.
+    """Say why a kernel cannot be built into an engine for this GPU and tensors q, k, v; empty where nothing is known against it.
 
     What cannot be told beforehand is left to the build: whether a driver newer than `PTX_OF_CUDA` reads still newer PTX.
-
-    Args:
-        kernel: the kernel.
-        trt: the module `tensorrt`.
-        gpu: as `export.trt.guard.require_gpu` gives it.
-        shapes: of q (B, h, d, N), k (B, h, d, M), v (B, h, e, M).
     """
     q, k, v = shapes
     if why := version_refusal(trt):
@@ -128,71 +111,45 @@ def refusal(kernel: PluginKernel, trt: Any, gpu: Gpu, shapes: Sequence[Sequence[
 
 
 def with_plugins(model: "onnx.ModelProto", function: "OnnxFunction", kernels: Mapping[str, PluginKernel]) -> "onnx.ModelProto":
-    """Return a copy of a model in which nodes of a function are plugin nodes; all others stay as they are.
+    """Return a copy of a model in which nodes of a function, by name, are plugin nodes; all others stay as they are.
 
-    Args:
-        model: with nodes of the function, whose attribute `scale` is multiplied into q where it is not 1.
-        function: the operator: inputs q, k, v, one output.
-        kernels: by the name of the node.
-
-    Raises:
-        InvalidInput: no node has such a name, or its dtype or channels are not the kernel's.
+    The function has inputs q, k, v and one output; its attribute `scale` is multiplied into q where it is not 1. `InvalidInput`
+    where no node has such a name, or its dtype or channels are not the kernel's.
     """
-    import onnx
+    from onnx import ModelProto, NodeProto, TensorProto, helper
 
     from export.onnx_function import nodes_of
 
     nodes = {node.name: node for node in nodes_of(model, function)}
     if unknown := sorted(set(kernels) - set(nodes)):
         raise InvalidInput(f"the model has no {function.label} nodes {unknown}; it has {sorted(nodes)}")
-    result = onnx.ModelProto.FromString(model.SerializeToString())
+    result = ModelProto.FromString(model.SerializeToString())
     typed = {info.name for info in (*result.graph.value_info, *result.graph.output)}
-    made: list[onnx.NodeProto] = []
-    for node in result.graph.node:
-        kernel = kernels.get(node.name) if function.owns(node.domain, node.op_type) else None
-        if kernel is None:
-            made.append(node)
+    made: list[NodeProto] = []
+    for node in map(NodeProto.FromString, [node.SerializeToString() for node in result.graph.node]):
+        made.append(node)
+        if not function.owns(node.domain, node.op_type) or node.name not in kernels:
             continue
-        found = nodes[node.name]
+        kernel, found = kernels[node.name], nodes[node.name]
         q, _, v = found.inputs
         if (q.dtype, q.shape[2], v.shape[2]) != (kernel.dtype, kernel.qk_channels, kernel.value_channels):
             wanted = f"{kernel.dtype}, {kernel.qk_channels} and {kernel.value_channels} channels"
             raise InvalidInput(f"kernel {kernel.name} is for {wanted}; node {node.name} has {q.dtype}, q {q.shape} and v {v.shape}")
-        inputs = list(node.input)
+        kind = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float32": TensorProto.FLOAT}[q.dtype]
+        first = node.input[0]
         if (scale := float(found.attributes.get("scale", 1.0))) != 1.0:
-            made.append(_scaling(result.graph, node, scale, q.dtype))
-            inputs[0] = made[-1].output[0]
-        made.append(_plugin_node(node, inputs, kernel.name))
+            constant, first = f"{node.name}_scale", f"{node.name}_q_scaled"
+            result.graph.initializer.append(helper.make_tensor(constant, kind, [], [scale]))
+            made.insert(-1, helper.make_node("Mul", [node.input[0], constant], [first], name=f"{node.name}_scaling"))
+        # `aot`: this implementation and no other; the parser finds the plugin by op_type, version and namespace
+        fields: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION, "aot": 1}
+        inputs = [first, *node.input[1:]]
+        made[-1] = helper.make_node(kernel.name, inputs, [*node.output], name=node.name, domain=NAMESPACE, **fields)
         if node.output[0] not in typed:  # nothing infers the type of a plugin's output
-            kind = _element_type(q.dtype)
-            result.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], kind, found.outputs[0].shape))
-    made = [onnx.NodeProto.FromString(node.SerializeToString()) for node in made]
+            result.graph.value_info.append(helper.make_tensor_value_info(node.output[0], kind, found.outputs[0].shape))
     del result.graph.node[:]
     result.graph.node.extend(made)
     return result
-
-
-def _plugin_node(node: Any, inputs: list[str], name: str) -> Any:
-    import onnx
-
-    # `aot`: this implementation and no other; the parser finds the plugin by op_type, version and namespace
-    fields: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION, "aot": 1}
-    return onnx.helper.make_node(name, inputs, list(node.output), name=node.name, domain=NAMESPACE, **fields)
-
-
-def _scaling(graph: Any, node: Any, scale: float, dtype: str) -> Any:
-    import onnx
-
-    constant, scaled = f"{node.name}_scale", f"{node.name}_q_scaled"
-    graph.initializer.append(onnx.helper.make_tensor(constant, _element_type(dtype), [], [scale]))
-    return onnx.helper.make_node("Mul", [node.input[0], constant], [scaled], name=f"{node.name}_scaling")
-
-
-def _element_type(dtype: str) -> int:
-    import onnx
-
-    kinds = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "float32": onnx.TensorProto.FLOAT}
-    return int(kinds[dtype])
 
 
 def told(label: str) -> Callable[[Function], Function]:

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -31,35 +29,17 @@ from export.precision import ERROR_BOUND, KEEP_FP32, converted
 from export.precision import opset as opset_of
 from export.trt.options import PRECISIONS
 
-if TYPE_CHECKING:
-    from export.trt.mixed import KeepList
-
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that decide a network's time, and whose types decide its precision."""
 NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_QUANTISED = {
-    "int8": (TensorProto.INT8, "int8"),
-    "fp8": (TensorProto.FLOAT8E4M3FN, "float8e4m3fn"),
-}
+_QUANTISED = {"int8": (TensorProto.INT8, "int8"), "fp8": (TensorProto.FLOAT8E4M3FN, "float8e4m3fn")}
 _QUANTISE = {
     "int8": "quantise it with NVIDIA ModelOpt (python -m modelopt.onnx.quantization --quantize_mode=int8), or with "
     "onnxruntime.quantization.quantize_static(quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, "
     "weight_type=QuantType.QInt8, per_channel=True, extra_options={'ActivationSymmetric': True, 'QuantizeBias': False})",
     "fp8": "quantise it with NVIDIA ModelOpt (python -m modelopt.onnx.quantization --quantize_mode=fp8)",
 }
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A graph whose types are those of a precision."""
-
-    model: onnx.ModelProto
-    precision: str
-    computed: dict[str, int]
-    """How many convolutions and products compute in which type."""
-    kept: KeepList | None = None
-    """For `mixed`: which nodes stay in fp32, and what that gained."""
 
 
 def prepared(
@@ -69,7 +49,7 @@ def prepared(
     keep_io: bool = True,
     examples: Sequence[Mapping[str, np.ndarray]] = (),
     limit: float = ERROR_BOUND,
-) -> Prepared:
+) -> onnx.ModelProto:
     """Return a graph in a precision; the argument stays as it is.
 
     Args:
@@ -84,19 +64,15 @@ def prepared(
         CheckFailed: `mixed` cannot meet the limit.
         Unavailable: the converter, or for `mixed` ONNX Runtime, is not installed.
     """
-    kept = None
-    if precision == "bf16":
-        result = bf16(model, keep_io=keep_io)
-    elif precision == "fp16":
-        result = fp16(model, keep_io=keep_io)
-    elif precision == "mixed":
+    result = model
+    if precision == "mixed":
         from export.trt.mixed import keep_list
 
-        kept = keep_list(model, examples, keep_io=keep_io, limit=limit)
-        result = fp16(model, keep_io=keep_io, keep_nodes=kept.nodes)
-    else:
-        result = model
-    return Prepared(result, precision, check_graph(result, precision), kept)
+        result = fp16(model, keep_io=keep_io, keep_nodes=keep_list(model, examples, keep_io=keep_io, limit=limit))
+    elif precision in ("fp16", "bf16"):
+        result = (fp16 if precision == "fp16" else bf16)(model, keep_io=keep_io)
+    check_graph(result, precision)
+    return result
 
 
 def in_precision(
@@ -104,12 +80,7 @@ def in_precision(
 ) -> bytes:
     """Return the ONNX graph of a file in a precision; one that is in half precision or quantised already stays as it is.
 
-    The arguments are those of `prepared`.
-
-    Raises:
-        InvalidInput: not an ONNX graph, or one that does not fit the precision.
-        CheckFailed: `mixed` cannot meet its limit.
-        Unavailable: what converts is not installed.
+    Arguments and errors are those of `prepared`; besides `InvalidInput` where it is no ONNX graph.
     """
     if precision not in ("fp16", "bf16", "mixed"):
         return data
@@ -118,7 +89,7 @@ def in_precision(
         check_graph(model, "fp32")
     except InvalidInput:  # in half precision already: the builder says whether it is the right one
         return data
-    return prepared(model, precision, keep_io=keep_io, examples=examples).model.SerializeToString()
+    return prepared(model, precision, keep_io=keep_io, examples=examples).SerializeToString()
 
 
 def check_graph(model: onnx.ModelProto | bytes, precision: str) -> dict[str, int]:
@@ -164,14 +135,8 @@ def computed_products(data: bytes) -> bool:
 
 
 def fp16(model: onnx.ModelProto, *, keep_io: bool = True, keep_nodes: Sequence[str] = ()) -> onnx.ModelProto:
-    """Return an fp32 graph in fp16, with the named nodes and sums over many values in fp32.
-
-    Raises:
-        InvalidInput: the graph cannot be converted.
-        Unavailable: the converter is not installed.
-    """
-    half = converted(named(model), "fp16", keep_io=keep_io, keep_nodes=keep_nodes)
-    return _without_round_trips(half)
+    """Return an fp32 graph in fp16, with the named nodes and sums over many values in fp32; errors are those of `converted`."""
+    return _without_round_trips(converted(named(model), "fp16", keep_io=keep_io, keep_nodes=keep_nodes))
 
 
 def bf16(model: onnx.ModelProto, *, keep_io: bool = True, keep: Sequence[str] = KEEP_FP32) -> onnx.ModelProto:
@@ -210,8 +175,7 @@ def bf16(model: onnx.ModelProto, *, keep_io: bool = True, keep: Sequence[str] = 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which every node has a name of its own, as keep-lists and TensorRT's messages need them.
 
-    Raises:
-        InvalidInput: a node holds a graph (If, Loop, Scan), which no conversion here follows.
+    `InvalidInput` where a node holds a graph (If, Loop, Scan), which no conversion here follows.
     """
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     taken = Counter(node.name for node in copy.graph.node)
@@ -227,11 +191,7 @@ def named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the ONNX element type of every tensor of the graph whose type can be told.
-
-    Raises:
-        InvalidInput: types contradict each other.
-    """
+    """Return the ONNX element type of every tensor whose type can be told; `InvalidInput` where types contradict each other."""
     try:
         graph = onnx.shape_inference.infer_shapes(model, check_type=True).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
@@ -248,6 +208,11 @@ def bf16_values(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """Return the numbers in float32 that bits of bfloat16 stand for."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def _bf16_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
     values = bf16_values(numpy_helper.to_array(tensor))
     return TensorProto(name=tensor.name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=values.astype("<u2").tobytes())
@@ -256,8 +221,7 @@ def _bf16_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
 def at_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
     """Return a graph in an operator set, or in its own where that is newer; nodes of other domains stay as they are.
 
-    Raises:
-        InvalidInput: it cannot be taken there, or has local functions.
+    `InvalidInput` where it cannot be taken there, or has local functions.
     """
     found = standard_opset(model)
     if found >= wanted:
@@ -281,29 +245,21 @@ def _without_round_trips(model: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {info.name for info in model.graph.output}
     instead: dict[str, str] = {}
     for node in made.values():
-        narrowed = made.get(node.input[0])
-        if narrowed is None or types.get(node.output[0]) != TensorProto.FLOAT or types.get(node.input[0]) not in HALVES:
-            continue
-        if types.get(narrowed.input[0]) != TensorProto.FLOAT:
+        half = made.get(node.input[0])
+        kinds = [types.get(name) for name in (node.output[0], node.input[0], half.input[0] if half is not None else "")]
+        if half is None or kinds[1] not in HALVES or kinds[0] != TensorProto.FLOAT or kinds[2] != TensorProto.FLOAT:
             continue
         if node.output[0] in outputs:  # its name must stay
-            node.CopyFrom(helper.make_node("Identity", [narrowed.input[0]], [node.output[0]], name=node.name))
+            node.CopyFrom(helper.make_node("Identity", [half.input[0]], [node.output[0]], name=node.name))
         else:
-            instead[node.output[0]] = narrowed.input[0]
+            instead[node.output[0]] = half.input[0]
     for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = instead.get(name, name)
-    _drop_unread(model.graph)
+        node.input[:] = [instead.get(name, name) for name in node.input]
+    for node in reversed(list(model.graph.node)):  # casts that nothing reads any more
+        if node.op_type == "Cast" and not outputs & {*node.output}:
+            if not any(node.output[0] in other.input for other in model.graph.node):
+                model.graph.node.remove(node)
     return model
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove casts that nothing reads any more, in place."""
-    read = {name for node in graph.node for name in node.input} | {info.name for info in graph.output}
-    for node in reversed(list(graph.node)):
-        if node.op_type == "Cast" and node.output[0] not in read:
-            graph.node.remove(node)
-            read = {name for node in graph.node for name in node.input} | {info.name for info in graph.output}
 
 
 def _parsed(data: bytes) -> onnx.ModelProto:

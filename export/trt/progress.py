@@ -78,8 +78,7 @@ def interruptible(cancel: Cancel) -> Iterator[None]:
     Only the main thread may do this; elsewhere nothing is changed, since Python interrupts the main thread alone. A process that
     ignores Ctrl-C goes on ignoring it.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from export.errors import CheckFailed
 from export.files import sha256, write_json
-from export.parity import ParityReport, check_same
+from export.parity import check_same
 from export.runtime import Session
 from export.target import Target
 from export.trt.engine_file import EngineManifest, EngineRefused, Machine, manifest_path, replaced_in_bundle
@@ -21,43 +21,24 @@ def is_proven(manifest: EngineManifest, machine: Machine) -> bool:
     return bool(parity.get("passed")) and parity.get("gpu", machine.gpu) == machine.gpu
 
 
-def compared(session: Session, onnx: Path, options: BuildOptions) -> ParityReport:
-    """Hold an engine against ONNX Runtime on the file that it was built from.
-
-    Raises:
-        Unavailable: onnxruntime is not installed.
-        InvalidInput: the file has inputs or outputs that cannot be compared.
-    """
-    from export.onnxruntime_session import OnnxRuntime
-
-    tolerance, agreement = options.parity_limits
-    with OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(onnx) as reference:
-        return check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
-
-
 def prove(session: Session, path: Path, manifest: EngineManifest, machine: Machine) -> EngineManifest:
-    """Prove an engine that was built where it could not run, and say so in its manifest.
-
-    Args:
-        session: the engine, loaded.
-        path: its file.
-        manifest: the one beside it.
-        machine: this one.
-
-    Returns:
-        The manifest as it is now beside the engine.
+    """Prove an engine that was built where it could not run, and return its manifest, which then says so.
 
     Raises:
         EngineRefused: the ONNX file that would prove it is not there, or another one.
         CheckFailed: the engine does not compute what the file computes.
     """
+    from export.onnxruntime_session import OnnxRuntime
+
     onnx = path.with_name(manifest.onnx)
     if not onnx.is_file() or sha256(onnx) != manifest.onnx_sha256:
         state = "another file now" if onnx.is_file() else "not there"
         reason = f"its parity is not proven, and {onnx.name}, which would prove it, is {state}"
         what: dict[str, Any] = {"field": "onnx_sha256", "built": manifest.onnx_sha256, "found": state, "command": manifest.command}
         raise EngineRefused(path, reason, **what)
-    report = compared(session, onnx, BuildOptions.from_json(manifest.options))
+    tolerance, agreement = BuildOptions.from_json(manifest.options).parity_limits
+    with OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(onnx) as reference:
+        report = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
     if not report.passed:
         raise CheckFailed(f"{path.name} is not what {onnx.name} computes on this GPU ({machine.gpu}): {report.summary()}")
     parity = {**report.to_json(), "against": onnx.name, "gpu": machine.gpu, "driver": machine.driver}

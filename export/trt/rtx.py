@@ -19,8 +19,7 @@ from export.errors import InvalidInput, Unavailable
 from export.files import write_bytes
 from export.platform import RTX_WHEELS
 from export.trt.log import attempted, checked
-from export.trt.timing_cache import cache_path as timing_path
-from export.trt.timing_cache import default_folder
+from export.trt.timing_cache import cache_path, default_folder
 from export.trt.versions import check_supported, is_rtx, number_of
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 """What NVIDIA's installer and the wheels of the package index call it."""
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """Compute capabilities that TensorRT-RTX 1.7 builds for; 9.0 (H100, H200) is not among them."""
+_KNOWN = ", ".join(f"sm_{number}" for number in CAPABILITIES)
 BUILD_LINE = "a machine with such a GPU; here: hyctas-export model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120"
 
 
@@ -41,13 +41,16 @@ def import_rtx() -> ModuleType:
     Raises:
         Unavailable: not installed, of a version that this code is not for, or its libraries cannot be loaded.
     """
-    name = next((name for name in MODULES if _found(name)), None)
+    install = f"{RTX_WHEELS} (95 MB, NVIDIA's licence)"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        install = f"no installation helps: TensorRT-RTX has no wheels for {platform.machine()}"
+    name = next((name for name in MODULES if importlib.util.find_spec(name) is not None), None)
     if name is None:
-        raise Unavailable(RUNTIME, "the package tensorrt-rtx is not installed", _install())
+        raise Unavailable(RUNTIME, "the package tensorrt-rtx is not installed", install)
     try:
         module = importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
-        raise Unavailable(RUNTIME, f"{name} cannot be imported: {error}", _install()) from error
+        raise Unavailable(RUNTIME, f"{name} cannot be imported: {error}", install) from error
     check_supported(module)
     return module
 
@@ -58,12 +61,11 @@ def capabilities(text: str) -> tuple[int, ...]:
     Raises:
         InvalidInput: one that TensorRT-RTX does not build for, or the same twice.
     """
-    known = ", ".join(f"sm_{number}" for number in CAPABILITIES)
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"sm_?(\d+)", part.strip().lower())
         if match is None or int(match[1]) not in CAPABILITIES:
-            raise InvalidInput(f"{part.strip()!r} is no compute capability that TensorRT-RTX builds for; it has {known}")
+            raise InvalidInput(f"{part.strip()!r} is no compute capability that TensorRT-RTX builds for; it has {_KNOWN}")
         found.append(int(match[1]))
     if len(set(found)) < len(found):
         raise InvalidInput(f"{text!r} names a compute capability twice")
@@ -71,45 +73,28 @@ def capabilities(text: str) -> tuple[int, ...]:
 
 
 def check_gpu(capability: tuple[int, int]) -> None:
-    """Refuse a GPU that TensorRT-RTX has no code for.
-
-    Raises:
-        Unavailable: of another compute capability.
-    """
-    number = number_of(capability)
-    if number not in CAPABILITIES:
-        known = ", ".join(f"sm_{known}" for known in CAPABILITIES)
-        raise Unavailable(RUNTIME, f"TensorRT-RTX is for {known}, and here is sm_{number}", "take tensorrt:fp16 on this GPU")
+    """Refuse a GPU that TensorRT-RTX has no code for: `Unavailable`."""
+    if (number := number_of(capability)) not in CAPABILITIES:
+        raise Unavailable(RUNTIME, f"TensorRT-RTX is for {_KNOWN}, and here is sm_{number}", "take tensorrt:fp16 on this GPU")
 
 
 def check_buildable(options: BuildOptions, attention: bool) -> None:
     """Refuse what the builder is known to refuse, before minutes are spent.
 
-    Args:
-        options: with the compute capabilities that the engine is for.
-        attention: whether the graph multiplies two computed matrices, as attention does.
-
-    Raises:
-        InvalidInput: no compute capability is named, or sm_75 (Turing) is, which has neither bf16 nor products in fp32.
+    `InvalidInput` where no compute capability is named, or sm_75 (Turing) is, which has neither bf16 nor products in fp32 of two
+    computed matrices (`attention`).
     """
     if not options.capabilities:
         raise InvalidInput("name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120")
-    if 75 not in options.capabilities:
-        return
-    if options.precision == "bf16":
+    if 75 in options.capabilities and options.precision == "bf16":
         raise InvalidInput("sm_75 has no bf16: leave it out, or take tensorrt-rtx:fp16")
-    if options.precision in ("fp32", "mixed") and attention:
+    if 75 in options.capabilities and options.precision in ("fp32", "mixed") and attention:
         raise InvalidInput("TensorRT-RTX computes no attention in fp32 on sm_75: leave it out, or take tensorrt-rtx:fp16")
-
-
-def cache_path(folder: Path, machine: Machine) -> Path:
-    """Return the file of the runtime cache for a GPU and driver."""
-    return timing_path(folder, machine).with_suffix(".jit")
 
 
 def own_cache_path(trt: Any, machine: Machine) -> Path | None:
     """Return the file of the user's runtime cache for a machine; None for TensorRT, which compiles nothing when it loads."""
-    return cache_path(default_folder(), machine) if is_rtx(trt) else None
+    return cache_path(default_folder(), machine).with_suffix(".jit") if is_rtx(trt) else None
 
 
 class RuntimeCache:
@@ -136,16 +121,3 @@ class RuntimeCache:
         except Exception as error:  # the run is worth more than its cache
             return f"the runtime cache {self.path.name} was not written: {error}"
         return ""
-
-
-def _install() -> str:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"no installation helps: TensorRT-RTX has no wheels for {platform.machine()}"
-    return f"{RTX_WHEELS} (95 MB, NVIDIA's licence)"
-
-
-def _found(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False

@@ -25,7 +25,7 @@ from export.runtime import TensorSpec
 from export.trt.device import BACKENDS, DeviceBackend, open_backend
 from export.trt.engine_file import machine_of
 from export.trt.guard import import_tensorrt
-from export.trt.layers import engine_layers, write_layer_info, write_profile
+from export.trt.layers import engine_layers
 from export.trt.runner import EngineSession, open_engine
 
 FORMAT_VERSION = 1
@@ -77,7 +77,10 @@ def _run(args: argparse.Namespace) -> None:
         if times["cv"] > NOISY_CV:
             notes.append(f"noisy: the coefficient of variation is {times['cv']:.1%}; above {NOISY_CV:.1%}, fix the clocks")
         if args.layers is not None:
-            notes.append(_write_layers(session, args.layers, args.engine.stem))
+            info = session.layer_info()
+            write_json(args.layers / f"layers_{args.engine.stem}.json", info)
+            write_json(args.layers / f"profile_{args.engine.stem}.json", session.time_layers().to_json())
+            notes.append(f"layers that are attention in one kernel: {sum(layer.fused for layer in engine_layers(info))}")
         report = {
             "format_version": FORMAT_VERSION,
             "engine": args.engine.name,
@@ -92,7 +95,11 @@ def _run(args: argparse.Namespace) -> None:
             "notes": notes,
             "samples_ms": [round(sample, 5) for sample in samples],
         }
-    _write(args, report, outputs, [spec.name for spec in session.outputs])
+    if args.outputs is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **{spec.name: output for spec, output in zip(session.outputs, outputs, strict=True)})  # type: ignore[arg-type]
+        write_bytes(args.outputs, buffer.getvalue())
+    write_json(args.json or args.engine.with_name(args.engine.name + ".times.json"), report)
     _show(args.engine.name, machine.gpu, backend, report)
 
 
@@ -170,10 +177,10 @@ def _read_ppm(path: Path, size: tuple[int, int]) -> np.ndarray:
     width, height = int(head[1]), int(head[2])
     if (height, width) != size:
         raise InvalidInput(f"{path.name} is {height}x{width}; the engine takes {size[0]}x{size[1]}, and only Pillow resizes")
-    pixels = data[head.end() : head.end() + 3 * width * height]
-    if len(pixels) != 3 * width * height:
-        raise CorruptFile(path, f"holds {len(pixels)} of {3 * width * height} bytes of pixels")
-    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+    pixels = np.frombuffer(data, np.uint8, offset=head.end())[: 3 * width * height]
+    if pixels.size != 3 * width * height:
+        raise CorruptFile(path, f"holds {pixels.size} of {3 * width * height} bytes of pixels")
+    return pixels.reshape(height, width, 3)
 
 
 def _read_with_pillow(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -193,24 +200,8 @@ def _read_with_pillow(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise InvalidInput(f"{path.name} is no image that Pillow reads: {error}") from None
 
 
-def _write_layers(session: EngineSession, folder: Path, stem: str) -> str:
-    info = session.layer_info()
-    write_layer_info(info, folder / f"layers_{stem}.json")
-    write_profile(session.time_layers(), folder / f"profile_{stem}.json")
-    return f"layers that are attention in one kernel: {sum(layer.fused for layer in engine_layers(info))}"
-
-
 def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
-
-
-def _write(args: argparse.Namespace, report: dict[str, Any], outputs: list[np.ndarray], names: list[str]) -> None:
-    if args.outputs is not None:
-        arrays: dict[str, Any] = dict(zip(names, outputs, strict=True))
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_bytes(args.outputs, buffer.getvalue())
-    write_json(args.json or args.engine.with_name(args.engine.name + ".times.json"), report)
 
 
 def _show(name: str, gpu: str, backend: DeviceBackend, report: dict[str, Any]) -> None:

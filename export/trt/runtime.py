@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     import torch
 
     from export.onnx_function import OnnxFunction
-    from export.trt.grouped import Operator
+    from export.trt.build import BuildResult
+
+    Modules = Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
 
 Loaded = TypeVar("Loaded")
 
@@ -70,14 +72,7 @@ class TensorRTRuntime:
         threads: of the host; TensorRT takes none.
         cache: folder for exported modules; without it they are forgotten.
         backend: name of the CUDA backend, see `export.trt.device`; default the first that works.
-        options: how engines are built; default `BuildOptions` for files, `BuildOptions.search` for modules.
         trust: load engine files without a manifest, or that differ from it. Code in them is executed.
-        keep_io: modules keep fp32 inputs and outputs, with casts inside. Without it those are of the target's precision.
-        cuda_graph: whether `step` times CUDA graphs; for modules, whose times make tables, graphs are then required.
-        repeats: runs in one graph, see `EngineSession`.
-        timing_cache: folder of timing caches; default `export.trt.timing_cache.default_folder()`, so that whatever builds engines
-            on this machine chooses the same kernels.
-        group: operators that share an engine at most; default `export.trt.grouped.GROUP`, 1 gives each an engine of its own.
 
     Attributes:
         attention: what makes attention of modules; None: it is exported as standard operators, as in a bundle's file.
@@ -86,64 +81,43 @@ class TensorRTRuntime:
         building_s: what they took.
 
     Raises:
-        InvalidInput: another target, or options of another precision.
+        InvalidInput: another target.
         Unavailable: no usable GPU, TensorRT or CUDA backend.
     """
 
     def __init__(
-        self,
-        target: Target,
-        threads: int = 1,
-        cache: Path | None = None,
-        *,
-        backend: str | None = None,
-        options: BuildOptions | None = None,
-        trust: bool = False,
-        keep_io: bool = True,
-        cuda_graph: bool = True,
-        repeats: int = 1,
-        timing_cache: Path | None = None,
-        group: int | None = None,
+        self, target: Target, threads: int = 1, cache: Path | None = None, *, backend: str | None = None, trust: bool = False
     ) -> None:
         if target.runtime not in TENSORRT:
             raise InvalidInput(f"TensorRTRuntime is for targets tensorrt:<precision> and tensorrt-rtx:<precision>, not {target}")
-        if options is not None and target_precision(options.precision) != target.precision:
-            raise InvalidInput(f"the options build {options.precision}; the target is {target}")
-        if group is not None and group < 1:
-            raise InvalidInput(f"an engine holds at least 1 operator, got group={group}")
         check_can_run(target, threads, unavailable_reason(target.runtime))
         self._trt = import_tensorrt(runtime=target.runtime)
         self._machine = machine_of(self._trt)
         self.target, self.threads, self._cache = target, threads, cache
         self._backend = open_backend(backend)
-        self._options, self._trust, self._keep_io = options, trust, keep_io
-        self._cuda_graph, self._repeats = cuda_graph, repeats
-        self._timing = default_folder() if timing_cache is None else timing_cache
-        self._group = group
+        self._trust, self._timing = trust, default_folder()  # whatever builds engines on this machine chooses the same kernels
         self.attention: Attention | None = None
-        self.tell: Callable[[str], None] = _say_nothing
+        self.tell: Callable[[str], None] = lambda text: None
         self.engines, self.building_s = 0, 0.0
 
     def versions(self) -> dict[str, str]:
         """Return the versions of TensorRT, CUDA and driver, the GPU, and what else of this runtime decides times."""
         machine = self._machine
-        graphs = self._cuda_graph and not self._backend.why_no_graphs
         versions = {
             machine.runtime: machine.tensorrt,
             "cuda": machine.cuda,
             "driver": machine.driver,
             "gpu0": f"{machine.gpu}, compute capability {'.'.join(map(str, machine.capability))}",
-            "cuda_graph": "on" if graphs else "off",
-            "inputs_outputs": "fp32" if self._keep_io else self.target.precision,
+            "cuda_graph": "on" if self._module_graph() == "require" else "off",
+            "inputs_outputs": "fp32",
         }
-        versions |= {"attention": self.attention.label} if self.attention is not None else {}
-        return versions | ({"runs_per_graph": str(self._repeats)} if self._repeats > 1 else {})
+        return versions | ({"attention": self.attention.label} if self.attention is not None else {})
 
     def operator_versions(self) -> dict[str, str]:
         """Return what else decides the times of operators: how they are built, and how many share an engine."""
         from export.trt.grouped import GROUP
 
-        return {"build": _described(self._module_options()), "operators": f"at most {self._group or GROUP} per engine"}
+        return {"build": _described(self._module_options()), "operators": f"at most {GROUP} per engine"}
 
     def load_file(self, path: Path) -> EngineSession:
         """Load an engine, checked against its manifest, or build one from an ONNX file of static shape.
@@ -157,17 +131,15 @@ class TensorRTRuntime:
         from export.onnx_load import whole_bytes
         from export.trt.precision import in_precision
 
-        path, graph = Path(path), "auto" if self._cuda_graph else "off"
+        path = Path(path)
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
         if path.suffix.lower() == ".onnx":
-            options = self._here(self._options or BuildOptions(precision=self.target.precision))
-            return self._built(path, in_precision(whole_bytes(path), options.precision), options, graph)
+            options = self._here(BuildOptions(precision=self.target.precision))
+            return self._loaded(path, in_precision(whole_bytes(path), options.precision), options, "auto")
         if path.suffix.lower() not in (".engine", ".plan"):
             raise InvalidInput(f"{self.target} runs .engine and .plan files, and builds .onnx files; got {path.name}")
-        session = open_engine(
-            path, trust=self._trust, backend=self._backend, cuda_graph=graph, repeats=self._repeats, runtime=self.target.runtime
-        )
+        session = open_engine(path, trust=self._trust, backend=self._backend, runtime=self.target.runtime)
         found = session.manifest.precision if session.manifest is not None else self.target.precision
         if target_precision(found) != self.target.precision:
             session.close()
@@ -175,7 +147,7 @@ class TensorRTRuntime:
             raise InvalidInput(f"{path.name} computes in {found}; open it with the target {fitting}")
         return session
 
-    def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
+    def load_modules(self, modules: Modules) -> list[Session]:
         """Export the modules, build an engine for each, and load them; inputs are named `x0, ...`, outputs `y0, ...`.
 
         A module that comes twice is built twice: TensorRT may choose other kernels.
@@ -187,8 +159,8 @@ class TensorRTRuntime:
         opened: list[Session] = []
 
         def load(path: Path) -> Session:
-            graph = self._placed(path, keep_io=self._keep_io)
-            opened.append(self._built(path, graph, self._options_for(graph), self._module_graph()))
+            graph = self._placed(path, keep_io=True)
+            opened.append(self._loaded(path, graph, self._options_for(graph), self._module_graph()))
             return opened[-1]
 
         try:
@@ -198,7 +170,7 @@ class TensorRTRuntime:
                 session.close()
             raise
 
-    def load_operators(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session | HyctasError]:
+    def load_operators(self, modules: Modules) -> list[Session | HyctasError]:
         """Export operators, and measure several in one engine; see `export.trt.grouped`.
 
         Returns:
@@ -209,33 +181,27 @@ class TensorRTRuntime:
             InvalidInput: an operator cannot be exported.
             Unavailable: the GPU is gone.
         """
-        from export.trt.grouped import GROUP, load_operators
-
-        parts = self._parts(modules)
-        found: dict[int, Session | HyctasError] = {n: part for n, part in enumerate(parts) if isinstance(part, HyctasError)}
-        operators = [part for part in parts if not isinstance(part, HyctasError)]
-        found |= load_operators(operators, self._open_operators, self._group or GROUP, self.tell)
-        return [found[n] for n in range(len(modules))]
-
-    def _parts(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Operator | HyctasError]:
-        """Return every operator in the target's precision; one that comes several times is exported once."""
-        from export.trt.grouped import Operator
+        from export.trt.grouped import GROUP, Operator, load_operators
 
         keys = [(id(module), tuple(tuple(x.shape) for x in inputs)) for module, inputs in modules]
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}  # one that comes several times is exported once
         models = dict(zip(first, self._exported([modules[place] for place in first.values()], self._part), strict=True))
-        seen: Counter[object] = Counter()
-        parts: list[Operator | HyctasError] = []
+        found: dict[int, Session | HyctasError] = {}
+        operators, seen = list[Operator](), Counter[object]()
         for place, (key, (_, inputs)) in enumerate(zip(keys, modules, strict=True)):
-            model = models[key]
-            arrays = tuple(x.detach().cpu().numpy() for x in inputs)
-            parts.append(model if isinstance(model, HyctasError) else Operator(place, model, arrays, seen[key]))
-            seen[key] += 1
-        return parts
+            if isinstance(model := models[key], HyctasError):
+                found[place] = model
+            else:
+                operators.append(Operator(place, model, tuple(x.detach().cpu().numpy() for x in inputs), seen[key]))
+                seen[key] += 1
+        found |= load_operators(operators, self._open_operators, GROUP, self.tell)
+        return [found[place] for place in range(len(modules))]
 
-    def _exported(
-        self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]], load: Callable[[Path], Loaded]
-    ) -> list[Loaded]:
+    def count(self, seconds: float) -> None:
+        """Take note of an engine that was built for operators."""
+        self.engines, self.building_s = self.engines + 1, self.building_s + seconds
+
+    def _exported(self, modules: Modules, load: Callable[[Path], Loaded]) -> list[Loaded]:
         """Export modules, and load each; attention is nodes of a function where something makes engines of them."""
         from export.onnxruntime_session import load_exported
         from export.precision import opset
@@ -268,36 +234,21 @@ class TensorRTRuntime:
         return model
 
     def _open_operators(self, graph: bytes, cached: bool) -> EngineSession:
-        from export.trt.build import build_engine
-
         start = time.monotonic()
-        options, timing = self._options_for(graph), self._timing if cached else None
-        result = build_engine(graph, options, timing_cache=timing, machine=self._machine, trt=self._trt)
-        session = self._session(result.plan, self._module_graph())
+        session, result = self._built(graph, self._options_for(graph), self._module_graph(), cached=cached)
         took_s = time.monotonic() - start
         self.count(took_s)
-        for notice in result.notices:
-            self.tell(notice)
         again = "" if cached else ", once more"
-        self.tell(f"an engine of {result.layers} layers built{again} ({took_s:.0f} s)")
+        for line in (*result.notices, f"an engine of {result.layers} layers built{again} ({took_s:.0f} s)"):
+            self.tell(line)
         return session
 
-    def count(self, seconds: float) -> None:
-        """Take note of an engine that was built for operators."""
-        self.engines, self.building_s = self.engines + 1, self.building_s + seconds
-
     def _module_options(self) -> BuildOptions:
-        return self._here(self._options or BuildOptions.search(self.target.precision))
+        return self._here(BuildOptions.search(self.target.precision))
 
     def _here(self, options: BuildOptions) -> BuildOptions:
         """Name this machine's GPU where the runtime builds for GPUs that are named."""
         return replace(options, capabilities=(number_of(self._machine.capability),)) if is_rtx(self._trt) else options
-
-    def _session(self, plan: bytes, cuda_graph: str, metadata: Mapping[str, str] | None = None) -> EngineSession:
-        return EngineSession(
-            plan, backend=self._backend, cuda_graph=cuda_graph, repeats=self._repeats, metadata=metadata, trt=self._trt,
-            runtime_cache=own_cache_path(self._trt, self._machine),
-        )  # fmt: skip
 
     def _options_for(self, graph: bytes) -> BuildOptions:
         """Return the options for a module's graph, which may hold plugin nodes where something made its attention."""
@@ -311,19 +262,25 @@ class TensorRTRuntime:
         return replace(self._module_options(), plugins=plugins)
 
     def _module_graph(self) -> str:
-        return "require" if self._cuda_graph and not self._backend.why_no_graphs else "off"
+        return "off" if self._backend.why_no_graphs else "require"
 
-    def _built(self, path: Path, graph: bytes, options: BuildOptions, cuda_graph: str) -> EngineSession:
-        from export.trt.build import build_engine
-
-        result = build_engine(graph, options, timing_cache=self._timing, machine=self._machine, trt=self._trt)
-        session = self._session(result.plan, cuda_graph, onnx_metadata(path))
+    def _loaded(self, path: Path, graph: bytes, options: BuildOptions, cuda_graph: str) -> EngineSession:
+        session, result = self._built(graph, options, cuda_graph, onnx_metadata(path))
         session.notes[:0] = result.notices
         return session
 
+    def _built(
+        self, graph: bytes, options: BuildOptions, cuda_graph: str, metadata: Mapping[str, str] | None = None, cached: bool = True
+    ) -> tuple[EngineSession, BuildResult]:
+        from export.trt.build import build_engine
 
-def _say_nothing(_text: str) -> None:
-    pass
+        timing = self._timing if cached else None
+        result = build_engine(graph, options, timing_cache=timing, machine=self._machine, trt=self._trt)
+        session = EngineSession(
+            result.plan, backend=self._backend, cuda_graph=cuda_graph, metadata=metadata, trt=self._trt,
+            runtime_cache=own_cache_path(self._trt, self._machine),
+        )  # fmt: skip
+        return session, result
 
 
 def _described(options: BuildOptions) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,19 +36,20 @@ def cache_path(folder: Path, machine: Machine) -> Path:
 
 @dataclass
 class TimingCache:
-    """A cache that a build uses.
-
-    Attributes:
-        path: its file, there or not.
-        cache: TensorRT's object, attached to a build's configuration.
-        loaded: sha256 of what was read; empty where nothing was.
-        notices: what happened to an unusable file.
-    """
+    """A cache that a build uses."""
 
     path: Path
-    cache: Any
-    loaded: str
-    notices: list[str]
+    """Its file, there or not."""
+    loaded: str = ""
+    """Hash of what was read; empty where nothing was."""
+    notices: list[str] = field(default_factory=list)
+    """What happened to an unusable file."""
+
+    def move_aside(self, error: TensorRTFailed) -> None:
+        """Move the file out of the way; the next build writes a fresh one."""
+        said = f": {error.lines[-1]}" if error.lines else ""
+        text = f"the timing cache {self.path.name} cannot be used here and was moved to {move_aside(self.path).name}"
+        self.notices.append(f"{text} ({error.what} failed{said})")
 
 
 def attach(config: Any, path: Path) -> TimingCache:
@@ -57,15 +58,17 @@ def attach(config: Any, path: Path) -> TimingCache:
     Raises:
         TensorRTFailed: TensorRT takes not even an empty cache.
     """
-    data = path.read_bytes() if path.is_file() else b""
-    if data:
-        try:
-            return TimingCache(path, _attached(config, data), hashlib.sha256(data).hexdigest(), [])
-        except TensorRTFailed as error:
-            notices = [_moved_aside(path, error)]
+    used, data = TimingCache(path), _content(path)
+    try:
+        _attach(config, data)
+    except TensorRTFailed as error:
+        if not data:
+            raise
+        used.move_aside(error)
+        _attach(config, b"")
     else:
-        notices = []
-    return TimingCache(path, _attached(config, b""), "", notices)
+        used.loaded = hashlib.sha256(data).hexdigest() if data else ""
+    return used
 
 
 def store(config: Any, used: TimingCache) -> None:
@@ -74,7 +77,16 @@ def store(config: Any, used: TimingCache) -> None:
     A failure is a notice: the engine that was built meanwhile is worth more than its cache.
     """
     try:
-        _store(config, used)
+        # the attached one, not ours: a TensorRT that worked on a copy would otherwise be forgotten without a word
+        cache: Any = checked("reading the timing cache", config.get_timing_cache)
+        data = _content(used.path)
+        if data and hashlib.sha256(data).hexdigest() != used.loaded:
+            try:
+                other = checked("reading the timing cache that another process wrote", lambda: config.create_timing_cache(data))
+                checked("combining two timing caches", lambda: cache.combine(other, False))
+            except TensorRTFailed as error:
+                used.move_aside(error)
+        write_bytes(used.path, host_bytes(checked("writing the timing cache", cache.serialize)))
     except (TensorRTFailed, OSError) as error:
         used.notices.append(f"the timing cache {used.path.name} was not written: {error}")
 
@@ -86,27 +98,10 @@ def host_bytes(memory: Any) -> bytes:
     return data
 
 
-def _store(config: Any, used: TimingCache) -> None:
-    # the attached one, not ours: a TensorRT that worked on a copy would otherwise be forgotten without a word
-    cache: Any = checked("reading the timing cache", config.get_timing_cache)
-    data = used.path.read_bytes() if used.path.is_file() else b""
-    if data and hashlib.sha256(data).hexdigest() != used.loaded:
-        try:
-            other = checked("reading the timing cache that another process wrote", lambda: config.create_timing_cache(data))
-            checked("combining two timing caches", lambda: cache.combine(other, False))
-        except TensorRTFailed as error:
-            used.notices.append(_moved_aside(used.path, error))
-    write_bytes(used.path, host_bytes(checked("writing the timing cache", cache.serialize)))
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
-def _attached(config: Any, data: bytes) -> Any:
+def _attach(config: Any, data: bytes) -> None:
     cache: Any = checked("reading the timing cache", lambda: config.create_timing_cache(data))
     checked("using the timing cache", lambda: config.set_timing_cache(cache, False))
-    return cache
-
-
-def _moved_aside(path: Path, error: TensorRTFailed) -> str:
-    """Move a file out of the way, and return the notice; the next build writes a fresh one."""
-    aside = move_aside(path)
-    said = f": {error.lines[-1]}" if error.lines else ""
-    return f"the timing cache {path.name} cannot be used here and was moved to {aside.name} ({error.what} failed{said})"

@@ -37,20 +37,14 @@ def is_rtx(trt: Any) -> bool:
 
 
 def check_supported(trt: Any) -> None:
-    """Refuse versions that this code is not for.
-
-    Raises:
-        Unavailable: TensorRT before 10.3 or after 11, TensorRT-RTX before 1.7 or after 1.
-    """
+    """Refuse versions that this code is not for: `Unavailable`."""
     version = version_of(trt)
     if is_rtx(trt):
         if not RTX_FROM <= version[:2] < (2,):
             raise Unavailable("tensorrt-rtx", f"version {trt.__version__} is not one of 1.7 to 1.x", RTX_WHEELS)
-        return
-    if version[:2] < OLDEST or version[0] > NEWEST_MAJOR:
-        text = ".".join(map(str, version))
+    elif version[:2] < OLDEST or version[0] > NEWEST_MAJOR:
         wanted = "pip install 'tensorrt>=10.16,<12' (on a Jetson, a JetPack with TensorRT 10.3 or newer)"
-        raise Unavailable("tensorrt", f"version {text} is not one of 10.3 to 11.x", wanted)
+        raise Unavailable("tensorrt", f"version {'.'.join(map(str, version))} is not one of 10.3 to 11.x", wanted)
 
 
 def check_arrays(trt: Any) -> None:
@@ -70,18 +64,9 @@ def check_arrays(trt: Any) -> None:
 
 
 def network_flags(trt: Any, *, plugins: bool) -> int:
-    """Return the flags of a strongly typed network, by name: 11 renumbered them, and is always strongly typed.
-
-    Args:
-        trt: the module.
-        plugins: prefer the ahead-of-time implementation of Python plugins.
-    """
-    flags = trt.NetworkDefinitionCreationFlag
-    names = ["STRONGLY_TYPED", *(["PREFER_AOT_PYTHON_PLUGINS"] if plugins else [])]
-    value = 0
-    for name in names:
-        value |= 1 << int(getattr(flags, name))
-    return value
+    """Return the flags of a strongly typed network, which may prefer ahead-of-time plugins, by name: 11 renumbered them."""
+    names = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS") if plugins else ("STRONGLY_TYPED",)
+    return sum(1 << int(getattr(trt.NetworkDefinitionCreationFlag, name)) for name in names)
 
 
 def compute_capability(trt: Any, number: int) -> Any:
@@ -105,8 +90,3 @@ def newest_opset(trt: Any) -> int:
         return RTX_OPSET
     version = version_of(trt)[:2]
     return max(opset for first, opset in OPSETS if first <= max(version, OLDEST))
-
-
-def device_memory_bytes(engine: Any) -> int:
-    """Return the device memory that an execution context of an engine needs."""
-    return int(engine.device_memory_size_v2) if hasattr(engine, "device_memory_size_v2") else int(engine.device_memory_size)

@@ -30,12 +30,7 @@ def intermediate(
 ) -> tuple[onnx.ModelProto, OnnxFunction]:
     """Return a network's graph in a precision, with a node per attention, and the function that the nodes are of.
 
-    Args:
-        trained: the network.
-        size: (H, W).
-        output: as `write_engine`.
-        precision: fp32, fp16, bf16 or mixed.
-        images: (1, 3, H, W) float32; `mixed` holds parity on them, at least one.
+    Size is (H, W), the output one of `write_engine`'s; `mixed` holds parity on the images (1, 3, H, W) float32, at least one.
 
     Raises:
         InvalidInput: the network cannot be exported or converted.
@@ -58,7 +53,7 @@ def intermediate(
     if precision == "mixed":  # computes the graph on the CPU, where attention must not hold all its logits
         model, function = _in_chunks(model, function)
     feeds = [{"image": image} for image in images]
-    return prepared(model, precision, examples=feeds).model, function
+    return prepared(model, precision, examples=feeds), function
 
 
 def _in_chunks(model: onnx.ModelProto, function: OnnxFunction) -> tuple[onnx.ModelProto, OnnxFunction]:

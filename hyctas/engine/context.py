@@ -45,16 +45,10 @@ class BuildContext:
 def open_context(
     settings: EngineSettings, count: Callable[[float], None] | None = None, runtime: str = "tensorrt", lean: bool = False
 ) -> BuildContext:
-    """Return the context of this machine's GPU.
+    """Return the context of this machine's GPU; `Unavailable` where GPU, TensorRT or CUDA backend is missing.
 
-    Args:
-        settings: how engines are built.
-        count: is told of every engine that attention was chosen by, with the seconds that building it took.
-        runtime: `tensorrt` or `tensorrt-rtx`.
-        lean: choose attention among few implementations, see `export.trt.attention_benchmark.Benchmarks`.
-
-    Raises:
-        Unavailable: no usable GPU, TensorRT or CUDA backend.
+    `count` is told of every engine that attention was chosen by, with the seconds that building it took; `lean` chooses among few
+    implementations, see `export.trt.attention_benchmark.Benchmarks`.
     """
     from export.trt.attention_benchmark import Benchmarks, EngineBackend
     from export.trt.build import build_engine
@@ -87,12 +81,7 @@ def open_context(
 
 
 def named_context(capabilities: Sequence[int]) -> BuildContext:
-    """Return the context of TensorRT-RTX for GPUs that are named, on any machine.
-
-    Raises:
-        Unavailable: TensorRT-RTX is not installed.
-        InvalidInput: no GPU is named.
-    """
+    """Return the context of TensorRT-RTX, where it is installed, for GPUs that are named, on any machine; at least one must be."""
     from export.trt.build import build_engine
     from export.trt.engine_file import named_machine
     from export.trt.rtx import import_rtx

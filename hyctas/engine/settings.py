@@ -36,11 +36,7 @@ class EngineSettings(Settings):
     """Folder of timing caches; default: hyctas/tensorrt in the user's cache."""
 
     def options(self, precision: str, **changes: Any) -> BuildOptions:
-        """Return how TensorRT is to build.
-
-        Raises:
-            InvalidInput: a value that is not allowed.
-        """
+        """Return how TensorRT is to build; `InvalidInput`: a value that is not allowed."""
         return BuildOptions.of_preset(self.preset, precision, workspace_mib=self.workspace_mib, tf32=self.tf32, **changes)
 
     def cache(self) -> Path:

@@ -29,12 +29,7 @@ TRIALS = 2
 
 
 class MeasuredAttention:
-    """A `export.trt.runtime.Attention`.
-
-    Args:
-        context: where implementations are built and timed, and chosen.
-        tell: is told what is being done.
-    """
+    """A `export.trt.runtime.Attention` that chooses in a context, and tells what is being done."""
 
     label = "fastest per shape"
 

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from tests.export.trt.bindings import RELEASES, Bindings, Release, Unobtainable, obtain
-
-
-def _obtained(release: Release) -> Bindings:
-    try:
-        return obtain(release)
-    except Unobtainable as error:
-        pytest.skip(f"no bindings of TensorRT {release.version}: {error}")
+from tests.export.trt.bindings import RELEASES, Bindings, Unobtainable, obtain
 
 
 @pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.version)
 def bindings(request: pytest.FixtureRequest) -> Bindings:
     """Return the bindings of one release; a test that asks for them runs once per release."""
-    return _obtained(request.param)
+    try:
+        return obtain(request.param)
+    except Unobtainable as error:
+        pytest.skip(f"no bindings of TensorRT {request.param.version}: {error}")
 
 
 @pytest.fixture(scope="session", params=[release for release in RELEASES if release.plugins], ids=lambda release: release.version)
 def plugin_bindings(request: pytest.FixtureRequest) -> Bindings:
     """Return the bindings of one release whose ahead-of-time plugins we use."""
-    return _obtained(request.param)
-
-
-@pytest.fixture(scope="session")
-def every_bindings() -> list[Bindings]:
-    """Return the bindings of all releases."""
-    return [_obtained(release) for release in RELEASES]
+    try:
+        return obtain(request.param)
+    except Unobtainable as error:
+        pytest.skip(f"no bindings of TensorRT {request.param.version}: {error}")

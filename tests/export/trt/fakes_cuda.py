@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,30 +34,79 @@ def module(name: str, **members: Any) -> ModuleType:
     return made
 
 
-def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> ModuleType:
-    """What `export.trt.device_torch` uses of torch; tensors are bytes, on the host or on the GPU."""
+def _raising(kind: type[Exception], text: str = "{}") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what makes a function raise a package's own exception for CUDA's errors."""
 
-    def raising(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any, **named: Any) -> Any:
             try:
                 return function(*arguments, **named)
             except GpuError as error:
-                raise RuntimeError(f"CUDA error: {error.text}\nCUDA kernel errors might be reported later") from None
+                raise kind(text.format(error.text)) from None
 
         return called
 
+    return wrap
+
+
+def _stream_and_event(gpu: FakeGpu, raising: Callable[[Callable[..., Any]], Callable[..., Any]]) -> tuple[type, type]:
+    """Return classes that have what both torch and pycuda call it; objects free themselves."""
+
+    class Stream:
+        @raising
+        def __init__(self, flags: int = 1, device: str = "") -> None:
+            assert flags == 1, "a stream that waits for the default stream"
+            self.handle = self.cuda_stream = gpu.make_stream()
+
+        def __del__(self) -> None:
+            gpu.queues.pop(getattr(self, "handle", -1), None)
+
+        @raising
+        def synchronize(self) -> None:
+            gpu.wait_stream(self.handle)
+
+    class Event:
+        @raising
+        def __init__(self, enable_timing: bool = True) -> None:
+            assert enable_timing
+            self.handle = gpu.make_event()
+
+        def __del__(self) -> None:
+            gpu.events.pop(getattr(self, "handle", -1), None)
+
+        @raising
+        def record(self, stream: Stream) -> None:
+            gpu.record(self.handle, stream.handle)
+
+        @raising
+        def synchronize(self) -> None:
+            gpu.wait_event(self.handle)
+
+        @raising
+        def elapsed_time(self, other: Event) -> float:
+            return gpu.elapsed_ms(self.handle, other.handle)
+
+        time_till = elapsed_time
+
+    return Stream, Event
+
+
+def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> ModuleType:
+    """What `export.trt.device_torch` uses of torch; tensors are bytes, on the host or on the GPU."""
+    raising = _raising(RuntimeError, "CUDA error: {}\nCUDA kernel errors might be reported later")
+    Stream, Event = _stream_and_event(gpu, raising)
     current = [0]
 
     class Tensor:
+        is_view = False
+
         def __init__(self, data: np.ndarray | None = None, size: int = 0) -> None:
             self.data, self.size = data, size
             self.address = 0 if data is not None else gpu.allocate(size)
 
         def __del__(self) -> None:
-            if self.data is None and getattr(self, "address", 0) in gpu.memory and not self.is_view:
-                gpu.memory.pop(self.address)
-
-        is_view = False
+            if self.data is None and not self.is_view:
+                gpu.memory.pop(getattr(self, "address", 0), None)
 
         def data_ptr(self) -> int:
             return self.address
@@ -70,8 +120,7 @@ def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> 
         def copy_(self, other: Tensor, non_blocking: bool = False) -> None:
             assert non_blocking, "torch would wait for the wrong stream"
             if self.data is None:
-                assert other.data is not None
-                assert other.data.size == self.size, "torch copies between tensors of one size"
+                assert other.data is not None and other.data.size == self.size, "torch copies between tensors of one size"
                 gpu.copy_in(self.address, other.data, current[0])
             else:
                 assert other.data is None and other.size == self.data.size
@@ -80,39 +129,6 @@ def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> 
         @raising
         def zero_(self) -> None:
             gpu.fill(self.address, self.size, current[0])
-
-    class Stream:
-        @raising
-        def __init__(self, device: str) -> None:
-            self.cuda_stream = gpu.make_stream()
-
-        def __del__(self) -> None:
-            gpu.queues.pop(getattr(self, "cuda_stream", -1), None)
-
-        @raising
-        def synchronize(self) -> None:
-            gpu.wait_stream(self.cuda_stream)
-
-    class Event:
-        @raising
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-            self.handle = gpu.make_event()
-
-        def __del__(self) -> None:
-            gpu.events.pop(getattr(self, "handle", -1), None)
-
-        @raising
-        def record(self, stream: Stream) -> None:
-            gpu.record(self.handle, stream.cuda_stream)
-
-        @raising
-        def synchronize(self) -> None:
-            gpu.wait_event(self.handle)
-
-        @raising
-        def elapsed_time(self, other: Event) -> float:
-            return gpu.elapsed_ms(self.handle, other.handle)
 
     class CUDAGraph:
         graph: int | None = None
@@ -136,15 +152,13 @@ def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> 
                 gpu.free_graph(self.graph)
                 self.graph = None
 
-    class on_stream:
-        def __init__(self, stream: Stream) -> None:
-            self.handle = stream.cuda_stream
-
-        def __enter__(self) -> None:
-            self.before, current[0] = current[0], self.handle
-
-        def __exit__(self, *exception: object) -> None:
-            current[0] = self.before
+    @contextmanager
+    def on_stream(stream: Any) -> Iterator[None]:
+        before, current[0] = current[0], stream.handle
+        try:
+            yield
+        finally:
+            current[0] = before
 
     def from_numpy(array: np.ndarray) -> Tensor:
         assert array.flags.writeable, "torch warns of arrays that are read-only"
@@ -159,17 +173,12 @@ def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> 
     return module("torch", __version__=number, uint8="uint8", empty=empty, from_numpy=from_numpy, cuda=cuda, version=version)
 
 
-class _Error(IntEnum):
-    cudaSuccess = 0
-    cudaErrorInvalidValue = INVALID_VALUE
-    cudaErrorInsufficientDriver = 35
-    cudaErrorMemoryAllocation = OUT_OF_MEMORY
-    cudaErrorNoDevice = NO_DEVICE
-    cudaErrorInvalidResourceHandle = INVALID_HANDLE
-    cudaErrorNotReady = NOT_READY
-    cudaErrorIllegalAddress = ILLEGAL_ADDRESS
-    cudaErrorStreamCaptureUnsupported = CAPTURE_UNSUPPORTED
-    cudaErrorStreamCaptureInvalidated = CAPTURE_INVALIDATED
+_Error = IntEnum("_Error", {
+    "cudaSuccess": 0, "cudaErrorInvalidValue": INVALID_VALUE, "cudaErrorInsufficientDriver": 35,
+    "cudaErrorMemoryAllocation": OUT_OF_MEMORY, "cudaErrorNoDevice": NO_DEVICE, "cudaErrorInvalidResourceHandle": INVALID_HANDLE,
+    "cudaErrorNotReady": NOT_READY, "cudaErrorIllegalAddress": ILLEGAL_ADDRESS,
+    "cudaErrorStreamCaptureUnsupported": CAPTURE_UNSUPPORTED, "cudaErrorStreamCaptureInvalidated": CAPTURE_INVALIDATED,
+})  # fmt: skip
 
 
 def fake_cuda_bindings(gpu: FakeGpu) -> ModuleType:
@@ -246,14 +255,8 @@ def fake_pycuda(gpu: FakeGpu) -> ModuleType:
     class Error(Exception):
         pass
 
-    def raising(function: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*arguments: Any, **named: Any) -> Any:
-            try:
-                return function(*arguments, **named)
-            except GpuError as error:
-                raise Error(error.text) from None
-
-        return called
+    raising = _raising(Error)
+    Stream, Event = _stream_and_event(gpu, raising)
 
     class DeviceAllocation:
         @raising
@@ -267,43 +270,11 @@ def fake_pycuda(gpu: FakeGpu) -> ModuleType:
         def free(self) -> None:
             gpu.free(self.address)
 
-    class Stream:
-        @raising
-        def __init__(self, flags: int = 0) -> None:
-            assert flags == 1, "a stream that waits for the default stream"
-            self.handle = gpu.make_stream()
-
-        def __del__(self) -> None:
-            gpu.queues.pop(getattr(self, "handle", -1), None)
-
-        @raising
-        def synchronize(self) -> None:
-            gpu.wait_stream(self.handle)
-
-    class Event:
-        @raising
-        def __init__(self, flags: int = 0) -> None:
-            self.handle = gpu.make_event()
-
-        def __del__(self) -> None:
-            gpu.events.pop(getattr(self, "handle", -1), None)
-
-        @raising
-        def record(self, stream: Stream) -> None:
-            gpu.record(self.handle, stream.handle)
-
-        @raising
-        def synchronize(self) -> None:
-            gpu.wait_event(self.handle)
-
-        @raising
-        def time_till(self, other: Event) -> float:
-            return gpu.elapsed_ms(self.handle, other.handle)
-
     return module(
         "pycuda.driver",
         Error=Error,
         Device=lambda number: f"GPU {number}",
+        DeviceAllocation=DeviceAllocation,
         Stream=Stream,
         Event=Event,
         Context=SimpleNamespace(synchronize=raising(gpu.synchronize)),

@@ -53,7 +53,7 @@ class FakeBuilder:
             attention_scale=_scale(model) if list(inputs) == ["q", "k", "v"] else None,
         )  # fmt: skip
         digest = hashlib.sha256(graph).hexdigest()
-        return BuildResult(data, 0.1, len(model.graph.node), {}, options, digest, (), ("the timing cache was new",))
+        return BuildResult(data, 0.1, len(model.graph.node), options, digest, ("the timing cache was new",))
 
 
 def tensors(infos: Any) -> dict[str, list[Any]]:

@@ -39,13 +39,7 @@ except ImportError:  # a device
 else:
     _EXTRA = {"BF16": bfloat16, "FP8": float8_e4m3fn}
 
-DTYPES: dict[str, Any] = {
-    "FLOAT": np.float32,
-    "HALF": np.float16,
-    **_EXTRA,
-    "INT32": np.int32,
-    "UINT8": np.uint8,
-}
+DTYPES: dict[str, Any] = {"FLOAT": np.float32, "HALF": np.float16, **_EXTRA, "INT32": np.int32, "UINT8": np.uint8}
 VERSIONS = ("10.3.0", "10.16.1", "11.4.0")
 MAGIC = b"fake plan "
 SHAPE = (1, 3, 4, 6)
@@ -249,19 +243,14 @@ class Engine:
 
 
 class Engine10(Engine):
-    """10.x: the old name for the memory beside the new one; the inspector lists bindings by name."""
-
-    device_memory_size = 4096
-    device_memory_size_v2 = 4096
+    """10.x: the inspector lists bindings by name."""
 
     def inputs_outputs(self) -> dict[str, Any]:
         return {"Bindings": self.names}
 
 
 class Engine11(Engine):
-    """11.x: the new names alone; the inspector lists tensors as objects."""
-
-    device_memory_size_v2 = 4096
+    """11.x: the inspector lists tensors as objects."""
 
     def inputs_outputs(self) -> dict[str, Any]:
         return {"I/O Tensors": [{"Name": name, "DataType": self.tensor(name)[0]} for name in self.names]}
@@ -406,7 +395,7 @@ class Rig:
 
     def session(self, *arguments: Any, **named: Any) -> EngineSession:
         """Open a session on a plan of this TensorRT's version; arguments as `plan`, those of a session by name."""
-        own = {key: named.pop(key) for key in ("cuda_graph", "repeats", "shapes", "backend") if key in named}
+        own = {key: named.pop(key) for key in ("cuda_graph", "shapes", "backend") if key in named}
         data = plan(*arguments, version=self.trt.version, **named)
         return EngineSession(data, **{"backend": self.backend, **own})
 

@@ -32,18 +32,6 @@ def missing(names: Sequence[str]) -> list[str]:
     return [name for name in names if not _has(trt, name)]
 
 
-def members() -> list[str]:
-    """Return every name that the module or one of its classes has."""
-    import tensorrt as trt
-
-    found, classes = set(dir(trt)), [value for value in vars(trt).values() if inspect.isclass(value)]
-    while classes:
-        known = classes.pop()
-        found.update(dir(known))
-        classes += [value for value in vars(known).values() if inspect.isclass(value) and value.__module__ == known.__module__]
-    return sorted(found)
-
-
 def spine() -> dict[str, Any]:
     """Return what `export.trt.versions` and `export.trt.log` make of the real module."""
     import tensorrt as trt
@@ -88,18 +76,20 @@ def construct_a_builder() -> None:
     trt.Builder(trt.Logger())
 
 
-def refusal(function: str) -> str:
-    """Return the text of the ValueError that a function of registrations raises."""
-    _patch()
-    try:
-        _resolve(function)()
-    except ValueError as error:
-        return str(error)
-    raise AssertionError(f"{function} was accepted")
-
-
 def evaluate_launch(register: str, plugin: str, inputs: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
-    """Register a plugin and drive it as a build would; `Bindings.evaluate_launch` says what comes back."""
+    """Register a plugin and drive it as a build would.
+
+    Args:
+        register: what registers it, as `package.module:function`. Its annotations must be real ones, not strings.
+        plugin: its name, `namespace::name`.
+        inputs: per input its shape, and its type as `trt.DataType` names it (`"HALF"`).
+
+    Returns:
+        `outputs`: [shape, type] per output. `attributes`: names of the plugin's attributes. `found_by_parser`: whether the ONNX
+        parser finds it. `launches`: per combination of types and tactic `types` and `formats` (inputs, then outputs), `tactic`,
+        `kernel` (name), `code` (PTX as text, or the length in bytes of a cubin), `grid` and `block` (x, y, z), `shared_bytes`,
+        and `scalars` (the int32 between input and output pointers).
+    """
     registry = _patch()
     import tensorrt as trt
 
@@ -150,17 +140,7 @@ class _Numbers:
 
     def operation(self, operation: Any, first: _Number, second: _Number) -> _Number:
         a, b = first.value, second.value
-        results = {
-            "SUM": lambda: a + b,
-            "PROD": lambda: a * b,
-            "SUB": lambda: a - b,
-            "MAX": lambda: max(a, b),
-            "MIN": lambda: min(a, b),
-            "FLOOR_DIV": lambda: a // b,
-            "CEIL_DIV": lambda: -(-a // b),
-            "EQUAL": lambda: a == b,
-            "LESS": lambda: a < b,
-        }
+        results = {"SUM": lambda: a + b, "PROD": lambda: a * b, "FLOOR_DIV": lambda: a // b, "CEIL_DIV": lambda: -(-a // b)}
         return _Number(results[operation.name]())
 
 

@@ -38,7 +38,7 @@ def test_an_engine_and_what_is_known_of_it(tmp_path: Path) -> None:
     file.write_bytes(graph(nodes=3))
     result = build(file)
     assert result.graph_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (result.layers >= 3, result.computed, result.options) == (True, {"fp16": 3}, FP16)
+    assert (result.layers >= 3, result.options) == (True, FP16)
     assert result.sha256 == hashlib.sha256(result.plan).hexdigest() and result.seconds > 0
     assert result.notices == () and "plan" not in repr(result)
     assert {name for layer in result.engine_layers for name in layer.nodes} == {"conv0", "conv1", "conv2"}

@@ -21,6 +21,7 @@ from export.trt.attribution import Layer, attribute, inputs_outputs, layer_facts
 from export.trt.grouped import GROUP, MAX_RATIO, cost_ms, count_engines, estimate, planned
 from export.trt.log import TensorRTFailed
 from export.trt.runtime import TensorRTRuntime
+from export.trt.timing_cache import default_folder
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import VERSIONS, Rig, make_rig
@@ -113,14 +114,14 @@ class TestSharedEngine:
         assert [session.share for session in sessions] == pytest.approx([2 / 6, 3 / 6])
         close(sessions)
 
-    def test_repeated_operators_are_built_apart_and_afresh(self, builder: FakeBuilder, tmp_path: Path) -> None:
+    def test_repeated_operators_are_built_apart_and_afresh(self, builder: FakeBuilder) -> None:
         told: list[str] = []
-        runtime = TensorRTRuntime(FP16, timing_cache=tmp_path)
+        runtime = TensorRTRuntime(FP16)
         runtime.tell = told.append
         one, other = pair()
         sessions = opened(runtime.load_operators([one, one, other, one, other]))
         assert [len(model.graph.input) for model in builder.graphs] == [2, 2, 1], "builds of one operator never meet"
-        assert builder.caches == [tmp_path, None, None], "from the cache a build would repeat the first one"
+        assert builder.caches == [default_folder(), None, None], "from the cache a build would repeat the first one"
         assert len([text for text in told if "once more" in text]) == 2 and "the timing cache was new" in told
         assert len(sessions) == 5
         close(sessions)
@@ -198,7 +199,11 @@ class TestFailure:
         del rig.gpu.fail["end_capture"]
         assert rig.gpu.leaks() == []
 
-    def test_an_interruption_closes_what_is_open(self, rig: Rig, builder: FakeBuilder) -> None:
+    def test_an_interruption_closes_what_is_open(
+        self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("export.trt.grouped.GROUP", 1)
+
         def interrupted(model: onnx.ModelProto) -> bool:
             if len(builder.graphs) == 2:
                 raise KeyboardInterrupt
@@ -206,7 +211,7 @@ class TestFailure:
 
         builder.fails = interrupted
         with pytest.raises(KeyboardInterrupt):
-            TensorRTRuntime(FP16, group=1).load_operators(pair())
+            TensorRTRuntime(FP16).load_operators(pair())
         assert rig.gpu.leaks() == []
 
 
@@ -216,8 +221,6 @@ def test_who_shares_an_engine() -> None:
     assert planned([1, 1, 1], [False, True, False], 4) == [[0, 2], [1]], "attention stands alone"
     assert planned([1, MAX_RATIO, MAX_RATIO + 1], [False] * 3, 4) == [[0, 1], [2]]
     assert planned([1, 1], [False] * 2, 1) == [[0], [1]]
-    with pytest.raises(InvalidInput, match="at least 1 operator"):
-        TensorRTRuntime(FP16, group=0)
 
 
 def test_attention_gets_an_engine_of_its_own(builder: FakeBuilder) -> None:
@@ -264,10 +267,11 @@ def test_models_that_are_too_large_together(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(tmp_path: Path) -> None:
+def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if (why := guard.unavailable_reason()) is not None:
         pytest.skip("; ".join(why))
-    runtime = TensorRTRuntime(FP16, timing_cache=tmp_path)
+    runtime = TensorRTRuntime(FP16)
     modules = pair()
     sessions = opened(runtime.load_operators([*modules, *modules]))
     for session, (module, inputs) in zip(sessions, [*modules, *modules], strict=True):

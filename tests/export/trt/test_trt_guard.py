@@ -52,7 +52,7 @@ class Driver:
         device._obj.value = index + 40
 
     def _cuDeviceGetName(self, name: Any, length: int, device: Any) -> None:
-        name.value = f"GPU {device.value - 40} of {length}".encode()
+        name.value = f"GPU {device - 40} of {length}".encode()
 
     def _cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> None:
         memory._obj.value = 8 << 30
@@ -189,16 +189,6 @@ def test_version_differences() -> None:
     assert [versions.has_plugins(trt) for trt in (fake_tensorrt("10.15.1"), old, new)] == [False, True, True]
     found = [versions.newest_opset(fake_tensorrt(text)) for text in ("10.3.0", "10.14.1", "10.15.0", "11.4.0", "11.5.0")]
     assert found == [20, 20, 24, 24, 25]
-
-
-def test_device_memory_by_either_name() -> None:
-    class Old:
-        device_memory_size = 3
-
-    class New:
-        device_memory_size_v2 = 5
-
-    assert (versions.device_memory_bytes(Old()), versions.device_memory_bytes(New())) == (3, 5)
 
 
 def test_driver_version_from_kernel_tegra_and_management_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

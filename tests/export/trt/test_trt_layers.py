@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput
-from export.trt.layers import (
-    Layer,
-    LayerTimes,
-    builder_layers,
-    engine_layers,
-    fused_attention,
-    layer_info,
-    write_layer_info,
-    write_profile,
-)
+from export.files import write_json
+from export.trt.layers import Layer, LayerTimes, builder_layers, engine_layers, fused_attention, layer_info
 from export.trt.log import TensorRTFailed
 from latency.trtexec_json import read_layers, read_profile
 from tests.export.trt.fakes_gpu import FakeGpu
@@ -45,7 +37,7 @@ def test_profile(rig: Rig, tmp_path: Path) -> None:
         times = session.time_layers(runs=4)
         assert list(times.times_ms) == [("conv", 0), ("relu", 0), ("conv", 1)], "two layers may have one name"
         assert [len(ms) for ms in times.times_ms.values()] == [4, 4, 4], "warming up is left out"
-        write_profile(times, tmp_path / "p.json")
+        write_json(tmp_path / "p.json", times.to_json())
         assert session.step() == pytest.approx(before), "the session goes on as before"
         np.testing.assert_array_equal(session.results()[0], 2 * x)
     count, *rows = json.loads((tmp_path / "p.json").read_text())
@@ -54,9 +46,7 @@ def test_profile(rig: Rig, tmp_path: Path) -> None:
     assert rows[2] == pytest.approx({"name": "conv", "timeMs": 0.12, "averageMs": 0.03, "medianMs": 0.03, "percentage": 50})
     assert sum(row["percentage"] for row in rows) == pytest.approx(100)
     assert [(layer.name, layer.ms) for layer in read_profile(tmp_path / "p.json")] == [
-        ("conv", pytest.approx(0.01)),
-        ("relu", pytest.approx(0.02)),
-        ("conv", pytest.approx(0.03)),
+        ("conv", pytest.approx(0.01)), ("relu", pytest.approx(0.02)), ("conv", pytest.approx(0.03))
     ]
     assert rig.gpu.leaks() == []
 
@@ -97,8 +87,7 @@ def test_layer_info(rig: Rig, tmp_path: Path) -> None:
         assert info["Bindings"] == ["x", "y"] and "I/O Tensors" not in info
     else:
         assert [tensor["Name"] for tensor in info["I/O Tensors"]] == ["x", "y"] and "Bindings" not in info
-    write_layer_info(info, tmp_path / "l.json")
-    assert json.loads((tmp_path / "l.json").read_text()) == info
+    write_json(tmp_path / "l.json", info)
     assert dict(read_layers(tmp_path / "l.json", re.compile("x|y")).hints) == {"conv1 + relu1": ("", "x t"), "conv2": ("", "t y")}
 
 

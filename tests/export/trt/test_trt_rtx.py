@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ from export.trt.engine_file import (
     UNPROVEN,
     EngineRefused,
     Machine,
-    check_engine,
     named_machine,
     needs_rebuild,
+    read_engine,
     read_manifest,
     save_engine,
 )
@@ -229,14 +230,14 @@ def test_an_engine_for_other_machines_and_its_manifest(engine: Path, capsys: pyt
     assert json.loads(engine.with_name("model.engine.json").read_text())["machine"]["capability"] == "8.6,8.9"
     here = Machine(manifest.machine.tensorrt, *(getattr(HERE, name) for name in ("cuda", "driver", "gpu", "capability")),
                    manifest.machine.system, "tensorrt-rtx")  # fmt: skip
-    assert check_engine(engine, here) == manifest and not is_proven(manifest, here)
+    assert read_engine(engine, here).manifest == manifest and not is_proven(manifest, here)
     others: dict[str, dict[str, Any]] = {
         "capability": {"capability": (12, 0)}, "runtime": {"runtime": "tensorrt"}, "tensorrt": {"tensorrt": "1.8.0.1"},
         "system": {"system": "Windows-AMD64"},
     }  # fmt: skip
     for field, change in others.items():
         with pytest.raises(EngineRefused) as found:
-            check_engine(engine, Machine(**{**asdict(here), **change}))
+            read_engine(engine, Machine(**{**asdict(here), **change}))
         assert found.value.field == field
     assert needs_rebuild(engine, named_machine(module(), (86, 89))) is None
     assert from_onnx([str(engine)]) == 0 and "fits this machine; nothing to do" in capsys.readouterr().out
@@ -304,8 +305,10 @@ class FakeEngine:
         return True
 
 
-def test_the_runtime_cache_is_one_per_gpu_and_driver(tmp_path: Path) -> None:
-    path = rtx.cache_path(tmp_path, HERE)
+def test_the_runtime_cache_is_one_per_gpu_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = rtx.own_cache_path(SimpleNamespace(__name__="tensorrt_rtx"), HERE)
+    assert path is not None and rtx.own_cache_path(SimpleNamespace(__name__="tensorrt"), HERE) is None
     assert path.name == "rtx-1.7.1.116_geforce-rtx-4090_sm89_driver-580.1.jit"
     first = rtx.RuntimeCache(FakeEngine(), path)
     assert not first.loaded and first.store() == "" and rtx.RuntimeCache(FakeEngine(), path).loaded
