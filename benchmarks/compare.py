@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from export.files import read_json, write_text
 from hyctas.runs import FORMAT_VERSION
 

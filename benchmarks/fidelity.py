@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint

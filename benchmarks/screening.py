@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from export.errors import CheckFailed
 from export.files import read_json, write_text
 from hyctas.choice import HANDMADE

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from export import export_onnx
 from export.target import parse_size
 from hyctas.cli.datasets import open_dataset

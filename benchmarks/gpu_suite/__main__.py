@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from export.errors import InvalidInput, Unavailable
 
 PARTS = {"numerics": 90.0, "attention": 240.0, "fidelity": 150.0, "end_to_end": 60.0, "tests": 30.0}

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from benchmarks.gpu_suite.records import BROKEN, ITSELF, REST, Broken, describe
 
 PRECOMPILE = "precompile"
