@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.gpu_suite.suite import sources
+from benchmarks.gpu_suite.records import sources
 from benchmarks.tensorrt_case import build_all
 from export.precision import opset
 from export.trt.attention_case import PRECISIONS as DTYPES

@@ -1,28 +1,41 @@
 """Check and measure everything that needs a GPU.
 
-    python -m benchmarks.gpu_suite --out DIR [--parts numerics,attention,fidelity,end_to_end,tests] [--seconds N]
+    python -m benchmarks.gpu_suite --out DIR [--parts numerics,attention,fidelity,end_to_end] [--seconds N]
 
-Runs from a bare checkout with torch, triton, numpy, onnx, safetensors and pillow, in under nine minutes. Results are written after
-every measurement; the same command goes on where it stopped. Exit code 1: a numeric check failed; 3: there is no CUDA device;
-70: a part ended with a defect of ours (the others ran).
+Runs from a bare checkout with torch, triton, numpy, onnx, safetensors, pillow, msgspec and pytest, in under eight minutes.
+Results are written after every measurement; the same command goes on where it stopped. Exit code 1: a check failed; 3: there is
+no CUDA device; 70: a part ended with a defect of ours (the others ran).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import secrets
 import shlex
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from benchmarks.errors import one_sentence
+from benchmarks.gpu_suite.records import REST, BrokenContext, Records, Suite, describe, open_suite, read_suite
+from benchmarks.gpu_suite.summary import defects, failures, write_summary
 from export.errors import InvalidInput, Unavailable
 
-PARTS = {"numerics": 90.0, "attention": 240.0, "fidelity": 150.0, "end_to_end": 60.0, "tests": 30.0}
-"""Seconds, in the proportion in which `--seconds` is divided."""
-SECONDS = 515.0
-"""In all, less than nine minutes by what the last measurement of each part may take over its time."""
-SHORTEST = 5.0
+PARTS = {"numerics": 60.0, "attention": 210.0, "fidelity": 120.0, "end_to_end": 60.0}
+"""Seconds by part, in the order in which they run; `--seconds` is divided in these proportions."""
+COMPILE = "candidates"
+"""What compiles ahead of time, beside the parts that need it: numerics and attention."""
+FUNCTIONS = {"numerics": "numerics.run", "attention": "attention.run", COMPILE: "attention.compile_ahead",
+             "fidelity": "networks.fidelity", "end_to_end": "networks.end_to_end"}  # fmt: skip
+GRACE = 20.0
+"""Seconds after its time in which a part ends its last measurement; then it is taken to hang, and killed."""
+MOST_STARTS = 8
+BROKEN = 75
+"""Exit code of a part whose GPU context broke: the next process goes on behind the measurement that broke it."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,88 +44,139 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; one that holds some is continued")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
-    parser.add_argument("--seconds", type=float, help=f"time for all the parts asked for; default: {SECONDS:g} if all are")
-    parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda",
-        help="cpu: a rehearsal of the script: tiny shapes, our CPU implementation, wall clock; figures mean nothing",
-    )  # fmt: skip
+    parser.add_argument("--seconds", type=float, help=f"time in all; default: {sum(PARTS.values()):g}, or the share of the parts")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal of the script: tiny shapes, "
+                        "Triton's interpreter, wall clock; figures mean nothing")  # fmt: skip
+    for name, kind in (("part", str), ("run", str), ("suite", int), ("deadline", float)):  # of a part's own process
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    command = "python -m benchmarks.gpu_suite " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     try:
         with one_sentence():
-            code = run(given.out, parse_parts(given.parts), given.seconds, given.device, command)
+            if given.part:
+                return run_part(given)
+            command = "python -m benchmarks.gpu_suite " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+            code = run(given.out, given.parts, given.seconds, given.device, command)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         code = 130
     sys.exit(code)
 
 
-def parse_parts(text: str) -> list[str]:
-    """Read `--parts`, in the order in which they run.
-
-    Raises:
-        InvalidInput: none, or an unknown one.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in PARTS]
-    if unknown or not names:
-        what = f"{unknown[0]!r} is unknown" if unknown else "none is given"
-        raise InvalidInput(f"--parts {text!r}: {what}; parts are {', '.join(PARTS)}")
-    return [name for name in PARTS if name in names]
-
-
-def budgets(parts: list[str], seconds: float | None) -> dict[str, float]:
-    """Divide the time among parts.
-
-    Raises:
-        InvalidInput: less than `SHORTEST` seconds for one of them.
-    """
-    weight = sum(PARTS[name] for name in parts)
-    total = SECONDS * weight / sum(PARTS.values()) if seconds is None else seconds
-    found = {name: total * PARTS[name] / weight for name in parts}
-    if not min(found.values()) >= SHORTEST:
-        least = SHORTEST * weight / min(PARTS[name] for name in parts)
-        raise InvalidInput(f"--seconds {seconds:g} is too short for {', '.join(parts)}: give at least {least:.0f}")
-    return found
-
-
-def run(out: Path, parts: list[str], seconds: float | None, device: str, command: str) -> int:
+def run(out: Path, asked: str, seconds: float | None, device: str, command: str) -> int:
     """Run parts, write the summary, and return the exit code.
 
     Raises:
         InvalidInput: options that cannot be followed.
         Unavailable: there is no CUDA device.
     """
-    from benchmarks.gpu_suite.conduct import conduct
-    from benchmarks.gpu_suite.suite import open_suite
-    from benchmarks.gpu_suite.summary import defects, failures
-
-    times = budgets(parts, seconds)
+    names = {name.strip() for name in asked.split(",") if name.strip()}
+    if not names or not names <= PARTS.keys():
+        raise InvalidInput(f"--parts {asked!r}: {', '.join(sorted(names - PARTS.keys())) or 'none'}; parts are {', '.join(PARTS)}")
+    parts = {name: usual for name, usual in PARTS.items() if name in names}
+    if seconds is not None and not seconds > 0:
+        raise InvalidInput(f"--seconds {seconds:g}: give a time above 0; the default is {sum(parts.values()):g}")
     if out.exists() and not out.is_dir():
         raise InvalidInput(f"--out {out} is a file; name a folder")
-    gpu = device_name(device)
-    suite = open_suite(out, device, gpu, command)
-    print(f"{gpu}; seed {suite.seed}; results in {out}", flush=True)
-    conduct(out, times, device, suite, secrets.token_hex(6))
+    suite = open_suite(out, device, gpu_name(device), command)
+    print(f"{suite.identity['gpu']}; seed {suite.seed}; results in {out}", flush=True)
+    share, run_id = (seconds or sum(parts.values())) / sum(parts.values()), secrets.token_hex(6)
+    end, compiler = time.monotonic(), None
+    try:
+        for name, usual in parts.items():
+            compiles = name in ("numerics", "attention") and device == "cuda"
+            if compiles and compiler is None:
+                compiler = _start(out, COMPILE, device, run_id, end + share * sum(parts.values()))
+            if compiler is not None and not compiles:
+                compiler.kill()  # what it found is on disk
+            end += share * usual  # what a part does not use, or uses in excess, is the next one's
+            print(f"{name}: {end - time.monotonic():.0f} s", flush=True)
+            supervise(out, name, device, suite, run_id, end)
+            write_summary(out)
+    finally:
+        if compiler is not None:
+            compiler.kill()
+            compiler.wait()
     print((out / "summary.md").read_text())
     return 1 if failures(out) else 70 if defects(out) else 0
 
 
-def device_name(device: str) -> str:
-    """Return the name of what is measured.
-
-    Raises:
-        Unavailable: a GPU was asked for, and there is none.
-    """
+def gpu_name(device: str) -> str:
+    """Return the name of what is measured, or raise `Unavailable` where that is to be a GPU, and there is none."""
+    if device == "cpu":
+        return "a CPU, as a rehearsal"
     import torch
 
-    from benchmarks.gpu_suite.place import Place
     from export.platform import install_line, platform_kind
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         reason = f"PyTorch {torch.__version__} finds no CUDA device, and this suite measures one"
         raise Unavailable("benchmarks.gpu_suite", reason, install_line("torch-cuda", platform_kind()))
-    return Place(device).name
+    return torch.cuda.get_device_name(0)
+
+
+def supervise(out: Path, name: str, device: str, suite: Suite, run_id: str, deadline: float) -> None:
+    """Run a part until it is through, its time is over, or it has died too often; keep what it died of as an error."""
+    died = "the time was over before it began"
+    for _ in range(MOST_STARTS):
+        if (left := deadline - time.monotonic()) <= 0:
+            break
+        process = _start(out, name, device, run_id, deadline)
+        try:
+            code = process.wait(left + GRACE)
+            died = f"its process ended with code {code}"
+        except subprocess.TimeoutExpired:
+            code, died = -9, f"it was still at it {GRACE:.0f} s after the part's time, and was killed"
+        finally:
+            process.kill()
+            process.wait()
+        if code == 0:
+            return
+        records = Records(out, name, suite.identity, run_id)
+        if records.marker.exists():
+            records.keep(records.marker.read_text(), {"state": "error", "error": died})
+        elif code != BROKEN:
+            if REST not in records.records:
+                records.keep(REST, {"state": "error", "error": died})
+            return
+    Records(out, name, suite.identity, run_id).keep(REST, {"state": "left_out", "reason": f"{died}; the same command goes on"})
+
+
+def _start(out: Path, name: str, device: str, run_id: str, deadline: float) -> subprocess.Popen[bytes]:
+    options = {"out": out, "device": device, "part": name, "run": run_id, "suite": os.getpid(), "deadline": deadline}
+    words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    # without line numbers, what is compiled ahead is what a launch looks for; warnings are numpy's, of Triton's interpreter
+    rehearsal = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} if device == "cpu" else {}
+    environment = {**os.environ, "TRITON_DISABLE_LINE_INFO": "1", **rehearsal}
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_suite", *words], env=environment)
+
+
+def run_part(given: argparse.Namespace) -> None:
+    """Run one part in this process, which ends with the suite that started it."""
+
+    def end_with_suite() -> None:
+        while os.getppid() == given.suite:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=end_with_suite, daemon=True).start()
+    import torch
+
+    from benchmarks.gpu_suite.launches import Device, Session
+
+    suite, device = read_suite(given.out), Device(given.device)
+    records = Records(given.out, given.part, suite.identity, given.run, given.deadline, device.healthy)
+    records.records.pop(REST, None)
+    records.write()
+    torch.manual_seed(suite.seed)
+    module, function = FUNCTIONS[given.part].split(".")
+    try:
+        getattr(importlib.import_module(f"benchmarks.gpu_suite.{module}"), function)(Session(device, records, given.out, suite))
+    except BrokenContext as error:
+        print(f"the GPU's context broke: {error}", file=sys.stderr, flush=True)
+        os._exit(BROKEN)  # destructors would only report the broken context again
+    except Exception as error:  # the other parts run all the same
+        records.keep(REST, {"state": "error", "error": describe(error)})
+        raise
 
 
 if __name__ == "__main__":

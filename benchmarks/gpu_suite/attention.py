@@ -1,209 +1,411 @@
-"""Part 2: how fast self-attention is, beside every other way to compute it and beside arithmetic; the table for the dispatch."""
+"""Part 2: the fastest tiles, our kernels beside every other way to compute self-attention, and the table for the dispatch.
+
+PyTorch's fused backends get what they like best: q, k, v already transposed to (B, 1, N, C) and contiguous, padded where they
+ask for it, and nobody charges them for that. `drop_in` is what a network with channels-first maps would have to call.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterator
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_suite import contest
-from benchmarks.gpu_suite.launches import Launch, shipped_tiles
-from benchmarks.gpu_suite.place import Place
-from benchmarks.gpu_suite.pool import Pool
-from benchmarks.gpu_suite.records import Records
-from benchmarks.gpu_suite.session import Session
-from benchmarks.gpu_suite.table import write
-from benchmarks.gpu_suite.tuning import BEST, SPLITS, Candidates, candidates, tune, tuned, variants
-from hyctas.attention.measured import VARIABLE
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, floor_ms, shipped_tiles, time_in_turn
+from benchmarks.gpu_suite.records import BrokenContext, Records, describe
+from export.machine import usable_cores
+from hyctas.attention import sdpa
+from hyctas.attention.block import in_steps
+from hyctas.attention.cases import Case
+from hyctas.attention.gate import compile_all
+from hyctas.attention.measured import VARIABLE, Entry, slug, write_table
+from hyctas.attention.resources import Resources, judge
 from hyctas.attention.tiles import Tile
 from latency.lock import measuring
 
 CHANNELS, POSITIONS = (64, 128, 256, 512), (8192, 32768, 2048)
 """Shapes of the table: C, with d = C / 8, and N = M; one image. The most telling first, in case the time is over."""
-STEPS = ("forward", "block", "backward")
-DTYPES = ("float16", "bfloat16")
+STEPS, DTYPES = ("forward", "block", "backward"), ("float16", "bfloat16")
 TUNED = "float16"
 """Tiles are chosen in this dtype and hold for the other, which costs the same."""
-KERNELS = {"forward": ("forward",), "block": ("block",), "block_given_k": ("block",), "backward": ("grad_v", "grad_qk")}
-"""What is tuned of each step."""
-WAIT_SHARE = {"forward": 0.15, "block": 0.06, "backward": 0.08}
-"""Of the part's time, at most, to wait for candidates of a step before it is tuned; what comes later is not tried at its first
-shapes. Compiling goes on while the GPU is timed: bursts are queued before they are timed, so that a busy CPU does not count."""
-START = Tile(64, 64, 256, 8, 1)
-"""Where the search begins for blocks that no tile is shipped for, since steps are faster; here they are timed all the same."""
-TUNE_SECONDS = 1.5
-"""For one kernel at one shape."""
+ROWS, COLUMNS, WARPS, STAGES = (64, 128), (32, 64, 128), (4, 8), (1, 2, 3)
+SPLITS = (1, 2, 3, 4, 6, 8)
+MOST_TILES, FINALISTS = 24, 3
+"""Tiles tried per kernel and shape, nearest to the shipped one first; how many are timed again, forward ones in several splits."""
+TUNE_SECONDS, WAIT_SECONDS = 1.0, 15.0
+"""For one kernel at one shape; to wait for what is being compiled for one step."""
+COMPILERS = max(1, usable_cores() - 2)
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+REHEARSAL_BACKENDS = {"math": SDPBackend.MATH}
+"""What a CPU has; the formula in several steps is no baseline on a GPU."""
+WAYS = {"forward": ("ours", "drop_in"), "backward": ("ours_backward", "drop_in_backward"), "block": ("ours", "steps")}
+"""The two ways that the dispatch chooses between: our kernels, and PyTorch's memory-efficient attention (a block's steps)."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Tensors = Mapping[str, Tensor]
+Call = Callable[[], object]
 
 
 def run(session: Session) -> None:
-    """Measure; after every comparison the dispatch's table is written anew."""
-    if why := session.place.no_kernels:
+    """Tune and compare at every shape; after every comparison the dispatch's table is written anew."""
+    device, attempt = session.device, session.records.attempt
+    if why := device.no_kernels:
         session.records.keep("kernels", {"state": "left_out", "reason": why})
         return
-    tables = session.folder / "tables"
-    tables.mkdir(exist_ok=True)
-    os.environ[VARIABLE] = str(tables)  # so that what calls the dispatch here finds what was measured before
+    table_path(session).parent.mkdir(exist_ok=True)
+    os.environ[VARIABLE] = str(table_path(session).parent)  # what calls the dispatch here finds what was measured before
     with ExitStack() as stack:
-        if not session.place.rehearsal:
+        if not device.rehearsal:
             stack.enter_context(measuring())
-        part = Part(session, _candidates(session, stack.enter_context(Pool(session.workers))))
-        names = part.submit_candidates()
-        for dtype in DTYPES:
-            for step in STEPS:
-                part.step(step, dtype, names[step])
-        for step in ("forward", "backward"):
-            part.compiled_formula(step)
+        for dtype, step in itertools.product(DTYPES[:1] if device.rehearsal else DTYPES, STEPS):
+            if dtype != TUNED:  # with tiles that are known by now
+                launches = [launch_of(session, step, dtype, c, n) for c, n in shapes(device)]
+                cases = {case for one in launches if one.tiles for case in one.cases(device.architecture, device.processors)}
+                deque(compile_all(list(cases), COMPILERS, WAIT_SECONDS), maxlen=0)
+            until = time.monotonic() + WAIT_SECONDS
+            for c, n in shapes(device):
+                launch = launch_of(session, step, dtype, c, n)
+                for kernel in KERNELS[step] if dtype == TUNED and launch.tiles else ():
+                    attempt(_tuning(kernel, c, n), partial(tune, session, step, kernel, c, n, until), needs=TUNE_SECONDS)
+                attempt(f"{step} {dtype} C{c} N{n}", partial(compare, session, step, dtype, c, n), needs=TUNE_SECONDS)
+                device.healthy()  # gives memory back
+                write_dispatch_table(session)
+        for step, (c, n) in itertools.product(("forward", "backward"), shapes(device)):
+            what = partial(compare, session, step, TUNED, c, n, compiled=True)
+            attempt(f"compiled {step} {TUNED} C{c} N{n}", what, needs=4.0)
 
 
-def precompile(session: Session) -> None:
-    """Compile candidates until all are or somebody ends it, beside a part that is not timed; `run` finds them compiled."""
-    if not session.place.no_kernels:
-        with Pool(session.workers) as pool:
-            part = Part(session, _candidates(session, pool))
-            for names in part.submit_candidates().values():
-                part.candidates.collect(names, math.inf)
+def compile_ahead(session: Session) -> None:
+    """Compile what numerics launches, then the candidates of tuning, beside these parts; launches find it in Triton's cache."""
+    from benchmarks.gpu_suite import numerics
+
+    if session.device.no_kernels:
+        return
+    os.nice(10)  # what measures meanwhile goes first
+    arch, processors = session.device.architecture, session.device.processors
+    checked = (numerics.launch_of(case, session.suite.seed, arch) for case in numerics.CASES)
+    cases = dict.fromkeys(case for launch in checked if launch is not None for case in launch.cases(arch, processors))
+    for step in STEPS:
+        cases |= dict.fromkeys(case for _, case in sorted(_candidate_cases(session, step), key=lambda pair: pair[0]))
+    missing = [case for case in cases if not session.records.done(case.key)]
+    for case, outcome in compile_all(missing, COMPILERS, session.records.seconds_left):
+        if isinstance(outcome, Resources):
+            values = {"state": "ok", **asdict(outcome), "wrong": judge(case, outcome)}
+        else:
+            values = {"state": "error", "error": outcome.reason}
+        session.records.keep(case.key, values, every_s=1.0)
+    session.records.write()
 
 
-def _candidates(session: Session, pool: Pool) -> Candidates:
-    records = session.records
-    own = Records(session.folder, "candidates", records.identity, records.run, suite=records.suite)
-    return Candidates(pool, own, session.place)
+def _candidate_cases(session: Session, step: str) -> Iterator[tuple[int, Case]]:
+    """Yield what tuning may launch, with a rank: the likeliest of all shapes first."""
+    for c, n in shapes(session.device):
+        launch = launch_of(session, step, TUNED, c, n)
+        for kernel in KERNELS[step] if launch.tiles else ():
+            for rank, one in enumerate(candidates(launch, kernel, session.device)):
+                yield from ((rank, case) for case in one.cases(session.device.architecture, session.device.processors))
 
 
-@dataclass(frozen=True)
-class Part:
-    """The part at work."""
-
-    session: Session
-    candidates: Candidates
-
-    @property
-    def place(self) -> Place:
-        return self.session.place
-
-    def shapes(self) -> Iterator[tuple[int, int]]:
-        """Yield C and N."""
-        rehearsal = self.place.rehearsal
-        yield from ((c, n) for n in ((48,) if rehearsal else POSITIONS) for c in ((16,) if rehearsal else CHANNELS))
-
-    def launch(self, step: str, dtype: str, c: int, n: int) -> Launch | None:
-        """Return a launch with the best tiles known, or None where no kernel holds so many channels."""
-        tiles = shipped_tiles(self.place.architecture, step, c, dtype, n)
-        if tiles is None:
-            tiles = {"block": START} if step.startswith("block") and c <= START.channels else None
-        if tiles is None:
-            return None
-        found = {kernel: self.session.records.found(_tune_name(step, kernel, c, n)) for kernel in KERNELS[step]}
-        tiles |= {kernel: Tile.from_json(record["best"]) for kernel, record in found.items() if record is not None}
-        if step == "backward":
-            forward = self.launch("forward", dtype, c, n)
-            tiles |= {} if forward is None else forward.tiles
-        return Launch(step=step, dtype=dtype, d=max(1, c // 8), e=c, queries=n, keys=n, tiles=tiles)
-
-    def launches(self, step: str, dtype: str) -> Iterator[tuple[Launch, int, int]]:
-        """Yield the launches of all shapes that have tiles."""
-        for c, n in self.shapes():
-            if (launch := self.launch(step, dtype, c, n)) is not None:
-                yield launch, c, n
-
-    def submit_candidates(self) -> dict[str, set[str]]:
-        """Have the candidates of all steps compiled, in TUNED, the likeliest of all shapes first; returns their names by step."""
-        names = {}
-        for priority, step in enumerate(STEPS):
-            wanted: list[tuple[int, tuple[Launch, str]]] = []
-            for one in (step, "block_given_k") if step == "block" else (step,):
-                for launch, c, _ in self.launches(one, TUNED):
-                    for kernel in KERNELS[one]:
-                        tiles = candidates(kernel, c, launch.tiles[kernel], self.place)
-                        wanted += enumerate(variants(launch, kernel, tiles), start=1)
-                    wanted += [(0, (launch, kernel)) for kernel in launch.kernels(self.place.processors)]
-            wanted.sort(key=lambda pair: pair[0])
-            names[step] = self.candidates.submit([pair for _, pair in wanted], priority)
-        return names
-
-    def step(self, step: str, dtype: str, names: set[str]) -> None:
-        """Tune (in TUNED) and compare one step at all shapes."""
-        steps = (step, "block_given_k") if step == "block" else (step,)
-        if all(self.session.records.done(_name(step, dtype, c, n)) for c, n in self.shapes()):
-            return
-        if dtype != TUNED:
-            names = self.candidates.submit(
-                [(launch, kernel) for one in steps for launch, _, _ in self.launches(one, dtype)
-                 for kernel in launch.kernels(self.place.processors)], priority=-1,
-            )  # fmt: skip
-        self.candidates.collect(names, min(self.session.records.seconds_left, WAIT_SHARE[step] * self.session.seconds))
-        for c, n in self.shapes():
-            if dtype == TUNED:
-                for one in steps:
-                    self.tune(one, c, n)
-            self.compare(step, dtype, c, n)
-            self.place.release()
-            write(self.session)
-
-    def tune(self, step: str, c: int, n: int) -> None:
-        """Choose the tiles of one step at one shape, kernel by kernel."""
-        for kernel in KERNELS[step]:
-            launch = self.launch(step, TUNED, c, n)
-            if launch is None:
-                return
-            self.session.records.attempt(
-                _tune_name(step, kernel, c, n), lambda launch=launch, kernel=kernel: self.tune_kernel(launch, kernel)  # type: ignore[misc]
-            )
-
-    def tune_kernel(self, launch: Launch, kernel: str) -> dict[str, Any]:
-        """Time a kernel's candidates; of the best tiles of a forward pass also numbers of splits."""
-        tensors = contest.inputs_of(launch, self.place, self.session.seed)
-        self.candidates.collect()
-        tiles, known = candidates(kernel, launch.e, launch.tiles[kernel], self.place), self.candidates.records
-
-        def timed(tiles: list[Tile]) -> dict[str, Any]:
-            return tune(launch, kernel, tiles, known, self.place, lambda one: lambda: one.run(tensors), TUNE_SECONDS)
-
-        found = timed(tiles)
-        if kernel == "forward" and found["tried"]:
-            best = [tile for _, tile in found["tried"][:BEST]]
-            if any(replace(launch, tiles={kernel: tile}).splits(self.place.processors) > 1 for tile in best):
-                splits = timed([replace(tile, splits=number) for tile in best for number in SPLITS])
-                found = {
-                    "tried": sorted(found["tried"] + splits["tried"]), "refused": found["refused"],
-                    "errors": found["errors"] + splits["errors"], "untried": found["untried"] + splits["untried"],
-                }  # fmt: skip
-        return {"C": launch.e, "N": launch.queries, "step": launch.step, **tuned(found, launch, kernel)}
-
-    def compare(self, step: str, dtype: str, c: int, n: int) -> None:
-        """Compare one step at one shape."""
-        place, seed, records = self.place, self.session.seed, self.session.records
-        launch = self.launch(step, dtype, c, n)
-        if step == "block":
-            ways = {contest.OURS: launch, "ours_given_k": self.launch("block_given_k", dtype, c, n)}
-            known = {name: one for name, one in ways.items() if one is not None and self.tried(one, c, n)}
-            shape = launch or Launch(step="block", dtype=dtype, d=max(1, c // 8), e=c, queries=n, keys=n, tiles={})
-            records.attempt(_name(step, dtype, c, n), lambda: contest.block(known, shape, place, seed))
-        elif launch is not None:
-            compare = contest.forward if step == "forward" else contest.training
-            records.attempt(_name(step, dtype, c, n), lambda: compare(launch, place, seed))
-
-    def tried(self, launch: Launch, c: int, n: int) -> bool:
-        """Return whether a block's tile is known to run: it was timed, or at least shipped."""
-        record = self.session.records.found(_tune_name(launch.step, "block", c, n))
-        shipped = shipped_tiles(self.place.architecture, launch.step, c, launch.dtype, n)
-        return shipped is not None or bool(record is not None and record["tried"])
-
-    def compiled_formula(self, step: str) -> None:
-        """Compare with what torch.compile makes of the formula."""
-        for launch, c, n in self.launches(step, TUNED):
-            self.session.records.attempt(
-                f"compiled {_name(step, TUNED, c, n)}",
-                lambda launch=launch: contest.compiled(launch, self.place, self.session.seed), needs=4.0,  # type: ignore[misc]
-            )  # fmt: skip
+def shapes(device: Device) -> Iterator[tuple[int, int]]:
+    """Yield C and N."""
+    yield from [(16, 48)] if device.rehearsal else ((c, n) for n in POSITIONS for c in CHANNELS)
 
 
-def _name(step: str, dtype: str, c: int, n: int) -> str:
-    return f"{step} {dtype} C{c} N{n}"
+def launch_of(session: Session, step: str, dtype: str, c: int, n: int) -> Launch:
+    """Return a launch with the best tiles known; a block of more channels than any tile holds has none."""
+    tiles = shipped_tiles(session.device.architecture, step, c, dtype, n) or {}
+    found = {kernel: session.records.found(_tuning(kernel, c, n)) for kernel in KERNELS[step]}
+    tiles |= {kernel: Tile.from_json(record["best"]) for kernel, record in found.items() if record is not None}
+    if step == "backward":
+        tiles |= launch_of(session, "forward", dtype, c, n).tiles
+    return Launch(step=step, dtype=dtype, d=max(1, c // 8), e=c, queries=n, keys=n, tiles=tiles)
 
 
-def _tune_name(step: str, kernel: str, c: int, n: int) -> str:
-    return f"tune {step} {kernel} C{c} N{n}"
+def candidates(launch: Launch, kernel: str, device: Device) -> list[Launch]:
+    """Return a launch with each tile to try for one of its kernels, those nearest to its own first."""
+    own, most = launch.tiles[kernel], min(launch.e, 256)
+    if device.rehearsal:
+        return [launch, _with(launch, kernel, replace(own, columns=own.columns // 2))]
+    channels = (most,) if kernel == "block" else (most, max(32, most // 2))
+    tiles = {Tile(*numbers) for numbers in itertools.product(ROWS, COLUMNS, channels, WARPS, STAGES)}
+    names = ("rows", "columns", "channels", "warps", "stages")
+
+    def distance(tile: Tile) -> float:
+        return sum(abs(math.log2(getattr(tile, name) / getattr(own, name))) for name in names)
+
+    return [_with(launch, kernel, tile) for tile in sorted({*tiles, own}, key=lambda tile: (distance(tile), tile))[:MOST_TILES]]
+
+
+def tune(session: Session, step: str, kernel: str, c: int, n: int, wait_until: float) -> dict[str, Any]:
+    """Time tiles for one kernel at one shape, then the fastest again in turn; forward ones also in several splits.
+
+    Returns:
+        `tried`, fastest first; the `best`; `refused`, counts by reason; `errors` of launches; `untried` for want of time.
+
+    Raises:
+        BrokenContext: a tile broke the GPU's context; it will not be tried again.
+    """
+    device, launch = session.device, launch_of(session, step, TUNED, c, n)
+    tensors, waiting = inputs_of(launch, session), candidates(launch, kernel, device)
+    compiled = _compiled(session, {_key(one, kernel, device) for one in waiting}, wait_until)
+    tried, refused, errors, untried, best = dict[Tile, float](), Counter[str](), list[str](), 0, list[Tile]()
+    end, splitting = time.monotonic() + TUNE_SECONDS, kernel == "forward"
+    while waiting:
+        one = waiting.pop(0)
+        tile = one.tiles[kernel]
+        if why := refusal(_key(one, kernel, device), session, compiled):
+            refused[why.partition(":")[0]] += 1
+        elif tried and time.monotonic() > end:
+            untried += 1
+        else:
+            try:
+                tried[tile] = min(device.samples(partial(one.run, tensors), 1.0)[0])
+            except Exception as error:  # what the driver refuses (resources, mostly) is a result
+                errors.append(f"{tile.to_json()}: {describe(error)[:300]}")
+                if not device.healthy():
+                    session.records.keep(f"refused {_key(one, kernel, device)}", {"state": "failed", "why": [errors[-1]]})
+                    raise BrokenContext(errors[-1]) from error
+        best = sorted(tried, key=lambda tile: tried[tile])[:FINALISTS]
+        if not waiting and splitting and any(_with(launch, kernel, tile).splits(device.processors) > 1 for tile in best):
+            waiting, splitting = [_with(launch, kernel, replace(tile, splits=s)) for tile in best for s in SPLITS], False
+    if len(best) > 1:
+        finals = {str(tile): partial(_with(launch, kernel, tile).run, tensors) for tile in best}
+        times = time_in_turn(finals, device, rounds=1)
+        tried |= {tile: times[str(tile)]["median_ms"] for tile in best}
+    order = sorted(tried, key=lambda tile: (tile not in best, tried[tile]))
+    return {"C": c, "N": n, "step": step, "kernel": kernel, "refused": dict(refused), "errors": errors, "untried": untried,
+            "tried": [{"ms": tried[tile], **tile.to_json()} for tile in order],
+            "best": (order[0] if order else launch.tiles[kernel]).to_json()}  # fmt: skip
+
+
+def _compiled(session: Session, keys: set[str], until: float) -> Mapping[str, Mapping[str, Any]]:
+    """Return what is known of compiled cases by key; wait for some, to a time at most."""
+    while True:
+        known = Records(session.folder, "candidates", session.records.identity, session.records.run).records
+        if session.device.rehearsal or time.monotonic() > until or keys <= known.keys():
+            return known
+        time.sleep(0.3)
+
+
+def refusal(key: str, session: Session, compiled: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say why a tile is not tried: not compiled, refused by the compiler, or its code spills; empty where it is good."""
+    if f"refused {key}" in session.records.records:
+        return "broke the GPU's context"
+    if session.device.rehearsal:  # Triton's interpreter compiles nothing
+        return ""
+    record = compiled.get(key)
+    if record is None:
+        return "not compiled in time"
+    return "; ".join(record["wrong"]) if record["state"] == "ok" else str(record["error"])
+
+
+def _with(launch: Launch, kernel: str, tile: Tile) -> Launch:
+    return replace(launch, tiles={**launch.tiles, kernel: tile})
+
+
+def _key(launch: Launch, kernel: str, device: Device) -> str:
+    return next(case.key for case in launch.cases(device.architecture, device.processors) if case.kernel == kernel)
+
+
+def _tuning(kernel: str, c: int, n: int) -> str:
+    return f"tune {kernel} C{c} N{n}"
+
+
+def inputs_of(launch: Launch, session: Session) -> dict[str, Tensor]:
+    """Draw the inputs of a launch; for gradients also o and lse."""
+    tensors = launch.inputs(session.device.kind, session.suite.seed)
+    return tensors | (replace(launch, step="forward").run(tensors) if launch.step == "backward" else {})
+
+
+def compare(session: Session, step: str, dtype: str, c: int, n: int, *, compiled: bool = False) -> dict[str, Any]:
+    """Time one step at one shape: ours (of gradients also each pass alone; of a block also in steps), and the baselines.
+
+    Returns:
+        `times` by name, with the `peak_bytes` that one call adds; `errors` of those that failed, and why others were `refused`;
+        shares of goals; `state` is `error`, with the `error`, where one of ours failed.
+    """
+    device, launch = session.device, launch_of(session, step, dtype, c, n)
+    t, forward, training = inputs_of(launch, session), replace(launch, step="forward"), step == "backward"
+    calls: dict[str, Call] = {"ours": partial(launch.run, t)} if launch.tiles else {}
+    if training:
+        calls = {"ours": lambda: launch.run({**t, **forward.run(t)}), "ours_forward": partial(forward.run, t),
+                 "ours_backward": partial(launch.run, t)}  # fmt: skip
+    if step == "block":
+        calls["steps"] = partial(in_steps, **t, scale=launch.scale)
+    notes, refused, errors, peaks = dict[str, str](), dict[str, str](), dict[str, str](), dict[str, int | None]()
+    others = compiled_baseline(t, device, training) if compiled else baselines(t, device, training)
+    for name, note, call in block_baselines(t, device) if step == "block" else others:
+        if name not in calls and (why := refusal_of(call)):
+            refused[name] = f"{note}: {why}"
+        elif name not in calls:
+            calls[name], notes[name] = call, note
+            refused.pop(name, None)
+    with torch.set_grad_enabled(training):
+        for name, call in calls.items():
+            try:
+                call()
+                peaks[name] = device.peak_bytes(call)
+            except Exception as error:  # out of memory, most likely; the others are timed nevertheless
+                errors[name] = describe(error)
+                if not device.healthy():
+                    raise
+        times = time_in_turn({name: calls[name] for name in peaks}, device)
+    found = {name: {**time, "peak_bytes": peaks[name], "note": notes.get(name, "")} for name, time in times.items()}
+    failed = "; ".join(f"{name}: {text}" for name, text in errors.items() if name.startswith("ours"))
+    tiles = {name: tile.to_json() for name, tile in launch.tiles.items()}
+    return {"step": step, "dtype": dtype, "C": c, "d": launch.d, "N": n, "tiles": tiles, "times": found, "errors": errors,
+            "refused": refused, **_shares(session, launch, t, found),
+            **({"state": "error", "error": failed} if failed else {})}  # fmt: skip
+
+
+def _shares(session: Session, launch: Launch, t: Tensors, times: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return what goals are stated in: the share of the floor, peak memory over inputs and outputs, backward over forward."""
+    if {"ours_forward", "ours_backward"} <= times.keys():
+        return {"backward_over_forward": times["ours_backward"]["median_ms"] / times["ours_forward"]["median_ms"]}
+    if "ours" not in times:
+        return {}
+    found, ours = dict[str, float](), times["ours"]
+    if ours["peak_bytes"] is not None:
+        given = sum(tensor.nbytes for name, tensor in t.items() if name != "grad_o")
+        output = t["x" if launch.step == "block" else "grad_o"].nbytes  # has this shape
+        found["peak_over_io"] = (given + ours["peak_bytes"]) / (given + output)
+    floor = floor_ms(session.suite.identity["gpu"], launch.d, launch.e, launch.queries) if launch.step == "forward" else None
+    return found | ({} if floor is None else {"floor_ms": floor, "floor_share": floor / ours["median_ms"]})
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend by the formula, channels-first: q (B, d, N), k (B, d, M), v (B, e, M)."""
+    weights = torch.softmax(torch.bmm(q.transpose(1, 2), k), dim=2)  # (B, N, M)
+    return torch.bmm(v, weights.transpose(1, 2))
+
+
+def fused(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend by one backend of PyTorch alone, on (B, 1, N, channels); it raises where the backend refuses."""
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+def baselines(t: Tensors, device: Device, training: bool) -> Iterator[tuple[str, str, Call]]:
+    """Yield what else computes a forward pass of t's q, k, v (1, 1, channels, positions), or with gradients a training step.
+
+    A name may come several times, for less and for more padding; with it comes how inputs were prepared.
+    """
+    q, k, v, grad_o = (t[name] for name in ("q", "k", "v", "grad_o"))
+    maps = [x[:, 0] for x in (q, k, v)]
+    yield "naive", "channels-first, the map of weights in memory", _pass(naive, maps, grad_o[:, 0], training)
+    for (name, backend), channels in itertools.product(_backends(device), _paddings(q.shape[2], v.shape[2])):
+        rows = [_positions_first(x, size) for x, size in ((q, channels), (k, channels), (v, v.shape[2]))]
+        call = _pass(partial(fused, backend), rows, _positions_first(grad_o, v.shape[2]), training)
+        yield name, f"{channels} channels in q and k", call
+    if not device.rehearsal:
+        forward, note = partial(sdpa.forward, q, k, v, 1.0), "efficient, copies from channels-first included"
+        kept = cache(forward)
+        yield "drop_in", note, (lambda: sdpa.backward(grad_o, q, k, v, *forward(), 1.0)) if training else forward
+        if training:
+            yield "drop_in_backward", note, lambda: sdpa.backward(grad_o, q, k, v, *kept(), 1.0)
+
+
+def block_baselines(t: Tensors, device: Device) -> Iterator[tuple[str, str, Call]]:
+    """Yield what computes a whole block from x (B, C, H, W): convolutions, attention, shortcut, norm, ReLU; as `baselines`.
+
+    PyTorch's backends get channels-last feature maps, of which q, k and v are views; q and k are padded by the convolution.
+    """
+    (d, e), x = t["wq"].shape, t["x"].contiguous(memory_format=torch.channels_last)
+    yield "naive", "", partial(_block, t, lambda q, k, v: naive(q.flatten(2), k.flatten(2), v.flatten(2)).view_as(v))
+    for (name, backend), channels in itertools.product(_backends(device), _paddings(d, e)):
+        wide = {key: F.pad(t[key], (0, 0) * (t[key].dim() - 1) + (0, channels - d)) for key in ("wq", "wk", "bq")}
+        call = partial(_block, {**t, **wide, "x": x}, partial(_on_maps, partial(fused, backend)))
+        yield name, f"channels-last, {channels} channels in q and k", call
+
+
+def compiled_baseline(t: Tensors, device: Device, training: bool) -> Iterator[tuple[str, str, Call]]:
+    """Yield what torch.compile makes of the formula."""
+    torch._dynamo.reset()  # it would stop compiling after eight shapes, and say nothing
+    made = torch.compile(naive, dynamic=False, backend="aot_eager" if device.rehearsal else "inductor")
+    yield "compiled", "the formula", _pass(made, [t[name][:, 0] for name in ("q", "k", "v")], t["grad_o"][:, 0], training)
+
+
+def refusal_of(call: Call) -> str:
+    """Return why PyTorch's fused attention refuses a call, which it tells in warnings; empty where it does not."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            call()
+        except RuntimeError as error:
+            told = "; ".join(dict.fromkeys(str(w.message).partition(" (Triggered")[0] for w in said))
+            return f"{describe(error).partition(' (at ')[0][:160]} {told[:600]}"
+    return ""
+
+
+def _backends(device: Device) -> Iterable[tuple[str, SDPBackend]]:
+    return (REHEARSAL_BACKENDS if device.rehearsal else BACKENDS).items()
+
+
+def _pass(attend: Attend, inputs: list[Tensor], grad: Tensor, training: bool) -> Call:
+    given = [x.clone().requires_grad_(training) for x in inputs]
+    return (lambda: torch.autograd.grad(attend(*given), given, grad)) if training else partial(attend, *given)
+
+
+def _paddings(d: int, e: int) -> list[int]:
+    return [channels for channels in dict.fromkeys((-(-d // 8) * 8, e)) if channels >= d]
+
+
+def _block(t: Tensors, attend: Attend) -> Tensor:
+    x, dtype = t["x"], t["x"].dtype
+    q, k, v = (
+        F.conv2d(x, t[weight][:, :, None, None], None if bias is None else t[bias].to(dtype))
+        for weight, bias in (("wq", "bq"), ("wk", None), ("wv", "bv"))
+    )
+    zeros, ones = torch.zeros_like(t["norm_scale"]), torch.ones_like(t["norm_scale"])
+    return F.relu(F.batch_norm(x + attend(q, k, v), zeros, ones, t["norm_scale"], t["norm_shift"], eps=0.0))
+
+
+def _on_maps(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rows = (x.flatten(2).transpose(1, 2)[:, None] for x in (q, k, v))  # (B, 1, N, channels), views of channels-last maps
+    return attend(*rows)[:, 0].transpose(1, 2).reshape(v.shape)
+
+
+def _positions_first(x: Tensor, channels: int) -> Tensor:
+    """Turn x (B, h, c, N) into contiguous (B, h, N, channels), with zeros in what c lacks."""
+    return F.pad(x.transpose(2, 3), (0, channels - x.shape[2])).contiguous().detach()
+
+
+def table_path(session: Session) -> Path:
+    """Return where the dispatch's table of this GPU lies."""
+    return session.folder / "tables" / f"{slug(session.suite.identity['gpu'])}.json"
+
+
+def write_dispatch_table(session: Session) -> None:
+    """Write the table anew, with every comparison that came out so far."""
+    entries = [entry for record in session.records.records.values() if (entry := entry_of(record)) is not None]
+    if entries:
+        provenance = {**session.records.identity, "command": session.suite.command}
+        write_table(table_path(session), session.suite.identity["gpu"], entries, provenance)
+
+
+def entry_of(record: Mapping[str, Any]) -> Entry | None:
+    """Return the entry that a comparison gives, or None where it is no comparison of ways that the dispatch has."""
+    step = record["id"].split()[0]
+    names = [name for name in WAYS.get(step, ()) if record["state"] == "ok" and name in record["times"]]
+    if not names:
+        return None
+    best = min(names, key=lambda name: record["times"][name]["median_ms"])
+    ours = best == WAYS[step][0]
+    tiles = {name: Tile.from_json(tile) for name, tile in record["tiles"].items() if ours and name in KERNELS[step]}
+    return Entry(
+        backward=step == "backward", block=step == "block", dtype=record["dtype"], qk_channels=record["d"],
+        value_channels=record["C"], batch=1, queries=record["N"], keys=record["N"], ms=record["times"][best]["median_ms"],
+        implementation="triton" if ours else "steps" if step == "block" else "sdpa", tiles=tiles,
+    )  # fmt: skip

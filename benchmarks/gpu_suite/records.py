@@ -1,27 +1,31 @@
-"""Keep what a part measured: one JSON file per part, written after every measurement continued by the next run. No torch here."""
+"""Keep what was measured: what all parts of one `--out` share, and one file of records per part. No torch here."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
+import secrets
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from export.errors import InvalidInput
 from export.files import read_json, write_json
+from export.machine import fingerprint
 
+ROOT = Path(__file__).parents[2]
 FORMAT_VERSION = 1
+SOURCES = ("hyctas/attention", "benchmarks/gpu_suite")
+PACKAGES = ("torch", "triton", "numpy", "onnx", "tensorrt")
 STATES = ("ok", "failed", "error", "left_out")
 """Of a record: measured or held; a check that did not hold; an exception, with its text; not done, with the reason."""
-FINAL = ("ok", "failed")
-"""States that a later run does not try again."""
-BROKEN = 75
-"""Exit code of a part whose GPU context died: the next process goes on behind the measurement that killed it."""
-ITSELF, REST = "the part itself", "the rest"
-"""Records of an error outside any measurement, and of what a part that died too often did not come to."""
+REST = "the rest of the part"
+"""Record of an error outside any measurement, or of what a part that died too often did not come to."""
+TIME_OVER = "the part's time is over; the same command goes on from here"
 TEXT = 900
 """Characters kept of an error."""
 
@@ -30,8 +34,55 @@ class LeftOut(Exception):
     """Something cannot be measured here for a known reason, which is recorded; not an error."""
 
 
-class Broken(Exception):
-    """The GPU context is unusable after an error; nothing more can be measured in this process."""
+class BrokenContext(Exception):
+    """The GPU's context is unusable after an error; nothing more can be measured in this process."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The content of `suite.json`."""
+
+    identity: dict[str, Any]
+    """What must be equal for results to stand in one folder."""
+    machine: dict[str, Any]
+    """Fingerprint of the first run."""
+    seed: int
+    command: str
+
+
+def open_suite(folder: Path, device: str, gpu: str, command: str) -> Suite:
+    """Return a folder's suite, made now where there is none.
+
+    Raises:
+        InvalidInput: the folder holds results of another machine, of other versions or of other sources.
+        CorruptFile: its file cannot be read.
+    """
+    machine, path = fingerprint(), folder / "suite.json"
+    driver, versions = machine["gpus"][0]["driver"] if machine["gpus"] else "none", {name: _version(name) for name in PACKAGES}
+    identity = {"device": device, "gpu": gpu, "driver": driver, **{name: versions[name] for name in ("torch", "triton")},
+                "sources": sources()}  # fmt: skip
+    if path.exists():
+        known = read_suite(folder)
+        _check_identity(known.identity, identity, path)
+        return known
+    made = Suite(identity, {**machine, "packages": versions}, secrets.randbelow(2**31), command)
+    write_json(path, {"format_version": FORMAT_VERSION, **asdict(made)})
+    return made
+
+
+def read_suite(folder: Path) -> Suite:
+    """Read what `open_suite` wrote."""
+    value = read_json(folder / "suite.json", FORMAT_VERSION)
+    return Suite(value["identity"], value["machine"], value["seed"], value["command"])
+
+
+def sources(folders: Sequence[str] = SOURCES) -> str:
+    """Hash the code that is measured, so that results of different kernels never share a folder."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted((ROOT / folder).glob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Records:
@@ -40,39 +91,34 @@ class Records:
     Args:
         folder: where the part's file lies.
         part: its name.
-        identity: machine, versions and sources; a file of others is refused.
+        identity: machine, versions and sources; a file of others is refused (`InvalidInput`).
         run: this invocation; what another one left out or failed to measure is tried again.
-        seconds: time from now on.
+        deadline: by `time.monotonic`, after which nothing more is begun.
         healthy: says after an error whether the device can go on.
-        suite: process id of the suite in whose child this is; without that process nothing is measured or written any more.
-
-    Raises:
-        CorruptFile: the part's file cannot be read.
-        InvalidInput: it was made on another machine, by other versions or by other sources.
     """
 
     def __init__(
-        self, folder: Path, part: str, identity: Mapping[str, Any], run: str, seconds: float = math.inf,
-        healthy: Callable[[], bool] = lambda: True, suite: int | None = None,
+        self, folder: Path, part: str, identity: Mapping[str, Any], run: str, deadline: float = math.inf,
+        healthy: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         self.path, self.marker = folder / f"{part}.json", folder / f".{part}.current"
-        self.part, self.identity, self.run, self.healthy = part, dict(identity), run, healthy
-        self.deadline, self.suite, self._written = time.monotonic() + seconds, suite, 0.0
+        self.part, self.identity, self.run, self.deadline, self.healthy = part, dict(identity), run, deadline, healthy
         self.records: dict[str, dict[str, Any]] = {}
+        self._written = 0.0
         if self.path.exists():
             value = read_json(self.path, FORMAT_VERSION)
-            check_identity(value["identity"], self.identity, self.path)
+            _check_identity(value["identity"], self.identity, self.path)
             self.records = {record["id"]: record for record in value["records"]}
 
     @property
     def seconds_left(self) -> float:
-        """Seconds of the part's budget."""
+        """Seconds of the part's time."""
         return self.deadline - time.monotonic()
 
     def done(self, name: str) -> bool:
-        """Return whether a measurement needs no more doing, in this run at least."""
+        """Return whether a measurement came out, or was tried in this run."""
         known = self.records.get(name)
-        return known is not None and (known["state"] in FINAL or known["run"] == self.run)
+        return known is not None and (known["state"] in ("ok", "failed") or known["run"] == self.run)
 
     def found(self, name: str) -> dict[str, Any] | None:
         """Return a measurement that came out, or None."""
@@ -80,95 +126,76 @@ class Records:
         return known if known is not None and known["state"] == "ok" else None
 
     def attempt(self, name: str, measure: Callable[[], Mapping[str, Any]], needs: float = 0.0) -> dict[str, Any]:
-        """Measure, unless that is done, and keep what was found or why it was not.
+        """Measure, unless that is done; keep, and return, what was found (a `state` in it wins over `ok`) or why it was not.
 
-        Args:
-            name: of the measurement.
-            measure: returns plain values; `state` among them says `failed` where a check did not hold.
-            needs: seconds that it takes; it is left out where fewer remain.
-
-        Returns:
-            the record, with its `state`.
+        It is left out where fewer seconds remain than it `needs`.
 
         Raises:
-            Broken: the device is unusable now. The record of the error is kept, unless `measure` raised `Broken` itself, having
+            BrokenContext: the device is unusable now. The error is kept, unless `measure` raised `BrokenContext` itself, having
                 seen to it that another attempt fares better.
         """
         if self.done(name):
             return self.records[name]
-        self.check_suite()
         if self.seconds_left <= needs:
-            return self.keep(name, {"state": "left_out", "reason": "the part's time is over"})
+            return self.keep(name, {"state": "left_out", "reason": TIME_OVER})
         self.marker.write_text(name)
         start = time.monotonic()
         try:
             values = {"state": "ok", **measure()}
-        except Broken:
-            self.marker.unlink(missing_ok=True)
+        except BrokenContext:
+            self.marker.unlink()
             raise
         except LeftOut as error:
             values = {"state": "left_out", "reason": str(error)[:TEXT]}
         except Exception as error:  # whatever a kernel, a driver or a backend raises is a result of the suite
             values = {"state": "error", "error": describe(error)}
         record = self.keep(name, {**values, "seconds": round(time.monotonic() - start, 3)})
-        self.marker.unlink(missing_ok=True)
         if record["state"] == "error" and not self.healthy():
-            raise Broken(record["error"])
+            raise BrokenContext(record["error"])
         return record
 
-    def keep(self, name: str, values: Mapping[str, Any], *, later: bool = False) -> dict[str, Any]:
-        """Write a record down; `later`: within a second or with the next `write`, for many records at a time."""
-        record = plain({"id": name, "run": self.run, **values})
+    def keep(self, name: str, values: Mapping[str, Any], *, every_s: float = 0.0) -> dict[str, Any]:
+        """Write a record down; `every_s`: for many in a row, write the file no more often than that."""
+        record: dict[str, Any] = _plain({"id": name, "run": self.run, **values})
         assert record["state"] in STATES
         self.records[name] = record
-        if not later or time.monotonic() - self._written > 1:
+        if time.monotonic() - self._written >= every_s:
             self.write()
-        return dict(record)
-
-    def check_suite(self) -> None:
-        """End this process where the suite that started it is gone."""
-        if self.suite is not None and os.getppid() != self.suite:
-            raise SystemExit("the suite has ended; so does this part")
-
-    def forget(self, name: str) -> None:
-        """Drop a record, if there is one."""
-        if self.records.pop(name, None) is not None:
-            self.write()
+        self.marker.unlink(missing_ok=True)
+        return record
 
     def write(self) -> None:
         """Write the file."""
-        self.check_suite()  # its successor may be writing already
         value = {"format_version": FORMAT_VERSION, "part": self.part, "identity": self.identity}
         write_json(self.path, {**value, "records": list(self.records.values())})
         self._written = time.monotonic()
-
-
-def check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
-    """Require that results were made under the conditions of now.
-
-    Raises:
-        InvalidInput: naming the fields that differ.
-    """
-    differing = [f"{name}: {ours.get(name)!r} there, {theirs.get(name)!r} now"
-                 for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]  # fmt: skip
-    if differing:
-        raise InvalidInput(f"{path} was made under other conditions ({'; '.join(differing)}); give another --out")
 
 
 def describe(error: BaseException) -> str:
     """Return an error's type, text and place, short enough for a table of errors."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:TEXT]}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:TEXT]}{where}"
 
 
-def plain(value: Any) -> Any:
+def _check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
+    differing = [f"{name}: {ours.get(name)!r} there, {theirs.get(name)!r} now"
+                 for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]  # fmt: skip
+    if differing:
+        raise InvalidInput(f"{path} was made under other conditions ({'; '.join(differing)}); give another --out")
+
+
+def _plain(value: Any) -> Any:
     """Return values as JSON knows them: numbers that are not finite become text."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value
+        return [_plain(item) for item in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

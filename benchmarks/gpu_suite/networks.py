@@ -1,0 +1,217 @@
+"""Parts 3 and 4: predicted against measured latency of `tiny`, and whole networks with every way to compute their attention."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu_suite.attention import table_path
+from benchmarks.gpu_suite.launches import Session
+from benchmarks.gpu_suite.records import TIME_OVER, LeftOut, describe
+from export.errors import Unavailable
+from export.runtime import Runtime
+from export.runtime import Session as Loaded
+from export.target import Target
+from export.torch_session import TorchRuntime
+from hyctas import published
+from hyctas.attention import dispatch, measured
+from hyctas.calibrate import measure_networks
+from hyctas.engine.table import open_target
+from hyctas.genotype import Genotype
+from hyctas.network import Native, build
+from hyctas.operators import SelfAttention
+from hyctas.plan import lower
+from hyctas.space import edge, tiny
+from hyctas.workloads import calibration_name, draw_networks, units, workloads
+from latency import LatencyTable, Protocol, judge, predict, profile
+from latency.lock import measuring
+from latency.predict import MIN_NETWORKS, fit
+
+CLASSES, BATCH, ROUND, PURPOSE = 19, 8, 10, 0x666964
+"""Networks that are measured together; samples of one network in a row before it is another's turn; of random draws."""
+
+
+class Scale(NamedTuple):
+    """How much is measured."""
+
+    size: tuple[int, int]
+    targets: tuple[str, ...]
+    """Of fidelity."""
+    keys: int
+    """The most that are profiled: those of networks which together need no more."""
+    networks: int
+    """Of fidelity: one half for the calibration, the other to judge it by."""
+    draws: int
+    """Networks of which these are chosen, the first that fit."""
+    protocol: Protocol
+    """Of operators."""
+    rounds: int
+    """Over networks that are measured together."""
+    samples: int
+    """Of whole networks, end to end."""
+
+
+FULL = Scale((512, 1024), ("torch-cuda:fp16", "tensorrt:fp16"), 120, 48, 500, Protocol(warmup_ms=20, budget_ms=120), 3, 400)
+REHEARSAL = Scale((64, 96), ("torch-cpu:fp32", "tensorrt:fp16"), 50, 10, 200,
+                  Protocol(warmup_ms=0, budget_ms=1, min_samples=2, max_samples=2, retake_load=1.0), 1, 10)  # fmt: skip
+
+
+def fidelity(session: Session) -> None:
+    """Profile, calibrate and judge every target that this machine offers."""
+    scale = REHEARSAL if session.device.rehearsal else FULL
+    for text in scale.targets:
+        try:
+            runtime = open_target(Target.parse(text), 1)
+        except Unavailable as error:
+            session.records.keep(f"{text} profile", {"state": "left_out", "reason": f"{text} is unavailable: {error.reason}"})
+        else:
+            _judge_target(session, scale, text, runtime)
+
+
+def _judge_target(session: Session, scale: Scale, text: str, runtime: Runtime) -> None:
+    records, space = session.records, tiny()
+    keys, genotypes = _networks(scale, 2 if session.device.rehearsal else session.suite.seed)
+    plans = {genotype.id: units(lower(genotype, scale.size, CLASSES)) for genotype in genotypes}
+    path, half = session.folder / f"fidelity.{text.replace(':', '-')}.latency.json", len(genotypes) // 2
+
+    def tick(*progress: Any) -> None:
+        if records.seconds_left < 0:
+            raise LeftOut(TIME_OVER)  # what was profiled is in the table's journal
+
+    def profiled() -> dict[str, Any]:
+        table = profile(workloads(keys), runtime, path, scale.protocol, progress=tick)
+        return {"keys": len(keys), "of_keys": len(space.keys(scale.size, CLASSES)), "size": list(scale.size),
+                "busy": sum(row.busy for row in table.rows.values())}  # fmt: skip
+
+    def measured_networks(chosen: Sequence[Genotype]) -> dict[str, Any]:
+        first, second = measure_networks(chosen, runtime, scale.size, CLASSES, repeats=2, rounds=scale.rounds, progress=tick)
+        return {"ids": [genotype.id for genotype in chosen], "measured_ms": first.tolist(), "repeat_ms": second.tolist()}
+
+    def whole(name: str, chosen: Sequence[Genotype]) -> tuple[list[str], list[float], list[float]]:
+        starts = range(0, len(chosen), BATCH)
+        found = [records.attempt(f"{text} {name} {start}", partial(measured_networks, chosen[start : start + BATCH]), needs=8.0)
+                 for start in starts]  # fmt: skip
+        columns = ("ids", "measured_ms", "repeat_ms")
+        ids, first, second = ([value for record in found if record["state"] == "ok" for value in record[key]] for key in columns)
+        return ids, first, second
+
+    def judged() -> dict[str, Any]:
+        (fitted, fitted_ms, _), (ids, ms, repeat) = calibrating, fresh
+        if len(fitted) < MIN_NETWORKS or not ids:
+            raise LeftOut(f"{len(fitted)} networks to fit and {len(ids)} to judge were measured; that takes {MIN_NETWORKS} and 1")
+        table = LatencyTable.load(path)
+        calibration = fit([plans[name] for name in fitted], fitted_ms, table, space_hash=space.hash,
+                          name=calibration_name(space, scale.size))  # fmt: skip
+        judgement = judge([predict(plans[name], table, calibration) for name in ids], ms, repeat)
+        plain = judge([predict(plans[name], table) for name in ids], ms)
+        return {"calibration": calibration.to_json(), "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
+                "text": judgement.to_markdown()}  # fmt: skip
+
+    if records.attempt(f"{text} profile", profiled, needs=5.0)["state"] == "ok":
+        calibrating, fresh = whole("calibration", genotypes[:half]), whole("networks", genotypes[half:])
+        records.attempt(f"{text} judgement of {len(fresh[0])} networks", judged, needs=-math.inf)
+
+
+def _networks(scale: Scale, seed: int) -> tuple[list[str], list[Genotype]]:
+    """Return networks that together need few keys, and these keys."""
+    keys, chosen = dict[str, None](), list[Genotype]()
+    for genotype in draw_networks(tiny(), scale.draws, seed, PURPOSE):
+        more = keys | dict.fromkeys(node.key for node in lower(genotype, scale.size, CLASSES).nodes)
+        if len(more) <= scale.keys and len(chosen) < scale.networks:
+            keys, chosen = more, [*chosen, genotype]
+    return list(keys), chosen
+
+
+class Plain(nn.Module):
+    """A network with folded norms that offers no fused form, so that a session computes its attention in steps."""
+
+    def __init__(self, network: Native) -> None:
+        super().__init__()
+        self.folded_network = network.folded()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images to native output."""
+        output: Tensor = self.folded_network(image)
+        return output
+
+
+def end_to_end(session: Session) -> None:
+    """Time the published network S, and one of `edge`, as the torch target runs them."""
+    for name, genotype in (("published S", published.genotype("S")), ("edge", edge_network())):
+        session.records.attempt(name, partial(_time_network, session, genotype), needs=8.0)
+
+
+def edge_network() -> Genotype:
+    """Return the first network of a fixed draw from the space `edge` that has self-attention of the kind that can be fused."""
+    for genotype in draw_networks(edge(), 200, 0, 0x453245):
+        operators = [node.operator for node in lower(genotype, FULL.size, CLASSES).nodes]
+        if any(isinstance(op, SelfAttention) and op.heads == op.pool == 1 and not op.pool_last for op in operators):
+            return genotype
+    raise LookupError("no network of the draw has one head and all keys; draw more")
+
+
+def _ways(session: Session) -> dict[str, tuple[bool, str, str]]:
+    """Return by name: whether blocks are fused, the implementation that is forced, and the folder of tables."""
+    tables = str(table_path(session).parent) if table_path(session).exists() else ""
+    tuned = {"fused, tuned": (True, "", tables), "two-step, tuned": (False, "", tables)} if tables else {}
+    forced = {} if session.device.rehearsal else {name: (False, name, "") for name in ("sdpa", "chunked")}
+    return {**tuned, "fused": (True, "", ""), "two-step": (False, "", ""), **forced}
+
+
+def _time_network(session: Session, genotype: Genotype) -> dict[str, Any]:
+    device, scale = session.device, REHEARSAL if session.device.rehearsal else FULL
+    target = Target.parse("torch-cpu:fp32" if device.rehearsal else "torch-cuda:fp16")
+    network = Native(build(genotype, CLASSES).eval())
+    image = np.random.default_rng(session.suite.seed).standard_normal((1, 3, *scale.size), dtype=np.float32)
+    sessions, errors = dict[str, Loaded](), dict[str, str]()
+    with ExitStack() as stack:
+        if not device.rehearsal:
+            stack.enter_context(measuring())
+        for name, (fused, forced, tables) in _ways(session).items():
+            try:
+                with _environment({dispatch.VARIABLE: forced, measured.VARIABLE: tables}):
+                    module = network if fused else Plain(network)
+                    (loaded,) = TorchRuntime(target).load_modules([(module, (torch.from_numpy(image),))])
+            except Exception as error:  # one way may not run here; the others are timed
+                errors[name] = describe(error)
+                if not device.healthy():
+                    raise
+                continue
+            loaded.bind({"x0": image})
+            sessions[name] = stack.enter_context(loaded)
+        for loaded in sessions.values():
+            loaded.step()
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        for _ in range(scale.samples // ROUND):
+            for name, loaded in sessions.items():
+                times[name] += [loaded.step() for _ in range(ROUND)]
+        outputs = {name: loaded.run({"x0": image})[0] for name, loaded in sessions.items()}
+    if not sessions:
+        return {"state": "error", "error": f"no way ran: {errors}"}
+    first = next(iter(outputs.values()))
+    return {
+        "genotype": genotype.id, "size": list(scale.size), "target": str(target), "samples": scale.samples, "errors": errors,
+        "ms": {name: dict(zip(("median", "p10", "p99"), map(float, np.percentile(t, (50, 10, 99))), strict=True))
+               for name, t in times.items()},
+        "difference": {name: float(np.linalg.norm(y - first) / np.linalg.norm(first)) for name, y in outputs.items()},
+    }  # fmt: skip
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Set variables while a network is loaded; its CUDA graph keeps what they choose."""
+    before = dict(os.environ)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
