@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not hold a core that another process needs
 os.environ["HYCTAS_MEASURING_LOCK"] = f"hyctas-tests-{os.getpid()}"  # tests wait for no measurement on this machine
-settings.register_profile(
-    "project", deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck), database=None
-)
-settings.load_profile("project")
+with contextlib.suppress(ModuleNotFoundError):  # a machine with a GPU runs what needs one with pytest alone
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "project", deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck), database=None
+    )
+    settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)

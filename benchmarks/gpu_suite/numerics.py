@@ -85,10 +85,8 @@ class Recorder:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            last = [line[1:].strip() for line in str(report.longrepr).splitlines() if line.startswith("E ")][-1][:TEXT]
-            missing = last.startswith("ModuleNotFoundError")  # a machine need not have all that tests need
-            state, key = ("left_out", "reason") if missing else ("error", "error")
-            self.records.keep(report.nodeid, {"state": state, key: last})
+            last = [line[1:].strip() for line in str(report.longrepr).splitlines() if line.startswith("E ")][-1]
+            self.records.keep(report.nodeid, _outcome("failed", last))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.records.marker.write_text(nodeid)  # in case it ends this process
@@ -102,17 +100,20 @@ class Recorder:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
         report = yield
         if report.when == "call" or not report.passed:
-            text = "" if call.excinfo is None else f"{call.excinfo.typename}: {call.excinfo.value}"[:TEXT]
-            outcomes: dict[str, dict[str, Any]] = {
-                "passed": {"state": "ok"}, "skipped": {"state": "left_out", "reason": text.removeprefix("Skipped: ")},
-                "failed": {"state": "failed", "why": [text.removeprefix("Failed: ")]},
-            }  # fmt: skip
-            found = {**dict(item.user_properties), **outcomes[report.outcome]}
+            text = "" if call.excinfo is None else f"{call.excinfo.typename}: {call.excinfo.value}"
+            found = {**dict(item.user_properties), **_outcome(report.outcome, text)}
             self.records.keep(item.nodeid, {**found, "seconds": round(call.duration, 3)})
             if report.failed and not self.device.healthy():
                 self.broken = text
                 pytest.exit(text)
         return report
+
+
+def _outcome(outcome: str, text: str) -> dict[str, Any]:
+    """Return what a record says of a test or a file of tests; a machine need not have all packages that tests import."""
+    if outcome == "skipped" or text.startswith("ModuleNotFoundError"):
+        return {"state": "left_out", "reason": text.removeprefix("Skipped: ")[:TEXT]}
+    return {"state": "ok"} if outcome == "passed" else {"state": "failed", "why": [text.removeprefix("Failed: ")[:TEXT]]}
 
 
 def launch_of(case: Case, seed: int, arch: int, *, small: bool = False) -> Launch | None:
