@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.errors import one_sentence
-from benchmarks.gpu_suite.records import REST, BrokenContext, Records, Suite, describe, open_suite, read_suite
+from benchmarks.gpu_suite.records import REST, BrokenContext, Records, describe, open_suite, read_suite
 from benchmarks.gpu_suite.summary import defects, failures, write_summary
 from export.errors import InvalidInput, Unavailable
 
@@ -90,7 +90,7 @@ def run(out: Path, asked: str, seconds: float | None, device: str, command: str)
                 compiler.kill()  # what it found is on disk
             end += share * usual  # what a part does not use, or uses in excess, is the next one's
             print(f"{name}: {end - time.monotonic():.0f} s", flush=True)
-            supervise(out, name, device, suite, run_id, end)
+            supervise(out, name, device, run_id, end)
             write_summary(out)
     finally:
         if compiler is not None:
@@ -114,7 +114,7 @@ def gpu_name(device: str) -> str:
     return torch.cuda.get_device_name(0)
 
 
-def supervise(out: Path, name: str, device: str, suite: Suite, run_id: str, deadline: float) -> None:
+def supervise(out: Path, name: str, device: str, run_id: str, deadline: float) -> None:
     """Run a part until it is through, its time is over, or it has died too often; keep what it died of as an error."""
     died = "the time was over before it began"
     for _ in range(MOST_STARTS):
@@ -131,14 +131,14 @@ def supervise(out: Path, name: str, device: str, suite: Suite, run_id: str, dead
             process.wait()
         if code == 0:
             return
-        records = Records(out, name, suite.identity, run_id)
+        records = Records(out, name, run_id)
         if records.marker.exists():
             records.keep(records.marker.read_text(), {"state": "error", "error": died})
         elif code != BROKEN:
             if REST not in records.records:
                 records.keep(REST, {"state": "error", "error": died})
             return
-    Records(out, name, suite.identity, run_id).keep(REST, {"state": "left_out", "reason": f"{died}; the same command goes on"})
+    Records(out, name, run_id).keep(REST, {"state": "left_out", "reason": f"{died}; the same command goes on"})
 
 
 def _start(out: Path, name: str, device: str, run_id: str, deadline: float) -> subprocess.Popen[bytes]:
@@ -164,7 +164,7 @@ def run_part(given: argparse.Namespace) -> None:
     from benchmarks.gpu_suite.launches import Device, Session
 
     suite, device = read_suite(given.out), Device(given.device)
-    records = Records(given.out, given.part, suite.identity, given.run, given.deadline, device.healthy)
+    records = Records(given.out, given.part, given.run, given.deadline, device.healthy)
     records.records.pop(REST, None)
     records.write()
     torch.manual_seed(suite.seed)

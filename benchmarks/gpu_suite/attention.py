@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -24,12 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, floor_ms, shipped_tiles, time_in_turn
-from benchmarks.gpu_suite.records import BrokenContext, Records, describe
+from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, floor_ms, shipped_tiles
+from benchmarks.gpu_suite.records import BrokenContext, describe, read_records
 from export.machine import usable_cores
 from hyctas.attention import sdpa
 from hyctas.attention.block import in_steps
-from hyctas.attention.cases import Case
 from hyctas.attention.gate import compile_all
 from hyctas.attention.measured import VARIABLE, Entry, slug, write_table
 from hyctas.attention.resources import Resources, judge
@@ -43,7 +42,7 @@ TUNED = "float16"
 """Tiles are chosen in this dtype and hold for the other, which costs the same."""
 ROWS, COLUMNS, WARPS, STAGES = (64, 128), (32, 64, 128), (4, 8), (1, 2, 3)
 SPLITS = (1, 2, 3, 4, 6, 8)
-MOST_TILES, FINALISTS = 24, 3
+MOST_TILES, FINALISTS = 16, 3
 """Tiles tried per kernel and shape, nearest to the shipped one first; how many are timed again, forward ones in several splits."""
 TUNE_SECONDS, WAIT_SECONDS = 1.0, 15.0
 """For one kernel at one shape; to wait for what is being compiled for one step."""
@@ -91,31 +90,25 @@ def compile_ahead(session: Session) -> None:
     """Compile what numerics launches, then the candidates of tuning, beside these parts; launches find it in Triton's cache."""
     from benchmarks.gpu_suite import numerics
 
+    arch, processors, records = session.device.architecture, session.device.processors, session.records
     if session.device.no_kernels:
         return
     os.nice(10)  # what measures meanwhile goes first
-    arch, processors = session.device.architecture, session.device.processors
     checked = (numerics.launch_of(case, session.suite.seed, arch) for case in numerics.CASES)
     cases = dict.fromkeys(case for launch in checked if launch is not None for case in launch.cases(arch, processors))
     for step in STEPS:
-        cases |= dict.fromkeys(case for _, case in sorted(_candidate_cases(session, step), key=lambda pair: pair[0]))
-    missing = [case for case in cases if not session.records.done(case.key)]
-    for case, outcome in compile_all(missing, COMPILERS, session.records.seconds_left):
+        launches = [launch_of(session, step, TUNED, c, n) for c, n in shapes(session.device)]
+        ranked = [pair for one in launches if one.tiles for kernel in KERNELS[step]
+                  for pair in enumerate(candidates(one, kernel, session.device))]  # fmt: skip
+        ranked.sort(key=lambda pair: pair[0])  # the likeliest of all shapes first
+        cases |= dict.fromkeys(case for _, one in ranked for case in one.cases(arch, processors))
+    for case, outcome in compile_all([case for case in cases if not records.done(case.key)], COMPILERS, records.seconds_left):
         if isinstance(outcome, Resources):
             values = {"state": "ok", **asdict(outcome), "wrong": judge(case, outcome)}
         else:
             values = {"state": "error", "error": outcome.reason}
-        session.records.keep(case.key, values, every_s=1.0)
-    session.records.write()
-
-
-def _candidate_cases(session: Session, step: str) -> Iterator[tuple[int, Case]]:
-    """Yield what tuning may launch, with a rank: the likeliest of all shapes first."""
-    for c, n in shapes(session.device):
-        launch = launch_of(session, step, TUNED, c, n)
-        for kernel in KERNELS[step] if launch.tiles else ():
-            for rank, one in enumerate(candidates(launch, kernel, session.device)):
-                yield from ((rank, case) for case in one.cases(session.device.architecture, session.device.processors))
+        records.keep(case.key, values, every_s=1.0)
+    records.write()
 
 
 def shapes(device: Device) -> Iterator[tuple[int, int]]:
@@ -125,7 +118,7 @@ def shapes(device: Device) -> Iterator[tuple[int, int]]:
 
 def launch_of(session: Session, step: str, dtype: str, c: int, n: int) -> Launch:
     """Return a launch with the best tiles known; a block of more channels than any tile holds has none."""
-    tiles = shipped_tiles(session.device.architecture, step, c, dtype, n) or {}
+    tiles = shipped_tiles(session.device.architecture, step, c, dtype, n)
     found = {kernel: session.records.found(_tuning(kernel, c, n)) for kernel in KERNELS[step]}
     tiles |= {kernel: Tile.from_json(record["best"]) for kernel, record in found.items() if record is not None}
     if step == "backward":
@@ -159,13 +152,13 @@ def tune(session: Session, step: str, kernel: str, c: int, n: int, wait_until: f
     """
     device, launch = session.device, launch_of(session, step, TUNED, c, n)
     tensors, waiting = inputs_of(launch, session), candidates(launch, kernel, device)
-    compiled = _compiled(session, {_key(one, kernel, device) for one in waiting}, wait_until)
+    refusals = _refusals(session, [_key(one, kernel, device) for one in waiting], wait_until)
     tried, refused, errors, untried, best = dict[Tile, float](), Counter[str](), list[str](), 0, list[Tile]()
     end, splitting = time.monotonic() + TUNE_SECONDS, kernel == "forward"
     while waiting:
         one = waiting.pop(0)
-        tile = one.tiles[kernel]
-        if why := refusal(_key(one, kernel, device), session, compiled):
+        tile, key = one.tiles[kernel], _key(one, kernel, device)
+        if why := "" if device.rehearsal else refusals.get(key, "not compiled in time"):
             refused[why.partition(":")[0]] += 1
         elif tried and time.monotonic() > end:
             untried += 1
@@ -175,40 +168,29 @@ def tune(session: Session, step: str, kernel: str, c: int, n: int, wait_until: f
             except Exception as error:  # what the driver refuses (resources, mostly) is a result
                 errors.append(f"{tile.to_json()}: {describe(error)[:300]}")
                 if not device.healthy():
-                    session.records.keep(f"refused {_key(one, kernel, device)}", {"state": "failed", "why": [errors[-1]]})
+                    session.records.keep(f"refused {key}", {"state": "failed", "why": [errors[-1]]})
                     raise BrokenContext(errors[-1]) from error
         best = sorted(tried, key=lambda tile: tried[tile])[:FINALISTS]
         if not waiting and splitting and any(_with(launch, kernel, tile).splits(device.processors) > 1 for tile in best):
             waiting, splitting = [_with(launch, kernel, replace(tile, splits=s)) for tile in best for s in SPLITS], False
     if len(best) > 1:
-        finals = {str(tile): partial(_with(launch, kernel, tile).run, tensors) for tile in best}
-        times = time_in_turn(finals, device, rounds=1)
+        times = device.time_in_turn({str(tile): partial(_with(launch, kernel, tile).run, tensors) for tile in best}, rounds=1)
         tried |= {tile: times[str(tile)]["median_ms"] for tile in best}
-    order = sorted(tried, key=lambda tile: (tile not in best, tried[tile]))
+    order = sorted(tried, key=lambda tile: (tile not in best, tried[tile])) or [launch.tiles[kernel]]
+    timed = [{"ms": tried[tile], **tile.to_json()} for tile in order if tile in tried]
     return {"C": c, "N": n, "step": step, "kernel": kernel, "refused": dict(refused), "errors": errors, "untried": untried,
-            "tried": [{"ms": tried[tile], **tile.to_json()} for tile in order],
-            "best": (order[0] if order else launch.tiles[kernel]).to_json()}  # fmt: skip
+            "tried": timed, "best": order[0].to_json()}  # fmt: skip
 
 
-def _compiled(session: Session, keys: set[str], until: float) -> Mapping[str, Mapping[str, Any]]:
-    """Return what is known of compiled cases by key; wait for some, to a time at most."""
+def _refusals(session: Session, keys: list[str], until: float) -> dict[str, str]:
+    """Return by case why it should not be launched (empty: it may); wait for some to be compiled, to a time at most."""
     while True:
-        known = Records(session.folder, "candidates", session.records.identity, session.records.run).records
-        if session.device.rehearsal or time.monotonic() > until or keys <= known.keys():
-            return known
+        known = {record["id"]: record for record in read_records(session.folder, "candidates")}
+        if session.device.rehearsal or time.monotonic() > until or known.keys() >= {*keys}:
+            return {key: "broke the GPU's context" if f"refused {key}" in session.records.records
+                    else "; ".join(record["wrong"]) if record["state"] == "ok" else record["error"]
+                    for key, record in known.items()}  # fmt: skip
         time.sleep(0.3)
-
-
-def refusal(key: str, session: Session, compiled: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say why a tile is not tried: not compiled, refused by the compiler, or its code spills; empty where it is good."""
-    if f"refused {key}" in session.records.records:
-        return "broke the GPU's context"
-    if session.device.rehearsal:  # Triton's interpreter compiles nothing
-        return ""
-    record = compiled.get(key)
-    if record is None:
-        return "not compiled in time"
-    return "; ".join(record["wrong"]) if record["state"] == "ok" else str(record["error"])
 
 
 def _with(launch: Launch, kernel: str, tile: Tile) -> Launch:
@@ -240,49 +222,45 @@ def compare(session: Session, step: str, dtype: str, c: int, n: int, *, compiled
     t, forward, training = inputs_of(launch, session), replace(launch, step="forward"), step == "backward"
     calls: dict[str, Call] = {"ours": partial(launch.run, t)} if launch.tiles else {}
     if training:
-        calls = {"ours": lambda: launch.run({**t, **forward.run(t)}), "ours_forward": partial(forward.run, t),
-                 "ours_backward": partial(launch.run, t)}  # fmt: skip
+        calls |= {"ours": lambda: launch.run({**t, **forward.run(t)}), "ours_forward": partial(forward.run, t),
+                  "ours_backward": partial(launch.run, t)}  # fmt: skip
     if step == "block":
         calls["steps"] = partial(in_steps, **t, scale=launch.scale)
-    notes, refused, errors, peaks = dict[str, str](), dict[str, str](), dict[str, str](), dict[str, int | None]()
     others = compiled_baseline(t, device, training) if compiled else baselines(t, device, training)
-    for name, note, call in block_baselines(t, device) if step == "block" else others:
-        if name not in calls and (why := refusal_of(call)):
-            refused[name] = f"{note}: {why}"
-        elif name not in calls:
-            calls[name], notes[name] = call, note
-            refused.pop(name, None)
+    notes, refused, errors, peaks = dict[str, str](), dict[str, str](), dict[str, str](), dict[str, int | None]()
     with torch.set_grad_enabled(training):
+        for name, note, call in block_baselines(t, device) if step == "block" else others:
+            if name not in calls and (why := refusal_of(call)):
+                refused[name] = f"{note}: {why}"
+            elif name not in calls:
+                calls[name], notes[name] = call, note
+                refused.pop(name, None)
         for name, call in calls.items():
             try:
                 call()
+                device.samples(call, 0.1)
                 peaks[name] = device.peak_bytes(call)
             except Exception as error:  # out of memory, most likely; the others are timed nevertheless
                 errors[name] = describe(error)
                 if not device.healthy():
                     raise
-        times = time_in_turn({name: calls[name] for name in peaks}, device)
-    found = {name: {**time, "peak_bytes": peaks[name], "note": notes.get(name, "")} for name, time in times.items()}
-    failed = "; ".join(f"{name}: {text}" for name, text in errors.items() if name.startswith("ours"))
+        timed = device.time_in_turn({name: calls[name] for name in peaks})
+    times = {name: {**time, "peak_bytes": peaks[name], "note": notes.get(name, "")} for name, time in timed.items()}
     tiles = {name: tile.to_json() for name, tile in launch.tiles.items()}
-    return {"step": step, "dtype": dtype, "C": c, "d": launch.d, "N": n, "tiles": tiles, "times": found, "errors": errors,
-            "refused": refused, **_shares(session, launch, t, found),
-            **({"state": "error", "error": failed} if failed else {})}  # fmt: skip
-
-
-def _shares(session: Session, launch: Launch, t: Tensors, times: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return what goals are stated in: the share of the floor, peak memory over inputs and outputs, backward over forward."""
-    if {"ours_forward", "ours_backward"} <= times.keys():
-        return {"backward_over_forward": times["ours_backward"]["median_ms"] / times["ours_forward"]["median_ms"]}
-    if "ours" not in times:
-        return {}
-    found, ours = dict[str, float](), times["ours"]
-    if ours["peak_bytes"] is not None:
-        given = sum(tensor.nbytes for name, tensor in t.items() if name != "grad_o")
-        output = t["x" if launch.step == "block" else "grad_o"].nbytes  # has this shape
-        found["peak_over_io"] = (given + ours["peak_bytes"]) / (given + output)
-    floor = floor_ms(session.suite.identity["gpu"], launch.d, launch.e, launch.queries) if launch.step == "forward" else None
-    return found | ({} if floor is None else {"floor_ms": floor, "floor_share": floor / ours["median_ms"]})
+    found = {"step": step, "dtype": dtype, "C": c, "d": launch.d, "N": n, "tiles": tiles, "times": times, "errors": errors,
+             "refused": refused}  # fmt: skip
+    if failed := "; ".join(f"{name}: {text}" for name, text in errors.items() if name.startswith("ours")):
+        found |= {"state": "error", "error": failed}
+    elif training:
+        found["backward_over_forward"] = times["ours_backward"]["median_ms"] / times["ours_forward"]["median_ms"]
+    elif "ours" in times:
+        if (peak := peaks["ours"]) is not None:
+            given = sum(tensor.nbytes for name, tensor in t.items() if name != "grad_o")
+            output = t["x" if step == "block" else "grad_o"].nbytes  # has this shape
+            found["peak_over_io"] = (given + peak) / (given + output)
+        if step == "forward" and (floor := floor_ms(session.suite.identity["gpu"], launch.d, c, n)) is not None:
+            found |= {"floor_ms": floor, "floor_share": floor / times["ours"]["median_ms"]}
+    return found
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -305,7 +283,7 @@ def baselines(t: Tensors, device: Device, training: bool) -> Iterator[tuple[str,
     q, k, v, grad_o = (t[name] for name in ("q", "k", "v", "grad_o"))
     maps = [x[:, 0] for x in (q, k, v)]
     yield "naive", "channels-first, the map of weights in memory", _pass(naive, maps, grad_o[:, 0], training)
-    for (name, backend), channels in itertools.product(_backends(device), _paddings(q.shape[2], v.shape[2])):
+    for name, backend, channels in _backends(device, q.shape[2], v.shape[2]):
         rows = [_positions_first(x, size) for x, size in ((q, channels), (k, channels), (v, v.shape[2]))]
         call = _pass(partial(fused, backend), rows, _positions_first(grad_o, v.shape[2]), training)
         yield name, f"{channels} channels in q and k", call
@@ -324,7 +302,7 @@ def block_baselines(t: Tensors, device: Device) -> Iterator[tuple[str, str, Call
     """
     (d, e), x = t["wq"].shape, t["x"].contiguous(memory_format=torch.channels_last)
     yield "naive", "", partial(_block, t, lambda q, k, v: naive(q.flatten(2), k.flatten(2), v.flatten(2)).view_as(v))
-    for (name, backend), channels in itertools.product(_backends(device), _paddings(d, e)):
+    for name, backend, channels in _backends(device, d, e):
         wide = {key: F.pad(t[key], (0, 0) * (t[key].dim() - 1) + (0, channels - d)) for key in ("wq", "wk", "bq")}
         call = partial(_block, {**t, **wide, "x": x}, partial(_on_maps, partial(fused, backend)))
         yield name, f"channels-last, {channels} channels in q and k", call
@@ -349,17 +327,15 @@ def refusal_of(call: Call) -> str:
     return ""
 
 
-def _backends(device: Device) -> Iterable[tuple[str, SDPBackend]]:
-    return (REHEARSAL_BACKENDS if device.rehearsal else BACKENDS).items()
-
-
 def _pass(attend: Attend, inputs: list[Tensor], grad: Tensor, training: bool) -> Call:
     given = [x.clone().requires_grad_(training) for x in inputs]
     return (lambda: torch.autograd.grad(attend(*given), given, grad)) if training else partial(attend, *given)
 
 
-def _paddings(d: int, e: int) -> list[int]:
-    return [channels for channels in dict.fromkeys((-(-d // 8) * 8, e)) if channels >= d]
+def _backends(device: Device, d: int, e: int) -> Iterator[tuple[str, SDPBackend, int]]:
+    """Yield PyTorch's backends with channels that q and k may be padded to, fewest first."""
+    for name, backend in (REHEARSAL_BACKENDS if device.rehearsal else BACKENDS).items():
+        yield from ((name, backend, channels) for channels in dict.fromkeys((-(-d // 8) * 8, e)) if channels >= d)
 
 
 def _block(t: Tensors, attend: Attend) -> Tensor:
@@ -391,7 +367,7 @@ def write_dispatch_table(session: Session) -> None:
     """Write the table anew, with every comparison that came out so far."""
     entries = [entry for record in session.records.records.values() if (entry := entry_of(record)) is not None]
     if entries:
-        provenance = {**session.records.identity, "command": session.suite.command}
+        provenance = {**session.suite.identity, "command": session.suite.command}
         write_table(table_path(session), session.suite.identity["gpu"], entries, provenance)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.gpu_suite.attention import table_path
 from benchmarks.gpu_suite.launches import Session
@@ -43,24 +43,17 @@ class Scale(NamedTuple):
     """How much is measured."""
 
     size: tuple[int, int]
-    targets: tuple[str, ...]
-    """Of fidelity."""
-    keys: int
-    """The most that are profiled: those of networks which together need no more."""
-    networks: int
-    """Of fidelity: one half for the calibration, the other to judge it by."""
-    draws: int
-    """Networks of which these are chosen, the first that fit."""
-    protocol: Protocol
-    """Of operators."""
-    rounds: int
-    """Over networks that are measured together."""
-    samples: int
-    """Of whole networks, end to end."""
+    targets: tuple[str, ...]  # of fidelity
+    keys: int  # at most profiled: those of networks which together need no more
+    networks: int  # one half for the calibration, the other to judge it by
+    draws: int  # networks of which these are chosen, the first that fit
+    protocol: Protocol  # of operators
+    rounds: int  # over networks that are measured together
+    samples: int  # of each network end to end
 
 
 FULL = Scale((512, 1024), ("torch-cuda:fp16", "tensorrt:fp16"), 120, 48, 500, Protocol(warmup_ms=20, budget_ms=120), 3, 400)
-REHEARSAL = Scale((64, 96), ("torch-cpu:fp32", "tensorrt:fp16"), 50, 10, 200,
+REHEARSAL = Scale((64, 96), ("torch-cpu:fp32", "tensorrt:fp16"), 80, 10, 60,
                   Protocol(warmup_ms=0, budget_ms=1, min_samples=2, max_samples=2, retake_load=1.0), 1, 10)  # fmt: skip
 
 
@@ -78,9 +71,8 @@ def fidelity(session: Session) -> None:
 
 def _judge_target(session: Session, scale: Scale, text: str, runtime: Runtime) -> None:
     records, space = session.records, tiny()
-    keys, genotypes = _networks(scale, 2 if session.device.rehearsal else session.suite.seed)
-    plans = {genotype.id: units(lower(genotype, scale.size, CLASSES)) for genotype in genotypes}
-    path, half = session.folder / f"fidelity.{text.replace(':', '-')}.latency.json", len(genotypes) // 2
+    keys, genotypes = _networks(scale, 3 if session.device.rehearsal else session.suite.seed)  # 3: ten are found
+    path = session.folder / f"fidelity.{text.replace(':', '-')}.latency.json"
 
     def tick(*progress: Any) -> None:
         if records.seconds_left < 0:
@@ -91,33 +83,32 @@ def _judge_target(session: Session, scale: Scale, text: str, runtime: Runtime) -
         return {"keys": len(keys), "of_keys": len(space.keys(scale.size, CLASSES)), "size": list(scale.size),
                 "busy": sum(row.busy for row in table.rows.values())}  # fmt: skip
 
-    def measured_networks(chosen: Sequence[Genotype]) -> dict[str, Any]:
+    def measured_networks(start: int) -> dict[str, Any]:
+        chosen = genotypes[start : start + BATCH]
         first, second = measure_networks(chosen, runtime, scale.size, CLASSES, repeats=2, rounds=scale.rounds, progress=tick)
         return {"ids": [genotype.id for genotype in chosen], "measured_ms": first.tolist(), "repeat_ms": second.tolist()}
 
-    def whole(name: str, chosen: Sequence[Genotype]) -> tuple[list[str], list[float], list[float]]:
-        starts = range(0, len(chosen), BATCH)
-        found = [records.attempt(f"{text} {name} {start}", partial(measured_networks, chosen[start : start + BATCH]), needs=8.0)
-                 for start in starts]  # fmt: skip
-        columns = ("ids", "measured_ms", "repeat_ms")
-        ids, first, second = ([value for record in found if record["state"] == "ok" for value in record[key]] for key in columns)
-        return ids, first, second
-
     def judged() -> dict[str, Any]:
-        (fitted, fitted_ms, _), (ids, ms, repeat) = calibrating, fresh
-        if len(fitted) < MIN_NETWORKS or not ids:
-            raise LeftOut(f"{len(fitted)} networks to fit and {len(ids)} to judge were measured; that takes {MIN_NETWORKS} and 1")
-        table = LatencyTable.load(path)
-        calibration = fit([plans[name] for name in fitted], fitted_ms, table, space_hash=space.hash,
-                          name=calibration_name(space, scale.size))  # fmt: skip
-        judgement = judge([predict(plans[name], table, calibration) for name in ids], ms, repeat)
-        plain = judge([predict(plans[name], table) for name in ids], ms)
+        if len(found) < 2 * MIN_NETWORKS:
+            raise LeftOut(f"{len(found)} networks were measured; to calibrate and to judge takes {2 * MIN_NETWORKS}")
+        half, table = len(found) // 2, LatencyTable.load(path)
+        plans = [units(lower(genotype, scale.size, CLASSES)) for genotype, _, _ in found]
+        _, ms, repeat = zip(*found, strict=True)
+        name = calibration_name(space, scale.size)
+        calibration = fit(plans[:half], ms[:half], table, space_hash=space.hash, name=name)
+        judgement = judge([predict(plan, table, calibration) for plan in plans[half:]], ms[half:], repeat[half:])
+        plain = judge([predict(plan, table) for plan in plans[half:]], ms[half:])
         return {"calibration": calibration.to_json(), "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
                 "text": judgement.to_markdown()}  # fmt: skip
 
-    if records.attempt(f"{text} profile", profiled, needs=5.0)["state"] == "ok":
-        calibrating, fresh = whole("calibration", genotypes[:half]), whole("networks", genotypes[half:])
-        records.attempt(f"{text} judgement of {len(fresh[0])} networks", judged, needs=-math.inf)
+    if records.attempt(f"{text} profile", profiled, needs=5.0)["state"] != "ok":
+        return
+    found = list[tuple[Genotype, float, float]]()
+    for start in range(0, len(genotypes), BATCH):
+        record = records.attempt(f"{text} networks from {start}", partial(measured_networks, start), needs=8.0)
+        if record["state"] == "ok":
+            found += zip(genotypes[start : start + BATCH], record["measured_ms"], record["repeat_ms"], strict=True)
+    records.attempt(f"{text} judgement by {len(found)} networks", judged, needs=-math.inf)
 
 
 def _networks(scale: Scale, seed: int) -> tuple[list[str], list[Genotype]]:
@@ -128,19 +119,6 @@ def _networks(scale: Scale, seed: int) -> tuple[list[str], list[Genotype]]:
         if len(more) <= scale.keys and len(chosen) < scale.networks:
             keys, chosen = more, [*chosen, genotype]
     return list(keys), chosen
-
-
-class Plain(nn.Module):
-    """A network with folded norms that offers no fused form, so that a session computes its attention in steps."""
-
-    def __init__(self, network: Native) -> None:
-        super().__init__()
-        self.folded_network = network.folded()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images to native output."""
-        output: Tensor = self.folded_network(image)
-        return output
 
 
 def end_to_end(session: Session) -> None:
@@ -177,8 +155,8 @@ def _time_network(session: Session, genotype: Genotype) -> dict[str, Any]:
             stack.enter_context(measuring())
         for name, (fused, forced, tables) in _ways(session).items():
             try:
-                with _environment({dispatch.VARIABLE: forced, measured.VARIABLE: tables}):
-                    module = network if fused else Plain(network)
+                with patch.dict(os.environ, {dispatch.VARIABLE: forced, measured.VARIABLE: tables}):  # a CUDA graph keeps them
+                    module = network if fused else nn.Sequential(network.folded())  # which offers no fused form
                     (loaded,) = TorchRuntime(target).load_modules([(module, (torch.from_numpy(image),))])
             except Exception as error:  # one way may not run here; the others are timed
                 errors[name] = describe(error)
@@ -203,15 +181,3 @@ def _time_network(session: Session, genotype: Genotype) -> dict[str, Any]:
                for name, t in times.items()},
         "difference": {name: float(np.linalg.norm(y - first) / np.linalg.norm(first)) for name, y in outputs.items()},
     }  # fmt: skip
-
-
-@contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """Set variables while a network is loaded; its CUDA graph keeps what they choose."""
-    before = dict(os.environ)
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

@@ -132,7 +132,7 @@ def launch_of(case: Case, seed: int, arch: int, *, small: bool = False) -> Launc
     if step == "block":
         heads, m = 1, n
     tiles = shipped_tiles(arch, step, e, dtype, n, m)
-    if tiles is None:
+    if not tiles:
         return None
     if how.endswith("splits"):
         tiles["forward"] = replace(tiles["forward"], splits=int(how[0]))

@@ -63,7 +63,9 @@ def open_suite(folder: Path, device: str, gpu: str, command: str) -> Suite:
                 "sources": sources()}  # fmt: skip
     if path.exists():
         known = read_suite(folder)
-        _check_identity(known.identity, identity, path)
+        if other := [f"{name}: {known.identity[name]!r} there, {now!r} now" for name, now in identity.items()
+                     if known.identity[name] != now]:  # fmt: skip
+            raise InvalidInput(f"{path} was made under other conditions ({'; '.join(other)}); give another --out")
         return known
     made = Suite(identity, {**machine, "packages": versions}, secrets.randbelow(2**31), command)
     write_json(path, {"format_version": FORMAT_VERSION, **asdict(made)})
@@ -91,24 +93,17 @@ class Records:
     Args:
         folder: where the part's file lies.
         part: its name.
-        identity: machine, versions and sources; a file of others is refused (`InvalidInput`).
         run: this invocation; what another one left out or failed to measure is tried again.
         deadline: by `time.monotonic`, after which nothing more is begun.
         healthy: says after an error whether the device can go on.
     """
 
     def __init__(
-        self, folder: Path, part: str, identity: Mapping[str, Any], run: str, deadline: float = math.inf,
-        healthy: Callable[[], bool] = lambda: True,
-    ) -> None:  # fmt: skip
+        self, folder: Path, part: str, run: str, deadline: float = math.inf, healthy: Callable[[], bool] = lambda: True
+    ) -> None:
         self.path, self.marker = folder / f"{part}.json", folder / f".{part}.current"
-        self.part, self.identity, self.run, self.deadline, self.healthy = part, dict(identity), run, deadline, healthy
-        self.records: dict[str, dict[str, Any]] = {}
-        self._written = 0.0
-        if self.path.exists():
-            value = read_json(self.path, FORMAT_VERSION)
-            _check_identity(value["identity"], self.identity, self.path)
-            self.records = {record["id"]: record for record in value["records"]}
+        self.part, self.run, self.deadline, self.healthy, self._written = part, run, deadline, healthy, 0.0
+        self.records: dict[str, dict[str, Any]] = {record["id"]: record for record in read_records(folder, part)}
 
     @property
     def seconds_left(self) -> float:
@@ -166,9 +161,15 @@ class Records:
 
     def write(self) -> None:
         """Write the file."""
-        value = {"format_version": FORMAT_VERSION, "part": self.part, "identity": self.identity}
-        write_json(self.path, {**value, "records": list(self.records.values())})
+        records = list(self.records.values())
+        write_json(self.path, {"format_version": FORMAT_VERSION, "part": self.part, "records": records})
         self._written = time.monotonic()
+
+
+def read_records(folder: Path, part: str) -> list[dict[str, Any]]:
+    """Return the records of a part; none where it has not run."""
+    path = folder / f"{part}.json"
+    return list(read_json(path, FORMAT_VERSION)["records"]) if path.exists() else []
 
 
 def describe(error: BaseException) -> str:
@@ -176,13 +177,6 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:TEXT]}{where}"
-
-
-def _check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
-    differing = [f"{name}: {ours.get(name)!r} there, {theirs.get(name)!r} now"
-                 for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]  # fmt: skip
-    if differing:
-        raise InvalidInput(f"{path} was made under other conditions ({'; '.join(differing)}); give another --out")
 
 
 def _plain(value: Any) -> Any:

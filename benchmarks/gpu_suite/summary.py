@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_suite.records import FORMAT_VERSION, REST, STATES, read_suite
-from export.files import read_json, write_text
+from benchmarks.gpu_suite.records import REST, STATES, read_records, read_suite
+from export.files import write_text
 
 PARTS = ("numerics", "attention", "fidelity", "end_to_end")
 TITLES = {"forward": "Forward pass", "block": "Whole block", "backward": "Training step (forward and backward)"}
@@ -17,7 +17,7 @@ OURS = {"forward": ("ours",), "backward": ("ours",), "block": ("ours", "steps")}
 """Ways of ours that the dispatch can choose, by step."""
 FLOOR, FLOOR_FROM = {64: 0.5, 128: 0.6, 256: 0.6, 512: 0.6}, 8192
 """Goal: least share of the floor of arithmetic, by C, from so many positions on."""
-MOST = {"peak_over_io": (1.2, "peak memory over inputs and outputs"), "backward_over_forward": (2.7, "backward over forward pass")}
+MOST = {"peak_over_io": (1.2, "peak memory over in- and output"), "backward_over_forward": (2.7, "backward over forward pass")}
 """Goals: at most."""
 Record = Mapping[str, Any]
 
@@ -67,13 +67,7 @@ def failures(out: Path) -> list[str]:
 
 def defects(out: Path) -> list[str]:
     """Return the parts that ended with an error outside any measurement."""
-    return [part for part in PARTS if any((record["id"], record["state"]) == (REST, "error") for record in read_records(out, part))]
-
-
-def read_records(out: Path, part: str) -> list[Record]:
-    """Return the records of a part; none where it has not run."""
-    path = out / f"{part}.json"
-    return list(read_json(path, FORMAT_VERSION)["records"]) if path.exists() else []
+    return [part for part in PARTS for record in read_records(out, part) if (record["id"], record["state"]) == (REST, "error")]
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -107,7 +101,8 @@ def _goals(found: Sequence[Record]) -> Iterator[Sequence[object]]:
     for goal, texts in judged.items():
         missed = [text for text in texts if text]
         more = [f"and {len(missed) - 6} more"] if len(missed) > 6 else []
-        yield goal, "missed" if missed else "reached", f"{len(texts) - len(missed)} of {len(texts)}", "; ".join(missed[:6] + more)
+        reached = f"{len(texts) - len(missed)} of {len(texts)}"
+        yield goal, "missed" if missed else "reached", reached, "; ".join(missed[:6] + more)
 
 
 def _shape(record: Record) -> str:
@@ -138,8 +133,8 @@ def _attention(step: str, found: Sequence[Record]) -> str:
 def _tiles(found: Sequence[Record]) -> Iterator[Sequence[object]]:
     for record in found:
         if record["id"].startswith("tune ") and record["state"] == "ok":
-            tile, times = record["best"], [tried["ms"] for tried in record["tried"]]
-            best = f"{tile['rows']}x{tile['columns']}x{tile['channels']} w{tile['warps']} s{tile['stages']} splits {tile['splits']}"
+            times = [tried["ms"] for tried in record["tried"]]
+            best = ", ".join(f"{name} {value}" for name, value in record["best"].items())
             spread = f"{min(times):.4g} - {max(times):.4g}" if times else ""
             reasons = "; ".join(f"{count} {why}" for why, count in record["refused"].items())
             yield record["id"].removeprefix("tune "), best, len(times), spread, reasons

@@ -24,10 +24,10 @@ import torch
 
 from benchmarks.gpu_suite import __main__ as command
 from benchmarks.gpu_suite.attention import entry_of
-from benchmarks.gpu_suite.launches import Device, Launch, Session, floor_ms, shipped_tiles, time_in_turn
+from benchmarks.gpu_suite.launches import Device, Launch, Session, floor_ms, shipped_tiles
 from benchmarks.gpu_suite.numerics import Recorder
-from benchmarks.gpu_suite.records import REST, BrokenContext, LeftOut, Records, open_suite
-from benchmarks.gpu_suite.summary import PARTS, failures, goals, read_records, write_summary
+from benchmarks.gpu_suite.records import REST, BrokenContext, LeftOut, Records, open_suite, read_records
+from benchmarks.gpu_suite.summary import PARTS, failures, goals, write_summary
 from export.errors import InvalidInput
 
 ROOT = Path(__file__).parents[2]
@@ -117,24 +117,22 @@ def refused() -> dict[str, Any]:
 
 
 def test_3_records_go_on(tmp_path: Path) -> None:
-    first = Records(tmp_path, "numerics", {"gpu": "x"}, "first")
+    first = Records(tmp_path, "numerics", "first")
     assert first.attempt("good", lambda: {"error": float("nan"), "n": 1})["state"] == "ok"
     assert first.attempt("check", lambda: {"state": "failed", "why": ["too far"]})["state"] == "failed"
     assert first.attempt("bad", broken)["error"].startswith("RuntimeError: an illegal memory access (at test_gpu_suite.py:")
     assert first.attempt("bad", dict)["state"] == "error", "not again in the same run"
     assert first.attempt("refused", refused)["reason"] == "the backend refuses"
     assert not first.marker.exists()
-    second = Records(tmp_path, "numerics", {"gpu": "x"}, "second", time.monotonic() + 1.0)
+    second = Records(tmp_path, "numerics", "second", time.monotonic() + 1.0)
     assert second.records == first.records and second.records["good"]["error"] == "nan"
     assert [second.attempt(name, broken)["run"] for name in ("good", "check")] == ["first", "first"]
     assert second.attempt("bad", dict)["state"] == "ok"
     assert second.attempt("long", dict, needs=5.0)["state"] == "left_out"
-    with pytest.raises(InvalidInput, match="gpu: 'x' there, 'y' now"):
-        Records(tmp_path, "numerics", {"gpu": "y"}, "third")
 
 
 def test_3_a_broken_context_stops_a_part(tmp_path: Path) -> None:
-    records = Records(tmp_path, "attention", {}, "run", healthy=lambda: False)
+    records = Records(tmp_path, "attention", "run", healthy=lambda: False)
     with pytest.raises(BrokenContext):
         records.attempt("kills", broken)
     assert records.records["kills"]["state"] == "error"
@@ -147,14 +145,14 @@ def test_3_a_broken_context_stops_a_part(tmp_path: Path) -> None:
     assert "tune" not in records.records, "the next process tries it again, without that tile"
 
 
-def test_3_outcomes_of_pytest_are_records(tmp_path: Path) -> None:
+def test_3_outcomes_of_pytest_are_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest\ndef test_good(record_property):\n record_property('errors', {'o': 1.0})\n"
         "def test_bad():\n assert 1 == 2, 'they differ'\n"
         "def test_skips():\n pytest.skip('no GPU')\ndef test_done():\n assert False\n"
     )
     (tmp_path / "test_other.py").write_text("import no_such_package\n")
-    records = Records(tmp_path, "numerics", {}, "run")
+    records = Records(tmp_path, "numerics", "run")
     records.keep("test_some.py::test_done", {"state": "ok"})
     records.marker.write_text("")
     session = Session(Device("cpu"), records, tmp_path, open_suite(tmp_path, "cpu", "a CPU", ""))
@@ -166,6 +164,11 @@ def test_3_outcomes_of_pytest_are_records(tmp_path: Path) -> None:
     assert (found["skips"]["state"], found["skips"]["reason"]) == ("left_out", "no GPU")
     assert found["test_other.py"]["state"] == "left_out" and "no_such_package" in found["test_other.py"]["reason"]
     assert found["done"]["state"] == "ok" and not records.marker.exists()
+    monkeypatch.setattr(Device, "healthy", lambda device: False)
+    records.run, recorder = "another", Recorder(session)
+    del records.records["test_some.py::test_bad"], records.records["test_some.py::test_skips"]
+    assert pytest.main([*options, str(tmp_path)], plugins=[recorder]) != pytest.ExitCode.OK and "they differ" in recorder.broken
+    assert "test_some.py::test_skips" not in records.records, "nothing follows what broke the context"
 
 
 def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seconds: float = 60.0) -> dict[str, dict[str, Any]]:
@@ -174,13 +177,13 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sec
     def start(out: Path, name: str, device: str, run: str, deadline: float) -> subprocess.Popen[bytes]:
         head = (
             "import os, sys, time; from pathlib import Path; from benchmarks.gpu_suite.records import *; "
-            f"out = Path({str(out)!r}); records = Records(out, {name!r}, read_suite(out).identity, {run!r}, {deadline})\n"
+            f"out = Path({str(out)!r}); records = Records(out, {name!r}, {run!r}, {deadline})\n"
         )
         return subprocess.Popen([sys.executable, "-c", head + script], cwd=ROOT, env=environment())
 
     monkeypatch.setattr(command, "_start", start)
-    made = open_suite(tmp_path, "cpu", "a CPU", "command")
-    command.supervise(tmp_path, "numerics", "cpu", made, "run", time.monotonic() + seconds)
+    open_suite(tmp_path, "cpu", "a CPU", "command")
+    command.supervise(tmp_path, "numerics", "cpu", "run", time.monotonic() + seconds)
     return {record["id"]: record for record in read_records(tmp_path, "numerics")}
 
 
@@ -234,7 +237,6 @@ print(json.dumps([kernels, hits]))
 def test_5_cases_of_launches() -> None:
     def cases(step: str, **more: Any) -> list[str]:
         tiles = shipped_tiles(90, step, 64, "float16")
-        assert tiles is not None
         launch = Launch(step=step, dtype="float16", d=8, e=64, queries=100, keys=320, tiles=tiles, **more)
         return [" ".join(word for word in case.key.split()[1:6] if word[0] not in "cd" or word in ("delta", "combine"))
                 for case in launch.cases(90, 132)]  # fmt: skip
@@ -256,7 +258,7 @@ def test_5_calls_are_timed_in_graphs_or_say_why_not(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(testing, "do_bench_cudagraph", by_graph)
     monkeypatch.setattr(testing, "do_bench", lambda call, **options: [0.8])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    found = time_in_turn({"a": lambda: None}, Device("cuda"))["a"]
+    found = Device("cuda").time_in_turn({"a": lambda: None})["a"]
     assert (found["median_ms"], found["samples"]) == ((0.6, 6) if capture else (0.8, 2))
     assert found["method"] == "graph" if capture else "operation not permitted when stream" in found["method"]
 
@@ -287,7 +289,7 @@ def test_6_goals() -> None:
     assert found == {
         "forward: faster than all of PyTorch": ("0.67x, cudnn", False),
         "forward: at least 50% of the floor": ("55%", True),
-        "forward: peak memory over inputs and outputs at most 1.2": ("1.30", False),
+        "forward: peak memory over in- and output at most 1.2": ("1.30", False),
         "block: faster than all of PyTorch": ("1.20x, flash", True),
         "backward: faster than all of PyTorch": ("5.00x, naive", True),
         "backward: backward over forward pass at most 2.7": ("2.20", True),
@@ -306,10 +308,10 @@ def test_6_table_for_the_dispatch() -> None:
 
 
 def test_6_summary_of_nothing_and_of_failures(tmp_path: Path) -> None:
-    made = open_suite(tmp_path, "cuda", "NVIDIA H200", "the command")
+    open_suite(tmp_path, "cuda", "NVIDIA H200", "the command")
     write_summary(tmp_path)
     assert "not run" in (tmp_path / "summary.md").read_text() and failures(tmp_path) == []
-    Records(tmp_path, "numerics", made.identity, "run").keep("forward float16 64", {
+    Records(tmp_path, "numerics", "run").keep("forward float16 64", {
         "state": "failed", "why": ["o: 2.0e-03 where 1e-03 is allowed"], "shape": "d=3 e=5 N=7 M=9", "step": "forward",
         "dtype": "float16", "errors": {"o": 2e-3, "lse": math.inf}, "limits": {"o": 1e-3, "lse": 1e-5},
     })  # fmt: skip
