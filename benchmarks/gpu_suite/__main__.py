@@ -27,10 +27,8 @@ from export.errors import InvalidInput, Unavailable
 
 PARTS = {"numerics": 60.0, "attention": 210.0, "fidelity": 120.0, "end_to_end": 60.0}
 """Seconds by part, in the order in which they run; `--seconds` is divided in these proportions."""
-COMPILE = "candidates"
-"""What compiles ahead of time, beside the parts that need it: numerics and attention."""
-FUNCTIONS = {"numerics": "numerics.run", "attention": "attention.run", COMPILE: "attention.compile_ahead",
-             "fidelity": "networks.fidelity", "end_to_end": "networks.end_to_end"}  # fmt: skip
+FUNCTIONS = {"numerics": "numerics.run", "attention": "attention.run", "fidelity": "networks.fidelity",
+             "end_to_end": "networks.end_to_end"}  # fmt: skip
 GRACE = 20.0
 """Seconds after its time in which a part ends its last measurement; then it is taken to hang, and killed."""
 MOST_STARTS = 8
@@ -80,22 +78,12 @@ def run(out: Path, asked: str, seconds: float | None, device: str, command: str)
     suite = open_suite(out, device, gpu_name(device), command)
     print(f"{suite.identity['gpu']}; seed {suite.seed}; results in {out}", flush=True)
     share, run_id = (seconds or sum(parts.values())) / sum(parts.values()), secrets.token_hex(6)
-    end, compiler = time.monotonic(), None
-    try:
-        for name, usual in parts.items():
-            compiles = name in ("numerics", "attention") and device == "cuda"
-            if compiles and compiler is None:
-                compiler = _start(out, COMPILE, device, run_id, end + share * sum(parts.values()))
-            if compiler is not None and not compiles:
-                compiler.kill()  # what it found is on disk
-            end += share * usual  # what a part does not use, or uses in excess, is the next one's
-            print(f"{name}: {end - time.monotonic():.0f} s", flush=True)
-            supervise(out, name, device, run_id, end)
-            write_summary(out)
-    finally:
-        if compiler is not None:
-            compiler.kill()
-            compiler.wait()
+    end = time.monotonic()
+    for name, usual in parts.items():
+        end += share * usual  # what a part does not use, or uses in excess, is the next one's
+        print(f"{name}: {end - time.monotonic():.0f} s", flush=True)
+        supervise(out, name, device, run_id, end)
+        write_summary(out)
     print((out / "summary.md").read_text())
     return 1 if failures(out) else 70 if defects(out) else 0
 

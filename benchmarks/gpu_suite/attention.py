@@ -11,10 +11,10 @@ import math
 import os
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, floor_ms, shipped_tiles
-from benchmarks.gpu_suite.records import BrokenContext, describe, read_records
-from export.machine import usable_cores
+from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, compile_launches, floor_ms, shipped_tiles
+from benchmarks.gpu_suite.records import BrokenContext, describe
 from hyctas.attention import sdpa
 from hyctas.attention.block import in_steps
-from hyctas.attention.gate import compile_all
 from hyctas.attention.measured import VARIABLE, Entry, slug, write_table
-from hyctas.attention.resources import Resources, judge
 from hyctas.attention.tiles import Tile
 from latency.lock import measuring
 
@@ -44,9 +41,8 @@ ROWS, COLUMNS, WARPS, STAGES = (64, 128), (32, 64, 128), (4, 8), (1, 2, 3)
 SPLITS = (1, 2, 3, 4, 6, 8)
 MOST_TILES, FINALISTS = 16, 3
 """Tiles tried per kernel and shape, nearest to the shipped one first; how many are timed again, forward ones in several splits."""
-TUNE_SECONDS, WAIT_SECONDS = 1.0, 15.0
-"""For one kernel at one shape; to wait for what is being compiled for one step."""
-COMPILERS = max(1, usable_cores() - 2)
+TUNE_SECONDS, COMPILE_SECONDS = 1.0, 20.0
+"""For one kernel at one shape; to begin compilations for all shapes of a step."""
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 REHEARSAL_BACKENDS = {"math": SDPBackend.MATH}
 """What a CPU has; the formula in several steps is no baseline on a GPU."""
@@ -69,46 +65,21 @@ def run(session: Session) -> None:
         if not device.rehearsal:
             stack.enter_context(measuring())
         for dtype, step in itertools.product(DTYPES[:1] if device.rehearsal else DTYPES, STEPS):
-            if dtype != TUNED:  # with tiles that are known by now
-                launches = [launch_of(session, step, dtype, c, n) for c, n in shapes(device)]
-                cases = {case for one in launches if one.tiles for case in one.cases(device.architecture, device.processors)}
-                deque(compile_all(list(cases), COMPILERS, WAIT_SECONDS), maxlen=0)
-            until = time.monotonic() + WAIT_SECONDS
-            for c, n in shapes(device):
-                launch = launch_of(session, step, dtype, c, n)
+            open_shapes = [(c, n) for c, n in shapes(device) if not session.records.done(f"{step} {dtype} C{c} N{n}")]
+            launches = [launch_of(session, step, dtype, c, n) for c, n in open_shapes]
+            tried = [pair for one in launches if one.tiles and dtype == TUNED for kernel in KERNELS[step]
+                     for pair in enumerate(candidates(one, kernel, device))]  # fmt: skip
+            ranked = [one for _, one in sorted(tried, key=lambda pair: pair[0])]  # the likeliest of all shapes first
+            refusals = compile_launches([*launches, *ranked], device, COMPILE_SECONDS)
+            for (c, n), launch in zip(open_shapes, launches, strict=True):
                 for kernel in KERNELS[step] if dtype == TUNED and launch.tiles else ():
-                    attempt(_tuning(kernel, c, n), partial(tune, session, step, kernel, c, n, until), needs=TUNE_SECONDS)
+                    attempt(_tuning(kernel, c, n), partial(tune, session, step, kernel, c, n, refusals), needs=TUNE_SECONDS)
                 attempt(f"{step} {dtype} C{c} N{n}", partial(compare, session, step, dtype, c, n), needs=TUNE_SECONDS)
                 device.healthy()  # gives memory back
                 write_dispatch_table(session)
         for step, (c, n) in itertools.product(("forward", "backward"), shapes(device)):
             what = partial(compare, session, step, TUNED, c, n, compiled=True)
             attempt(f"compiled {step} {TUNED} C{c} N{n}", what, needs=4.0)
-
-
-def compile_ahead(session: Session) -> None:
-    """Compile what numerics launches, then the candidates of tuning, beside these parts; launches find it in Triton's cache."""
-    from benchmarks.gpu_suite import numerics
-
-    arch, processors, records = session.device.architecture, session.device.processors, session.records
-    if session.device.no_kernels:
-        return
-    os.nice(10)  # what measures meanwhile goes first
-    checked = (numerics.launch_of(case, session.suite.seed, arch) for case in numerics.CASES)
-    cases = dict.fromkeys(case for launch in checked if launch is not None for case in launch.cases(arch, processors))
-    for step in STEPS:
-        launches = [launch_of(session, step, TUNED, c, n) for c, n in shapes(session.device)]
-        ranked = [pair for one in launches if one.tiles for kernel in KERNELS[step]
-                  for pair in enumerate(candidates(one, kernel, session.device))]  # fmt: skip
-        ranked.sort(key=lambda pair: pair[0])  # the likeliest of all shapes first
-        cases |= dict.fromkeys(case for _, one in ranked for case in one.cases(arch, processors))
-    for case, outcome in compile_all([case for case in cases if not records.done(case.key)], COMPILERS, records.seconds_left):
-        if isinstance(outcome, Resources):
-            values = {"state": "ok", **asdict(outcome), "wrong": judge(case, outcome)}
-        else:
-            values = {"state": "error", "error": outcome.reason}
-        records.keep(case.key, values, every_s=1.0)
-    records.write()
 
 
 def shapes(device: Device) -> Iterator[tuple[int, int]]:
@@ -141,8 +112,10 @@ def candidates(launch: Launch, kernel: str, device: Device) -> list[Launch]:
     return [_with(launch, kernel, tile) for tile in sorted({*tiles, own}, key=lambda tile: (distance(tile), tile))[:MOST_TILES]]
 
 
-def tune(session: Session, step: str, kernel: str, c: int, n: int, wait_until: float) -> dict[str, Any]:
+def tune(session: Session, step: str, kernel: str, c: int, n: int, refusals: Mapping[str, str]) -> dict[str, Any]:
     """Time tiles for one kernel at one shape, then the fastest again in turn; forward ones also in several splits.
+
+    `refusals` say by compiled case why it should not be launched, empty where it may.
 
     Returns:
         `tried`, fastest first; the `best`; `refused`, counts by reason; `errors` of launches; `untried` for want of time.
@@ -152,13 +125,14 @@ def tune(session: Session, step: str, kernel: str, c: int, n: int, wait_until: f
     """
     device, launch = session.device, launch_of(session, step, TUNED, c, n)
     tensors, waiting = inputs_of(launch, session), candidates(launch, kernel, device)
-    refusals = _refusals(session, [_key(one, kernel, device) for one in waiting], wait_until)
     tried, refused, errors, untried, best = dict[Tile, float](), Counter[str](), list[str](), 0, list[Tile]()
     end, splitting = time.monotonic() + TUNE_SECONDS, kernel == "forward"
     while waiting:
         one = waiting.pop(0)
         tile, key = one.tiles[kernel], _key(one, kernel, device)
-        if why := "" if device.rehearsal else refusals.get(key, "not compiled in time"):
+        if f"refused {key}" in session.records.records:
+            refused["broke the GPU's context"] += 1
+        elif why := "" if device.rehearsal else refusals.get(key, "not compiled in time"):
             refused[why.partition(":")[0]] += 1
         elif tried and time.monotonic() > end:
             untried += 1
@@ -180,17 +154,6 @@ def tune(session: Session, step: str, kernel: str, c: int, n: int, wait_until: f
     timed = [{"ms": tried[tile], **tile.to_json()} for tile in order if tile in tried]
     return {"C": c, "N": n, "step": step, "kernel": kernel, "refused": dict(refused), "errors": errors, "untried": untried,
             "tried": timed, "best": order[0].to_json()}  # fmt: skip
-
-
-def _refusals(session: Session, keys: list[str], until: float) -> dict[str, str]:
-    """Return by case why it should not be launched (empty: it may); wait for some to be compiled, to a time at most."""
-    while True:
-        known = {record["id"]: record for record in read_records(session.folder, "candidates")}
-        if session.device.rehearsal or time.monotonic() > until or known.keys() >= {*keys}:
-            return {key: "broke the GPU's context" if f"refused {key}" in session.records.records
-                    else "; ".join(record["wrong"]) if record["state"] == "ok" else record["error"]
-                    for key, record in known.items()}  # fmt: skip
-        time.sleep(0.3)
 
 
 def _with(launch: Launch, kernel: str, tile: Tile) -> Launch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_suite.records import Records, Suite, describe
+from export.machine import usable_cores
 from hyctas.attention.cases import Case
+from hyctas.attention.compiled import DoesNotCompile
+from hyctas.attention.gate import compile_all
+from hyctas.attention.resources import judge
 from hyctas.attention.tiles import COMBINE, DELTA, Tile, architecture, block, shipped
 
 KERNELS = {"forward": ("forward",), "backward": ("grad_v", "grad_qk"), "fixed": ("grad_v", "grad_qk", "grad_q"),
@@ -204,6 +208,19 @@ def shipped_tiles(arch: int, step: str, e: int, dtype: str, *sizes: int) -> dict
     found = {kernel: shipped(arch, kernel, e, item_bytes, aligned) for kernel in KERNELS[step]}
     tiles = {kernel: tile for kernel, tile in found.items() if tile is not None}
     return tiles if len(tiles) == len(found) else {}
+
+
+def compile_launches(launches: Iterable[Launch], device: Device, seconds: float) -> dict[str, str]:
+    """Compile what launches need into Triton's cache, on all cores; none is begun after some seconds.
+
+    Returns:
+        by `Case.key` of what was compiled why it should not be launched; empty where it may be.
+    """
+    if device.rehearsal:  # Triton's interpreter compiles nothing
+        return {}
+    cases = dict.fromkeys(case for one in launches if one.tiles for case in one.cases(device.architecture, device.processors))
+    return {case.key: outcome.reason if isinstance(outcome, DoesNotCompile) else "; ".join(judge(case, outcome))
+            for case, outcome in compile_all(list(cases), usable_cores(), seconds)}  # fmt: skip
 
 
 def floor_ms(gpu: str, d: int, e: int, positions: int) -> float | None:

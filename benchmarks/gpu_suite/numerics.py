@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, shipped_tiles
+from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, compile_launches, shipped_tiles
 from benchmarks.gpu_suite.records import ROOT, TEXT, TIME_OVER, BrokenContext
 from hyctas.attention import chunked, self_attention
 from hyctas.attention.block import in_steps
@@ -41,7 +41,8 @@ CASES: list[Case] = [
     *((step, dtype, c, "even") for dtype, c in _ALL for step in KERNELS),
     *(("forward", dtype, 64, how) for dtype in LIMITS for how in ("large", "nan", "constant")),
     *(("backward", dtype, 64, "channels-last") for dtype in LIMITS), ("forward", "bfloat16", 128, "fp16 logits"),
-    *((step, dtype, c, how) for how in ("ragged", "masked") for dtype, c in _ALL for step in KERNELS),
+    *((step, dtype, c, "ragged") for dtype, c in _ALL for step in ("forward", "backward", "block")),
+    *((step, "float16", c, "masked") for c in VALUE_CHANNELS for step in KERNELS),
     *(("forward", "float16", 64, f"{splits} splits") for splits in range(1, 9)),
 ]  # fmt: skip
 """Step, dtype, channels of v whose shipped tile is launched, and what is drawn, the most telling first.
@@ -65,7 +66,9 @@ def run(session: Session) -> None:
     os.environ[SEED] = str(session.suite.seed)
     marked = (path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text())
     files = [] if session.device.rehearsal else [str(path) for path in marked]
-    recorder = Recorder(session)
+    recorder, arch = Recorder(session), session.device.architecture
+    drawn = [launch_of(case, session.suite.seed, arch) for case in CASES if not session.device.no_kernels]
+    compile_launches((one for one in drawn if one is not None), session.device, session.records.seconds_left / 2)
     options = ("-m", "gpu", "--rootdir", str(ROOT), "--continue-on-collection-errors")
     code = pytest.main([*options, __file__, *files], plugins=[recorder])
     if recorder.broken:

@@ -102,7 +102,7 @@ class Records:
         self, folder: Path, part: str, run: str, deadline: float = math.inf, healthy: Callable[[], bool] = lambda: True
     ) -> None:
         self.path, self.marker = folder / f"{part}.json", folder / f".{part}.current"
-        self.part, self.run, self.deadline, self.healthy, self._written = part, run, deadline, healthy, 0.0
+        self.part, self.run, self.deadline, self.healthy = part, run, deadline, healthy
         self.records: dict[str, dict[str, Any]] = {record["id"]: record for record in read_records(folder, part)}
 
     @property
@@ -149,13 +149,12 @@ class Records:
             raise BrokenContext(record["error"])
         return record
 
-    def keep(self, name: str, values: Mapping[str, Any], *, every_s: float = 0.0) -> dict[str, Any]:
-        """Write a record down; `every_s`: for many in a row, write the file no more often than that."""
+    def keep(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a record down, and return it."""
         record: dict[str, Any] = _plain({"id": name, "run": self.run, **values})
         assert record["state"] in STATES
         self.records[name] = record
-        if time.monotonic() - self._written >= every_s:
-            self.write()
+        self.write()
         self.marker.unlink(missing_ok=True)
         return record
 
@@ -163,7 +162,6 @@ class Records:
         """Write the file."""
         records = list(self.records.values())
         write_json(self.path, {"format_version": FORMAT_VERSION, "part": self.part, "records": records})
-        self._written = time.monotonic()
 
 
 def read_records(folder: Path, part: str) -> list[dict[str, Any]]:
