@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def open_suite(folder: Path, device: str, gpu: str, command: str) -> Suite:
         CorruptFile: its file cannot be read.
     """
     machine, path = fingerprint(), folder / "suite.json"
-    driver, versions = machine["gpus"][0]["driver"] if machine["gpus"] else "none", {name: _version(name) for name in PACKAGES}
+    driver, installed = machine["gpus"][0]["driver"] if machine["gpus"] else "none", {d.name: d.version for d in distributions()}
+    versions = {name: installed.get(name, "none") for name in PACKAGES}
     identity = {"device": device, "gpu": gpu, "driver": driver, **{name: versions[name] for name in ("torch", "triton")},
                 "sources": sources()}  # fmt: skip
     if path.exists():
@@ -184,10 +185,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
