@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; one that holds some is continued")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
-    parser.add_argument("--seconds", type=float, help=f"time in all; default: {sum(PARTS.values()):g}, or the share of the parts")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal of the script: tiny shapes, "
-                        "Triton's interpreter, wall clock; figures mean nothing")  # fmt: skip
+    parser.add_argument("--seconds", type=float, help=f"time in all; default: {sum(PARTS.values()):g}, or the parts' share")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal of the script: "
+                        "tiny shapes, Triton's interpreter, wall clock; figures mean nothing")  # fmt: skip
     for name, kind in (("part", str), ("run", str), ("suite", int), ("deadline", float)):  # of a part's own process
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -69,7 +69,8 @@ def run(out: Path, asked: str, seconds: float | None, device: str, command: str)
     """
     names = {name.strip() for name in asked.split(",") if name.strip()}
     if not names or not names <= PARTS.keys():
-        raise InvalidInput(f"--parts {asked!r}: {', '.join(sorted(names - PARTS.keys())) or 'none'}; parts are {', '.join(PARTS)}")
+        wrong = ", ".join(sorted(names - PARTS.keys())) or "none"
+        raise InvalidInput(f"--parts {asked!r}: {wrong}; parts are {', '.join(PARTS)}")
     parts = {name: usual for name, usual in PARTS.items() if name in names}
     if seconds is not None and not seconds > 0:
         raise InvalidInput(f"--seconds {seconds:g}: give a time above 0; the default is {sum(parts.values()):g}")

@@ -40,10 +40,11 @@ TUNED = "float16"
 ROWS, COLUMNS, WARPS, STAGES = (64, 128), (32, 64, 128), (4, 8), (1, 2, 3)
 SPLITS = (1, 2, 3, 4, 6, 8)
 MOST_TILES, FINALISTS = 16, 3
-"""Tiles tried per kernel and shape, nearest to the shipped one first; how many are timed again, forward ones in several splits."""
+"""Tiles tried per kernel and shape, nearest to the shipped one first; how many are timed again, forward ones in splits too."""
 TUNE_SECONDS, COMPILE_SECONDS = 1.0, 20.0
 """For one kernel at one shape; to begin compilations for all shapes of a step."""
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+            "cudnn": SDPBackend.CUDNN_ATTENTION}  # fmt: skip
 REHEARSAL_BACKENDS = {"math": SDPBackend.MATH}
 """What a CPU has; the formula in several steps is no baseline on a GPU."""
 WAYS = {"forward": ("ours", "drop_in"), "backward": ("ours_backward", "drop_in_backward"), "block": ("ours", "steps")}

@@ -24,11 +24,11 @@ from hyctas.attention.tiles import COMBINE, DELTA, Tile, architecture, block, sh
 
 KERNELS = {"forward": ("forward",), "backward": ("grad_v", "grad_qk"), "fixed": ("grad_v", "grad_qk", "grad_q"),
            "block": ("block",)}  # fmt: skip
-"""What is launched: a forward pass, gradients by atomic additions or in a fixed order, a whole block; kernels with own tiles."""
+"""What is launched: a forward pass, gradients by atomic additions or in a fixed order, a block; by which kernels with tiles."""
 CHIPS = {"NVIDIA H200": (788e12, 4.3e12, 132 * 16 * 1.755e9)}
-"""Rates by the driver's name: dense 16-bit operations per second (a product of 8192 x 8192 matrices in bf16, measured), bytes per
-second (a large copy, measured), exponentials per second (132 multiprocessors x 16 per clock, CUDA C++ Programming Guide, x
-1.755 GHz)."""
+"""Rates by the driver's name: dense 16-bit operations per second (a product of 8192 x 8192 matrices in bf16, measured), bytes
+per second (a large copy, measured), exponentials per second (132 multiprocessors x 16 per clock, CUDA C++ Programming Guide,
+x 1.755 GHz)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Device:
         return int(torch.cuda.max_memory_allocated() - before)
 
     def samples(self, call: Callable[[], object], burst_ms: float) -> tuple[list[float], str]:
-        """Time a call by `triton.testing`, in ten replays of a CUDA graph of about `burst_ms`, inputs in the cache as in networks.
+        """Time a call by `triton.testing`, in ten replays of a CUDA graph of about `burst_ms`, inputs in the cache.
 
         Returns:
             milliseconds per call, and the method: `graph`, `events` (where none could be captured), or `wall clock`.
@@ -226,8 +226,8 @@ def compile_launches(launches: Iterable[Launch], device: Device, seconds: float)
 def floor_ms(gpu: str, d: int, e: int, positions: int) -> float | None:
     """Return the least time of a forward pass in 16-bit, one head; None where the GPU's rates are not known.
 
-    Of 2 N^2 (d + e) operations on tensor cores (d padded to 16, what they take), N^2 exponentials, and every byte moved once, the
-    slowest: perfect overlap of all three. FlashAttention-3 reports up to 75 % of the tensor cores' rate (arXiv 2407.08608).
+    Of 2 N^2 (d + e) operations on tensor cores (d padded to 16, what they take), N^2 exponentials, and every byte moved once,
+    the slowest: perfect overlap of all three. FlashAttention-3 reports up to 75 % of the tensor cores' rate (arXiv 2407.08608).
     """
     if gpu not in CHIPS:
         return None

@@ -58,7 +58,8 @@ def open_suite(folder: Path, device: str, gpu: str, command: str) -> Suite:
         CorruptFile: its file cannot be read.
     """
     machine, path = fingerprint(), folder / "suite.json"
-    driver, installed = machine["gpus"][0]["driver"] if machine["gpus"] else "none", {d.name: d.version for d in distributions()}
+    driver = machine["gpus"][0]["driver"] if machine["gpus"] else "none"
+    installed = {distribution.name: distribution.version for distribution in distributions()}
     versions = {name: installed.get(name, "none") for name in PACKAGES}
     identity = {"device": device, "gpu": gpu, "driver": driver, **{name: versions[name] for name in ("torch", "triton")},
                 "sources": sources()}  # fmt: skip

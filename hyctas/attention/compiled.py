@@ -107,7 +107,7 @@ def compile_case(
         signature=dict(wanted.types),
         constexprs={places[name]: value for name, value in wanted.constants.items()},
         attrs={places[name]: [["tt.divisibility", multiples[name]]] if name in multiples else []
-               for name, kind in wanted.types.items() if kind != "fp32"},  # as a launch says it, which finds this in Triton's cache
+               for name, kind in wanted.types.items() if kind != "fp32"},  # as a launch, which finds this in Triton's cache
     )
     options = {"num_warps": case.tile.warps, "num_stages": case.tile.stages}
     try:
