@@ -56,7 +56,7 @@ class TorchRuntime:
         return versions
 
     def load_file(self, path: Path) -> TorchSession:
-        """Load a `.pt2` file written by `torch.export.save`.
+        """Load a `.pt2` file written by `torch.export.save`, which executes code that stands in it.
 
         Raises:
             InvalidInput: no such file, or not a `.pt2` file by its name.
