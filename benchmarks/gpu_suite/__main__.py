@@ -14,9 +14,11 @@ import secrets
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from benchmarks.ending import one_sentence
 from export.errors import InvalidInput, Unavailable
+from export.ranges import Range, argument
 
 PARTS = {"numerics": 90.0, "attention": 240.0, "fidelity": 150.0, "end_to_end": 60.0, "tests": 30.0}
 """Seconds, in the proportion in which `--seconds` is divided."""
@@ -31,7 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; one that holds some is continued")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
-    parser.add_argument("--seconds", type=float, help=f"time for all the parts asked for; default: {SECONDS:g} if all are")
+    seconds = argument(Annotated[float, Range(above=0, at_most=1e6)])
+    parser.add_argument("--seconds", type=seconds, help=f"time for all the parts asked for; default: {SECONDS:g} if all are")
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda",
         help="cpu: a rehearsal of the script: tiny shapes, our CPU implementation, wall clock; figures mean nothing",
