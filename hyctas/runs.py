@@ -19,7 +19,7 @@ from typing import Any
 
 from export.claims import claim, owner, release
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, sha256, write_json
+from export.files import read_json, real_path, sha256, write_json
 from export.imaging import Preprocessing
 from export.machine import fingerprint
 from hyctas.data import PREPROCESSING
@@ -141,7 +141,7 @@ def _hold(folder: Path) -> _Hold | None:
     """Hold a folder; jobs of one process share a hold, and of torchrun's processes the first one has it."""
     if int(os.environ.get("RANK", "0")) > 0:
         return None
-    key = folder.resolve()
+    key = real_path(folder)
     hold = _holds.get(key)
     if hold is None:
         hold = _holds[key] = _Hold(folder)

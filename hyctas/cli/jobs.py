@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -338,6 +339,8 @@ def check_writable(path: Path) -> None:
     utf8_path(path.absolute())
     try:
         place = path.absolute().parent
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # unlike `exists`, it tells of symbolic links in a circle
         while not place.exists():
             place = place.parent
         fits = place.is_dir() and os.access(place, os.W_OK | os.X_OK)

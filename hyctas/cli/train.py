@@ -249,9 +249,10 @@ def _trained_parameters(model: nn.Module, loaded: Loaded | None) -> list[str]:
 def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> tuple[TeacherFile, ...]:
     """Find the teachers, and have them label one image before the run folder is claimed for them."""
     from export.errors import InvalidInput
+    from export.files import real_path
     from hyctas.training.teacher import find_teachers, open_teachers
 
-    if job.run.resolve() in [path.resolve() for path in job.teacher]:
+    if real_path(job.run) in map(real_path, job.teacher):
         raise InvalidInput(f"--teacher {job.run} is the run itself; give the network that is trained here another --run")
     teachers = find_teachers(job.teacher)
     if not (job.run / "train-network.json").exists():
