@@ -97,11 +97,11 @@ def _faults(kinds: list[dict[str, Any]]) -> list[str]:
 def _torture(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["## Kills and other troubles", "", "Not run yet.", ""]
-    kills = found["kills"]
+    kills, commits = found["kills"], _commits(found.get("commits", [found["commit"]]))
     return [
         "## Kills and other troubles", "",
         f"{sum(kills.values())} SIGKILLs at random moments in {found['chains']} jobs (profile, both trainings, search, export, "
-        f"bench; space tiny, fixed latency table, budgets in steps), seed {found['seed']}, {_commits(found['commits'])}, "
+        f"bench; space tiny, fixed latency table, budgets in steps), seed {found['seed']}, {commits}, "
         f"{found['date']}: {len(found['faults'])} faults. Each command was repeated until it ended; then all files had to be those "
         "of an undisturbed run: the same weights, history, front, scores and bundle, and no file more.", "",
         "| command | undisturbed, s | kills |", "|---|--:|--:|",
