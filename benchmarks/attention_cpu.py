@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from export.files import write_json, write_text
 from export.machine import fingerprint
 from export.onnx_file import export_modules
+from export.ranges import Range, Threads, argument
 from hyctas.attention import self_attention
 
 SHAPES = ((64, 2048), (64, 8192), (128, 8192), (256, 2048), (256, 8192))
@@ -163,8 +164,8 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write FILE.json and FILE.md")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=argument(Threads), default=2)
+    parser.add_argument("--rounds", type=argument(Annotated[int, Range(1, 1000)]), default=9)
     parser.add_argument("--one", nargs=4, metavar=("NAME", "C", "N", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

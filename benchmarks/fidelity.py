@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from benchmarks.errors import one_sentence
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
+from export.ranges import Classes, Range, Seed, Threads, argument
 from export.target import Target, format_size, parse_size
 from hyctas.calibrate import calibrate, measure_networks
 from hyctas.engine.table import open_target
@@ -45,11 +47,11 @@ def main() -> None:
     parser.add_argument("--target", default="onnxruntime-cpu:fp32")
     parser.add_argument("--space", default="edge")
     parser.add_argument("--size", default="360x480")
-    parser.add_argument("--networks", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--networks", type=argument(Annotated[int, Range(5, 1000)]), default=30, help="5 or more judge a table")
+    parser.add_argument("--seed", type=argument(Seed), default=0)
+    parser.add_argument("--threads", type=argument(Threads), default=1)
     parser.add_argument("--table", type=Path, help="latency table to judge; default: profile now")
-    parser.add_argument("--classes", type=int, default=19)
+    parser.add_argument("--classes", type=argument(Classes), default=19)
     parser.add_argument("--out", type=Path, help="write FILE.json, FILE.md and FILE.svg")
     parser.add_argument("--redraw", type=Path, help="draw FILE.svg again from FILE.json, and nothing else")
     arguments = parser.parse_args()
@@ -59,8 +61,6 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, predict, and print the judgement."""
-    if arguments.networks < 5:
-        raise InvalidInput(f"--networks {arguments.networks}: at least 5 are needed to judge a table")
     space, size, target = load_space(arguments.space), parse_size(arguments.size), Target.parse(arguments.target)
     runtime = open_target(target, arguments.threads)
     table = LatencyTable.load(arguments.table) if arguments.table else _profiled(arguments)

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.errors import one_sentence
 from export.errors import CheckFailed
 from export.files import read_json, write_text
+from export.ranges import Seed, argument
 from hyctas.choice import HANDMADE
 from hyctas.genotype import Cell, Genotype, normal_form
 from hyctas.grid import AttentionVariant
@@ -164,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="data set, as hyctas-train takes it")
     parser.add_argument("--plan", nargs="*", choices=PLANS, default=list(PLANS), help="what to train, in this order")
-    parser.add_argument("--seeds", nargs="*", type=int, help="train these seeds only (default: all of the plan)")
+    parser.add_argument("--seeds", nargs="*", type=argument(Seed), help="train these seeds only (default: all of the plan)")
     parser.add_argument("--runs", type=Path, default=Path("runs/screening"), help="folder of the run folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
     parser.add_argument("--time", action="store_true", help="time the networks of the results file instead")

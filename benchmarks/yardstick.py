@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.errors import one_sentence
 from export import export_onnx
+from export.ranges import Minutes, Seed, argument
 from export.target import parse_size
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.show import bar, say
@@ -85,10 +86,10 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=argument(Minutes), default=20)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--size", default="360x480", help="size of the exported ONNX file")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=argument(Seed), default=0)
     parser.add_argument("--restart", action="store_true")
     arguments = parser.parse_args()
     with one_sentence():

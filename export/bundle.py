@@ -15,7 +15,7 @@ import numpy as np
 
 from export.bundle_engine import ENGINE_NAME, without_engine
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, write_bytes, write_json, write_text
+from export.files import read_json, real_path, write_bytes, write_json, write_text
 from export.imaging import Preprocessing
 from export.manifest import NAME, Manifest, read_manifest, verify, write_manifest
 from export.swap import previous_of, replaced_folder
@@ -115,7 +115,7 @@ def write_bundle(
         InvalidInput: an argument is wrong, or `folder` holds something that is not a bundle.
         Unavailable: onnxruntime is missing, so parity cannot be proven.
     """
-    folder = Path(folder).resolve()
+    folder = real_path(folder)
     _check_arguments(genotype_json, weights, examples)
     labels, prepare, target = _checked_labels(labels), Preprocessing.from_json(preprocessing), str(Target.parse(target))
     _check_replaceable(folder)

@@ -15,7 +15,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_BUILDING = re.compile(r"\.[0-9a-f]{12}\.(tmp|building)")
+_BUILDING = re.compile(r"\.(.+)\.[0-9a-f]{12}\.(?:tmp|building)", re.DOTALL)
+_left: dict[str, dict[str, list[str]]] = {}
+"""What was half written when this process first wrote to a folder, by folder and file: each folder is listed once."""
 
 
 def create_file(path: Path) -> tuple[Path, int]:
@@ -51,11 +53,11 @@ def building_folder(path: Path) -> Iterator[Path]:
 
 def sweep(path: Path) -> None:
     """Remove what killed processes left beside `path` of their attempts to replace it; what a living one writes stays."""
-    prefix = f".{path.name}"
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path.parent) as entries:
-        left = [e.name for e in entries if e.name.startswith(prefix) and _BUILDING.fullmatch(e.name, len(prefix))]
-        for name in left:
-            _remove_unowned(path.with_name(name))
+    folder = os.path.abspath(path.parent)
+    if folder not in _left:
+        _left[folder] = _leftovers(folder)
+    for name in _left[folder].get(path.name, ()):
+        _remove_unowned(path.with_name(name))
 
 
 def claim(path: Path) -> int | None:
@@ -102,6 +104,15 @@ def _own(handle: int) -> bool:
     with contextlib.suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX)
     return os.fstat(handle).st_nlink > 0
+
+
+def _leftovers(folder: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if match := _BUILDING.fullmatch(entry.name):
+                found.setdefault(match[1], []).append(entry.name)
+    return found
 
 
 def _remove_unowned(path: Path) -> None:

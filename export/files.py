@@ -50,6 +50,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def real_path(path: Path) -> Path:
+    """Return a path without symbolic links; those in a circle stay, and opening it says so (`Path.resolve` raises RuntimeError)."""
+    return Path(os.path.realpath(path))
+
+
 def utf8_path(path: Path) -> str:
     """Return a path as text for libraries that take nothing but UTF-8.
 

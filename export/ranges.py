@@ -10,10 +10,12 @@ read them from the same place. What concerns two settings at once stays in a cla
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -71,6 +73,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 Threads = Annotated[int, Range(1, 1024)]
 Side = Annotated[int, Range(32, 16384)]
 """Height or width of an image that a network gets: networks halve it five times."""
+Minutes = Annotated[float, Range(above=0, at_most=1e5)]
 Classes = Annotated[int, Range(1, 255)]
 """A label is a byte, and 255 means none."""
 
@@ -129,6 +132,22 @@ def check_types(value: Any) -> None:
     for name, hint in hints(type(value)).items():
         if not fits(found := getattr(value, name), hint):
             raise ValueError(f"{name} is {str(found)[:80]!r}, not {describe(hint)}")
+
+
+def argument(hint: Any) -> Callable[[str], Any]:
+    """Return what `ArgumentParser.add_argument(type=)` takes for a number that an annotation describes."""
+    kind = typing.get_args(hint)[0]
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+        if not fits(value, hint):
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: {describe(hint)}")
+        return value
+
+    return parse
 
 
 def describe(hint: Any) -> str:

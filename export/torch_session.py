@@ -7,6 +7,7 @@ runs on a CPU and is the reference that the other runtimes are compared with.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -56,7 +57,7 @@ class TorchRuntime:
         return versions
 
     def load_file(self, path: Path) -> TorchSession:
-        """Load a `.pt2` file written by `torch.export.save`.
+        """Load a `.pt2` file written by `torch.export.save`, which executes code that stands in it.
 
         Raises:
             InvalidInput: no such file, or not a `.pt2` file by its name.
@@ -70,9 +71,12 @@ class TorchRuntime:
             raise InvalidInput(f"{self.target} runs .pt2 files (torch.export.save); got {path.name}{hint}")
         extra = dict.fromkeys(METADATA, "")
         try:
+            logging.disable(logging.WARNING)  # torch logs the traceback of what it raises
             program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # torch raises whatever its zip, JSON and pickle readers raise
             raise CorruptFile(path, f"is not a readable .pt2 file ({type(error).__name__})") from error
+        finally:
+            logging.disable(logging.NOTSET)
         names = list(map(str, program.graph_signature.user_inputs))
         values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
         examples = tuple(_example(path, name, values.get(name)) for name in names)

@@ -19,7 +19,7 @@ from typing import Any
 
 from export.claims import claim, owner, release
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, sha256, write_json
+from export.files import read_json, real_path, sha256, write_json
 from export.imaging import Preprocessing
 from export.machine import fingerprint
 from hyctas.data import PREPROCESSING
@@ -88,15 +88,16 @@ class Run:
     def _claim(self) -> dict[str, Any]:
         if self.path.exists():
             record: dict[str, Any] = read_json(self.path, FORMAT_VERSION)
-            differing = _differences(record.get("config", {}), self.config)
-            if differing and (self._formerly is None or record.get("config") != self._formerly):
+            known = Record.of(self.path, record)
+            differing = _differences(known.config, self.config)
+            if differing and (self._formerly is None or known.config != self._formerly):
                 raise InvalidInput(
                     f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing)
                     + "\nRepeat it with the old values to continue, give another --run, or add --restart to start over."
                 )  # fmt: skip
             if record.get("state") == "done":
                 self._remove_private()
-                return record
+                return record | {"results": known.results}
         record = {
             "format_version": FORMAT_VERSION, "command": self.command, "state": "running", "started": _now(),
             "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]], "config": self.config,
@@ -140,7 +141,7 @@ def _hold(folder: Path) -> _Hold | None:
     """Hold a folder; jobs of one process share a hold, and of torchrun's processes the first one has it."""
     if int(os.environ.get("RANK", "0")) > 0:
         return None
-    key = folder.resolve()
+    key = real_path(folder)
     hold = _holds.get(key)
     if hold is None:
         hold = _holds[key] = _Hold(folder)
@@ -168,7 +169,15 @@ class Record:
             CorruptFile: it is damaged.
         """
         path = folder / f"{command}.json"
-        value = read_json(path, FORMAT_VERSION)
+        return cls.of(path, read_json(path, FORMAT_VERSION))
+
+    @classmethod
+    def of(cls, path: Path, value: dict[str, Any]) -> Record:
+        """Take a record that was read.
+
+        Raises:
+            CorruptFile: a part of it is no table of values.
+        """
         parts = {name: value.get(name, {}) for name in ("config", "results", "files")}
         if wrong := [name for name, part in parts.items() if not isinstance(part, dict)]:
             raise CorruptFile(path, f"its {wrong[0]} is no table of values")

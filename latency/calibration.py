@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from export.ranges import check_types
 from latency.fidelity import Fidelity
 from latency.workload import Unit
 
@@ -150,6 +151,8 @@ def _number(value: object) -> bool:
 
 def _fidelity(value: object) -> Fidelity:
     names = [f.name for f in fields(Fidelity)]
-    if not isinstance(value, dict) or set(value) != set(names) or not all(map(_number, value.values())):
-        raise ValueError(f"holdout must hold finite numbers for exactly {', '.join(names)}")
-    return Fidelity(**value)
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise ValueError(f"holdout must hold exactly {', '.join(names)}")
+    found = Fidelity(**value)
+    check_types(found)
+    return found

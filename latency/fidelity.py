@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from export.errors import InvalidInput
+from export.ranges import Range
 
 Values = Sequence[float] | np.ndarray
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """How well predictions agree with measurements. Shares are 0 to 1, not per cent."""
 
-    mape: float
+    mape: Annotated[float, Range(0)]
     """Mean absolute error as a share of the measured value."""
-    within5: float
+    within5: Share
     """Share of the networks predicted within 5 % of the measured value."""
-    within10: float
+    within10: Share
     """Share of the networks predicted within 10 %."""
     spearman: float
     """Rank correlation; 0 where undefined (fewer than two networks, or all equal)."""
     kendall: float
     """Kendall's tau-b; 0 where undefined."""
-    n: int
+    n: Annotated[int, Range(1)]
     """Number of networks."""
 
 

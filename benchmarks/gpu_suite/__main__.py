@@ -19,11 +19,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Annotated
 
 from benchmarks.errors import one_sentence
 from benchmarks.gpu_suite.records import REST, BrokenContext, Records, describe, open_suite, read_suite
 from benchmarks.gpu_suite.summary import defects, failures, write_summary
 from export.errors import InvalidInput, Unavailable
+from export.ranges import Range, argument
 
 PARTS = {"numerics": 60.0, "attention": 210.0, "fidelity": 120.0, "end_to_end": 60.0}
 """Seconds by part, in the order in which they run; `--seconds` is divided in these proportions."""
@@ -42,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; one that holds some is continued")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
-    parser.add_argument("--seconds", type=float, help=f"time in all; default: {sum(PARTS.values()):g}, or the parts' share")
+    seconds = argument(Annotated[float, Range(above=0, at_most=1e6)])
+    parser.add_argument("--seconds", type=seconds, help=f"time in all; default: {sum(PARTS.values()):g}, or the parts' share")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal of the script: "
                         "tiny shapes, Triton's interpreter, wall clock; figures mean nothing")  # fmt: skip
     for name, kind in (("part", str), ("run", str), ("suite", int), ("deadline", float)):  # of a part's own process

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from onnx import ModelProto
@@ -31,6 +31,7 @@ from export.errors import CheckFailed, CorruptFile, HyctasError, InvalidInput
 from export.feeds import random_feeds
 from export.files import sha256
 from export.parity import check_comparable, check_same
+from export.ranges import Range, argument
 from export.target import Target
 from export.trt.build import build_engine
 from export.trt.device import BACKENDS, DeviceBackend, open_backend
@@ -254,7 +255,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, metavar="FILE", help="model.onnx, or an engine with its manifest and its ONNX file")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the engine (default: fp16); int8 and fp8 take a quantised file")
     parser.add_argument("--preset", choices=PRESETS, help="release: every kernel is tried (default); search: a quick build")
-    parser.add_argument("--workspace-mib", type=int, metavar="N", help="most scratch memory of one layer, for small devices")
+    mib = argument(Annotated[int, Range(1, 2**20)])
+    parser.add_argument("--workspace-mib", type=mib, metavar="N", help="most scratch memory of one layer, for small devices")
     parser.add_argument("--gpu", metavar="SM", help="build with TensorRT-RTX for GPUs elsewhere, for instance sm_86,sm_89,sm_120")
     parser.add_argument("--cuda-backend", choices=BACKENDS, help="who talks to CUDA (default: the first that works)")
     parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="folder of timing caches (default: the user's cache)")

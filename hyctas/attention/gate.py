@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Annotated, Any
 
+from export.ranges import Range, argument
 from hyctas.attention.cases import KERNELS, Case, shipped_cases, source
 from hyctas.attention.compiled import DoesNotCompile, Resources, compile_case, missing
 from hyctas.attention.resources import TABLE, Row, Table, blocks_per_multiprocessor, judge, read_table, write_table
@@ -36,11 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="compile everything, not only what changed")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="of these GPUs alone")
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=KERNELS, help="these alone")
-    parser.add_argument("--jobs", type=int, default=2, help="compilations at a time")
-    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="then begin no more compilations")
+    parser.add_argument("--jobs", type=argument(Annotated[int, Range(1, 1024)]), default=2, help="compilations at a time")
+    seconds = argument(Annotated[float, Range(0)])
+    parser.add_argument("--budget", type=seconds, default=math.inf, metavar="SECONDS", help="then begin no more compilations")
     options = parser.parse_args(arguments)
-    if options.jobs < 1:
-        parser.error(f"--jobs is 1 or more, not {options.jobs}")
     cases = [case for case in shipped_cases() if case.arch in options.arch and case.kernel in options.kernel]
     table = _starting_table(options.update)
     stale = [case for case in cases if options.all or table.current(case) is None]

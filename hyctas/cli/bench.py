@@ -66,6 +66,7 @@ def bench_models(job: BenchJob) -> None:
     if size and ".pt2" in kinds:
         raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
     target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
+    check_trust(job.trust, paths)
     runtime = open_target(target, job.threads, **(job.loading().arguments() if target.runtime in TENSORRT else {}))
     models = [_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
     images = load_images(job.data) if job.data else _street(models[0], runtime) if job.mode == "end-to-end" else []
@@ -91,6 +92,22 @@ def bench_models(job: BenchJob) -> None:
         from hyctas.cli.report import report_run
 
         say(f"wrote {report_run(job.run)}")
+
+
+def check_trust(trust: bool, paths: Sequence[Path]) -> None:
+    """Refuse files whose reading executes code, unless told otherwise.
+
+    Raises:
+        InvalidInput: there is one.
+    """
+    from export.errors import InvalidInput
+
+    found = next((path for path in paths if path.suffix.lower() == ".pt2"), None)
+    if found is not None and not trust:
+        raise InvalidInput(
+            f"{found}: reading a .pt2 file executes code that stands in it (pickled objects, libraries compiled by AOTInductor). "
+            "Repeat the command with --trust where you know who made it; an .onnx file or a bundle's model.onnx is data alone"
+        )
 
 
 def kind_of(path: Path) -> str:

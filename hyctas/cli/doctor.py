@@ -10,6 +10,7 @@ from typing import Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import DoctorJob
+from hyctas.cli.streams import printable
 
 FORMAT_VERSION = 1
 PACKAGES = (
@@ -114,7 +115,6 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> dict[str, float | None]:
 
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.padding import Padding
     from rich.table import Table
 
@@ -136,7 +136,7 @@ def _show(found: dict[str, Any]) -> None:
     }
     grid = Table.grid(padding=(0, 2))
     for name, text in facts.items():
-        grid.add_row(f"[bold]{name}[/]", escape(text))
+        grid.add_row(f"[bold]{name}[/]", _safe(text))
     console.print(grid)
     console.print()
     for able, group in itertools.groupby(_grouped(found["targets"]), key=lambda item: item[1]["ok"]):
@@ -144,14 +144,21 @@ def _show(found: dict[str, Any]) -> None:
             if able:
                 console.print(f"[green]✓[/] [bold]{names}[/] available")
             else:
-                console.print(f"[red]✗[/] [bold]{names}[/] unavailable because {escape(state['reason'])}")
-                line = f"[dim]→[/] {escape(state['install'])}"
+                console.print(f"[red]✗[/] [bold]{names}[/] unavailable because {_safe(state['reason'])}")
+                line = f"[dim]→[/] {_safe(state['install'])}"
                 console.print(Padding(line, (0, 0, 0, 4)) if console.is_terminal else f"    {line}")
     console.print()
     default = found["default_target"]
     console.print(f"Without --target, commands take [bold]{default}[/]." if default else "No target can run on this machine.")
     for line in found["advice"]:
-        console.print(f"[yellow]![/] {escape(line)}")
+        console.print(f"[yellow]![/] {_safe(line)}")
+
+
+def _safe(text: str) -> str:
+    """Write text of files and of the environment so that a terminal and rich show it as it is."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def _grouped(targets: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -75,10 +75,11 @@ def check_bundle(job: ExportJob, folder: Path) -> str:
         CorruptFile: the bundle's manifest is damaged.
     """
     from export.errors import InvalidInput
+    from export.files import real_path
     from export.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    if job.network is not None and job.network.resolve() != folder.resolve():
+    if job.network is not None and real_path(job.network) != real_path(folder):
         raise InvalidInput(f"{job.file} is part of the bundle {folder}, and is built from it; leave --network out, "
                            "or write the engine elsewhere")  # fmt: skip
     asked = image_size(job.size) if job.size else manifest.size

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import time
 import tomllib
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from export.errors import HyctasError, InvalidInput
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import field_names, flag_arguments
+from hyctas.processes import is_first
 
 T = TypeVar("T")
 DEFECT = 70
@@ -37,6 +39,9 @@ USERS_ERRORS = {
 } | set(ADVICE)
 """What the system refuses for reasons that a user can mend."""
 INTERRUPTED = 130
+FIRST_S = 5.0
+"""Of torchrun's processes, the others wait so long before they end with an error: the first one, which has mostly met the same,
+says it, and torchrun ends them."""
 NO_READER = 141
 """As the shell counts a process that SIGPIPE ended; the work is done all the same."""
 
@@ -83,6 +88,8 @@ def command(
 
 def _end(error: BaseException) -> NoReturn:
     """End with what an exception has to say, and its exit code."""
+    if not is_first():
+        time.sleep(FIRST_S)
     if isinstance(error, HyctasError):
         print(f"error: {printable(shortened(str(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -91,7 +91,8 @@ def export_network(job: ExportJob) -> None:
     if engine is not None:
         write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
     there = "" if target.runtime != "tensorrt-rtx" else ", on a machine with such a GPU: it proves parity first"
-    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}{there}")
+    trust = " --trust" * (kind == ".pt2")
+    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}{trust}{there}")
 
 
 def choose_target(text: str | None, kind: str, path: Path, gpu: str | None = None) -> Target:

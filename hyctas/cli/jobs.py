@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import tyro
 
 from export.errors import InvalidInput
 from export.files import utf8_path
-from export.ranges import Classes, Range, Seed, Settings, Threads
+from export.ranges import Classes, Minutes, Range, Seed, Settings, Threads
 from export.target import Target, parse_size
 from hyctas.cli.values import fill
 from hyctas.presets import read_preset
@@ -91,7 +92,7 @@ class TrainJob(Settings):
 efficientnet-lite0 for space edge, else none."""
     preset: str | None = None
     """Settings to start from: quick, standard or best; what a TOML file or another flag sets wins."""
-    minutes: Annotated[float, Range(above=0, at_most=1e5)] | None = None
+    minutes: Minutes | None = None
     """Time budget in minutes; default 30."""
     steps: Annotated[int, Range(1, 10**9)] | None = None
     """Number of steps instead of a time budget: equal seeds then give equal weights."""
@@ -298,6 +299,8 @@ class BenchJob(Settings):
     """Make the report from a kit's folder that came back from the device."""
     cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
     """Who talks to CUDA for engines; default: the first that works."""
+    trust: bool = False
+    """Load .pt2 files, and engines without a manifest or changed since it was written: executes code in them."""
     expert: tyro.conf.Suppress[str] = "{}"
     """Settings of how engines are loaded from a TOML file, as JSON."""
 
@@ -314,7 +317,7 @@ class BenchJob(Settings):
         Raises:
             InvalidInput: a value of the wrong type.
         """
-        return fill(self.settings(), json.loads(self.expert) | {"cuda_backend": self.cuda_backend})
+        return fill(self.settings(), json.loads(self.expert) | {"cuda_backend": self.cuda_backend, "trust": self.trust})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +339,8 @@ def check_writable(path: Path) -> None:
     utf8_path(path.absolute())
     try:
         place = path.absolute().parent
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # unlike `exists`, it tells of symbolic links in a circle
         while not place.exists():
             place = place.parent
         fits = place.is_dir() and os.access(place, os.W_OK | os.X_OK)

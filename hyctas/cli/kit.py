@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyctas.cli.jobs import BenchJob, ProfileJob, image_size
+from hyctas.cli.jobs import BenchJob, ProfileJob, check_writable, image_size
 
 if TYPE_CHECKING:
     import onnx
@@ -43,6 +43,7 @@ def write_profile_kit(job: ProfileJob) -> None:
     if job.expert != "{}":
         raise InvalidInput("a device kit has a measuring protocol of its own; leave the settings of the TOML file out")
     check_networks(job)
+    check_writable(job.kit / "kit.json")
     space, size, target = load_space(job.space), image_size(job.size), kit_target(job.target)
     classes = num_classes(job)
     every_key = space.keys(size, classes)

@@ -40,6 +40,7 @@ def write_bench_kit(job: BenchJob) -> None:
     paths = job.models or ((job.run,) if job.run else ())
     if not paths:
         raise InvalidInput("nothing to time: give ONNX files, bundles or run folders, or --run RUN for its network")
+    check_writable(job.kit / "kit.json")
     target = kit_target(job.target)
     timing = Timing(warmup_ms=WARMUP_MS, duration_s=job.seconds / ROUNDS, iterations=MIN_QUERIES)
     if job.run is None:

@@ -64,11 +64,12 @@ def profile_space(job: ProfileJob) -> None:
     runtime = open_target(target, job.threads)
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
     config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
-              "threads": job.threads, "networks": job.networks, "protocol": asdict(protocol), "shard": job.shard,
+              "threads": job.threads, "protocol": asdict(protocol), "shard": job.shard,
               "merge": [str(path) for path in job.merge]}  # fmt: skip
-    run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart)
+    run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart,
+              formerly={**config, "networks": job.networks})  # fmt: skip
     table_path = run.file("latency.json")
-    if run.done:
+    if run.done and run.record["results"].get("networks", job.networks) == job.networks:
         say(f"{table_path} is already measured with this configuration")
         show(LatencyTable.load(table_path).calibrations.get(run.record["results"].get("calibration", "")))
         return
@@ -95,7 +96,7 @@ def profile_space(job: ProfileJob) -> None:
             f"hyctas-profile --merge TABLE TABLE ... (with the same --space, --size, --target)")  # fmt: skip
         return
     calibration = calibrated(job, space, table, runtime, size, classes, table_path) if job.networks else None
-    run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None)
+    run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None, networks=job.networks)
     show(calibration)
     say(f"wrote {table_path}: {len(keys)} operators")
 

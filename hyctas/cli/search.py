@@ -59,15 +59,19 @@ def run_search(job: SearchJob) -> None:
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
         "population": job.population, "images": job.images, "eval_size": eval_size, "seed": job.seed,
-        "data": data.identity(), "supernet_sha256": sha256(supernet.path),
+        "data": data.trained(), "supernet_sha256": sha256(supernet.path),
         "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
-    run = Run(job.run, "search", {**config, "measure": job.measure}, ("history.jsonl", "pareto.json", "pareto.svg"),
-              restart=job.restart)  # fmt: skip
+    former = {**config, "data": data.identity()}
+    run = Run(job.run, "search", config, ("history.jsonl", "pareto.json", "pareto.svg"),
+              restart=job.restart, formerly={**former, "measure": job.measure})  # fmt: skip
     reference_ms = limits.latency_ms or model.costs(space.largest()).bound_ms
-    history = History(run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say)
-    if run.done and run.file("pareto.json").exists():
+    history = History(
+        run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say, {**former, "reference_ms": reference_ms}
+    )
+    measured = run.record["results"].get("measure", job.measure) if run.done else None
+    if measured == job.measure and run.file("pareto.json").exists():
         say(f"{run.file('pareto.json')} is already there with this configuration")
         return
     if history.evaluations:
@@ -101,7 +105,7 @@ def _conclude(
              "bound_factor": model.bound_factor}  # fmt: skip
     outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
-    run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"])
+    run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=measure)
     say(show_front(run.folder))
 
 

@@ -131,11 +131,12 @@ def train_network(job: TrainNetworkJob) -> None:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
         scored = data.scored()
         if run.record["results"].get("scored", scored) != scored:
-            _score_again(run, data, recipe.size)
+            _score_again(run, data, recipe)
         return
 
     import torch
 
+    from export.torch_session import torch_threads
     from hyctas.data import Frames
     from hyctas.network import build, save_weights
     from hyctas.training.evaluate import estimation_batches, reestimate_norms
@@ -154,7 +155,7 @@ def train_network(job: TrainNetworkJob) -> None:
     if job.teacher:
         from hyctas.training.soft_labels import label_frames
 
-        with bar("label with teacher") as shown:
+        with bar("label with teacher") as shown, torch_threads(recipe.threads):
             soft_labels = label_frames(
                 frames, teachers, run.file("soft_labels"), recipe.temperature,
                 lambda done, total: shown.update(done / total, f"image {done} of {total}"),
@@ -165,13 +166,14 @@ def train_network(job: TrainNetworkJob) -> None:
     _train("train network", trainer, step)
     if not is_first_process():
         return
-    reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
+    with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
+        reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
     merge(network)
     network = network.finished().eval()
     save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
     write_json(run.file("labels.json"), data.source.labels.to_json())
-    results = _score(run, network, genotype.id, data, recipe.size, preprocessing)
+    results = _score(run, network, genotype.id, data, recipe, preprocessing)
     crops = trainer.step * recipe.batch * processes()
     run.finish(
         steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
@@ -181,26 +183,27 @@ def train_network(job: TrainNetworkJob) -> None:
 
 
 def _score(
-    run: Run, network: nn.Module, genotype_id: str, data: DataSet, size: tuple[int, int] | None, preprocessing: Preprocessing
+    run: Run, network: nn.Module, genotype_id: str, data: DataSet, recipe: NetworkRecipe, preprocessing: Preprocessing
 ) -> dict[str, float]:
     """Write RUN/scores.json, and return the mIoU of each part."""
     from export.files import write_json
+    from export.torch_session import torch_threads
     from hyctas.cli.show import bar
     from hyctas.data import Frames
     from hyctas.training.evaluate import evaluate
 
     scores, splits = {}, [("choose", "train", data.choose), ("val", "val", data.val)]
-    with bar("score network") as shown:
+    with bar("score network") as shown, torch_threads(recipe.threads):
         for done, (name, split, samples) in enumerate(splits):
             if samples:
-                images = Frames(data.source, split, samples, size)
+                images = Frames(data.source, split, samples, recipe.size)
                 scores[name] = asdict(evaluate(network, images, data.num_classes, preprocessing))
             shown.update((done + 1) / len(splits))
-    write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype_id, "size": size, **scores})
+    write_json(run.file("scores.json"), {"format_version": 1, "genotype": genotype_id, "size": recipe.size, **scores})
     return {name: score["miou"] for name, score in scores.items()}
 
 
-def _score_again(run: Run, data: DataSet, size: tuple[int, int] | None) -> None:
+def _score_again(run: Run, data: DataSet, recipe: NetworkRecipe) -> None:
     """Score a trained network on a val that has changed since."""
     from hyctas.bundling import load_trained
     from hyctas.cli.show import say
@@ -208,7 +211,7 @@ def _score_again(run: Run, data: DataSet, size: tuple[int, int] | None) -> None:
     if not is_first():
         return
     trained = load_trained(run.folder)
-    results = _score(run, trained.network, trained.genotype.id, data, size, trained.preprocessing)
+    results = _score(run, trained.network, trained.genotype.id, data, recipe, trained.preprocessing)
     run.finish(**{**run.record["results"], "scored": data.scored(), **results})
     say(f"val is another than before: {_shown(results)}")
 
@@ -249,9 +252,10 @@ def _trained_parameters(model: nn.Module, loaded: Loaded | None) -> list[str]:
 def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> tuple[TeacherFile, ...]:
     """Find the teachers, and have them label one image before the run folder is claimed for them."""
     from export.errors import InvalidInput
+    from export.files import real_path
     from hyctas.training.teacher import find_teachers, open_teachers
 
-    if job.run.resolve() in [path.resolve() for path in job.teacher]:
+    if real_path(job.run) in map(real_path, job.teacher):
         raise InvalidInput(f"--teacher {job.run} is the run itself; give the network that is trained here another --run")
     teachers = find_teachers(job.teacher)
     if not (job.run / "train-network.json").exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import InvalidInput
-from export.files import sha256
+from export.files import real_path, sha256
 from export.imaging import Preprocessing
 from export.manifest import NAME as BUNDLE_MARK
 from hyctas.genotype import Genotype
@@ -72,7 +72,7 @@ def find_start(source: str, run: Path, space: str | None = None) -> Start | None
         record = {"source": source, "sha256": trunk.sha256, "origin": trunk.origin, "licence": trunk.licence}
         preprocessing = Preprocessing(mean=trunk.mean, std=trunk.std)
         return Start(trunk_weights(sorted_by_importance(trunk)), preprocessing, (), record)
-    if (folder / BUNDLE_MARK).exists() or ((folder / "network.safetensors").exists() and folder.resolve() != run.resolve()):
+    if (folder / BUNDLE_MARK).exists() or ((folder / "network.safetensors").exists() and real_path(folder) != real_path(run)):
         return _start_from_network(folder)
     if (folder / "supernet.safetensors").exists():
         return _start_from_supernet(folder, space)

@@ -71,15 +71,18 @@ class History:
         path: history.jsonl; made with the header if it does not exist.
         header: what decides the values: configuration, supernet sha256, table sha256, threads.
         notice: told of a dropped torn line.
+        formerly: the same header as an earlier version wrote it; a file that has it is continued.
 
     Raises:
         InvalidInput: the file's header differs; the text names the differing fields.
         CorruptFile: a bad line that is not the last, or two lines that contradict each other.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], notice: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, header: dict[str, Any], notice: Callable[[str], None], formerly: dict[str, Any] | None = None
+    ) -> None:
         self.path, self.notice = path, notice
-        self.header = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(header))}
+        self.header, self._formerly = (_with_version(one) for one in (header, formerly or header))
         self.evaluations: list[Evaluation] = []
         self.known: dict[str, Evaluation] = {}
         self._recorded: set[tuple[str, str]] = set()
@@ -169,7 +172,11 @@ class History:
             version = found.get("format_version") if isinstance(found, dict) else None
             raise CorruptFile(self.path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}", 1)
         differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]
-        if differing:
+        if differing and found != self._formerly:
             shown = "\n  ".join(f"{name}: was {found.get(name)!r}, now {self.header.get(name)!r}" for name in sorted(differing))
             advice = "Give another --run, or start over with --restart"
             raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}\n{advice}")
+
+
+def _with_version(header: dict[str, Any]) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(header))}

@@ -124,7 +124,7 @@ def _claim(folder: Path, content: dict[str, Any]) -> None:
 def _identity(frames: Frames) -> dict[str, Any]:
     names = "\n".join(f"{sample.clip}/{sample.name}" for sample in frames.samples)
     return {
-        **frames.source.fingerprint(), "split": frames.split, "resized": frames.size,
+        **frames.source.fingerprint((frames.split,)), "split": frames.split, "resized": frames.size,
         "samples": hashlib.sha256(names.encode()).hexdigest(),
     }  # fmt: skip
 

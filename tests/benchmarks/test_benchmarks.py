@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import attention_cpu, fidelity, screening, yardstick
 from benchmarks.compare import account
-from benchmarks.fidelity import run as judge_table
+from benchmarks.gpu_suite import __main__ as gpu_suite
 from benchmarks.published import drawing, numbers
 from benchmarks.yardstick import Yardstick
-from export.errors import InvalidInput
 from hyctas import published
 from hyctas.members import member
 from hyctas.plan import lower
@@ -78,6 +80,16 @@ def test_pages_of_the_published_networks_are_up_to_date() -> None:
         assert (DOCS / f"published_{name}.svg").read_text() == drawing(name), name
 
 
-def test_fidelity_refuses_too_few_networks() -> None:
-    with pytest.raises(InvalidInput, match="at least 5"):
-        judge_table(argparse.Namespace(networks=3))
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [(fidelity, ("--networks", "4")), (fidelity, ("--threads", "0")), (fidelity, ("--seed", "-1")), (fidelity, ("--classes", "0")),
+     (yardstick, ("--minutes", "nan")), (yardstick, ("--seed", "x")), (attention_cpu, ("--rounds", "0")),
+     (attention_cpu, ("--threads", "-1")), (screening, ("--seeds", "0", "-1")), (gpu_suite, ("--seconds", "inf"))],
+)  # fmt: skip
+def test_numbers_are_held_to_their_ranges(
+    module: ModuleType, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == 2 and f"{flags[-1]!r} is not allowed: a" in capsys.readouterr().err

@@ -67,6 +67,14 @@ def test_what_a_kill_leaves_is_removed_and_what_a_living_process_writes_is_not(t
         process.stdout.close()
 
 
+def test_a_folder_is_listed_once_however_many_files_are_written_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(claims.os, "scandir", lambda folder: (listed.append(folder), scandir(folder))[1])
+    for number in range(20):
+        write_text(tmp_path / f"{number}", "")
+    assert listed == [str(tmp_path)]
+
+
 def test_planted_links_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one whose random name was guessed, and one in the place of the file itself."""
     victim, path = tmp_path / "victim", tmp_path / "run" / "table.json"

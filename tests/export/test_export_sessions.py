@@ -111,7 +111,7 @@ def test_torch_leaves_the_callers_module_alone() -> None:
     assert module[0].weight.is_contiguous()  # type: ignore[index,union-attr,operator]
 
 
-def test_torch_files(tmp_path: Path) -> None:
+def test_torch_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.pt2"
     module, inputs = block()
     torch.export.save(torch.export.export(module, inputs), path)
@@ -121,6 +121,7 @@ def test_torch_files(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CorruptFile, match=r"m\.pt2"):
         TorchRuntime(TORCH).load_file(path)
+    assert "Traceback" not in capfd.readouterr().err
     with pytest.raises(InvalidInput, match="no such file"):
         TorchRuntime(TORCH).load_file(tmp_path / "none.pt2")
     (tmp_path / "m.onnx").write_bytes(b"x")

@@ -17,15 +17,19 @@ from collections.abc import Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Annotated
 
+from export.ranges import Range, Seed, argument
 from tests.fuzz.fuzzer import COMMAND, READ, Fault, Tally, fuzz_kind
 from tests.fuzz.kinds import Kind, kinds
 from tests.fuzz.known import known
 from tests.fuzz.launch import preload, start
-from tests.fuzz.reliability import record
+from tests.fuzz.reliability import facts, record
 from tests.fuzz.samples import make_samples
 
 SHOWN = 12
+COUNT = Annotated[int, Range(0, 10**6)]
+SECONDS = Annotated[float, Range(above=0, at_most=1e6)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"unknown kind; the kinds are: {', '.join(kind.name for kind in kinds())}")
         return 2
-    begun = time.monotonic()
+    begun, now = time.monotonic(), facts()
     print(f"seed {asked.seed}: {len(chosen)} kinds, {asked.mutations} mutations each in one process, {asked.commands} each by "
           + ("command" if not asked.seconds else f"command, within {asked.seconds:g} s"), flush=True)  # fmt: skip
     preload()
@@ -48,20 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(work / "faults", ignore_errors=True)
     tallies = _spread(chosen, asked, work)
     faults = [fault for tally in tallies for fault in tally.faults]
-    return _conclude(tallies, faults, asked, time.monotonic() - begun)
+    spent_s = time.monotonic() - begun
+    fresh = _conclude(tallies, faults, asked, spent_s)
+    if asked.record:
+        done = [tally.to_json() for tally in tallies]
+        record("fuzz", {"seed": asked.seed, "minutes": round(spent_s / 60, 1), "kinds": done}, now)
+    return fresh
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=argument(Seed), default=0)
     parser.add_argument("--kind", action="append", help="one kind of file (may be repeated); default: all")
-    parser.add_argument("--case", type=int, help="one case")
+    parser.add_argument("--case", type=argument(COUNT), help="one case")
     parser.add_argument("--way", choices=(READ, COMMAND), help="in one process, or by command; default: both")
-    parser.add_argument("--mutations", type=int, default=1000, help="per kind, in one process")
-    parser.add_argument("--commands", type=int, default=20, help="per kind, through the command itself")
-    parser.add_argument("--seconds", type=float, help="time for all mutations together; each kind gets its share")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds after which a case hangs")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--mutations", type=argument(COUNT), default=1000, help="per kind, in one process")
+    parser.add_argument("--commands", type=argument(COUNT), default=20, help="per kind, through the command itself")
+    parser.add_argument("--seconds", type=argument(SECONDS), help="time for all mutations together; each kind gets its share")
+    parser.add_argument("--timeout", type=argument(SECONDS), default=120.0, help="seconds after which a case hangs")
+    parser.add_argument("--jobs", type=argument(Annotated[int, Range(1, 1024)]), default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, default=Path("runs/fuzz"), help="folder of samples and faults")
     parser.add_argument("--keep-samples", action="store_true", help="use the samples of the last time")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/cpu/reliability.md")
@@ -137,8 +146,6 @@ def _conclude(tallies: Sequence[Tally], faults: Sequence[Fault], asked: argparse
     accepted = total["same"] + total["other"] + total["accepted"]
     print(f"\nseed {asked.seed}: {total.total()} mutations of {len(tallies)} kinds in {_minutes(spent_s)}: {total['refused']} "
           f"refused, {accepted} accepted, {len(faults)} faults ({len(fresh)} of {len(groups)} are not known){kept}")  # fmt: skip
-    if asked.record:
-        record("fuzz", {"seed": asked.seed, "minutes": round(spent_s / 60, 1), "kinds": [tally.to_json() for tally in tallies]})
     return bool(fresh)
 
 

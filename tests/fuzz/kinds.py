@@ -70,6 +70,8 @@ def _run_kinds() -> tuple[Kind, ...]:
         Kind(name="classes of a run", file="run/labels.json", form="json", read=_network, command=bench),
         Kind(name="scores", file="run/scores.json", form="json", read=_scores, command=bench, consistent=_scores_hold),
         Kind(name="FPS report", file="run/fps.json", form="json", read=_collected, command=bench, consistent=_times_hold),
+        Kind(name="FPS report to be replaced", file="run/fps.json", form="json", read=_replaced,
+             command=("bench", "{}/run/model.onnx", "--seconds", 0.02, "--out", "{}/run/fps.json")),
         Kind(name="supernet checkpoint", file="half/supernet.checkpoint.pt", form="bytes", read=_checkpoint, exact=True,
              command=("train", "supernet", "--space", "tiny", *stopped)),
         Kind(name="network checkpoint", file="half/network.checkpoint.pt", form="bytes", read=_network_checkpoint, command=told,
@@ -97,6 +99,8 @@ def _bundle_kinds() -> tuple[Kind, ...]:
         Kind(name="bundle genotype, hash right", file="run/bundle/genotype.json", form="json", **signed),
         Kind(name="bundle metadata, hash right", file="run/bundle/model.onnx", form="json", part=onnx_metadata,
              whole=with_onnx_metadata, **signed),
+        Kind(name="PyTorch program", file="run/model.pt2", form="bytes", read=_program,
+             command=("bench", "{}/run/model.pt2", "--trust", "--seconds", 0.02, "--out", "{}/out.json")),
         Kind(name="manifest beside a file", file="run/model.onnx.manifest.json", form="json", read=_free,
              command=("export", "{}/run/model.onnx", "--network", "{}/files/none.json")),
     )  # fmt: skip
@@ -149,6 +153,9 @@ def _data_kinds() -> tuple[Kind, ...]:
     return (
         Kind(name="PNG image", file="data/images/train/clip0_0.png", form="bytes", read=_data, command=(*bench, images)),
         Kind(name="JPEG image", file="data/images/train/clip1_1.jpg", form="bytes", read=_data, command=(*bench, images)),
+        Kind(name="BMP image", file="data/images/train/clip2_2.bmp", form="bytes", read=_data, command=(*bench, images)),
+        Kind(name="TIFF image", file="data/images/train/clip3_3.tif", form="bytes", read=_data, command=(*bench, images)),
+        Kind(name="WebP image", file="data/images/train/clip4_4.webp", form="bytes", read=_data, command=(*bench, images)),
         Kind(name="label", file="data/labels/val/clip0_0.png", form="bytes", read=_data, command=(*bench, "{}/data")),
         Kind(name="class list", file="data/classes.txt", form="bytes", read=_data, command=(*bench, "{}/data")),
         Kind(name="class list, JSON", file="files/classes.json", form="json", read=_classes_json),
@@ -439,6 +446,20 @@ def _foreign(name: str) -> Reader:
             return opened.preprocessing, opened.colours
 
     return read
+
+
+def _program(root: Path) -> Any:
+    from export.runtimes import open_runtime
+    from export.target import Target
+
+    with open_runtime(Target.parse("torch-cpu:fp32"), 1).load_file(root / "run" / "model.pt2") as session:
+        return session.inputs, session.outputs, session.metadata
+
+
+def _replaced(root: Path) -> Any:
+    from hyctas.cli.bench import check_out
+
+    check_out(root / "run" / "fps.json")
 
 
 def _teacher(root: Path) -> Any:

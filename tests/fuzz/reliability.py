@@ -7,7 +7,7 @@ import platform
 import subprocess
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,25 @@ are in `reliability.json`.
 """
 
 
-def record(part: str, result: Mapping[str, Any], folder: Path = FOLDER) -> None:
-    """Keep the result of a part, "fuzz" or "torture", and write the report anew; kinds of files that were not run now stay."""
+def facts() -> dict[str, str]:
+    """Say when, with which Python and of which commit a run is; ask at its beginning, since both may change meanwhile."""
+    asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True)
+    return {"date": f"{datetime.date.today()}", "commit": asked.stdout.strip() or "unknown", "python": platform.python_version()}
+
+
+def record(part: str, result: Mapping[str, Any], facts: Mapping[str, str], folder: Path = FOLDER) -> None:
+    """Keep the result of a part, "fuzz" or "torture", and write the report anew; kinds of files that were not run now stay.
+
+    Args:
+        part: which.
+        result: what came of it.
+        facts: as `facts` gave them when it began.
+        folder: of the report.
+    """
     from export.files import read_json, write_json, write_text
 
     path = folder / "reliability.json"
     known: dict[str, Any] = read_json(path, 1) if path.exists() else {"format_version": 1}
-    facts = {"date": f"{datetime.date.today()}", "commit": _commit(), "python": platform.python_version()}
     result = {**facts, **result}
     if part == "fuzz":
         result["kinds"] = _joined(known.get("fuzz", {}).get("kinds", []), [{**kind, **facts} for kind in result["kinds"]])
@@ -46,18 +58,17 @@ def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["## Mutations of files", "", "Not run yet.", ""]
     total = Counter[str]()
-    rows = []
+    rows, commits = [], _commits(kind["commit"] for kind in found["kinds"])
     for kind in found["kinds"]:
         read, command = Counter(kind["read"]), Counter(kind["command"])
         total += read + command
         cells = [kind["kind"], read.total(), read["refused"], read["same"], read["other"]]
         cells += [command.total(), command["refused"], command["accepted"], len(kind["faults"])]
         rows.append(f"| {' | '.join(map(str, cells))} |")
-    commits = dict.fromkeys(f"`{kind['commit']}`" for kind in found["kinds"])
     without = [kind["kind"] for kind in found["kinds"] if not Counter(kind["command"]).total()]
     return [
         "## Mutations of files", "",
-        f"{total.total():,} mutations of {len(rows)} kinds of files, seed {found['seed']}, commits {', '.join(commits)}, "
+        f"{total.total():,} mutations of {len(rows)} kinds of files, seed {found['seed']}, {commits}, "
         f"{found['date']}: {total['fault']} faults. Kinds that had faults were run again once these were mended.", "",
         "*refused*: one sentence, exit code 1, 2 or 3. *the same*: read as the unmutated file. *another*: read as another value, "
         "whose types, units, ranges and relations hold (a digit changed in a file without a hash is another file). A *fault* is a "
@@ -68,6 +79,11 @@ def _fuzz(found: Mapping[str, Any] | None) -> list[str]:
         *([f"Not run through a command: {', '.join(without)}.", ""] if without else []),
         *_faults(found["kinds"]),
     ]  # fmt: skip
+
+
+def _commits(names: Iterable[str]) -> str:
+    found = [f"`{name}`" for name in dict.fromkeys(names)]
+    return f"commit{'s' * (len(found) > 1)} {', '.join(found)}"
 
 
 def _faults(kinds: list[dict[str, Any]]) -> list[str]:
@@ -81,11 +97,11 @@ def _faults(kinds: list[dict[str, Any]]) -> list[str]:
 def _torture(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["## Kills and other troubles", "", "Not run yet.", ""]
-    kills = found["kills"]
+    kills, commits = found["kills"], _commits(found.get("commits", [found["commit"]]))
     return [
         "## Kills and other troubles", "",
         f"{sum(kills.values())} SIGKILLs at random moments in {found['chains']} jobs (profile, both trainings, search, export, "
-        f"bench; space tiny, fixed latency table, budgets in steps), seed {found['seed']}, commit `{found['commit']}`, "
+        f"bench; space tiny, fixed latency table, budgets in steps), seed {found['seed']}, {commits}, "
         f"{found['date']}: {len(found['faults'])} faults. Each command was repeated until it ended; then all files had to be those "
         "of an undisturbed run: the same weights, history, front, scores and bundle, and no file more.", "",
         "| command | undisturbed, s | kills |", "|---|--:|--:|",
@@ -104,8 +120,3 @@ def _found() -> list[str]:
     lines += [f"* {text}" for text in found["mended"]]
     lines += ["", "Not run: " + " ".join(found["not_run"])]
     return lines
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return asked.stdout.strip() or "unknown"

@@ -18,6 +18,7 @@ from tests.fuzz.launch import run_command, start, wait
 HERE = Path(__file__).parent
 DATA = "scenes:train=16,val=4,size=32x32"
 SIZE, CLASSES = (64, 64), 10
+IMAGES = ("png", "jpg", "bmp", "tif", "webp")
 SMALL = ("--crop", "32x32", "--batch", "2", "--steps", "1")
 RECIPE = """\
 learning_rate = 0.002
@@ -60,6 +61,7 @@ def make_samples(root: Path) -> None:
     commands: list[tuple[str, tuple[object, ...]]] = [("train", supernet), ("search", search), ("train", network)]
     commands += [("export", (f"{run}/bundle/", "--network", run, "--size", "64x64"))]
     commands += [("export", (run / "model.onnx", "--network", run, "--size", "64x64"))]
+    commands += [("export", (run / "model.pt2", "--network", run, "--size", "64x64"))]
     commands += [("bench", ("--run", run, "--seconds", 0.02, "--size", "64x64"))]
     for name, arguments in commands:
         _must(run_command(name, *arguments, log=log), log)
@@ -124,11 +126,11 @@ def _data(root: Path) -> None:
 
     from hyctas.data import Scenes
 
-    scenes = Scenes(size=(32, 32), train=4, val=2)
+    scenes = Scenes(size=(32, 32), train=len(IMAGES), val=2)
     for split in ("train", "val"):
         for number, sample in enumerate(scenes.samples(split)):
             image, label = scenes.load(split, sample)
-            for kind, array, suffix in (("images", image, "jpg" if number % 2 else "png"), ("labels", label, "png")):
+            for kind, array, suffix in (("images", image, IMAGES[number]), ("labels", label, "png")):
                 path = root / kind / split / f"clip{number}_{number}.{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)

@@ -22,12 +22,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from export.ranges import Range, Seed, argument
 from tests.fuzz.launch import KILLED, kill, preload, run_command, start, start_command, wait
-from tests.fuzz.reliability import record
+from tests.fuzz.reliability import facts, record
 from tests.fuzz.samples import CLASSES, DATA, write_tables
 
 OPEN_FILES = 64
@@ -74,8 +75,8 @@ class Failed(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where something was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.torture", description="Kill commands at random moments.")
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=argument(Annotated[int, Range(0, 10**6)]), default=100)
+    parser.add_argument("--seed", type=argument(Seed), default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/torture"))
     parser.add_argument("--restart", action="store_true", help="forget what an earlier torture did")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/cpu/reliability.md")
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = asked.work.resolve()
     if asked.restart:
         shutil.rmtree(work, ignore_errors=True)
-    torture = Torture(work, asked.seed, asked.kills)
+    torture, now = Torture(work, asked.seed, asked.kills), facts()
+    torture.state["commits"] = [*dict.fromkeys([*torture.state["commits"], now["commit"]])]
     print(f"seed {asked.seed}: {len(TROUBLES)} troubles, then {asked.kills} kills, in {work}", flush=True)
     torture.prepare()
     torture.trouble_all()
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fault in faults:
         print(f"FAULT: {fault}")
     if asked.record:
-        record("torture", torture.state)
+        record("torture", torture.state, now)
     return bool(faults)
 
 
@@ -110,7 +112,7 @@ class Torture:
     def __init__(self, work: Path, seed: int, kills: int) -> None:
         self.work, self.seed, self.wanted = work, seed, kills
         self.log, self.state_path = work / "log.txt", work / "state.json"
-        fresh = {"seed": seed, "seconds": {}, "kills": {}, "chains": 0, "troubles": {}, "faults": [], "temporary": 0}
+        fresh = {"seed": seed, "seconds": {}, "kills": {}, "chains": 0, "troubles": {}, "faults": [], "temporary": 0, "commits": []}
         self.state: dict[str, Any] = json.loads(self.state_path.read_text()) if self.state_path.exists() else fresh
         os.environ["TMPDIR"] = str(work / "tmp")
 

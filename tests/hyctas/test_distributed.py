@@ -31,6 +31,8 @@ torch.save({"sum": sum(p.double().sum() for p in supernet.parameters()), "first"
 torch.distributed.destroy_process_group()
 """
 
+TRAIN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hyctas.cli.train", "--"]
+
 
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path: Path) -> None:
@@ -51,11 +53,18 @@ def test_as_it_is_typed(tmp_path: Path) -> None:
     run.mkdir()
     (run / "labels.json").write_text("of an older training")
     (tmp_path / "job.toml").write_text('crop = "32x32"\nbatch = 2\namp = false\n')
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hyctas.cli.train", "--"]
     job = ["network", "--run", str(run), "--network", "edge:plain-w75", "--init", "none", "--restart"]
     job += ["--data", "scenes:train=40,val=4,size=32x48", "--steps", "2", "--config", str(tmp_path / "job.toml")]
-    done = subprocess.run([*launch, *job], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    done = subprocess.run([*TRAIN, *job], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("wrote ") == 1 and "after 2 steps (8 crops)" in done.stdout
     assert done.stderr.count("train network: done") == 1
     assert (run / "old-1" / "labels.json").read_text() == "of an older training" and not (run / "old-2").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [("--data", "none"), ("--steps", "-1")])
+def test_an_error_of_all_processes_is_printed_once(tmp_path: Path, wrong: tuple[str, ...]) -> None:
+    job = [*TRAIN, "network", "--run", str(tmp_path / "run"), "--network", "edge:plain-w75", *wrong]
+    done = subprocess.run(job, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert done.returncode != 0 and done.stderr.count("\nerror: ") == 1, done.stderr

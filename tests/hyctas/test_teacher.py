@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,9 @@ def test_labels_are_kept_and_made_once(run_folder: Path, frames: Frames, tmp_pat
     view = View(crop=(48, 64), rows=(0, 48), columns=(0, 64), into_rows=slice(0, 48), into_columns=slice(0, 64), mirror=False)
     np.testing.assert_allclose(soft.cut(3, view), think([run_folder], frames[3][0]).probabilities, atol=1e-3)
 
+    later = replace(SCENES, val=5)
+    label_frames(Frames(later, "train", later.samples("train")), files, folder, 2.0, lambda *counts: seen.append(counts))
+    assert len(seen) == 7, "another val is no reason to label train again"
     with pytest.raises(InvalidInput, match="another temperature"):
         label_frames(frames, files, folder, 3.0)
     other = Frames(SCENES, "train", SCENES.samples("train")[:5])

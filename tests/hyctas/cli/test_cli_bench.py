@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,13 +179,32 @@ def test_run_folder_and_bundle_on_torch(
     assert "b: timed as a module" in capsys.readouterr().out
 
 
+def test_no_code_of_a_pt2_file_runs_unconfirmed(pt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch unpickles the examples in it, whatever they are."""
+    victim, path = tmp_path / "victim", tmp_path / "THEIRS.PT2"
+
+    class Planted:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (victim,)
+
+    with zipfile.ZipFile(pt2) as sound, zipfile.ZipFile(path, "w") as changed:
+        for name in sound.namelist():
+            data = io.BytesIO(sound.read(name))
+            if "sample_inputs" in name:
+                torch.save(Planted(), data := io.BytesIO())
+            changed.writestr(name, data.getvalue())
+    assert call(monkeypatch, path) == 2 and not victim.exists()
+    assert call(monkeypatch, path, "--trust") == 2 and victim.exists()
+
+
 def test_pt2_takes_torch(pt2: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, pt2) == 0
+    assert call(monkeypatch, pt2, "--trust") == 0
     assert "target: torch-c" in capsys.readouterr().out
     refused: list[tuple[tuple[str | Path, ...], str]] = [
         ((pt2, foreign), "no target runs both"),
         ((pt2, "--target", "onnxruntime-cpu:fp32"), "does not run"),
         ((pt2, "--size", "64x64"), "has a fixed size"),
+        ((pt2,), "executes code that stands in it"),
     ]
     for arguments, reason in refused:
         assert call(monkeypatch, *arguments) == 2
@@ -212,7 +233,7 @@ def test_pt2_takes_torch(pt2: Path, foreign: Path, monkeypatch: pytest.MonkeyPat
         (("theirs.json",), 2, "suffix '.json' is unknown"),
         (("m.engine",), 3, "tensorrt:fp16 is unavailable: "),
         (("broken.onnx",), 2, "broken.onnx: is not a whole ONNX file"),
-        (("broken.pt2",), 2, "broken.pt2: is not a readable .pt2 file"),
+        (("broken.pt2", "--trust"), 2, "broken.pt2: is not a readable .pt2 file"),
         (("tampered",), 2, "genotype.json: differs from the manifest"),
     ],
 )

@@ -164,3 +164,17 @@ def test_a_run_of_an_earlier_version_is_continued(command: Command, data: Path, 
     write_json(path, record)
     code, text = train(command, data, network)
     assert code == 0 and "already trained with this configuration" in text and "another than before" not in text
+
+
+def test_equal_trainings_give_equal_weights_on_any_number_of_cores(command: Command, data: Path, network: Path) -> None:
+    import torch
+
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)  # as many as the process may use cores, where nothing else is said
+            assert train(command, data, network, "--restart")[0] == 0
+            found.append([(data.parent / "run" / name).read_bytes() for name in ("network.safetensors", "scores.json")])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]

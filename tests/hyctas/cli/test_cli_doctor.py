@@ -104,6 +104,15 @@ def test_nothing_can_run(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     assert "No target can run on this machine." in capsys.readouterr().out
 
 
+def test_text_of_files_is_escaped(found: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    value, bad = copy.deepcopy(found), "\x1b]0;x\x07[red]"
+    value["machine"] |= {"cpu": bad, "os": bad, "gpus": [{"name": bad, "driver": bad, "memory": bad}]}
+    value["targets"] = [{**state, "ok": False, "reason": bad, "install": bad} for state in value["targets"]]
+    cli._show(value | {"versions": {"torch": bad}, "advice": [bad]})
+    out = capsys.readouterr().out
+    assert "\x1b]0" not in out and "\x07" not in out and "\\x1b]0;x\\x07[red]" in out
+
+
 def test_quiet_machine_needs_no_advice(found: dict[str, Any]) -> None:
     value = copy.deepcopy(found)
     value |= {"default_target": "onnxruntime-cpu:fp32", "virtual_environment": True}

@@ -370,6 +370,18 @@ def test_read_only_folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert call(monkeypatch, tmp_path / "m.onnx", "--network", bundle) == 2
 
 
+def test_links_in_a_circle_are_named(command: Callable[..., tuple[int, str]], bundle: Path, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    train = ("train", "network", "--network", bundle / "genotype.json", "--data", "scenes:train=16,val=4,size=32x32", "--run")
+    for arguments in (("export", f"{loop}/", "--network", bundle), ("export", loop / "m.onnx", "--network", bundle),
+                      ("bench", bundle, "--out", loop / "r.json"), ("profile", "--space", "tiny", "--run", loop / "x"),
+                      ("bench", bundle, "--target", "tensorrt:fp16", "--kit", loop / "kit"), (*train, loop),
+                      (*train, tmp_path / "run", "--teacher", loop)):  # fmt: skip
+        code, text = command(*arguments)
+        assert code == 2 and text.splitlines()[-1].startswith("error: ") and str(loop) in text, text
+
+
 @pytest.mark.parametrize("name", ["m.onnx", "m.pt2"])
 def test_parity_is_the_exit_code(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str

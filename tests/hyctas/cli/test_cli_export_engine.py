@@ -342,7 +342,7 @@ def test_bench_names_the_first_mismatch_of_an_engine(
 def test_settings_come_from_the_toml_file() -> None:
     job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True}), cuda_backend="pycuda")
     assert job.engine() == EngineSettings(tf32=True, cuda_backend="pycuda")
-    assert BenchJob(expert=json.dumps({"trust": True})).loading() == LoadSettings(trust=True)
+    assert BenchJob(trust=True).loading() == LoadSettings(trust=True)
     assert BenchJob(cuda_backend="pycuda").loading() == LoadSettings(cuda_backend="pycuda")
     assert LoadSettings(trust=True, cuda_backend="pycuda").arguments() == {"trust": True, "backend": "pycuda"}
 

@@ -20,6 +20,7 @@ from export.files import sha256, write_json
 from export.imaging import Preprocessing
 from export.target import format_size
 from hyctas.bundling import load_trained
+from hyctas.cli.datasets import open_dataset
 from hyctas.cli.entry import command as parse
 from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
 from hyctas.cli.values import field_names
@@ -96,6 +97,36 @@ def test_search_and_its_repetition(command: Command, run: Path) -> None:
     assert code == 2 and "limits.latency_ms: was 5.0, now 4.0" in text and "--restart" in text
     code, _ = command("search", "--run", run, *SEARCH, "--limit", "ms=4", "--restart")
     assert code == 0 and (run / "old-1" / "history.jsonl").read_text() == before
+
+
+def test_a_changed_val_is_no_other_search(command: Command, run: Path) -> None:
+    """Neither is a folder in which an earlier version noted all splits."""
+    search = ("search", "--run", run, *SEARCH, "--data")
+    assert command(*search, DATA)[0] == 0
+    code, text = command(*search, DATA.replace("val=4", "val=5"))
+    assert code == 0 and "already there" in text, text
+    record, history = json.loads((run / "search.json").read_text()), (run / "history.jsonl").read_text().splitlines()
+    old = {"data": open_dataset(DATA, check=False).identity()}
+    (run / "search.json").write_text(json.dumps({**record, "config": {**record["config"], **old, "measure": 8}}))
+    (run / "history.jsonl").write_text("\n".join([json.dumps({**json.loads(history[0]), **old}), *history[1:]]) + "\n")
+    code, text = command(*search, DATA)
+    assert code == 0 and "already there" in text, text
+    code, text = command(*search, DATA.replace("train=", "train=1"))
+    assert code == 2 and "data.counts.train" in text
+
+
+def test_another_measure_is_no_other_search(command: Command, run: Path) -> None:
+    search = ("search", "--run", run, *SEARCH, "--measure")
+    assert command(*search, 2)[0] == 0
+    before = (run / "history.jsonl").read_text()
+    code, text = command(*search, 3)
+    assert code == 0 and "continuing: 8 evaluations are recorded" in text and "hypervolume" in text, text
+    assert (run / "history.jsonl").read_text() == before
+    assert "already there" in command(*search, 3)[1]
+    record = json.loads((run / "search.json").read_text())
+    (run / "search.json").write_text(json.dumps({**record, "results": 5}))
+    code, text = command(*search, 3)
+    assert code == 2 and "its results is no table of values" in text
 
 
 def test_infeasible_limit(command: Command, run: Path) -> None:

@@ -151,6 +151,10 @@ def test_shards_merge_into_a_whole_table(command: Command, tmp_path: Path) -> No
     whole = LatencyTable.load(tmp_path / "whole" / "latency.json")
     assert set(whole.rows) == set(tiny().keys((32, 48), 3)) and whole.calibrations["tiny@32x48"].n == 6
     assert {key: whole.rows[key] for key in before} == before, "nothing was measured again"
+    code, text = command("profile", *common, "--run", tmp_path / "whole", "--networks", 7, "--merge", *tables)
+    again = LatencyTable.load(tmp_path / "whole" / "latency.json")
+    assert code == 0 and again.calibrations["tiny@32x48"].n == 7 and again.rows == whole.rows, "more networks alone are measured"
+    assert "already measured" in command("profile", *common, "--run", tmp_path / "whole", "--networks", 7, "--merge", *tables)[1]
     code, text = command("profile", "--check", tmp_path / "whole" / "latency.json")
     assert (code, "still describes" in text) == (0, True) or (code == 1 and "does not describe this machine as it is now" in text)
     foreign = replace(whole, identity=replace(whole.identity, device={"cpu": "another"}))
