@@ -142,7 +142,7 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
     with evaluating(network):
         network.eval()
         session = runtime.load_modules([(network, (torch.zeros(1, 3, *model.size),))])[0]
-    return _described(model, session, [f"timed as a module with the output {output}"])
+    return _described(model, session, [f"run as a module with the output {output}"])
 
 
 def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
