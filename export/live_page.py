@@ -8,9 +8,10 @@ import json
 import re
 import secrets
 import socket
+import socketserver
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads, block_on_close = True, False
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads, block_on_close, allow_reuse_address = True, False, True
     page: LivePage
 
     def handle_error(self, request: Any, client_address: Any) -> None:

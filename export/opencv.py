@@ -63,7 +63,7 @@ def open_camera(address: str) -> Any:
             raise InvalidInput(f"camera {address!r} has no number: the first one is camera:0")
         capture = cv2.VideoCapture(int(number))
     else:
-        capture = cv2.VideoCapture(address)
+        capture = cv2.VideoCapture(address, cv2.CAP_V4L2)  # no other reader: FFmpeg would read any device as a file
     return capture if capture.isOpened() else None
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -77,15 +78,14 @@ class OutputNames:
 
     def take(self, path: Path, *endings: str) -> list[Path]:
         """Return names that begin alike, one with each ending: `a` of `a.jpg`; `a.png`, `a.png.2` where that is taken."""
-        bases = (path.stem, path.name, *(f"{path.name}.{number}" for number in range(2, 1_000_000)))
-        for base in bases:
+        for base in chain((path.stem, path.name), (f"{path.name}.{number}" for number in count(2))):
             names = [f"{base}{ending}" for ending in endings]
             free = self._taken.isdisjoint(name.casefold() for name in names)
             found = [self.folder / name for name in names]
             if free and self._sources.isdisjoint(place.resolve() for place in found):
                 self._taken.update(name.casefold() for name in names)
                 return found
-        raise InvalidInput(f"{self.folder} cannot hold another prediction of a file named {path.name}; choose another --out")
+        raise AssertionError("numbers do not end")
 
 
 class ImageSink:
@@ -167,7 +167,7 @@ def label_png(labels: np.ndarray, colours: np.ndarray) -> bytes:
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) <= 255:
         raise InvalidInput(f"labels from {labels.min()} to {labels.max()} do not fit into 8 bits; leave --labels out")
     plane = Image.fromarray(labels.astype(np.uint8))
-    plane.putpalette(colours[:256].astype(np.uint8).tobytes())
+    plane.putpalette(colours[:256].astype(np.uint8).tobytes().ljust(768, b"\0"))  # a shorter one is written with fewer bits
     return _png(plane)
 
 
@@ -180,7 +180,7 @@ def jpeg(picture: np.ndarray, quality: int = 85) -> bytes:
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1, bits=8)
+    picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
