@@ -62,8 +62,8 @@ class FrameSource(Protocol):
 class ImageFiles:
     """Image files, in the order given."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.name = str(paths[0]) if len(paths) == 1 else f"{len(paths)} images"
+    def __init__(self, paths: Sequence[Path], name: str) -> None:
+        self.name = name
         self.paths, self.notes, self.dropped = tuple(paths), list[str](), 0
         self.total: int | None = len(self.paths)
         self.rate: float | None = 1 / SLIDE_SECONDS
@@ -200,7 +200,8 @@ def open_sources(names: Sequence[str]) -> list[FrameSource]:
     for name in names:
         source, last = _of_file(Path(name)), found[-1] if found else None
         if isinstance(source, ImageFiles) and isinstance(last, ImageFiles):
-            found[-1] = ImageFiles((*last.paths, *source.paths))
+            paths = (*last.paths, *source.paths)
+            found[-1] = ImageFiles(paths, f"{paths[0]} and {len(paths) - 1} more")
         else:
             found.append(source)
     return found
@@ -213,9 +214,9 @@ def _of_file(path: Path) -> ImageFiles | Video:
         images = sorted(filter(is_photograph, path.iterdir()))
         if not images:
             raise InvalidInput(f"{path} holds no images; their names end in {' '.join(IMAGE_SUFFIXES)}")
-        return ImageFiles(images)
+        return ImageFiles(images, str(path))
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageFiles([path])
+        return ImageFiles([path], str(path))
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(path)
     raise InvalidInput(

@@ -85,7 +85,9 @@ def test_neighbours_become_one_source(tmp_path: Path) -> None:
     for name in names:
         Image.fromarray(GREY).save(name)
     video = str(write_video(tmp_path / "v.mp4", range(9)))
-    assert [type(source) for source in open_sources([*names, video, names[0]])] == [ImageFiles, Video, ImageFiles]
+    sources = open_sources([*names, video, names[0]])
+    assert [type(source) for source in sources] == [ImageFiles, Video, ImageFiles]
+    assert [source.name for source in sources] == [f"{names[0]} and 1 more", video, names[0]]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_overlays_and_label_maps(tmp_path: Path) -> None:
     with opened(foreign.classes(tmp_path / "m.onnx", metadata=METADATA)) as model:
         segmenter = Segmenter(model)
         with ImageSink(OutputNames(out, paths), model.colours, labels=True) as sink:
-            times, unreadable = run(ImageFiles(paths), segmenter, sink)
+            times, unreadable = run(ImageFiles(paths, "photographs"), segmenter, sink)
         expected = segmenter.labels(segmenter.run(segmenter.prepare(Image.open(paths[0]))))
     assert times.frames == 2 and set(times.medians_ms()) == set(STAGES)
     assert len(unreadable) == 1 and "1.png" in str(unreadable[0])
@@ -118,7 +118,7 @@ def test_what_a_mask_means_is_noted_once(tmp_path: Path) -> None:
     paths = photographs(tmp_path, 2)
     with opened(foreign.sigmoid(tmp_path / "m.onnx")) as model:
         with ImageSink(OutputNames(tmp_path / "out", paths), model.colours, labels=False) as sink:
-            run(ImageFiles(paths), Segmenter(model), sink)
+            run(ImageFiles(paths, "photographs"), Segmenter(model), sink)
         assert len([note for note in model.remarks if "one channel" in note]) == 1
 
 
