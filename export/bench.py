@@ -12,13 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.bench_models import MODES, BenchModel, OpenModel, frame, open_models
+from export.bench_models import BenchModel, OpenModel, open_models
 from export.bench_report import MAX_CV, BenchReport, BenchResult, summarise
 from export.errors import InvalidInput
 from export.load import others_share, read_load
 from export.machine import fingerprint, usable_cores
 from export.runtime import Runtime
 from export.runtimes import open_runtime
+from export.segment import MODES, frame
 from export.target import Target, format_size
 
 SLICE_S = 0.1

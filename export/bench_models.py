@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from export.errors import CorruptFile, InvalidInput
-from export.feeds import random_feeds
 from export.files import sha256
-from export.imaging import Preprocessing, decode, overlay, palette
+from export.imaging import Preprocessing, palette
 from export.runtime import Runtime, Session, TensorSpec
 from export.target import TENSORRT, Target, format_size
-from export.tensor_layout import ImageInput, image_input, label_output
+from export.tensor_layout import ImageInput, image_input
 
 if TYPE_CHECKING:
     from torch import nn
-
-MODES = ("model", "labels", "end-to-end")
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,8 @@ class BenchModel:
     """(H, W); needed for modules and for files with a dynamic shape."""
     preprocessing: Preprocessing | None = None
     """Replaces what the file says; without either, RGB in 0..1."""
+    colours: np.ndarray | None = None
+    """RGB of each class, uint8 (C, 3); replaces what the file says; without either, generated ones."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.module is None):
@@ -69,7 +65,7 @@ class OpenModel:
         """Whether its only input is one float32 image (1, 3, H, W)."""
         return self.image is not None and self.image.is_usual and len(self.session.inputs) == 1
 
-    def usual_image(self, mode: str) -> ImageInput:
+    def usual_image(self) -> ImageInput:
         """Return the image that a picture can be made into.
 
         Raises:
@@ -77,8 +73,8 @@ class OpenModel:
         """
         if self.image is None or not self.takes_pictures:
             raise InvalidInput(
-                f"mode {mode} turns pictures into labels, so it needs a model that takes one float32 image "
-                f"(1, 3, H, W); its inputs are {_listed(self.session.inputs)}. Time it in mode model, with random inputs"
+                "turning pictures into labels needs a model that takes one float32 image (1, 3, H, W); "
+                f"its inputs are {listed(self.session.inputs)}"
             )
         return self.image
 
@@ -146,7 +142,7 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
     with evaluating(network):
         network.eval()
         session = runtime.load_modules([(network, (torch.zeros(1, 3, *model.size),))])[0]
-    return _described(model, session, [f"timed as a module with the output {output}"])
+    return _described(model, session, [f"run as a module with the output {output}"])
 
 
 def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
@@ -180,15 +176,15 @@ def _described(model: BenchModel, session: Session, notes: list[str]) -> OpenMod
     metadata: dict[str, str] = getattr(session, "metadata", {})
     opened = OpenModel(model.name, session, image, model.preprocessing or Preprocessing(), palette(256), notes=notes)
     if not opened.takes_pictures:
-        notes.append(f"timed with random inputs: {_listed(session.inputs)}")
+        notes.append(f"timed with random inputs: {listed(session.inputs)}")
         if image is not None and image.spec.shape[0] != 1:
             notes.append(f"a run computes {image.spec.shape[0]} images; times and FPS are of runs")
         return opened
     if len(session.outputs) > 1:
-        notes.append(f"it has {len(session.outputs)} outputs: {_listed(session.outputs)}")
+        notes.append(f"it has {len(session.outputs)} outputs: {listed(session.outputs)}")
     if model.preprocessing is None:
         opened.preprocessing = _preprocessing(metadata, notes)
-    opened.colours = _colours(metadata, notes)
+    opened.colours = _colours(metadata, notes) if model.colours is None else model.colours
     return opened
 
 
@@ -228,94 +224,6 @@ def _parsed(text: str) -> Any:
         raise InvalidInput(f"not JSON: {text[:80]!r}") from None
 
 
-def _listed(specs: Sequence[TensorSpec]) -> str:
+def listed(specs: Sequence[TensorSpec]) -> str:
+    """Name tensors with their types and shapes."""
     return ", ".join(f"{spec.name}: {spec.dtype} {spec.shape}" for spec in specs) or "none"
-
-
-def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes] = ()) -> Callable[[], float]:
-    """Return a function that processes one frame and returns milliseconds.
-
-    `model` times `Session.step` alone, on the first image, or on random inputs where the model takes something else. `labels`
-    times a run from host memory to a label map. `end-to-end` times from JPEG bytes to an overlay at the image's size.
-
-    Args:
-        model: the model.
-        mode: one of `MODES`.
-        jpegs: images; default: one synthetic one of the model's size.
-
-    Raises:
-        InvalidInput: the model does not take one image, or gives nothing that can be labels, and the mode needs that.
-    """
-    if mode == "model":
-        pictured = model.takes_pictures
-        model.session.bind(_feeds(model, model.usual_image(mode), jpegs) if pictured else random_feeds(model.session.inputs))
-        return model.session.step
-    image = model.usual_image(mode)
-    jpegs = jpegs or [synthetic_jpeg(image.size, seed=0)]
-    to_labels = _to_labels(model, mode, image, _feeds(model, image, jpegs))
-    work = _labelling(model, image, to_labels, jpegs) if mode == "labels" else _end_to_end(model, image, to_labels, jpegs)
-    state = {"frame": 0}
-
-    def timed() -> float:
-        index, state["frame"] = state["frame"], (state["frame"] + 1) % len(jpegs)
-        start = time.perf_counter_ns()
-        work(index)
-        return (time.perf_counter_ns() - start) / 1e6
-
-    return timed
-
-
-def _feeds(model: OpenModel, image: ImageInput, jpegs: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Return the inputs for the first image."""
-    first = jpegs[0] if jpegs else synthetic_jpeg(image.size, seed=0)
-    return {image.spec.name: model.preprocessing.apply(decode(first), image.size)}
-
-
-ToLabels = Callable[[np.ndarray], np.ndarray]
-"""Runs a model on an image (1, 3, H, W) and returns labels (h, w)."""
-
-
-def _to_labels(model: OpenModel, mode: str, image: ImageInput, feeds: Mapping[str, np.ndarray]) -> ToLabels:
-    """Return what runs the model and makes labels of its output; one run tells what the output's shape leaves open."""
-    output = label_output(model.session.outputs, image.size)
-    if output is None:
-        raise InvalidInput(
-            f"mode {mode} needs an output of integer labels (1, H, W), or of scores (1, C, h, w) or "
-            f"(1, h, w, C) at one share of the image's {format_size(image.size)}; its outputs are "
-            f"{_listed(model.session.outputs)}. Time it in mode model"
-        )
-    output = output.calibrated(model.session.run(feeds)[output.index])
-    if len(model.session.outputs) > 1:
-        model.notes.append(f"labels come from {model.session.outputs[output.index].name!r}")
-    model.notes += [output.note] if output.note else []
-    name, size, index, run, labels = image.spec.name, image.size, output.index, model.session.run, output.labels
-    return lambda tensor: labels(run({name: tensor})[index], size)
-
-
-def _labelling(
-    model: OpenModel, image: ImageInput, to_labels: ToLabels, jpegs: Sequence[bytes]
-) -> Callable[[int], np.ndarray]:
-    tensors = [model.preprocessing.apply(decode(data), image.size) for data in jpegs]
-    return lambda index: to_labels(tensors[index])
-
-
-def _end_to_end(
-    model: OpenModel, image: ImageInput, to_labels: ToLabels, jpegs: Sequence[bytes]
-) -> Callable[[int], np.ndarray]:
-    def work(index: int) -> np.ndarray:
-        picture = decode(jpegs[index])
-        labels = to_labels(model.preprocessing.apply(picture, image.size))
-        if (picture.height, picture.width) != labels.shape:
-            labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST))
-        return overlay(np.asarray(picture), labels, model.colours)
-
-    return work
-
-
-def synthetic_jpeg(size: tuple[int, int], seed: int) -> bytes:
-    """Make a smooth random image (H, W) as JPEG bytes, about as compressible as a photograph."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

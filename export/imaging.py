@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from export.errors import InvalidInput
 
+T = TypeVar("T")
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Names of photographs; the content decides which format a file has."""
 _MODES = ("RGB", "RGBA", "L", "LA", "P")
 """Pillow's modes of 8 bits per channel; it reads colour photographs of 16 bits as RGB, by their upper bytes."""
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
+"""What Pillow raises for damaged files, by format and by where the damage is; a fuzz test keeps this list honest."""
 _ROWS = 32
 """Output rows that `upsample_argmax` computes at a time: few enough for the cache."""
 
@@ -73,6 +79,25 @@ def is_photograph(path: Path) -> bool:
 def decode(data: bytes) -> Image.Image:
     """Decode an image file held in memory; see `upright_rgb`."""
     return upright_rgb(Image.open(io.BytesIO(data)))
+
+
+def opened(path: Path, use: Callable[[Image.Image], T], formats: tuple[str, ...] | None = None) -> T:
+    """Return what `use` makes of an image file, whose pixels it reads; Pillow's `formats` may be restricted.
+
+    Raises:
+        InvalidInput: missing, truncated, undecodable, or too large to be opened; whatever `use` raises then begins with the path.
+    """
+    try:
+        with Image.open(path, formats=formats) as picture:
+            return use(picture)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InvalidInput(f"{path}: is larger than the {most} megapixels that are opened; scale it down, or cut it up") from None
+    except DAMAGE as error:
+        text = str(error).replace(str(path), "the file") or type(error).__name__
+        raise InvalidInput(f"{path}: cannot be read as an image, it is missing, truncated or damaged ({text})") from None
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:

@@ -20,12 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from export.bench import MAX_LOAD, named, no_garbage_collection
-from export.bench_models import BenchModel, OpenModel, frame, open_models
+from export.bench_models import BenchModel, OpenModel, open_models
 from export.bench_report import circumstances, markdown_table, page
 from export.errors import InvalidInput
 from export.load import others_share, read_load
 from export.machine import fingerprint
 from export.runtime import Runtime
+from export.segment import frame
 from export.target import format_size
 
 FORMAT_VERSION = 1

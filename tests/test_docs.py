@@ -111,7 +111,7 @@ def test_files_of_the_project_exist(path: Path) -> None:
 @page
 def test_commands_and_flags(path: Path) -> None:
     known: set[str] = set()
-    for short in ("profile", "train", "search", "export", "bench", "doctor", "demo"):
+    for short in ("profile", "train", "search", "export", "bench", "predict", "doctor", "demo"):
         for sub in ((), *((name,) for name in SUBCOMMANDS.get(f"hyctas-{short}", ()))):
             known |= help_flags(f"hyctas-{short}", *sub)
     for piece in code(path.read_text()):

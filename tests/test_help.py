@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("profile", "train", "search", "export", "bench", "doctor", "demo")
+COMMANDS = ("profile", "train", "search", "export", "bench", "predict", "doctor", "demo")
 HELP = [
     *((f"hyctas-{name}",) for name in COMMANDS),
     ("hyctas-train", "supernet"),

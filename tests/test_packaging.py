@@ -54,6 +54,6 @@ def test_licence_and_commands(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert {f"{info(wheel)}/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= set(names)
     scripts = wheel.read(f"{info(wheel)}/entry_points.txt").decode()
-    for command in ("profile", "train", "search", "export", "bench", "doctor", "demo"):
+    for command in ("profile", "train", "search", "export", "bench", "predict", "doctor", "demo"):
         assert f"hyctas-{command} = hyctas.cli.{command}:main" in scripts
     assert "License-Expression: Apache-2.0" in wheel.read(f"{info(wheel)}/METADATA").decode()

@@ -68,7 +68,7 @@ def bench_models(job: BenchJob) -> None:
     target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
     check_trust(job.trust, paths)
     runtime = open_target(target, job.threads, **(job.loading().arguments() if target.runtime in TENSORRT else {}))
-    models = [_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
+    models = [bench_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
     images = load_images(job.data) if job.data else _street(models[0], runtime) if job.mode == "end-to-end" else []
     if images:
         say(f"images: {len(images)} from {job.data or 'a generated street scene'}")
@@ -278,7 +278,14 @@ def still_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _model(path: Path, kind: str, name: str, target: Target, size: tuple[int, int] | None) -> BenchModel:
+def bench_model(path: Path, kind: str, name: str, target: Target, size: tuple[int, int] | None) -> BenchModel:
+    """Return what is opened of a file, bundle or run folder on a target; a run's network comes with its classes' colours.
+
+    Raises:
+        InvalidInput: made for another size, or for none that it says.
+    """
+    import numpy as np
+
     from export.bench_models import BenchModel
     from export.errors import InvalidInput
 
@@ -292,7 +299,8 @@ def _model(path: Path, kind: str, name: str, target: Target, size: tuple[int, in
         raise InvalidInput(f"{path} is made for {format_size(own)}, asked for {format_size(size)}; leave --size out")
     if (size or own) is None:
         raise InvalidInput(f"{path} does not say for which image size; give --size HEIGHTxWIDTH")
-    return BenchModel(name, module=trained.network, size=size or own, preprocessing=trained.preprocessing)
+    colours = np.array(trained.labels.colours, np.uint8)
+    return BenchModel(name, module=trained.network, size=size or own, preprocessing=trained.preprocessing, colours=colours)
 
 
 def _street(model: BenchModel, runtime: Runtime) -> list[bytes]:
@@ -307,7 +315,7 @@ def _street(model: BenchModel, runtime: Runtime) -> list[bytes]:
     if size is None:
         with tempfile.TemporaryDirectory(prefix="hyctas-bench-") as folder:
             with open_models([replace(model, name="first")], runtime, Path(folder))[0] as opened:
-                size = opened.usual_image("end-to-end").size
+                size = opened.usual_image().size
     scenes = Scenes(size=size, train=0, val=FRAMES_PER_CLIP)
     return [_jpeg(scenes.load("val", sample)[0]) for sample in scenes.samples("val")]
 

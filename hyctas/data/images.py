@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from export.errors import InvalidInput
-from export.imaging import upright_rgb
+from export.imaging import DAMAGE, opened, upright_rgb
 
 T = TypeVar("T")
 
-# What Pillow raises for damaged files, by format and by where the damage is; a fuzz test keeps this list honest.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
 _SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
 
@@ -44,12 +40,12 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         InvalidInput: missing, truncated, undecodable, too large to be opened, or of another kind of pixels.
     """
-    return _opened(path, lambda picture: np.array(upright_rgb(picture), dtype=np.uint8))
+    return opened(path, lambda picture: np.array(upright_rgb(picture), dtype=np.uint8))
 
 
 def is_turned_sideways(path: Path) -> bool:
     """Say whether reading an image swaps its height and width, as its EXIF orientation asks for."""
-    return _opened(path, lambda picture: picture.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS)
+    return opened(path, lambda picture: picture.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS)
 
 
 def read_label(path: Path) -> LabelFile:
@@ -59,7 +55,7 @@ def read_label(path: Path) -> LabelFile:
         InvalidInput: missing, truncated, undecodable, no PNG file whatever its name says, or other pixels than numbers of 8 or
             16 bits, a palette, or opaque colours.
     """
-    return _opened(path, _label, formats=("PNG",))
+    return _opened_png(path, _label)
 
 
 def read_palette(path: Path) -> dict[int, tuple[int, int, int]]:
@@ -68,7 +64,7 @@ def read_palette(path: Path) -> dict[int, tuple[int, int, int]]:
     Raises:
         InvalidInput: see `read_label`.
     """
-    label = _opened(path, lambda picture: _label(picture) if picture.mode == "P" else None, formats=("PNG",))
+    label = _opened_png(path, lambda picture: _label(picture) if picture.mode == "P" else None)
     if label is None or label.palette is None:
         return {}
     return {int(value): _rgb(label.palette[value]) for value in np.unique(label.values)}
@@ -100,24 +96,17 @@ def _label(picture: Image.Image) -> LabelFile:
     raise InvalidInput(f"label has mode {picture.mode}; wanted a PNG of class numbers (8 or 16 bits), a palette, or RGB colours")
 
 
-def _opened(path: Path, use: Callable[[Image.Image], T], formats: tuple[str, ...] | None = None) -> T:
+def _opened_png(path: Path, use: Callable[[Image.Image], T]) -> T:
     try:
-        with Image.open(path, formats=formats) as picture:
-            return use(picture)
+        return opened(path, use, formats=("PNG",))
     except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from None
-    except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise InvalidInput(f"{path}: is larger than the {most} megapixels that are opened; scale it down, or cut it up") from None
-    except UnidentifiedImageError as error:
-        if formats is not None and (found := _format(path)) is not None:
-            raise InvalidInput(
-                f"{path}: is a {found} file whatever its name says; labels are read from PNG, which keeps every value: "
-                "save them anew from where they were made, since a converted JPEG or GIF may have lost values"
-            ) from None
-        raise _damaged(path, error) from None
-    except _DAMAGE as error:
-        raise _damaged(path, error) from None
+        found = _format(path)
+        if found is None or found == "PNG":
+            raise
+        raise InvalidInput(
+            f"{path}: is a {found} file whatever its name says; labels are read from PNG, which keeps every value: "
+            "save them anew from where they were made, since a converted JPEG or GIF may have lost values"
+        ) from error
 
 
 def _format(path: Path) -> str | None:
@@ -125,13 +114,8 @@ def _format(path: Path) -> str | None:
     try:
         with Image.open(path) as picture:
             return picture.format
-    except (*_DAMAGE, Image.DecompressionBombError):
+    except (*DAMAGE, Image.DecompressionBombError):
         return None
-
-
-def _damaged(path: Path, error: Exception) -> InvalidInput:
-    text = str(error).replace(str(path), "the file") or type(error).__name__
-    return InvalidInput(f"{path}: cannot be read as an image, it is missing, truncated or damaged ({text})")
 
 
 def _rgb(colour: np.ndarray) -> tuple[int, int, int]:

@@ -14,11 +14,12 @@ from torch import nn
 
 from export import bench as bench_module
 from export.bench import bench
-from export.bench_models import BenchModel, synthetic_jpeg
+from export.bench_models import BenchModel
 from export.bench_report import summarise
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.imaging import Preprocessing, decode, overlay
 from export.onnx_file import export_onnx
+from export.segment import synthetic_jpeg
 from export.target import Target
 
 ORT = Target("onnxruntime-cpu", "fp32")

@@ -176,7 +176,7 @@ def test_run_folder_and_bundle_on_torch(
     assert call(monkeypatch, bundle, "--target", "torch-cpu:fp32", "--size", "32x32") == 2
     assert "is made for 64x64" in capsys.readouterr().err
     assert call(monkeypatch, bundle, *arguments) == 0
-    assert "b: timed as a module" in capsys.readouterr().out
+    assert "b: run as a module" in capsys.readouterr().out
 
 
 def test_no_code_of_a_pt2_file_runs_unconfirmed(pt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
