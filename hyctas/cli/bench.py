@@ -35,7 +35,7 @@ def main() -> None:
     """Run the command line."""
     command(
         bench_models, BenchJob, "Time models against each other on one target: FPS report as JSON, Markdown and HTML.",
-        name="hyctas-bench", example="runs/mine/bundle other.onnx --threads 2",
+        name="hyctas-bench", example="runs/mine/bundle other.onnx --threads 2", resumes=False,
     )  # fmt: skip
 
 

@@ -15,18 +15,18 @@ from hyctas.cli.streams import printable
 FORMAT_VERSION = 1
 PACKAGES = (
     "hyctas", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
-    "tensorrt-rtx-cu13-bindings", "safetensors",
+    "tensorrt-rtx-cu13-bindings", "opencv-python-headless", "safetensors",
     "pillow", "pymoo", "matplotlib", "rich", "tyro",
 )  # fmt: skip
-OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
-"""Packages that only some targets need; those say so themselves."""
+OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings", "opencv-python-headless")
+"""Packages that only some targets, or videos and cameras, need; those say so themselves."""
 
 
 def main() -> None:
     """Run the command line."""
     command(
         examine, DoctorJob, "Say what can run on this machine, what is missing, and how to get it.",
-        name="hyctas-doctor", example="--json > doctor.json",
+        name="hyctas-doctor", example="--json > doctor.json", resumes=False,
     )  # fmt: skip
 
 

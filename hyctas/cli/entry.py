@@ -48,11 +48,12 @@ NO_READER = 141
 
 def command(
     run: Callable[[T], None], config: type[T], description: str, argv: Sequence[str] | None = None, *, name: str = "",
-    example: str = "",
+    example: str = "", resumes: bool = True,
 ) -> None:  # fmt: skip
     """Parse `config` (a dataclass) from the command line, call `run` with it, and exit.
 
-    Help begins with `name`, the file's by default, and ends with `example`, arguments as somebody would give them.
+    Help begins with `name`, the file's by default, and ends with `example`, arguments as somebody would give them. `resumes` says
+    whether the same command goes on where it was stopped.
 
     `--config FILE.toml` fills the same fields; what is on the command line wins. Errors of the user end with one sentence and
     exit code 1, 2 or 3 (`export.errors`); a defect of ours ends with its traceback and 70.
@@ -78,7 +79,7 @@ def command(
         try:
             run(replace(parsed, expert=json.dumps(expert)) if expert else parsed)  # type: ignore[type-var]
         except (Exception, KeyboardInterrupt) as error:
-            _end(error)
+            _end(error, resumes)
         out.flush()
     if out.error is not None:  # the work is done, but nobody saw all that it says
         if not isinstance(out.error, BrokenPipeError):
@@ -86,7 +87,7 @@ def command(
         sys.exit(NO_READER if isinstance(out.error, BrokenPipeError) else InvalidInput.exit_code)
 
 
-def _end(error: BaseException) -> NoReturn:
+def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     """End with what an exception has to say, and its exit code."""
     if not is_first():
         time.sleep(FIRST_S)
@@ -106,7 +107,7 @@ def _end(error: BaseException) -> NoReturn:
               file=sys.stderr)  # fmt: skip
         sys.exit(InvalidInput.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        print("stopped; the same command continues", file=sys.stderr)
+        print(f"stopped{'; the same command continues' * resumes}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     traceback.print_exception(error)
     print("This is a defect of hyctas, not of your input. Please report it with the lines above.", file=sys.stderr)

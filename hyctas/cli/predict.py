@@ -58,7 +58,7 @@ def main() -> None:
     """Run the command line."""
     command(
         predict_sources, PredictJob, "Segment images, videos or a camera's pictures: overlays as files or on a live web page.",
-        name="hyctas-predict", example="photographs/ --model runs/mine/bundle --serve 8000",
+        name="hyctas-predict", example="photographs/ --model runs/mine/bundle --serve 8000", resumes=False,
     )  # fmt: skip
 
 
