@@ -32,6 +32,7 @@ def build_block(key: str) -> nn.Module:
     return Block(from_key(key)[0])
 
 
+@functools.cache
 def family(key: str) -> str:
     """Name an operator's family: what a calibration groups by."""
     operator, _ = from_key(key)
@@ -48,7 +49,8 @@ def workloads(keys: Sequence[str]) -> list[Workload]:
 
 def units(plan: Plan) -> list[Unit]:
     """Return what a plan's latency is the calibrated sum of."""
-    return [Unit(node.key, family(node.key), node.branches, node.macs, node.bytes_moved) for node in plan.nodes]
+    keys = [node.key for node in plan.nodes]
+    return [Unit(key, family(key), n.branches, n.macs, n.bytes_moved) for key, n in zip(keys, plan.nodes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, i
             f"(hash {calibration.space_hash}, now {space.hash}); repeat hyctas-profile with --restart"
         )
     return calibration
+
+
+def calibrated_sizes(space: SearchSpace, table: LatencyTable) -> list[str]:
+    """List the sizes, HEIGHTxWIDTH, that a table is calibrated for, of a space of this name."""
+    return [name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")]
 
 
 def calibration_name(space: SearchSpace, size: tuple[int, int]) -> str:

@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from export.errors import CheckFailed, CorruptFile, Infeasible, InvalidInput
+from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.imaging import Preprocessing
 from hyctas.data import PREPROCESSING, Frames, Scenes
-from hyctas.members import member
 from hyctas.network import build
-from hyctas.space import edge, tiny
+from hyctas.space import tiny
 from hyctas.supernet import Supernet
 from hyctas.training.config import Recipe, SupernetRecipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms, whole_images
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Trainer
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
-from hyctas.training.sandwich import Drawer, Sandwich, macs_band
+from hyctas.training.sandwich import Sandwich
 from hyctas.training.single import Single
 from tests.hyctas.stopping import run_until
 
-TINY, EDGE = tiny(), edge()
+TINY = tiny()
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """What EfficientNet-Lite was trained with."""
 
@@ -238,29 +237,6 @@ def test_lagging_branch_counts_are_drawn_more(frames: Frames) -> None:
     step = Sandwich(Supernet(TINY, 10), settings, frames, PREPROCESSING)
     step.state["lag"] = [0.0, 0.0, 0.5]
     assert step.ratios[2] > step.ratios[0] == step.ratios[1]
-
-
-def test_networks_of_a_step_lie_in_the_band() -> None:
-    settings = SupernetRecipe(steps=1, crop=(64, 64), max_gmacs=0.03)
-    band = macs_band(settings, 5)
-    drawer = Drawer(EDGE, settings, band)
-    assert 0.02 < band.cost(drawer.largest) <= 0.03 and band.cost(drawer.smallest) < 0.01
-    assert all(band.cost(g) <= 0.03 for step in range(5) for g in drawer.draw(step, (1, 1, 1)))
-    assert drawer.draw(3, (1, 1, 1)) == drawer.draw(3, (1, 1, 1))
-    with pytest.raises(Infeasible, match="its smallest has"):
-        tight = SupernetRecipe(steps=1, crop=(64, 64), max_gmacs=0.001)
-        Drawer(EDGE, tight, macs_band(tight, 5))
-
-
-def test_hand_made_networks_in_the_band_are_drawn() -> None:
-    settings = SupernetRecipe(steps=1, crop=(64, 64))
-    whole = macs_band(settings, 5)
-    members = [member(name) for name in ("lite0-16", "lite0-16-w50", "resnet")]
-    band = dataclasses.replace(whole, low=0.5 * whole.cost(members[0]), high=1.2 * whole.cost(members[0]))
-    drawer = Drawer(EDGE, settings, band, members)
-    drawn = [g for step in range(30) for g in drawer.draw(step, (1, 1, 1))]
-    assert drawer.members == [members[0]] and members[0] in drawn
-    assert all(band.holds(g) for g in (*drawn, drawer.smallest, drawer.largest))
 
 
 @pytest.mark.parametrize(
