@@ -11,11 +11,11 @@ from export.errors import InvalidInput
 from export.files import real_path, sha256
 from export.imaging import Preprocessing
 from export.manifest import NAME as BUNDLE_MARK
-from hyctas.genotype import Genotype
+from hyctas.genotype import Cell, Genotype, final_stride
 from hyctas.grid import Space
 from hyctas.network import Network
 from hyctas.pretrained.sources import read_source
-from hyctas.pretrained.staging import sorted_by_importance, trunk_weights
+from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_weights
 from hyctas.pretrained.weights import Loaded, Weights, network_weights, start_network, start_supernet, supernet_weights
 from hyctas.search_space import SearchSpace
 from hyctas.space import edge
@@ -36,6 +36,8 @@ class Start:
     """Names of the classes that they predict; empty for a trunk."""
     record: Mapping[str, Any]
     """For the run's record: what was asked for, its hash, origin and licence."""
+    cells: tuple[Cell, ...] = ()
+    """The trained trunk, stem first: what operators without weights can be fitted to. Empty for a supernet, which has many."""
 
     def network(self, network: Network, classes: Sequence[str]) -> Loaded:
         """Load what fits into a network, in place; with other classes the prediction stays random.
@@ -71,7 +73,7 @@ def find_start(source: str, run: Path, space: str | None = None) -> Start | None
         trunk = read_source(source)
         record = {"source": source, "sha256": trunk.sha256, "origin": trunk.origin, "licence": trunk.licence}
         preprocessing = Preprocessing(mean=trunk.mean, std=trunk.std)
-        return Start(trunk_weights(sorted_by_importance(trunk)), preprocessing, (), record)
+        return Start(trunk_weights(sorted_by_importance(trunk)), preprocessing, (), record, trunk_cells(trunk))
     if (folder / BUNDLE_MARK).exists() or ((folder / "network.safetensors").exists() and real_path(folder) != real_path(run)):
         return _start_from_network(folder)
     if (folder / "supernet.safetensors").exists():
@@ -84,7 +86,8 @@ def _start_from_network(folder: Path) -> Start:
 
     trained = load_trained(folder)
     record = {"source": folder.name, "sha256": sha256(weights_file(folder)), "genotype": trained.genotype.id}
-    return Start(network_weights(trained.network), trained.preprocessing, trained.labels.names, record)
+    cells = (*trained.genotype.stem, *max(trained.genotype.branches, key=final_stride))
+    return Start(network_weights(trained.network), trained.preprocessing, trained.labels.names, record, cells)
 
 
 def _start_from_supernet(folder: Path, space: str | None) -> Start:

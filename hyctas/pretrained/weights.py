@@ -110,7 +110,7 @@ def start_network(network: Network, weights: Weights, *, same_classes: bool) -> 
         source = None if predicts else weights.get(_place(node), weights.get(node.slot))
         _start(network.block(node.name), node.name, layers, node.blocks, source, loaded)
         if node.name in loaded.random and node.part in ("stem", "trunk"):
-            _start_as_identity(network.block(node.name), node, loaded)
+            _start_as_identity(network.block(node.name), node.name, node.operator, loaded)
     _check_trunk([node.name for node in network.nodes if node.slot.startswith("stage.") and node.stride >= 4], loaded)
     return loaded
 
@@ -126,6 +126,10 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
     for name, slot in slots.items():
         source = None if ".predict." in name and not same_classes else weights.get(name)
         _start(slot, name, slot.full, slot.blocks, source, loaded)
+    random = {*loaded.random}
+    for name, operator in supernet.space.cells():
+        if name in random:
+            _start_as_identity(slots[name], name, operator, loaded)
     _check_trunk([name for name in slots if name.startswith("stage.") and not name.startswith("stage.s2.")], loaded)
     return loaded
 
@@ -198,13 +202,10 @@ def _centre(weight: Tensor, kernel: int, wanted: int) -> Tensor:
 
 
 @torch.no_grad()
-def _start_as_identity(block: Block, node: Node, loaded: Loaded) -> None:
+def _start_as_identity(module: nn.Module, name: str, operator: Operator, loaded: Loaded) -> None:
     """Let a cell that the source lacks compute its input: only where it keeps the shape and has a shortcut."""
-    operator = node.operator
     if isinstance(operator, InvertedResidual | Residual) and operator.keeps_shape:
-        norm = block.get_submodule(LAST_LAYER[type(operator)]).get_submodule("norm")
+        norm = module.get_submodule(LAST_LAYER[type(operator)]).get_submodule("norm")
         assert isinstance(norm, nn.BatchNorm2d)
         norm.weight.zero_()
-        loaded.identity.append(node.name)
-
-
+        loaded.identity.append(name)

@@ -99,6 +99,8 @@ class SupernetRecipe(Recipe):
     """Largest network trained, in GMAC at the crop's size; none: the largest of the space."""
     distillation: Share = 0.5
     """Weight of following the largest network, against the labels."""
+    fit_steps: Annotated[int, Range(0, 10**6)] | None = None
+    """Steps that fit operators without trained weights to trained blocks, before the budget; none: 300 where there are such."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
