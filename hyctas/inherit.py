@@ -13,6 +13,7 @@ from hyctas.runs import Record
 from hyctas.search_space import SearchSpace
 from hyctas.space_file import recorded_space
 from hyctas.supernet import Supernet
+from hyctas.training.band import TrainedBand
 
 COMMAND = "train-supernet"
 
@@ -31,6 +32,8 @@ class SupernetRecord:
     """The data set, where it was then."""
     size: tuple[int, int] | None
     """What images were resized to."""
+    band: TrainedBand | None
+    """The latencies that it was trained for; None: all networks."""
 
     @classmethod
     def read(cls, run: Path) -> SupernetRecord:
@@ -50,9 +53,11 @@ class SupernetRecord:
             found = cls(
                 path, str(config["space"]), str(config["space_hash"]), tuple(map(str, config["data"]["classes"])),
                 str(record.results["data"]), None if size is None else (int(size[0]), int(size[1])),
+                TrainedBand.from_json(config["band"]) if config.get("band") else None,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CorruptFile(record.path, f"lacks the space, the data set or the size ({type(error).__name__}: {error})") from None
+            what = f"lacks the space, the data set, the size or the band ({type(error).__name__}: {error})"
+            raise CorruptFile(record.path, what) from None
         record.check_file(path)
         return found
 

@@ -122,10 +122,8 @@ efficientnet-lite0 for space edge, else none."""
         Raises:
             InvalidInput: an unknown preset, a value of the wrong type, or out of range.
         """
-        flags = ("minutes", "steps", "size", "crop", "batch", "seed", "max_gmacs")
-        given = json.loads(self.expert) | {
-            name: value for name in flags if (value := getattr(self, name, None)) is not None
-        }
+        flags = ("minutes", "steps", "size", "crop", "batch", "seed")
+        given = json.loads(self.expert) | {name: value for name in flags if (value := getattr(self, name)) is not None}
         values: dict[str, Any] = {"minutes": 30.0} if self.preset is None else read_preset(self.preset)
         if not given.keys().isdisjoint(BUDGETS):  # a budget of one kind replaces a budget of the other
             values = {name: value for name, value in values.items() if name not in BUDGETS}
@@ -142,8 +140,10 @@ class TrainSupernetJob(TrainJob):
 
     space: str = "edge"
     """Search space: edge, tiny, published, or a Python file with a function `space()`."""
-    max_gmacs: Annotated[float, Range(above=0, at_most=1e6)] | None = None
-    """Largest network trained, in GMAC at the crop's size; choose it above what your device can run in time."""
+    limit: tuple[str, ...] = ()
+    """Latency that the networks are for (ms=12 or fps=80): those predicted at 0.5 to 1.2 times it are trained, and no others."""
+    table: Path | None = None
+    """Latency table for --limit; default RUN/latency.json."""
 
     RECIPE: ClassVar[type[Recipe]] = SupernetRecipe
 

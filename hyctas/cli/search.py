@@ -55,6 +55,8 @@ def run_search(job: SearchJob) -> None:
     model = CostModel(space, table, size, data.num_classes, confidence)
     _check_error(model, job.max_error, table_path)
     limits.check_feasible(model)
+    if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
+        say(warning)
     eval_size = image_size(job.eval_size) if job.eval_size else supernet.size
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
@@ -137,10 +139,11 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
 def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
     """Return the size asked for, or the one that the table was calibrated for."""
     from export.errors import InvalidInput
+    from hyctas.workloads import calibrated_sizes
 
     if job.size:
         return image_size(job.size)
-    found = [name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")]
+    found = calibrated_sizes(space, table)
     if len(found) != 1:
         raise InvalidInput(
             f"{table_path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}); give --size"

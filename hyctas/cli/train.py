@@ -56,8 +56,10 @@ def main() -> None:
 
 def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
+    from export.errors import InvalidInput
+    from hyctas.cli.band import networks_to_train
     from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.show import say
+    from hyctas.cli.show import bar, say
     from hyctas.pretrained.start import default_supernet_source, find_start
     from hyctas.runs import Run
     from hyctas.space_file import load_space
@@ -66,10 +68,14 @@ def train_supernet(job: TrainSupernetJob) -> None:
     start = find_start(job.init or default_supernet_source(space), job.run, job.space)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     assert isinstance(recipe, SupernetRecipe)
+    if recipe.fit_steps and (start is None or not start.cells):
+        raise InvalidInput(f"fit_steps = {recipe.fit_steps}, but there is no trained trunk to fit operators to; give one by --init")
+    drawer, band = networks_to_train(job, recipe, space, data.num_classes, start.weights.keys() if start else ())
     config = {
         "recipe": recipe.identity(), "space": job.space, "space_hash": space.hash, "data": data.trained(), **_start_config(start),
+        **({"band": band.to_json()} if band else {}),
     }  # fmt: skip
-    outputs = ("supernet.safetensors", "supernet.checkpoint.pt")
+    outputs = ("supernet.safetensors", "supernet.checkpoint.pt", "fitting.checkpoint.pt")
     formerly = {**config, "data": data.identity()}
     with first_goes_first() as first:
         run = Run(job.run, "train-supernet", config, outputs, restart=job.restart and first, formerly=formerly)
@@ -82,6 +88,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     from hyctas.data import Frames
     from hyctas.network import save_weights
     from hyctas.supernet import Supernet
+    from hyctas.training.fitting import STEPS, fit, places, summary
     from hyctas.training.loop import Trainer, is_first_process
     from hyctas.training.sandwich import Sandwich
 
@@ -90,16 +97,23 @@ def train_supernet(job: TrainSupernetJob) -> None:
     loaded = start.supernet(supernet, data.source.labels.names) if start else None
     _say_start(start, loaded)
     frames = Frames(data.source, "train", data.train, size=recipe.size)
-    step = Sandwich(supernet, recipe, frames, preprocessing_of(start))
-    names = _trained_parameters(supernet, loaded)
-    trainer = Trainer(supernet, recipe, run.file("supernet.checkpoint.pt"), step.state, names)
+    step = Sandwich(supernet, recipe, frames, preprocessing_of(start), drawer)
+    checkpoint, steps = run.file("supernet.checkpoint.pt"), STEPS if recipe.fit_steps is None else recipe.fit_steps
+    if loaded and steps and not checkpoint.exists() and (found := places(supernet, loaded, start.cells if start else ())):
+        with bar("fit operators") as shown:
+            step.state["fitted"] = fit(
+                supernet, found, recipe, steps, frames, preprocessing_of(start), run.file("fitting.checkpoint.pt"),
+                lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"),
+            )  # fmt: skip
+        say(summary(step.state["fitted"], steps))
+    trainer = Trainer(supernet, recipe, checkpoint, step.state, _trained_parameters(supernet, loaded))
     _train("train supernet", trainer, step)
     if not is_first_process():
         return
     save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
     run.finish(
         steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data,
-        start=loaded.to_json() if loaded else None,
+        start=loaded.to_json() if loaded else None, fitted=step.state.get("fitted"), largest=step.drawer.largest.id,
     )  # fmt: skip
     say(f"wrote {run.file('supernet.safetensors')} after {trainer.step} steps")
 

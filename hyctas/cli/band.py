@@ -1,0 +1,87 @@
+"""Choose the networks that a supernet is trained for: all of its space, or those near `--limit` by a latency table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from hyctas.cli.jobs import TrainSupernetJob, image_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hyctas.search_space import SearchSpace
+    from hyctas.training.band import Drawer, TrainedBand
+    from hyctas.training.config import SupernetRecipe
+    from latency import LatencyTable
+
+
+def networks_to_train(
+    job: TrainSupernetJob, recipe: SupernetRecipe, space: SearchSpace, num_classes: int, trained: Collection[str]
+) -> tuple[Drawer, TrainedBand | None]:  # fmt: skip
+    """Return what draws the networks, and with `--limit` what the run's record keeps of it.
+
+    Args:
+        job: with the limit.
+        recipe: with the seed.
+        space: where networks come from.
+        num_classes: number of classes.
+        trained: slots that start from trained weights.
+
+    Raises:
+        InvalidInput: not a latency, another bound besides, no table, or no size that it counts for.
+        MissingKeys, TableMismatch: the table is of another space or size.
+        Infeasible: no network was found near the limit.
+    """
+    from export.errors import InvalidInput
+    from export.files import sha256
+    from export.target import format_size
+    from hyctas.cli.show import say
+    from hyctas.members import members
+    from hyctas.search.limits import Limits
+    from hyctas.training.band import Drawer, TrainedBand, latency_band, macs_band
+    from hyctas.workloads import CostModel
+    from latency import LatencyTable
+
+    if not job.limit:
+        if job.table is not None:
+            raise InvalidInput(f"--table {job.table} is of use with --limit only; give --limit ms=MILLISECONDS too")
+        return Drawer(space, recipe, macs_band(recipe, num_classes), list(members().values()), trained), None
+    limits = Limits.parse(job.limit)
+    if limits.latency_ms is None or (limits.parameters, limits.memory_mib) != (None, None):
+        raise InvalidInput(
+            f"--limit {' '.join(job.limit)}: a supernet is trained for a latency, ms=MILLISECONDS or fps=FRAMES; keep other "
+            "limits for hyctas-search"
+        )
+    if recipe.max_gmacs is not None:
+        raise InvalidInput(f"max_gmacs = {recipe.max_gmacs:g} and --limit both say which networks are trained; give one of them")
+    path = job.table or job.run / "latency.json"
+    table = LatencyTable.load(path)
+    size = _latency_size(recipe.size, space, table, path)
+    band = latency_band(CostModel(space, table, size, num_classes), limits.latency_ms)
+    drawer = Drawer(space, recipe, band, list(members().values()), trained)
+    say(
+        f"networks of {band.low:.3g} to {band.high:.3g} ms at {format_size(size)} on {table.identity.target}, predicted by {path}: "
+        f"{len(drawer.members)} hand-made ones among them, the largest with {band.cost(drawer.largest):.3g} ms"
+    )
+    return drawer, TrainedBand(
+        limit_ms=limits.latency_ms, low_ms=band.low, high_ms=band.high, size=size, table_sha256=sha256(path)
+    )
+
+
+def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: LatencyTable, path: Path) -> tuple[int, int]:
+    """Return the image size that latency counts for: the one trained at where the table is calibrated for it, else the only one."""
+    from export.errors import InvalidInput
+    from export.target import format_size
+    from hyctas.workloads import calibrated_sizes
+
+    found = calibrated_sizes(space, table)
+    if given is not None and (format_size(given) in found or not found):
+        return given
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}; it has "
+            f"{', '.join(table.calibrations) or 'no calibration'}); give the size that the latency counts for with --size, or the "
+            "table of this space with --table"
+        )
+    return image_size(found[0])
