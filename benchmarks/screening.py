@@ -16,7 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -208,25 +208,13 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
     for teacher in teachers:
         if not (runs / teacher.name / "scores.json").exists():
             run(teacher, data, runs, results)
-    folder = runs / case.name
-    folder.mkdir(parents=True, exist_ok=True)
     genotype = case.genotype()
-    network = folder / "network.json"
-    write_text(network, genotype.to_json())
-    inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
-    settings = {"threads": 1, "warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE} | case.settings
-    config = folder / "recipe.toml"
-    write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
-    command = [
-        str(Path(sys.executable).with_name("hyctas-train")), "network", "--network", str(network), "--init", case.init, "--data",
-        data, "--run", str(folder), "--steps", str(case.steps), "--crop", case.crop, "--seed", str(case.seed), "--config",
-        str(config), *["--all-of-train"] * case.all_of_train,
+    arguments = [
+        "--init", case.init, "--data", data, "--steps", str(case.steps), "--crop", case.crop, "--seed", str(case.seed),
+        *["--all-of-train"] * case.all_of_train,
         *(["--teacher", *(str(runs / teacher.name) for teacher in teachers)] if teachers else []),
     ]  # fmt: skip
-    print(f"== {case.name}", flush=True)
-    if subprocess.run(command, check=False).returncode:
-        raise CheckFailed(f"{' '.join(command)} failed")
-    scores, record = read_json(folder / "scores.json", 1), read_json(folder / "train-network.json", FORMAT_VERSION)
+    scores, record = train(genotype, runs / case.name, case.settings, arguments)
     split = "val" if case.all_of_train else "choose"
     line = {
         "case": case.to_json(), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
@@ -235,6 +223,36 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
     if not noted(case, results):
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def train(
+    genotype: Genotype, folder: Path, settings: Mapping[str, Any], arguments: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Train a network with the command that users have; return its scores and its run's record.
+
+    Args:
+        genotype: what is trained.
+        folder: the run folder.
+        settings: of the recipe, besides one thread, 100 steps of warm-up, and the learning rate that fits the operators.
+        arguments: of the command, besides network, run folder and settings.
+
+    Raises:
+        CheckFailed: the command failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network, config = folder / "network.json", folder / "recipe.toml"
+    write_text(network, genotype.to_json())
+    inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
+    settings = {"threads": 1, "warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE, **settings}
+    write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    command = [
+        str(Path(sys.executable).with_name("hyctas-train")), "network", "--network", str(network), "--run", str(folder), "--config",
+        str(config), *arguments,
+    ]  # fmt: skip
+    print(f"== {folder.name}", flush=True)
+    if subprocess.run(command, check=False).returncode:
+        raise CheckFailed(f"{' '.join(command)} failed")
+    return read_json(folder / "scores.json", 1), read_json(folder / "train-network.json", FORMAT_VERSION)
 
 
 def measure(lines: list[dict[str, Any]], path: Path) -> None:
