@@ -40,6 +40,7 @@ class CropFeed:
         )
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Tensor, ...]]] | None = None
+        self._order: tuple[int, np.ndarray] | None = None
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Return images (N, 3, h, w), normalised, and labels (N, h, w) of a step.
@@ -77,7 +78,7 @@ class CropFeed:
     def _index(self, position: int) -> int:
         """Return the image at a position of the endless sequence of shuffled epochs."""
         epoch, offset = divmod(position, len(self.frames))
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.recipe.seed, ORDER, epoch]).permutation(len(self.frames))
-        return int(self._order[offset])
+        known = self._order  # both threads read and replace it, whole
+        if known is None or known[0] != epoch:
+            known = self._order = (epoch, np.random.default_rng([self.recipe.seed, ORDER, epoch]).permutation(len(self.frames)))
+        return int(known[1][offset])

@@ -63,12 +63,19 @@ def places(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> list[Pl
     Args:
         supernet: after its weights were loaded.
         loaded: what became of its slots.
-        cells: the trained trunk's, stem first, as wide as its source; none: nothing can be fitted.
+        cells: the trained trunk's, stem first, as wide as its source.
+
+    Returns:
+        No place where nothing is to be fitted.
     """
+    found = list(_walk(supernet, loaded, cells))
+    return found if any(place.slots for place in found) else []
+
+
+def _walk(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> Iterator[Place]:
     slots, trained = supernet.slots(), {*loaded.whole, *loaded.sliced}
     random, identity = {*loaded.random}, {*loaded.identity}
     widest = {name: operator for name, operator in supernet.space.cells() if name in random and operator.label not in ADDED}
-    found: list[Place] = []
     width = 3
     for stage in STAGES:
         own = [cell for cell in cells if cell.stage == stage and cell.op not in ADDED]
@@ -77,16 +84,15 @@ def places(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> list[Pl
             if block is None and ordinal == 0 and stage.endswith("b"):
                 break  # the trained trunk does without this stage
             if block is None and ordinal == 0:
-                return found
+                return
             done = set[str]() if block else identity
             out = width if block is None else block[1].out
             others = {
                 name: dataclasses.replace(op, sources=(min(width, op.sources[0]),), out=min(out, op.out))
                 for name, op in widest.items() if name.startswith(f"stage.s{stage}.{ordinal}.") and name not in done
             }  # fmt: skip
-            found.append(Place(stage, ordinal, block, others))
+            yield Place(stage, ordinal, block, others)
             width = out
-    return found
 
 
 def _trained_block(
@@ -165,10 +171,11 @@ class Fitting:
             target = y[:, : operator.out].float()
             if getattr(operator, "keeps_shape", False):  # its input is added
                 target = target - x[:, : operator.out].float()
+            deviation, mean = (torch.tensor(average_numbers(x.tolist())) for x in (target.std((0, 2, 3)), target.mean((0, 2, 3))))
             norms = [slot.get_submodule(f"{writer}.norm") for writer in WRITERS[operator.label] if writer in slot.full]
             for norm in norms:
-                norm.get_parameter("weight").copy_(target.std((0, 2, 3)) / len(norms) ** 0.5)
-                norm.get_parameter("bias").copy_(target.mean((0, 2, 3)) / len(norms))
+                norm.get_parameter("weight").copy_(deviation / len(norms) ** 0.5)
+                norm.get_parameter("bias").copy_(mean / len(norms))
 
     @torch.no_grad()
     def finish(self) -> None:
