@@ -55,7 +55,7 @@ class SupernetRecord:
                 str(record.results["data"]), None if size is None else (int(size[0]), int(size[1])),
                 TrainedBand.from_json(config["band"]) if config.get("band") else None,
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             what = f"lacks the space, the data set, the size or the band ({type(error).__name__}: {error})"
             raise CorruptFile(record.path, what) from None
         record.check_file(path)

@@ -89,7 +89,7 @@ class TrainedBand:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainedBand:
-        """Read what `to_json` wrote; TypeError, KeyError or ValueError where it did not."""
+        """Read what `to_json` wrote; TypeError, KeyError, ValueError or OverflowError where it did not."""
         limit, low, high = (float(value[name]) for name in ("limit_ms", "low_ms", "high_ms"))
         height, width = value["size"]
         return cls(

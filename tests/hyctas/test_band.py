@@ -107,3 +107,11 @@ def test_a_search_outside_of_the_band_is_warned() -> None:
         (10, (96, 64), "a", "another latency table or size"), (10, (64, 64), "b", "another latency table or size"),
     ):  # fmt: skip
         assert says in str(band.warning(limit, size, table))
+
+
+def test_a_damaged_band() -> None:
+    whole = TrainedBand(limit_ms=10, low_ms=5, high_ms=12, size=(64, 64), table_sha256="a").to_json()
+    damaged = ({"size": 3}, {"size": [1]}, {"low_ms": None}, {"low_ms": 10**400})
+    for bad in ("x", [1], {}, *({**whole, **fields} for fields in damaged)):
+        with pytest.raises((KeyError, TypeError, ValueError, OverflowError)):
+            TrainedBand.from_json(bad)  # type: ignore[arg-type]
