@@ -57,7 +57,7 @@ def main() -> None:
 def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from export.errors import InvalidInput
-    from hyctas.cli.band import networks_to_train
+    from hyctas.cli.trained_networks import networks_to_train
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
     from hyctas.pretrained.start import default_supernet_source, find_start
