@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ending import one_sentence
+from benchmarks.errors import one_sentence
 from benchmarks.screening import read_results, train
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text

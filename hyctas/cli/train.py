@@ -57,9 +57,9 @@ def main() -> None:
 def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from export.errors import InvalidInput
-    from hyctas.cli.trained_networks import networks_to_train
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.show import bar, say
+    from hyctas.cli.trained_networks import networks_to_train
     from hyctas.pretrained.start import default_supernet_source, find_start
     from hyctas.runs import Run
     from hyctas.space_file import load_space
