@@ -42,7 +42,7 @@ WRITERS = {
     "conv": ("conv",), "residual": ("second", "shortcut"), "inverted": ("project",), "downup": ("first", "shortcut"),
     "downup2x": ("second", "shortcut"),
 }  # fmt: skip
-"""By operator: the layers whose outputs are added to give its own."""
+"""By operator: the layers whose outputs are added to give its own. One that is not here starts with its scales as drawn."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Fitting:
             if getattr(operator, "keeps_shape", False):  # its input is added
                 target = target - x[:, : operator.out].float()
             deviation, mean = (torch.tensor(average_numbers(x.tolist())) for x in (target.std((0, 2, 3)), target.mean((0, 2, 3))))
-            norms = [slot.get_submodule(f"{writer}.norm") for writer in WRITERS[operator.label] if writer in slot.full]
+            norms = [slot.get_submodule(f"{writer}.norm") for writer in WRITERS.get(operator.label, ()) if writer in slot.full]
             for norm in norms:
                 norm.get_parameter("weight").copy_(deviation / len(norms) ** 0.5)
                 norm.get_parameter("bias").copy_(mean / len(norms))
