@@ -35,7 +35,7 @@ help:
 	@echo '              TARGET=T       where it is to run, for instance onnxruntime-cpu:fp32'
 	@echo '              RUN=FOLDER     where the results go; the same command continues what it began there'
 	@echo 'make test     lint, type check and all tests'
-	@echo 'make fuzz     mutate every kind of file that a command reads, 53,000 times; FUZZ="--seed 1 --seconds 300", FUZZ=--help'
+	@echo 'make fuzz     mutate every kind of file that a command reads, 54,000 times; FUZZ="--seed 1 --seconds 300", FUZZ=--help'
 	@echo 'make torture  kill the commands 100 times and take away what they need; TORTURE="--kills 500", TORTURE=--help'
 	@echo 'make gate     compile the GPU kernels that changed, for all architectures, and check and record what they need (no GPU)'
 	@echo 'make tensorrt build every kind of network with TensorRT-RTX (no GPU), and write tables into benchmarks/results/tensorrt_rtx'

@@ -25,7 +25,6 @@ from benchmarks.screening import read_results, train
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text
 from export.target import format_size
-from export.torch_session import torch_threads
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.jobs import image_size
 from hyctas.data import Frames
@@ -139,15 +138,9 @@ def _scorer(run: Path, supernet: SupernetRecord, data: Any) -> Callable[[Genotyp
     train_frames = Frames(data.source, "train", data.train, size=supernet.size)
     choose = Frames(data.source, "train", data.choose, size=supernet.size)
     preprocessing = recorded_preprocessing(run / "train-supernet.json")
-    scorer = Scorer(
-        supernet.load(), train_frames, choose, preprocessing, seed=0, images=len(choose), norm_batches=NORM_BATCHES
+    return Scorer(
+        supernet.load(), train_frames, choose, preprocessing=preprocessing, seed=0, norm_batches=NORM_BATCHES, threads=THREADS
     )
-
-    def score(genotype: Genotype) -> float:
-        with torch_threads(THREADS):
-            return scorer(genotype)
-
-    return score
 
 
 def spread_evenly(values: Sequence[float], count: int) -> list[int]:

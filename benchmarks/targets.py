@@ -26,7 +26,7 @@ from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
 from export.target import Target, format_size
 from hyctas.calibrate import measure_networks
-from hyctas.choice import FORMAT_VERSION
+from hyctas.choice import READ_VERSIONS
 from hyctas.engine.table import open_target
 from hyctas.genotype import Genotype
 from hyctas.search.front import dominated
@@ -60,7 +60,7 @@ def read_run(run: Path) -> Found:
     path = run / "pareto.json"
     if not path.exists():
         raise InvalidInput(f"there is no {path}; run hyctas-search --run {run} first")
-    outcome: dict[str, Any] = read_json(path, FORMAT_VERSION)
+    outcome: dict[str, Any] = read_json(path, *READ_VERSIONS)
     genotypes = {member["id"]: Genotype.from_json(json.dumps(member["genotype"])) for member in outcome["front"]}
     miou = {member["id"]: float(member["miou"]) for member in outcome["front"]}
     return Found(Target.parse(outcome["target"]), int(outcome["threads"]), outcome, genotypes, miou)

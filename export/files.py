@@ -87,12 +87,12 @@ def move_aside(path: Path) -> Path:
     return aside
 
 
-def read_json(path: Path, format_version: int | None = None) -> Any:
+def read_json(path: Path, *format_versions: int) -> Any:
     """Read a JSON file of ours.
 
     Raises:
         FileNotFoundError: no such file.
-        CorruptFile: not JSON, a number that is not finite, or its `format_version` is not the one given.
+        CorruptFile: not JSON, a number that is not finite, or its `format_version` is none of those given.
     """
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
@@ -102,10 +102,10 @@ def read_json(path: Path, format_version: int | None = None) -> Any:
         raise CorruptFile(path, "not a text file") from None
     except ValueError as error:
         raise CorruptFile(path, f"not usable JSON ({error})") from None
-    if format_version is not None:
+    if format_versions:
         found = value.get("format_version") if isinstance(value, dict) else None
-        if found != format_version:
-            raise CorruptFile(path, f"has format_version {found!r}; this release reads {format_version}")
+        if found not in format_versions:
+            raise CorruptFile(path, f"has format_version {found!r}; this release reads {' and '.join(map(str, format_versions))}")
     return value
 
 

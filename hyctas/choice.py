@@ -11,7 +11,9 @@ from hyctas.genotype import Genotype
 from hyctas.members import member
 from hyctas.published.source import is_source, read_source
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (FORMAT_VERSION, 1)
+"""Version 1 also held a baseline of random networks."""
 HANDMADE = "edge:"
 
 
@@ -43,9 +45,20 @@ def chosen_genotype(run: Path) -> Genotype:
     path = run / "pareto.json"
     if not path.exists():
         raise InvalidInput(f"there is no {path}; run hyctas-search --run {run} first, or give a genotype with --network")
-    front = read_json(path, FORMAT_VERSION)
+    outcome = read_json(path, *READ_VERSIONS)
     try:
-        member = next(member for member in front["front"] if member["id"] == front["chosen"])
+        candidates = (*outcome["front"], *outcome.get("finalists", ()))
+        member = next(member for member in candidates if member["id"] == outcome["chosen"])
         return Genotype.from_json(json.dumps(member["genotype"]))
     except (KeyError, TypeError, StopIteration, InvalidInput) as error:
         raise CorruptFile(path, f"names no chosen network ({error})") from None
+
+
+def chosen_weights(run: Path) -> Path:
+    """Return the folder with the chosen network's weights: of its training as a finalist, without one the supernet's.
+
+    Raises:
+        CorruptFile: RUN/pareto.json is damaged.
+    """
+    weights = read_json(run / "pareto.json", *READ_VERSIONS).get("weights")
+    return run if weights is None else run / str(weights)

@@ -23,6 +23,7 @@ from typing import Any
 
 from export.errors import InvalidInput
 from hyctas.genotype import Genotype
+from hyctas.search_space import SearchSpace
 from hyctas.space import edge
 
 Row = tuple[str, ...]
@@ -127,3 +128,20 @@ def member(name: str) -> Genotype:
     if name not in members():
         raise InvalidInput(f"there is no hand-made network edge:{name}; there are: {', '.join(members())}")
     return members()[name]
+
+
+def members_of(space: SearchSpace) -> dict[str, Genotype]:
+    """Return the hand-made networks that a space holds, by name."""
+    held = {}
+    for name, genotype in members().items():
+        try:
+            space.encode(genotype)
+        except InvalidInput:
+            continue
+        held[name] = genotype
+    return held
+
+
+def family(name: str) -> str:
+    """Return the family of a hand-made network: its name without the width."""
+    return name.partition("-w")[0]

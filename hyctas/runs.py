@@ -25,7 +25,7 @@ from export.machine import fingerprint
 from hyctas.data import PREPROCESSING
 
 FORMAT_VERSION = 1
-PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "pymoo")
+PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "pymoo", "scikit-learn")
 PRIVATE = (".checkpoint.pt", "soft_labels")
 """Ends of the names of outputs that a command needs only until it is done."""
 

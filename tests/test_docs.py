@@ -30,6 +30,7 @@ from hyctas.members import members
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
+from hyctas.search.search_settings import SearchSettings
 from hyctas.space import AttentionVariant, Space, Stage, edge
 from hyctas.space_file import load_space
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
@@ -139,7 +140,7 @@ def test_nothing_is_left_to_fill_in(path: Path) -> None:
     assert "<<" not in path.read_text(), "a marker is left"
 
 
-@pytest.mark.parametrize("kind", [Recipe, NetworkRecipe, SupernetRecipe, ProfileJob, SearchJob, Protocol])
+@pytest.mark.parametrize("kind", [Recipe, NetworkRecipe, SupernetRecipe, ProfileJob, SearchJob, SearchSettings, Protocol])
 def test_every_setting_is_described(kind: type) -> None:
     text = (ROOT / "docs/configuration.md").read_text()
     for field in dataclasses.fields(kind):

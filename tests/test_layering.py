@@ -28,7 +28,7 @@ CLAIM = "No torch here"
 
 BARE = ("operators", "genotype", "plan", "members", "network", "attention", "supernet", "training", "pretrained")
 """Parts of hyctas that run from a bare checkout, as do export, latency and (where it exists) benchmarks.gpu_suite."""
-NOT_NEEDED = ("tyro", "rich", "pymoo", "matplotlib", "timm", "cv2")
+NOT_NEEDED = ("tyro", "rich", "pymoo", "sklearn", "matplotlib", "timm", "cv2")
 
 PROBE = """
 import importlib, importlib.abc, json, sys

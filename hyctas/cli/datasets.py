@@ -23,6 +23,8 @@ _checked: set[str] = set()
 class DataSet:
     """A checked data set: weights are trained on `train`, everything is chosen by `choose`, `val` is only reported."""
 
+    spec: str
+    """What the user typed."""
     source: Source
     train: tuple[Sample, ...]
     choose: tuple[Sample, ...]
@@ -74,7 +76,7 @@ def open_dataset(spec: str, *, check: bool = True, absent_classes: bool = False)
         with bar("check data") as shown:
             report = verify(source, NEEDED, lambda done, total: shown.update(done / total))
     split = honest_split(source.samples("train"), seed=SPLIT_SEED)
-    data = DataSet(source, split.weights, split.choosing, source.samples("val"), split.method)
+    data = DataSet(spec, source, split.weights, split.choosing, source.samples("val"), split.method)
     if report is not None:
         _describe(data, report)
         check_coverage(data, report, absent_classes)

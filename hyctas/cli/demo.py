@@ -28,7 +28,10 @@ class Scale:
     supernet_minutes: float
     evaluations: int
     population: int
+    candidates: int
     images: int
+    finalists: int
+    finalist_steps: int
     network_minutes: float
     bench_seconds: float
 
@@ -36,8 +39,8 @@ class Scale:
 def scale(minutes: float) -> Scale:
     """Share a time budget: short ones use the tiny space, from half an hour on it is edge."""
     if minutes < 30:
-        return Scale("tiny", 10, 0.35 * minutes, round(30 * minutes), 16, 40, 0.25 * minutes, 2.0)
-    return Scale("edge", 30, 0.4 * minutes, round(2 * minutes), 24, 60, 0.3 * minutes, 5.0)
+        return Scale("tiny", 10, 0.35 * minutes, round(15 * minutes), 12, 40, 40, 4, round(5 * minutes), 0.25 * minutes, 2.0)
+    return Scale("edge", 30, 0.4 * minutes, round(2 * minutes), 24, 200, 60, 6, round(minutes / 2), 0.3 * minutes, 5.0)
 
 
 def main() -> None:
@@ -76,8 +79,9 @@ def demo(job: DemoJob) -> None:
         restart=job.restart, expert=recipe,
     ))  # fmt: skip
     run_search(SearchJob(
-        run=job.run, data=spec, size=size, limit=limit, evaluations=plan.evaluations, population=plan.population,
-        images=plan.images, measure=6, max_error=100, restart=job.restart,
+        run=job.run, data=spec, size=size, limit=limit, evaluations=plan.evaluations, images=plan.images,
+        measure=6, max_error=100, finalists=plan.finalists, finalist_steps=plan.finalist_steps, restart=job.restart,
+        expert=json.dumps({"population": plan.population, "candidates": plan.candidates}),
     ))  # fmt: skip
     train_network(TrainNetworkJob(
         run=job.run, data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8, init=str(job.run),

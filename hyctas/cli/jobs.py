@@ -17,6 +17,7 @@ from export.ranges import Classes, Minutes, Range, Seed, Settings, Threads
 from export.target import Target, parse_size
 from hyctas.cli.values import fill
 from hyctas.presets import read_preset
+from hyctas.search.search_settings import SearchSettings
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class TrainNetworkJob(TrainJob):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchJob(Settings):
-    """What hyctas-search looks for: RUN/history.jsonl, pareto.json, pareto.svg."""
+    """What hyctas-search looks for: RUN/history.jsonl, finalists, pareto.json, pareto.svg."""
 
     run: Path = Path("runs/new")
     """Run folder with supernet.safetensors and latency.json."""
@@ -185,19 +186,37 @@ class SearchJob(Settings):
     max_error: Annotated[float, Range(0, 1e6)] = 10.0
     """Refuse a latency table whose hold-out error (MAPE) exceeds this many per cent."""
     evaluations: Annotated[int, Range(2, 10**6)] = 200
-    """Networks scored by the search, and as many by the random baseline."""
-    population: Annotated[int, Range(2, 10**4)] = 24
-    """Networks that the search keeps; each generation adds a third as many."""
+    """Networks scored; twice as many are screened on a few images first."""
     images: Annotated[int, Range(2, 10**6)] = 60
     """Images of the choosing split that a network is scored on."""
-    eval_size: str | None = None
-    """Resize those images to HEIGHTxWIDTH; default: as the supernet was trained."""
     seed: Seed = 0
     """Seed of every draw."""
     measure: Annotated[int, Range(0, 1000)] = 8
     """Networks of the front that are measured whole on the target; 0: none."""
+    finalists: Annotated[int, Range(0, 1000)] = 12
+    """Networks that train for a while before one is chosen, the best hand-made ones among them; 0: choose by shared weights."""
+    finalist_steps: Annotated[int, Range(1, 10**6)] = 100
+    """Training steps of each finalist in the first round; then the worse half goes, and the next round has twice as many."""
     restart: bool = False
     """Move the old results aside and start over."""
+    expert: tyro.conf.Suppress[str] = "{}"
+    """Settings of the search from a TOML file, as JSON."""
+
+    @classmethod
+    def settings(cls) -> type[SearchSettings]:
+        """Return what a TOML file may set besides the flags."""
+        return SearchSettings
+
+    def search(self) -> SearchSettings:
+        """Return how networks are proposed and scored: defaults, then the TOML file.
+
+        Raises:
+            InvalidInput: a value of the wrong type, or out of range.
+        """
+        values = json.loads(self.expert)
+        if isinstance(values.get("eval_size"), str):
+            values["eval_size"] = image_size(values["eval_size"])
+        return fill(self.settings(), values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""hyctas-search: find the networks that no other beats in both mIoU and latency."""
+"""hyctas-search: find the networks that no other beats in both mIoU and latency, and choose one of them by training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import SearchJob, image_size
+from hyctas.cli.show import Show, bar, say
 
 if TYPE_CHECKING:
     from export.imaging import Preprocessing
+    from hyctas.cli.datasets import DataSet
     from hyctas.inherit import SupernetRecord
     from hyctas.runs import Run
     from hyctas.search.history import Evaluation, History
     from hyctas.search.limits import Limits
+    from hyctas.search.score import Scorer
     from hyctas.search_space import SearchSpace
     from hyctas.workloads import CostModel
     from latency import LatencyTable
@@ -35,9 +38,11 @@ def main() -> None:
 def run_search(job: SearchJob) -> None:
     """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
     from export.files import sha256
+    from hyctas.choice import HANDMADE
     from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.show import bar, say
+    from hyctas.cli.train_finalists import choose_by_training
     from hyctas.inherit import SupernetRecord
+    from hyctas.members import members_of
     from hyctas.runs import Run, recorded_preprocessing
     from hyctas.search.driver import search
     from hyctas.search.history import History
@@ -57,16 +62,19 @@ def run_search(job: SearchJob) -> None:
     limits.check_feasible(model)
     if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
         say(warning)
-    eval_size = image_size(job.eval_size) if job.eval_size else supernet.size
+    settings = job.search()
+    eval_size = settings.eval_size or supernet.size
+    members, screened = members_of(space), min(settings.screen_images, job.images)
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
-        "population": job.population, "images": job.images, "eval_size": eval_size, "seed": job.seed,
+        "population": settings.population, "candidates": settings.candidates, "images": job.images, "screen_images": screened,
+        "members": [genotype.id for genotype in members.values()], "eval_size": eval_size, "seed": job.seed,
         "data": data.trained(), "supernet_sha256": sha256(supernet.path),
         "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
     former = {**config, "data": data.identity()}
-    run = Run(job.run, "search", config, ("history.jsonl", "pareto.json", "pareto.svg"),
+    run = Run(job.run, "search", config, ("history.jsonl", "pareto.json", "pareto.svg", "finalists"),
               restart=job.restart, formerly={**former, "measure": job.measure})  # fmt: skip
     reference_ms = limits.latency_ms or model.costs(space.largest()).bound_ms
     history = History(
@@ -75,18 +83,23 @@ def run_search(job: SearchJob) -> None:
     measured = run.record["results"].get("measure", job.measure) if run.done else None
     if measured == job.measure and run.file("pareto.json").exists():
         say(f"{run.file('pareto.json')} is already there with this configuration")
-        return
-    if history.evaluations:
-        say(f"continuing: {len(history.evaluations)} evaluations are recorded")
-    score = _scorer(job, supernet, data, eval_size, preprocessing)
-    with bar(f"search {2 * job.evaluations} networks") as shown:
-        search(
-            model, limits, score, history, evaluations=job.evaluations, population=job.population, seed=job.seed,
-            reference_ms=reference_ms,
-            progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
-        )  # fmt: skip
-    facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
-    _conclude(run, history, model, limits, reference_ms, job.measure, facts)
+    else:
+        if history.evaluations:
+            say(f"continuing: {len(history.evaluations)} evaluations are recorded")
+        scorer = open_scorer(job, supernet, data, preprocessing)
+        with bar(f"search {job.evaluations} networks") as shown:
+            search(
+                model, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=job.seed,
+                reference_ms=reference_ms, screen=scorer.screen if screened else None, members=list(members.values()),
+                candidates=settings.candidates,
+                progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+            )  # fmt: skip
+        facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
+        _conclude(run, history, model, limits, reference_ms, job.measure, facts)
+    if job.finalists:
+        names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
+        choose_by_training(job, run, history, limits, model, data, names)
+    say(show_front(run.folder))
 
 
 def _conclude(
@@ -94,21 +107,21 @@ def _conclude(
 ) -> None:
     """Measure the front, and write what the search found."""
     from export.files import write_text
-    from hyctas.cli.show import say
     from hyctas.report.collect import collect
     from hyctas.report.plot import pareto_figure, svg
-    from hyctas.search.front import pareto
+    from hyctas.search.front import pareto, spread
+    from hyctas.search.history import SEARCH
     from hyctas.search.outcome import write_outcome
 
     table, calibration = model.table, model.calibration
-    measured = _measure(pareto(history.of("search")), measure, table, model)
+    members = spread(pareto(history.of(SEARCH)), measure) if measure else []
+    measured = measure_evaluations("front", members, model)
     facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
              "calibration": calibration.to_json() if calibration else None, "confidence": model.confidence,
              "bound_factor": model.bound_factor}  # fmt: skip
     outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=measure)
-    say(show_front(run.folder))
 
 
 def _check_error(model: CostModel, max_error: float, path: Path) -> None:
@@ -118,7 +131,6 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
         CheckFailed: its hold-out error exceeds the limit.
     """
     from export.errors import CheckFailed
-    from hyctas.cli.show import say
 
     if model.calibration is None:
         say(f"warning: {path} is not calibrated on whole networks, so the error of its predictions is unknown")
@@ -151,54 +163,47 @@ def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: P
     return image_size(found[0])
 
 
-def _scorer(
-    job: SearchJob, supernet: SupernetRecord, data: Any, eval_size: tuple[int, ...] | None, preprocessing: Preprocessing
-) -> Any:
-    from export.torch_session import torch_threads
+def open_scorer(job: SearchJob, supernet: SupernetRecord, data: DataSet, preprocessing: Preprocessing) -> Scorer:
+    """Return what scores networks by shared weights, on `SCORE_THREADS` threads."""
     from hyctas.data import Frames
-    from hyctas.search.score import Scorer
+    from hyctas.search.score import Scorer, drawn_samples
 
-    size = (eval_size[0], eval_size[1]) if eval_size else None
-    train = Frames(data.source, "train", data.train, size=size)
-    choose = Frames(data.source, "train", data.choose, size=size)
-    scorer = Scorer(
-        supernet.load(job.space), train, choose, preprocessing, seed=job.seed, images=job.images, norm_batches=NORM_BATCHES
-    )
-
-    def score(genotype: Any) -> float:
-        with torch_threads(SCORE_THREADS):
-            return scorer(genotype)
-
-    return score
+    settings = job.search()
+    size = settings.eval_size or supernet.size
+    drawn, _ = drawn_samples(data.choose, job.seed, job.images)
+    few = drawn[: settings.screen_images] or drawn
+    parts = [Frames(data.source, "train", part, size=size) for part in (data.train, few, drawn[len(few) :]) if part]
+    return Scorer(
+        supernet.load(job.space), *parts, preprocessing=preprocessing, seed=job.seed, norm_batches=NORM_BATCHES,
+        threads=SCORE_THREADS,
+    )  # fmt: skip
 
 
-def _measure(front: Sequence[Evaluation], count: int, table: LatencyTable, model: CostModel) -> dict[str, float]:
-    """Measure members of the front on the table's target, where this is the table's machine."""
+def measure_evaluations(what: str, evaluations: Sequence[Evaluation], model: CostModel, show: Show = bar) -> dict[str, float]:
+    """Measure networks on the table's target, in ms by id; nothing, with the reason, where this is not the table's machine."""
     from export.errors import Unavailable
     from export.machine import hardware
     from export.target import Target
     from hyctas.calibrate import measure_networks
-    from hyctas.cli.show import bar, say
     from hyctas.engine.table import open_target
-    from hyctas.search.front import spread
 
-    members = spread(front, count) if count else []
-    if not members:
+    identity = model.table.identity
+    if not evaluations:
         return {}
-    if dict(table.identity.device) != hardware():
-        say("the front is not measured: the latency table comes from another machine")
+    if dict(identity.device) != hardware():
+        say(f"{what} not measured: the latency table comes from another machine")
         return {}
     try:
-        runtime = open_target(Target.parse(table.identity.target), table.identity.threads)
+        runtime = open_target(Target.parse(identity.target), identity.threads)
     except Unavailable as error:
-        say(f"the front is not measured: {error}")
+        say(f"{what} not measured: {error}")
         return {}
-    with bar(f"measure {len(members)} of the front") as shown:
+    with show(f"measure {len(evaluations)} of the {what}") as shown:
         measured = measure_networks(
-            [member.genotype for member in members], runtime, model.size, model.num_classes, repeats=2,
+            [evaluation.genotype for evaluation in evaluations], runtime, model.size, model.num_classes, repeats=2,
             progress=lambda done, total: shown.update(done / total),
         )  # fmt: skip
-    return {member.id: float(ms) for member, ms in zip(members, measured.mean(axis=0), strict=True)}
+    return {evaluation.id: float(ms) for evaluation, ms in zip(evaluations, measured.mean(axis=0), strict=True)}
 
 
 def show_front(run: Path) -> str:
@@ -209,28 +214,49 @@ def show_front(run: Path) -> str:
     """
     from export.errors import CorruptFile
     from export.files import read_json
-    from hyctas.choice import FORMAT_VERSION
+    from hyctas.choice import READ_VERSIONS
 
-    outcome = read_json(run / "pareto.json", FORMAT_VERSION)
+    outcome = read_json(run / "pareto.json", *READ_VERSIONS)
     try:
-        return _table_of(outcome)
+        return "\n".join([*_front_lines(outcome), *_finalist_lines(outcome, run), *_limit_lines(outcome)])
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise CorruptFile(run / "pareto.json", f"a field is missing or wrong ({type(error).__name__}: {error})") from None
 
 
-def _table_of(outcome: dict[str, Any]) -> str:
+def _front_lines(outcome: dict[str, Any]) -> list[str]:
     lines = [f"front on {outcome['target']} ({outcome['threads']} threads), mIoU with shared weights:",
              "  network        branches   mIoU   predicted ms   measured ms   params"]  # fmt: skip
     for member in outcome["front"]:
-        measured = f"{member['measured_ms']:11.2f}" if member["measured_ms"] else "          -"
         star = "  <- chosen" if member["id"] == outcome["chosen"] else ""
         lines.append(f"  {member['id']}   {member['branches']:8d}  {member['miou']:5.3f}   {member['predicted_ms']:12.2f}   "
-                     f"{measured}   {member['parameters'] / 1e6:5.2f}M{star}")  # fmt: skip
-    volume, count = outcome["hypervolume"], outcome["evaluations"]
-    lines.append(f"hypervolume: search {volume['search']:.4f}, random {volume['random']:.4f} at "
-                 f"{count['search']} and {count['random']} evaluations")  # fmt: skip
-    chosen = next(member for member in outcome["front"] if member["id"] == outcome["chosen"])
-    latency_ms, limit_ms = chosen["measured_ms"] or chosen["predicted_ms"], outcome["limits"]["latency_ms"]
+                     f"{_ms(member)}   {member['parameters'] / 1e6:5.2f}M{star}")  # fmt: skip
+    return [*lines, f"hypervolume {outcome['hypervolume']['search']:.4f} after {outcome['evaluations']['search']} networks"]
+
+
+def _finalist_lines(outcome: dict[str, Any], run: Path) -> list[str]:
+    finalists = outcome.get("finalists", ())
+    if not finalists:
+        return []
+    rounds = max(len(finalist["trained_miou"]) for finalist in finalists)
+    lines = ["finalists, mIoU on the choosing split with shared weights and after each round of training:",
+             "  network       shared" + "".join(f"  round {n + 1}" for n in range(rounds)) + "   measured ms"]  # fmt: skip
+    for finalist in finalists:
+        trained = "".join(f"    {miou:5.3f}" for miou in finalist["trained_miou"]).ljust(9 * rounds)
+        ends = {"won": "  <- chosen", "slow": "  above the limit", "failed": "  its training failed", "worse": ""}
+        name = f"  {finalist['handmade']}" if finalist["handmade"] else ""
+        lines.append(f"  {finalist['id']}   {finalist['miou']:5.3f}{trained}   {_ms(finalist)}{name}{ends[finalist['end']]}")
+    winner = next((finalist for finalist in finalists if finalist["end"] == "won"), None)
+    if winner is None:
+        return [*lines, "warning: no finalist keeps the limit when measured; the choice is the one by shared weights"]
+    if winner["handmade"]:
+        lines.append(f"the hand-made network {winner['handmade']} beat all that the search found, and is the answer")
+    return [*lines, f"to train it on: hyctas-train network --run {run} --init {run}"]
+
+
+def _limit_lines(outcome: dict[str, Any]) -> list[str]:
+    lines, limit_ms = [], outcome["limits"]["latency_ms"]
+    chosen = next(m for m in (*outcome.get("finalists", ()), *outcome["front"]) if m["id"] == outcome["chosen"])
+    latency_ms = chosen["measured_ms"] or chosen["predicted_ms"]
     if limit_ms is not None and latency_ms > limit_ms:
         lines.append(f"warning: no measured network of the front keeps {limit_ms:.2f} ms; the fastest needs {latency_ms:.2f} ms. "
                      "Repeat the search with a tighter limit.")  # fmt: skip
@@ -238,7 +264,11 @@ def _table_of(outcome: dict[str, Any]) -> str:
         kept = sum(time <= limit_ms for time in times)
         how = f"searched on the bound of {outcome['confidence']:.0%}" if outcome["confidence"] else "searched on the prediction"
         lines.append(f"{kept} of {len(times)} measured networks keep {limit_ms:.2f} ms ({how})")
-    return "\n".join(lines)
+    return lines
+
+
+def _ms(member: dict[str, Any]) -> str:
+    return f"{member['measured_ms']:11.2f}" if member["measured_ms"] else "          -"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +16,17 @@ from hyctas.processes import is_first
 
 LINE_SECONDS = 15.0
 console = Console(stderr=True, highlight=False)
+
+
+class Shown(Protocol):
+    """What somebody who works tells of the progress."""
+
+    def update(self, share: float, text: str = "") -> None:
+        """Show a share of 0..1, and a few words."""
+
+
+Show = Callable[[str], AbstractContextManager[Shown]]
+"""Opens a progress bar of a name."""
 
 
 class Bar:

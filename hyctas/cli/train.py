@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
+from hyctas.cli.show import Show, bar, say
 from hyctas.processes import first_goes_first, group_closed, is_first, processes
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from export.imaging import Preprocessing
     from hyctas.cli.datasets import DataSet
+    from hyctas.genotype import Genotype
     from hyctas.pretrained.start import Start
     from hyctas.pretrained.weights import Loaded
     from hyctas.runs import Run
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from hyctas.training.single import Single
     from hyctas.training.teacher import TeacherFile
 
+TRAINING = "train network"
+"""What the bar of a network's steps is called."""
+NETWORK_FILES = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json", "soft_labels")
 USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
 
   supernet   train all networks of a space at once, with shared weights (before hyctas-search)
@@ -58,7 +65,6 @@ def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from export.errors import InvalidInput
     from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.show import bar, say
     from hyctas.cli.trained_networks import networks_to_train
     from hyctas.pretrained.start import default_supernet_source, find_start
     from hyctas.runs import Run
@@ -95,7 +101,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     torch.manual_seed(recipe.seed)
     supernet = Supernet(space, data.num_classes)
     loaded = start.supernet(supernet, data.source.labels.names) if start else None
-    _say_start(start, loaded)
+    say(_start_text(start, loaded))
     frames = Frames(data.source, "train", data.train, size=recipe.size)
     step = Sandwich(supernet, recipe, frames, preprocessing_of(start), drawer)
     checkpoint, steps = run.file("supernet.checkpoint.pt"), STEPS if recipe.fit_steps is None else recipe.fit_steps
@@ -120,27 +126,27 @@ def train_supernet(job: TrainSupernetJob) -> None:
 
 def train_network(job: TrainNetworkJob) -> None:
     """Train RUN/network.safetensors."""
-    from export.files import write_json, write_text
-    from hyctas.choice import chosen_genotype, read_genotype
+    from hyctas.choice import chosen_genotype, chosen_weights, read_genotype
     from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.show import bar, say
     from hyctas.pretrained.start import default_source, find_start
     from hyctas.runs import Run
 
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
     recipe = job.recipe()
     assert isinstance(recipe, NetworkRecipe)
-    start = find_start(job.init or default_source(genotype), job.run, job.space)
+    init = job.init or default_source(genotype)
+    if job.network is None and Path(init).resolve() == job.run.resolve():
+        init = str(chosen_weights(job.run))
+    start = find_start(init, job.run, job.space)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     data = data.with_all_of_train() if job.all_of_train else data
-    config = {"recipe": recipe.identity(), "genotype": genotype.id, "data": data.trained(), **_start_config(start)}
-    if job.teacher:
-        teachers = _find_teachers(job, data, recipe.temperature)
+    config = network_config(recipe, genotype, data, start)
+    teachers = _find_teachers(job, data, recipe.temperature) if job.teacher else ()
+    if teachers:
         config["teacher"] = [teacher.sha256 for teacher in teachers]
-    outputs = ("network.safetensors", "network.checkpoint.pt", "genotype.json", "labels.json", "scores.json", "soft_labels")
     formerly = {**config, "data": data.identity()}
     with first_goes_first() as first:
-        run = Run(job.run, "train-network", config, outputs, restart=job.restart and first, formerly=formerly)
+        run = Run(job.run, "train-network", config, NETWORK_FILES, restart=job.restart and first, formerly=formerly)
     if run.done:
         say(f"{run.file('network.safetensors')} is already trained with this configuration")
         scored = data.scored()
@@ -148,8 +154,36 @@ def train_network(job: TrainNetworkJob) -> None:
             _score_again(run, data, recipe)
         return
 
+    results = fit_network(run, genotype, recipe, data, start, teachers)
+    if results is not None:
+        say(f"wrote {run.file('network.safetensors')} after {results['steps']} steps ({results['crops']} crops): {_shown(results)}")
+
+
+def fit_network(
+    run: Run, genotype: Genotype, recipe: NetworkRecipe, data: DataSet, start: Start | None,
+    teachers: tuple[TeacherFile, ...] = (), show: Show = bar, tell: Callable[[str], None] = say,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Train and score a network in a run folder that was claimed for it.
+
+    Args:
+        run: `NETWORK_FILES` are written there.
+        genotype: the network.
+        recipe: how it is trained.
+        data: train to train on; choose and val are scored, where they hold images.
+        start: weights to start from; none: random ones.
+        teachers: networks to follow besides the labels.
+        show: opens a progress bar.
+        tell: told what the weights start from.
+
+    Returns:
+        What the run's record holds; None in all processes but the first.
+
+    Raises:
+        CheckFailed: the loss is not finite.
+    """
     import torch
 
+    from export.files import write_json, write_text
     from export.torch_session import torch_threads
     from hyctas.data import Frames
     from hyctas.network import build, save_weights
@@ -161,15 +195,15 @@ def train_network(job: TrainNetworkJob) -> None:
     torch.manual_seed(recipe.seed)
     network = build(genotype, data.num_classes, auxiliary=recipe.auxiliary > 0)
     loaded = start.network(network, data.source.labels.names) if start else None
-    _say_start(start, loaded)
+    tell(_start_text(start, loaded))
     if recipe.reparameterise:
         reparameterise(network, preserve=loaded is not None)
     frames, preprocessing = Frames(data.source, "train", data.train, size=recipe.size), preprocessing_of(start)
     soft_labels = None
-    if job.teacher:
+    if teachers:
         from hyctas.training.soft_labels import label_frames
 
-        with bar("label with teacher") as shown, torch_threads(recipe.threads):
+        with show("label with teacher") as shown, torch_threads(recipe.threads):
             soft_labels = label_frames(
                 frames, teachers, run.file("soft_labels"), recipe.temperature,
                 lambda done, total: shown.update(done / total, f"image {done} of {total}"),
@@ -177,9 +211,9 @@ def train_network(job: TrainNetworkJob) -> None:
     step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)
     names = _trained_parameters(network, loaded)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"), pretrained=names)
-    _train("train network", trainer, step)
+    _train(TRAINING, trainer, step, show, tell)
     if not is_first_process():
-        return
+        return None
     with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
         reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
     merge(network)
@@ -187,27 +221,31 @@ def train_network(job: TrainNetworkJob) -> None:
     save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
     write_json(run.file("labels.json"), data.source.labels.to_json())
-    results = _score(run, network, genotype.id, data, recipe, preprocessing)
-    crops = trainer.step * recipe.batch * processes()
+    scores = _score(run, network, genotype.id, data, recipe, preprocessing, show)
     run.finish(
-        steps=trainer.step, crops=crops, spent_s=round(trainer.spent_s, 1), data=job.data,
-        start=loaded.to_json() if loaded else None, scored=data.scored(), **results,
+        steps=trainer.step, crops=trainer.step * recipe.batch * processes(), spent_s=round(trainer.spent_s, 1), data=data.spec,
+        start=loaded.to_json() if loaded else None, scored=data.scored(), **scores,
     )  # fmt: skip
-    say(f"wrote {run.file('network.safetensors')} after {trainer.step} steps ({crops} crops): {_shown(results)}")
+    return dict(run.record["results"])
+
+
+def network_config(recipe: NetworkRecipe, genotype: Genotype, data: DataSet, start: Start | None) -> dict[str, Any]:
+    """Return what decides a network's weights, for its run's configuration."""
+    return {"recipe": recipe.identity(), "genotype": genotype.id, "data": data.trained(), **_start_config(start)}
 
 
 def _score(
-    run: Run, network: nn.Module, genotype_id: str, data: DataSet, recipe: NetworkRecipe, preprocessing: Preprocessing
+    run: Run, network: nn.Module, genotype_id: str, data: DataSet, recipe: NetworkRecipe, preprocessing: Preprocessing,
+    show: Show = bar,
 ) -> dict[str, float]:
     """Write RUN/scores.json, and return the mIoU of each part."""
     from export.files import write_json
     from export.torch_session import torch_threads
-    from hyctas.cli.show import bar
     from hyctas.data import Frames
     from hyctas.training.evaluate import evaluate
 
     scores, splits = {}, [("choose", "train", data.choose), ("val", "val", data.val)]
-    with bar("score network") as shown, torch_threads(recipe.threads):
+    with show("score network") as shown, torch_threads(recipe.threads):
         for done, (name, split, samples) in enumerate(splits):
             if samples:
                 images = Frames(data.source, split, samples, recipe.size)
@@ -220,7 +258,6 @@ def _score(
 def _score_again(run: Run, data: DataSet, recipe: NetworkRecipe) -> None:
     """Score a trained network on a val that has changed since."""
     from hyctas.bundling import load_trained
-    from hyctas.cli.show import say
 
     if not is_first():
         return
@@ -230,9 +267,9 @@ def _score_again(run: Run, data: DataSet, recipe: NetworkRecipe) -> None:
     say(f"val is another than before: {_shown(results)}")
 
 
-def _shown(results: dict[str, float]) -> str:
+def _shown(results: dict[str, Any]) -> str:
     where = {"choose": "the choosing split", "val": "val"}
-    return "mIoU " + ", ".join(f"{miou:.3f} on {where[name]}" for name, miou in results.items())
+    return "mIoU " + ", ".join(f"{results[name]:.3f} on {text}" for name, text in where.items() if name in results)
 
 
 def preprocessing_of(start: Start | None) -> Preprocessing:
@@ -246,15 +283,12 @@ def _start_config(start: Start | None) -> dict[str, Any]:
     return {"preprocessing": preprocessing_of(start).to_json(), "init": None if start is None else dict(start.record)}
 
 
-def _say_start(start: Start | None, loaded: Loaded | None) -> None:
-    """Print what the weights start from."""
-    from hyctas.cli.show import say
-
+def _start_text(start: Start | None, loaded: Loaded | None) -> str:
+    """Say what the weights start from."""
     if start is None or loaded is None:
-        say("start: random weights")
-        return
+        return "start: random weights"
     licence = start.record.get("licence")
-    say(f"start: {start.record['source']}{f' ({licence})' if licence else ''}: {loaded.summary()}")
+    return f"start: {start.record['source']}{f' ({licence})' if licence else ''}: {loaded.summary()}"
 
 
 def _trained_parameters(model: nn.Module, loaded: Loaded | None) -> list[str]:
@@ -278,13 +312,11 @@ def _find_teachers(job: TrainNetworkJob, data: DataSet, temperature: float) -> t
     return teachers
 
 
-def _train(name: str, trainer: Trainer, step: Sandwich | Single) -> None:
+def _train(name: str, trainer: Trainer, step: Sandwich | Single, show: Show = bar, tell: Callable[[str], None] = say) -> None:
     """Spend a trainer's budget, with a bar."""
-    from hyctas.cli.show import bar, say
-
     if trainer.step:
-        say(f"continuing at step {trainer.step}")
-    with bar(name) as shown:
+        tell(f"continuing at step {trainer.step}")
+    with show(name) as shown:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()
 

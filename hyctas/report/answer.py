@@ -98,6 +98,8 @@ def _lead(data: RunData) -> str:
         target = f" on {data.outcome.target}" if data.outcome else ""
         how = "It is predicted to take" if found.how == "predicted" else "Measured during the search with random weights, it takes"
         sentences.append(f"{how} {ms(found.ms)} per {size}{target}: {fps(found.fps)} frames per second.")
+    if data.member is not None and data.member.ended and data.member.ended.end == "won" and data.member.ended.handmade:
+        sentences.append(f"It is the hand-made network {data.member.ended.handmade}, which beat all that the search found.")
     limits = broken_limits(data)
     if limits and found is not None and data.outcome and (limit := data.outcome.limits.latency_ms) is not None:
         verb = "keeps" if found.ms <= limit else "breaks"

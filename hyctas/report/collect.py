@@ -16,19 +16,21 @@ from export.manifest import read_manifest
 from export.parity import ParityReport
 from export.ranges import check_types
 from export.target import parse_size
-from hyctas.choice import FORMAT_VERSION as PARETO_VERSION
+from hyctas.choice import READ_VERSIONS as PARETO_VERSIONS
 from hyctas.data.labels import Labels
 from hyctas.data.metric import POLICY, Score
 from hyctas.genotype import Genotype
-from hyctas.report.run_data import FILES, SPLITS, Member, Outcome, Record, RunData
+from hyctas.report.run_data import FILES, SPLITS, Ended, Member, Outcome, Record, RunData
 from hyctas.runs import FORMAT_VERSION as RECORD_VERSION
-from hyctas.search.history import FORMAT_VERSION as HISTORY_VERSION
-from hyctas.search.history import Evaluation
+from hyctas.search.history import READ_VERSIONS as HISTORY_VERSIONS
+from hyctas.search.history import SCREEN, SEARCH, Evaluation
 from hyctas.search.limits import Limits
 from latency.table import LatencyTable
 
 T = TypeVar("T")
 SCORES_VERSION = 1
+END = ("handmade", "trained_miou", "end", "failure")
+"""What pareto.json says of a finalist besides."""
 COMMANDS = ("profile", "train-supernet", "search", "train-network")
 """In the order in which they are run; each keeps `<command>.json`."""
 
@@ -57,7 +59,7 @@ def collect(run: Path) -> RunData:
             raise CorruptFile(
                 run / "scores.json", f"{split} has {len(score.iou)} classes; labels.json names {labels.num_classes}"
             )
-    outcome = _optional(run / "pareto.json", _outcome, PARETO_VERSION)
+    outcome = _optional(run / "pareto.json", _outcome, *PARETO_VERSIONS)
     if points and outcome is not None:
         _check_recorded(run / "pareto.json", outcome, points)
     return RunData(
@@ -79,12 +81,12 @@ def collect(run: Path) -> RunData:
     )
 
 
-def _optional(path: Path, parse: Callable[[Any], T], format_version: int | None = None) -> T | None:
+def _optional(path: Path, parse: Callable[[Any], T], *format_versions: int) -> T | None:
     """Read a JSON file; None where it is absent."""
     if not path.is_file():
         return None
     try:
-        return parse(read_json(path, format_version))
+        return parse(read_json(path, *format_versions))
     except KeyError as error:
         raise CorruptFile(path, f"lacks the field {error}") from None
     except (TypeError, ValueError, OverflowError, AttributeError, RecursionError, InvalidInput) as error:
@@ -102,8 +104,8 @@ def _history(path: Path) -> tuple[tuple[Evaluation, ...], tuple[str, ...]]:
             value = parse_json(line)
             if number > 1:
                 evaluations.append(Evaluation.from_json(value))
-            elif not isinstance(value, dict) or value.get("format_version") != HISTORY_VERSION:
-                raise ValueError(f"not the header of a history of format_version {HISTORY_VERSION}")
+            elif not isinstance(value, dict) or value.get("format_version") not in HISTORY_VERSIONS:
+                raise ValueError(f"not the header of a history of format_version {' or '.join(map(str, HISTORY_VERSIONS))}")
         except (ValueError, RecursionError) as error:
             raise CorruptFile(path, f"bad line ({error})", number) from None
     notice = (f"history.jsonl ends in a torn line ({len(torn)} bytes), which is left out here",) if torn else ()
@@ -113,7 +115,7 @@ def _history(path: Path) -> tuple[tuple[Evaluation, ...], tuple[str, ...]]:
 def _check_recorded(path: Path, outcome: Outcome, points: Sequence[Evaluation]) -> None:
     """Refuse a front whose networks are not those of the history that it was drawn from."""
     recorded = {(point.kind, point.id): point for point in points}
-    for found in (member.evaluation for member in (*outcome.front, *outcome.random_front)):
+    for found in (member.evaluation for member in outcome.members):
         if recorded.get((found.kind, found.id)) != found:
             raise CorruptFile(path, f"says of the network {found.id} other than history.jsonl beside it; repeat hyctas-search")
 
@@ -155,16 +157,21 @@ def _record(value: Any) -> Record:
 
 
 def _member(value: Any) -> Member:
-    known = {name: item for name, item in value.items() if name not in ("measured_ms", "branches")}
+    known = {name: item for name, item in value.items() if name not in (*END, "measured_ms", "branches")}
     measured = value["measured_ms"]
-    return Member(Evaluation.from_json(known), None if measured is None else _positive(measured, "measured_ms"))
+    end = None
+    if "end" in value:
+        trained = tuple(_number(miou, "trained_miou", 1) for miou in value["trained_miou"])
+        end = Ended(value["handmade"], trained, value["end"], value["failure"])
+        check_types(end)
+    return Member(Evaluation.from_json(known), None if measured is None else _positive(measured, "measured_ms"), end)
 
 
 def _outcome(value: Any) -> Outcome:
-    front = tuple(_member(member) for member in value["front"])
-    chosen = [member for member in front if member.id == value["chosen"]]
+    front, finalists = (tuple(map(_member, members)) for members in (value["front"], value.get("finalists", ())))
+    chosen = [member for member in (*finalists, *front) if member.id == value["chosen"]]
     if not chosen:
-        raise ValueError(f"the chosen network {value['chosen']!r} is not on the front")
+        raise ValueError(f"the chosen network {value['chosen']!r} is neither a finalist nor on the front")
     calibration = value.get("calibration")
     if isinstance(calibration, Mapping):
         calibration = calibration["name"]
@@ -175,10 +182,11 @@ def _outcome(value: Any) -> Outcome:
         classes=None if value.get("num_classes") is None else int(_positive(value["num_classes"], "num_classes")),
         limits=Limits(**limits),
         reference_ms=_positive(value["reference_ms"], "reference_ms"),
-        evaluations={kind: int(_number(value["evaluations"][kind], "evaluations")) for kind in ("search", "random")},
-        hypervolume={kind: _number(value["hypervolume"][kind], "hypervolume", 1) for kind in ("search", "random")},
+        scored=int(_number(value["evaluations"][SEARCH], "evaluations")),
+        screened=int(_number(value["evaluations"].get(SCREEN, 0), "evaluations")),
+        hypervolume=_number(value["hypervolume"][SEARCH], "hypervolume", 1),
         front=front,
-        random_front=tuple(_member(member) for member in value["random_front"]),
+        finalists=finalists,
         chosen=chosen[0],
         calibration=None if calibration is None else str(calibration),
     )

@@ -1,4 +1,4 @@
-"""Show why to believe the answer: the front, the random baseline, the classes, and how far the predictions can be trusted.
+"""Show why to believe the answer: the front, the finalists, the classes, and how far the predictions can be trusted.
 
 Every function returns its section, or one line that says why it is left out.
 """
@@ -62,7 +62,7 @@ def _ratio_row(model: BenchResult) -> Row:
 def front_section(data: RunData, picture: Picture | None) -> Section | str:
     """Show the networks that no other beats."""
     if data.outcome is None:
-        return "The front, and search against random: there is no pareto.json (hyctas-search writes it)"
+        return "The front and the finalists: there is no pareto.json (hyctas-search writes it)"
     outcome = data.outcome
     text = (
         "Each row is a network that no other evaluated one beats in both accuracy and speed. The accuracy ranks networks: it is "
@@ -76,7 +76,14 @@ def front_section(data: RunData, picture: Picture | None) -> Section | str:
     text += " Branches are the parallel paths of a network at different resolutions. ★: the chosen network."
     head = ("network", "branches", "mIoU", "predicted", "measured", "error", "parameters", "MACs")
     rows = tuple(_front_row(member, outcome) for member in outcome.front)
-    blocks: list[Block] = [Text(text), *([picture] if picture else []), Table(head, rows), Text(_front_check(outcome))]
+    first = f" {plural(outcome.screened, 'network')} had been screened on a few images first." if outcome.screened else ""
+    volume = (
+        f"{plural(outcome.scored, 'network')} {'was' if outcome.scored == 1 else 'were'} scored.{first} Hypervolume "
+        f"{outcome.hypervolume:.4f}: the share of the area between 0 and 100 % mIoU and between 0 and {ms(outcome.reference_ms)} "
+        "that they cover."
+    )
+    checks = Text(f"{_front_check(outcome)} {volume}")
+    blocks: list[Block] = [Text(text), *([picture] if picture else []), Table(head, rows), checks]
     return Section("front", "The front", tuple(blocks))
 
 
@@ -101,48 +108,43 @@ def _front_check(outcome: Outcome) -> str:
     )
 
 
-def baseline_section(data: RunData) -> Section | None:
-    """Compare the search with random drawing."""
-    outcome = data.outcome
-    if outcome is None:
+def finalists_section(data: RunData) -> Section | str | None:
+    """Show how the network was chosen by training."""
+    if data.outcome is None:
         return None  # said with the front
-    kinds = ("search", "random")
-    fronts = {"search": outcome.front, "random": outcome.random_front}
-    best = {kind: max((m.evaluation.miou for m in fronts[kind]), default=None) for kind in kinds}
-    rows = (
-        Row(("networks evaluated", *(f"{outcome.evaluations[kind]:,}" for kind in kinds))),
-        Row(("networks on the front", *(str(len(fronts[kind])) for kind in kinds))),
-        Row(("hypervolume", *(f"{outcome.hypervolume[kind]:.4f}" for kind in kinds))),
-        Row(("best mIoU", *("none" if best[kind] is None else percent(best[kind]) for kind in kinds))),
+    finalists = data.outcome.finalists
+    if not finalists:
+        return "The finalists: none were trained, the network was chosen by shared weights (hyctas-search --finalists trains some)"
+    rounds = max(len(member.ended.trained_miou) for member in finalists if member.ended)
+    head = ("network", "", "shared weights", *(f"round {number + 1}" for number in range(rounds)), "measured", "")
+    rows = tuple(_finalist_row(member, rounds) for member in finalists)
+    text = (
+        "Shared weights rank networks only roughly, so the best ones and the best hand-made ones within the limits were trained: "
+        "in each round for twice as long as in the one before, after which the worse half left. The figures are mIoU on the "
+        "choosing split. Before each round they were measured, where the device is here, and those above the limit left."
     )
-    level, verdict = _verdict(outcome)
-    limited = any(limit is not None for limit in (outcome.limits.latency_ms, outcome.limits.parameters, outcome.limits.memory_mib))
-    kept = "All of these networks keep the limits, as predicted. " if limited else ""
-    explained = (
-        f"Hypervolume: the share of the area between 0 and 100 % mIoU and between 0 and {ms(outcome.reference_ms)} that a set of "
-        f"networks covers; larger is better. {kept}This is one search and one random draw: other seeds give other numbers."
-    )
-    blocks = (Note(verdict, level), Table(("", "search", "random"), rows), Text(explained))
-    return Section("baseline", "Searched or random?", blocks)
+    return Section("finalists", "The finalists", (Text(text), Note(*_verdict(finalists)), Table(head, rows, left=2)))
 
 
-def _verdict(outcome: Outcome) -> tuple[str, str]:
-    """Say which is better, and by how much."""
-    search, random = outcome.hypervolume["search"], outcome.hypervolume["random"]
-    counts = outcome.evaluations["search"], outcome.evaluations["random"]
-    if counts[0] == counts[1]:
-        terms = f"At an equal number of evaluated networks ({counts[0]:,} each)"
-    else:
-        terms = f"With {counts[0]:,} networks searched and {counts[1]:,} drawn (not equally many)"
-    if not counts[1]:
-        return "info", "There is no random baseline, so nothing shows whether the search was worth its time."
-    difference, base = search - random, min(search, random)
-    share = f"{abs(difference):.4f}" + (f" ({100 * abs(difference) / base:.1f} %)" if base else "")
-    if f"{search:.4f}" == f"{random:.4f}":
-        return "warn", f"{terms}, search and random drawing reach the same hypervolume: the search did not pay off here."
-    if difference > 0:
-        return "good", f"{terms}, the search beats random drawing by {share} of hypervolume."
-    return "warn", f"{terms}, random drawing beats the search by {share} of hypervolume: the search did not pay off here."
+def _finalist_row(member: Member, rounds: int) -> Row:
+    assert member.ended is not None
+    ended = member.ended
+    trained = [percent(miou) for miou in ended.trained_miou]
+    words = {"won": "★ chosen", "slow": "above the limit", "failed": f"its training failed: {ended.failure}", "worse": ""}
+    kind = ended.handmade or "searched"
+    cells = (member.id, kind, percent(member.evaluation.miou), *trained, *[""] * (rounds - len(trained)),
+             "" if member.measured_ms is None else ms(member.measured_ms), words[ended.end])  # fmt: skip
+    return Row(cells, marked=ended.end == "won")
+
+
+def _verdict(finalists: Sequence[Member]) -> tuple[str, str]:
+    """Say who won, and how strongly to say so."""
+    winner = next((member.ended for member in finalists if member.ended and member.ended.end == "won"), None)
+    if winner is None:
+        return "No finalist keeps the limit when measured; the choice is the one by shared weights.", "warn"
+    if winner.handmade:
+        return f"The hand-made network {winner.handmade} beat all that the search found, so it is the answer.", "warn"
+    return "A network that the search found won.", "good"
 
 
 def classes_section(data: RunData) -> Section | str:

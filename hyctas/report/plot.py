@@ -1,4 +1,4 @@
-"""Draw the Pareto front of a run: accuracy over latency, searched against random, predicted against measured.
+"""Draw the Pareto front of a run: accuracy over latency, predicted against measured.
 
 The only module of the project that needs matplotlib. Colours have equal contrast on light and on dark ground and differ for
 colour-blind readers (after Okabe and Ito); branches differ in their marker too.
@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from export.errors import InvalidInput
 from hyctas.report.run_data import Outcome, RunData
-from hyctas.search.history import Evaluation
+from hyctas.search.history import SEARCH, Evaluation
 
 INK = "#75808f"
 """Text and axes: readable on white and on black. In a page it becomes the colour of the page's text."""
@@ -53,7 +53,7 @@ def pareto_figure(run_data: RunData) -> Figure:
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         _clean(axes)
-        handles = [*_clouds(axes, run_data.points), *_fronts(axes, outcome), *_measured(axes, outcome), *_limit(axes, outcome)]
+        handles = [*_clouds(axes, run_data.points), *_front(axes, outcome), *_measured(axes, outcome), *_limit(axes, outcome)]
         handles.append(_chosen(axes, outcome))
         axes.set_xlabel(f"latency in ms (on {outcome.target}, {outcome.size[0]}x{outcome.size[1]})")
         axes.set_ylabel("mIoU in %, choosing split, shared weights")
@@ -89,14 +89,10 @@ def _clean(axes: Axes) -> None:
 
 
 def _clouds(axes: Axes, points: Sequence[Evaluation]) -> list[Any]:
-    """Scatter all evaluated networks."""
+    """Scatter all scored networks."""
     handles = []
-    random = [e for e in points if e.kind == "random"]
-    if random:
-        hollow: Any = {"facecolors": "none", "edgecolors": GREY, "linewidths": 0.9}
-        handles.append(axes.scatter(*_xy(random), s=22, **hollow, alpha=0.8, label="random", zorder=2))
     for count, (marker, colour) in BRANCHES.items():
-        chosen = [e for e in points if e.kind == "search" and len(e.genotype.branches) == count]
+        chosen = [e for e in points if e.kind == SEARCH and len(e.genotype.branches) == count]
         if chosen:
             name = f"searched, {count} branch{'es' * (count > 1)}"
             filled: Any = {"color": colour, "alpha": 0.7, "linewidths": 0}
@@ -104,18 +100,10 @@ def _clouds(axes: Axes, points: Sequence[Evaluation]) -> list[Any]:
     return handles
 
 
-def _fronts(axes: Axes, outcome: Outcome) -> list[Any]:
-    """Draw both fronts as stairs: the best accuracy that a latency allows."""
-    handles = []
-    right = max(e.evaluation.predicted_ms for e in (*outcome.front, *outcome.random_front))
-    for members, colour, style, name in (
-        (outcome.random_front, GREY, (0, (4, 3)), "front, random"),
-        (outcome.front, INK, "solid", "front, searched"),
-    ):
-        if members:
-            x, y = _xy([m.evaluation for m in members])
-            look: Any = {"color": colour, "linestyle": style, "linewidth": 1.5}
-            handles += axes.step([*x, right], [*y, y[-1]], where="post", **look, label=name, zorder=4)
+def _front(axes: Axes, outcome: Outcome) -> list[Any]:
+    """Draw the front as stairs: the best accuracy that a latency allows."""
+    x, y = _xy([member.evaluation for member in outcome.front])
+    handles = axes.step(x, y, where="post", color=INK, linewidth=1.5, label="front", zorder=4)
     for member in outcome.front:
         marker, colour = BRANCHES[member.branches]
         point = axes.scatter(*_xy([member.evaluation]), s=52, marker=marker, color=colour, edgecolors=INK, linewidths=0.9, zorder=6)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from export.bench_report import BenchReport, BenchResult
 from export.manifest import Manifest
@@ -25,7 +25,7 @@ FILES: dict[str, tuple[str, str]] = {
     "latency.json": ("measured latency of every operator of the space", "hyctas-profile"),
     "supernet.safetensors": ("weights that all networks of the space share", "hyctas-train supernet"),
     "history.jsonl": ("every evaluated network", "hyctas-search"),
-    "pareto.json": ("the front, the random baseline and the chosen network", "hyctas-search"),
+    "pareto.json": ("the front, the finalists and the chosen network", "hyctas-search"),
     "genotype.json": ("the trained network as plain data", "hyctas-train network"),
     "network.safetensors": ("its weights", "hyctas-train network"),
     "scores.json": ("its accuracy", "hyctas-train network"),
@@ -40,11 +40,25 @@ FILES: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
+class Ended:
+    """What became of a finalist."""
+
+    handmade: str | None
+    """Its name, where it is a hand-made network."""
+    trained_miou: tuple[float, ...]
+    """On the choosing split, after each round that it was trained in."""
+    end: Literal["won", "worse", "slow", "failed"]
+    failure: str | None
+
+
+@dataclass(frozen=True)
 class Member:
-    """A network of a front."""
+    """A network of the front, or a finalist."""
 
     evaluation: Evaluation
     measured_ms: float | None
+    ended: Ended | None = None
+    """Of a finalist."""
 
     @property
     def id(self) -> str:
@@ -74,15 +88,21 @@ class Outcome:
     classes: int | None
     limits: Limits
     reference_ms: float
-    evaluations: dict[str, int]
-    """By kind: "search", "random"."""
-    hypervolume: dict[str, float]
-    """By kind."""
+    scored: int
+    """Networks scored on all images."""
+    screened: int
+    """Networks scored on a few images first."""
+    hypervolume: float
     front: tuple[Member, ...]
-    random_front: tuple[Member, ...]
+    finalists: tuple[Member, ...]
     chosen: Member
     calibration: str | None
     """Name of the calibration that predictions used; None: plain sums."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Finalists, and the front."""
+        return (*self.finalists, *self.front)
 
 
 @dataclass(frozen=True)
@@ -136,9 +156,9 @@ class RunData:
 
     @property
     def member(self) -> Member | None:
-        """The front's entry for `genotype`, where the front has it."""
-        front, genotype = (self.outcome.front if self.outcome else ()), self.genotype
-        return next((member for member in front if genotype is not None and member.id == genotype.id), None)
+        """What the search says of `genotype`, where it is a finalist or on the front."""
+        members, genotype = (self.outcome.members if self.outcome else ()), self.genotype
+        return next((member for member in members if genotype is not None and member.id == genotype.id), None)
 
     @property
     def result(self) -> BenchResult | None:

@@ -18,9 +18,9 @@ from hyctas.report.collect import collect
 from hyctas.report.diagram import diagram_svg
 from hyctas.report.document import Document, Picture, Section, to_markdown
 from hyctas.report.evidence import (
-    baseline_section,
     classes_section,
     examples_section,
+    finalists_section,
     front_section,
     network_section,
     speed_section,
@@ -74,7 +74,7 @@ def _compose(data: RunData, pictures: Sequence[Picture]) -> Document:
     found: list[Section | str | None] = [
         speed_section(data),
         front_section(data, front),
-        baseline_section(data),
+        finalists_section(data),
         network_section(data, network, timed=times is not None),
         classes_section(data),
         examples_section(data, pictures),
@@ -98,7 +98,7 @@ def _figure(data: RunData) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="\S+" height="\S+"', r"\1", text, count=1)
-    label = html.escape(f"Accuracy over latency of {len(data.points)} networks, with the front", quote=True)
+    label = html.escape(f"Accuracy over latency of {data.outcome.scored} networks, with the front", quote=True)
     text = text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     for member in data.outcome.front:
         link = f'<a xlink:href="#{anchor(member.id)}"'

@@ -1,4 +1,4 @@
-"""Keep every evaluation of a search in one file: a header line, then one line per evaluated network, in order.
+"""Keep every evaluation of a search in one file: a header line, then one line per evaluated network and kind, in order.
 
 What is recorded is replayed, never computed again. A torn last line (a kill in the middle of a write) is dropped with a
 notice; any other bad line is an error with file and line. No torch here.
@@ -20,8 +20,10 @@ from export.ranges import check_types
 from hyctas.genotype import Genotype
 from hyctas.workloads import Costs
 
-FORMAT_VERSION = 1
-KINDS = ("search", "random")
+FORMAT_VERSION = 2
+READ_VERSIONS = (FORMAT_VERSION, 1)
+SEARCH, SCREEN = "search", "screen"
+KINDS = (SEARCH, SCREEN, "random")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Evaluation:
     """One network with what was found of it."""
 
     kind: str
-    """Who asked for it: "search" or "random"."""
+    """"search": scored on all images; "screen": on the first few of them; "random", in files of version 1: of a baseline."""
     generation: int
     id: str
     genotype: Genotype
@@ -84,7 +86,8 @@ class History:
         self.path, self.notice = path, notice
         self.header, self._formerly = (_with_version(one) for one in (header, formerly or header))
         self.evaluations: list[Evaluation] = []
-        self.known: dict[str, Evaluation] = {}
+        self.known: dict[tuple[bool, str], Evaluation] = {}
+        """By whether it is of a few images only, and id."""
         self._recorded: set[tuple[str, str]] = set()
         if path.exists() and path.stat().st_size:
             self._read(notice)
@@ -106,11 +109,11 @@ class History:
                 handle.truncate(start)
                 raise
         self.evaluations.append(evaluation)
-        self.known.setdefault(evaluation.id, evaluation)
+        self.known.setdefault((evaluation.kind == SCREEN, evaluation.id), evaluation)
         self._recorded.add((evaluation.kind, evaluation.id))
 
     def of(self, kind: str) -> list[Evaluation]:
-        """Return the evaluations of the search or of the random baseline, in order."""
+        """Return the evaluations of a kind, in order."""
         return [evaluation for evaluation in self.evaluations if evaluation.kind == kind]
 
     def _read(self, notice: Callable[[str], None]) -> None:
@@ -136,7 +139,7 @@ class History:
         Raises:
             ValueError: an earlier line has the same network with other numbers, or for the same purpose.
         """
-        known = self.known.setdefault(evaluation.id, evaluation)
+        known = self.known.setdefault((evaluation.kind == SCREEN, evaluation.id), evaluation)
         if replace(evaluation, kind=known.kind, generation=known.generation) != known:
             raise ValueError(f"an earlier line gives network {evaluation.id} other numbers")
         if (evaluation.kind, evaluation.id) in self._recorded:
@@ -168,7 +171,7 @@ class History:
         return before - len(self.evaluations)
 
     def _check_header(self, found: Any) -> None:
-        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        if not isinstance(found, dict) or found.get("format_version") not in READ_VERSIONS:
             version = found.get("format_version") if isinstance(found, dict) else None
             raise CorruptFile(self.path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}", 1)
         differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,15 +41,21 @@ class Optimiser(Protocol):
 
 
 class RandomDraws:
-    """Draw distinct random networks that keep the limits: the baseline, and the search's first generation.
+    """Draw distinct random networks that keep the limits: most of the search's first generation.
+
+    Args:
+        model: predicts costs.
+        limits: what networks must keep.
+        seed: of the draws.
+        known: ids of networks that are not drawn.
 
     Raises:
         Infeasible: hardly any network of the space keeps the limits.
     """
 
-    def __init__(self, model: CostModel, limits: Limits, seed: int) -> None:
+    def __init__(self, model: CostModel, limits: Limits, seed: int, known: Iterable[str] = ()) -> None:
         self.model, self.limits, self.seed, self._count = model, limits, seed, 0
-        self._seen: set[str] = set()
+        self._seen = set(known)
 
     def next(self) -> Genotype:
         """Return the next network."""
@@ -62,7 +68,7 @@ class RandomDraws:
                 return genotype
         raise Infeasible(
             f"{TRIES} random networks of space {self.model.space.name} gave no new one that keeps the limits {self.limits}; "
-            "raise the limits, or ask for fewer evaluations"
+            "raise the limits, or set a smaller population"
         )
 
 
@@ -132,19 +138,22 @@ class Nsga2:
     Args:
         model: predicts the costs.
         limits: what networks must keep; proposals may break them, and are then never evaluated but ranked by the excess.
-        population: networks kept; a third as many are new in each generation.
+        population: networks kept.
         first: the first generation.
         seed: of every draw.
+        offspring: new networks in each generation; none: a third of the population.
     """
 
-    def __init__(self, model: CostModel, limits: Limits, population: int, first: Sequence[Genotype], seed: int) -> None:
+    def __init__(
+        self, model: CostModel, limits: Limits, population: int, first: Sequence[Genotype], seed: int, offspring: int | None = None
+    ) -> None:
         self.model, self.limits, space = model, limits, model.space
         constraints = len(limits.excess(model.costs(space.smallest())))
         self.problem = Problem(
             n_var=len(space.genes), n_obj=2, n_ieq_constr=constraints, xl=0, xu=space.cardinality - 1, vtype=int
         )
         self.algorithm = NSGA2(
-            pop_size=population, n_offsprings=max(2, population // 3),
+            pop_size=population, n_offsprings=offspring or max(2, population // 3),
             sampling=np.array([space.encode(g) for g in first]), crossover=_SpaceCrossover(space),
             mutation=_SpaceMutation(space), repair=_SpaceRepair(space), survival=NicheSurvival(space),
             eliminate_duplicates=True,
@@ -158,7 +167,14 @@ class Nsga2:
         self._asked = self.algorithm.ask()
         if self._asked is None or len(self._asked) == 0:
             return []
-        return [self.model.space.decode(row) for row in self._asked.get("X")]
+        return [self.model.space.decode(row) for row in self.genes]
+
+    @property
+    def genes(self) -> np.ndarray:
+        """Gene vectors of the networks last asked for (N, genes), in normal form."""
+        assert self._asked is not None
+        genes: np.ndarray = self._asked.get("X")
+        return genes
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Take the evaluations of all networks last asked for, in order (mIoU 0 where limits are broken)."""

@@ -1,4 +1,4 @@
-"""Write what a search found: pareto.json. No torch here."""
+"""Write what a search found, and what its finalists came to: pareto.json. No torch here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.files import write_json
+from export.files import read_json, write_json
 from hyctas.choice import FORMAT_VERSION
+from hyctas.search.finalists import Finalist, Round, described
 from hyctas.search.front import hypervolume, pareto
-from hyctas.search.history import Evaluation, History
+from hyctas.search.history import SCREEN, SEARCH, Evaluation, History
 from hyctas.search.limits import Limits
 
 
@@ -43,21 +44,39 @@ def write_outcome(
         measured_ms: measured latency by genotype id, for members of the front.
         facts: further facts of the search (target, size, calibration, ...).
     """
-    search, random = history.of("search"), history.of("random")
-    front = pareto(search)
+    scored = history.of(SEARCH)
+    front = pareto(scored)
     outcome = {
         "format_version": FORMAT_VERSION,
         **facts,
         "limits": asdict(limits),
         "reference_ms": reference_ms,
-        "evaluations": {"search": len(search), "random": len(random)},
-        "hypervolume": {"search": hypervolume(search, reference_ms), "random": hypervolume(random, reference_ms)},
+        "evaluations": {SEARCH: len(scored), SCREEN: len(history.of(SCREEN))},
+        "hypervolume": {SEARCH: hypervolume(scored, reference_ms)},
         "chosen": choose(front, measured_ms, limits).id,
         "front": [_member(e, measured_ms) for e in front],
-        "random_front": [_member(e, measured_ms) for e in pareto(random)],
     }
     write_json(path, json.loads(json.dumps(outcome)))
     return outcome
+
+
+def add_finalists(path: Path, finalists: Sequence[Finalist], rounds: Sequence[Round]) -> dict[str, Any]:
+    """Write into pareto.json what became of the finalists: the winner is the chosen network, where there is one.
+
+    Returns:
+        The content of pareto.json.
+    """
+    outcome: dict[str, Any] = read_json(path, FORMAT_VERSION)
+    outcome["finalists"] = [described(finalist, rounds) for finalist in finalists]
+    if winner := rounds[-1].kept[:1]:
+        outcome |= {"chosen": winner[0], "weights": weights_folder(winner[0], len(rounds))}
+    write_json(path, outcome)
+    return outcome
+
+
+def weights_folder(id: str, number: int) -> str:
+    """Name the folder of a finalist's training in round N, inside the run folder."""
+    return f"finalists/{id}/round-{number}"
 
 
 def _member(evaluation: Evaluation, measured_ms: dict[str, float]) -> dict[str, Any]:

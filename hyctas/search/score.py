@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
+
 import numpy as np
 
 from export.imaging import Preprocessing
-from hyctas.data import Frames
+from export.torch_session import torch_threads
+from hyctas.data import Frames, Sample, score
 from hyctas.genotype import Genotype
+from hyctas.network import Network
 from hyctas.supernet import Supernet
-from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
+from hyctas.training.evaluate import confusion_matrix, estimation_batches, reestimate_norms
 
 IMAGES = 23
 """Purpose of the random draw of images."""
+KEPT = 16
+"""Networks that were screened last and stay in memory, so that a survivor's norms are not estimated twice."""
+
+
+def drawn_samples(samples: Sequence[Sample], seed: int, images: int) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples that a search scores on, in the order of the draw, and the rest, which it never sees."""
+    order = np.random.default_rng([seed, IMAGES]).permutation(len(samples)).tolist()
+    return [samples[index] for index in order[:images]], [samples[index] for index in order[images:]]
 
 
 class Scorer:
-    """Score networks on a fixed part of the choosing split.
+    """Score networks on a fixed part of the choosing split: on few images (`screen`), or on all.
 
     Args:
         supernet: trained.
         train: images that norms are re-estimated on.
-        choose: images to score on.
+        few: images that `screen` scores on.
+        rest: images that a whole score is of besides; none: the same as of `screen`.
         preprocessing: what the supernet was trained with.
-        seed: chooses the images of both, whatever is scored and in whatever order.
-        images: how many of `choose` to use.
+        seed: chooses the images of the norms, whatever is scored and in whatever order.
         norm_batches: batches of 8 for the norms.
+        threads: that torch computes with.
     """
 
     def __init__(
-        self, supernet: Supernet, train: Frames, choose: Frames, preprocessing: Preprocessing, *,
-        seed: int, images: int, norm_batches: int,
+        self, supernet: Supernet, train: Frames, few: Frames, rest: Frames | None = None, *, preprocessing: Preprocessing,
+        seed: int, norm_batches: int, threads: int,
     ) -> None:  # fmt: skip
-        self.supernet, self.num_classes, self.preprocessing = supernet, supernet.num_classes, preprocessing
+        self.supernet, self.few, self.rest, self.preprocessing, self.threads = supernet, few, rest, preprocessing, threads
         self.batches = estimation_batches(train, seed, norm_batches, 8, preprocessing)
-        order = np.random.default_rng([seed, IMAGES]).permutation(len(choose))[:images]
-        samples = tuple(choose.samples[index] for index in sorted(order.tolist()))
-        self.frames = Frames(choose.source, choose.split, samples, choose.size)
+        self._screened: OrderedDict[str, tuple[Network, np.ndarray]] = OrderedDict()
+
+    def screen(self, genotype: Genotype) -> float:
+        """Return the network's mIoU on the few images."""
+        return score(self._first(genotype)[1]).miou
 
     def __call__(self, genotype: Genotype) -> float:
-        """Return the network's mIoU."""
-        network = self.supernet.extract(genotype)
-        reestimate_norms(network, self.batches)
-        return evaluate(network, self.frames, self.num_classes, self.preprocessing).miou
+        """Return the network's mIoU on all images."""
+        network, total = self._first(genotype)
+        return score(total if self.rest is None else total + self._confusion(network, self.rest)).miou
+
+    def _first(self, genotype: Genotype) -> tuple[Network, np.ndarray]:
+        """Return the network with its norms, and what it predicts on the few images."""
+        if genotype.id not in self._screened:
+            network = self.supernet.extract(genotype)
+            with torch_threads(self.threads):
+                reestimate_norms(network, self.batches)
+            self._screened[genotype.id] = (network, self._confusion(network, self.few))
+            if len(self._screened) > KEPT:
+                self._screened.popitem(last=False)
+        return self._screened[genotype.id]
+
+    def _confusion(self, network: Network, frames: Frames) -> np.ndarray:
+        with torch_threads(self.threads):
+            return confusion_matrix(network, frames, self.supernet.num_classes, self.preprocessing)

@@ -53,7 +53,14 @@ def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = 
 def evaluate(
     network: nn.Module, frames: Frames, num_classes: int, preprocessing: Preprocessing, *, batch: int = 8, amp: bool = True
 ) -> Score:
-    """Score a network in eval mode on whole images (see `hyctas.data.metric` for the policy).
+    """Score a network on whole images (see `hyctas.data.metric` for the policy); arguments as of `confusion_matrix`."""
+    return score(confusion_matrix(network, frames, num_classes, preprocessing, batch=batch, amp=amp))
+
+
+def confusion_matrix(
+    network: nn.Module, frames: Frames, num_classes: int, preprocessing: Preprocessing, *, batch: int = 8, amp: bool = True
+) -> np.ndarray:
+    """Count a network's predictions in eval mode on whole images: int64 (classes, classes), as `hyctas.data.confusion` does.
 
     Args:
         network: maps (N, 3, H, W) to logits (N, classes, H, W).
@@ -71,7 +78,7 @@ def evaluate(
             images, labels = whole_images(frames, indices, preprocessing)
             prediction = network(images.to(device)).argmax(1).cpu().numpy()
             total += confusion(labels.numpy(), prediction, num_classes)
-    return score(total)
+    return total
 
 
 def equal_sizes(frames: Frames, batch: int) -> list[list[int]]:

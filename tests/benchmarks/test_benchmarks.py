@@ -59,7 +59,7 @@ def test_account(tmp_path: Path) -> None:
     held = {"n": 30, "mape": 0.04, "within5": 0.6, "within10": 0.9, "spearman": 0.98}
     write(tmp_path, "pareto.json", {
         "target": "t", "threads": 2, "size": [360, 480], "front": [member], "chosen": "abc", "reference_ms": 20.0,
-        "hypervolume": {"search": 0.22, "random": 0.2}, "evaluations": {"search": 9, "random": 9},
+        "hypervolume": {"search": 0.22}, "evaluations": {"search": 9, "screen": 18},
         "calibration": {"holdout": held},
     })  # fmt: skip
     model = {"name": "bundle", "median_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.0, "fps": 100.0}
@@ -67,7 +67,7 @@ def test_account(tmp_path: Path) -> None:
     write(tmp_path, "bench.json", bench)
     arguments = argparse.Namespace(run=tmp_path, yardstick=tmp_path, bench=tmp_path / "bench.json", fidelity=None)
     text = account(arguments)
-    for expected in ("secret", "| abc (chosen) | 2 | 40.0 | 11.00 | 10.00 | +10.0 |", "search did better (+10.0 %)",
+    for expected in ("secret", "| abc (chosen) | 2 | 40.0 | 11.00 | 10.00 | +10.0 |", "0.2200 after 9 networks",
                      "| chosen network | 3 | 99 | 50.0 | 60.0 |", "python -m benchmarks.yardstick --data DATA",
                      "| sky | absent | absent | absent | absent |", "MAPE 4.0 %", "takes 0.50 of",
                      "hyctas-bench a b"):  # fmt: skip

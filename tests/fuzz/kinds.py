@@ -46,7 +46,7 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def _run_kinds() -> tuple[Kind, ...]:
-    search = ("search", "--run", "{}/run", "--evaluations", 2, "--population", 2, "--images", 2, "--measure", 0)
+    search = ("search", "--run", "{}/run", "--evaluations", 2, "--images", 2, "--measure", 0, "--finalists", 0)
     supernet = ("train", "supernet", "--run", "{}/run", "--data", DATA, "--space", "tiny", *SMALL)
     network = ("train", "network", "--run", "{}/run", "--data", DATA, *SMALL)
     profile = ("profile", "--run", "{}/run", "--space", "tiny", "--size", "64x64", "--classes", CLASSES, "--networks", 0)
@@ -124,6 +124,7 @@ def _file_kinds() -> tuple[Kind, ...]:
              command=(*start, "{}/files/weights.pth")),
         Kind(name="trained weights, safetensors", file="files/weights.safetensors", form="bytes", read=_safetensors,
              command=(*start, "{}/files/weights.safetensors")),
+        Kind(name="rounds of finalists", file="files/rounds.json", form="json", read=_rounds),
         Kind(name="training settings", file="files/train.toml", form="toml", read=_training_settings, command=toml),
         Kind(name="measuring settings", file="files/profile.toml", form="toml", read=_measuring_settings,
              command=("profile", "--run", "{}/new", "--space", "{}/none.py", "--config", "{}/files/profile.toml")),
@@ -201,6 +202,12 @@ def _journal(root: Path) -> Any:
     from latency.journal import read_journal
 
     return read_journal(root / "files" / "table.json.journal.jsonl", lambda text: None)
+
+
+def _rounds(root: Path) -> Any:
+    from hyctas.search.finalists import read_rounds
+
+    return read_rounds(root / "files" / "rounds.json", [letter * 12 for letter in "abc"])
 
 
 def _history(root: Path) -> Any:

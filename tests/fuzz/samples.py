@@ -56,7 +56,7 @@ def make_samples(root: Path) -> None:
     for part in parts:
         _must(wait(start(lambda part=part: part() or 0, log), 600), log)  # type: ignore[misc]
     supernet = ("supernet", "--run", run, "--data", DATA, "--space", "tiny", *SMALL)
-    search = ("--run", run, "--evaluations", 2, "--population", 2, "--images", 2, "--measure", 0)
+    search = ("--run", run, "--evaluations", 2, "--images", 2, "--measure", 0, "--finalists", 0)
     network = ("network", "--run", run, "--data", DATA, *SMALL)
     commands: list[tuple[str, tuple[object, ...]]] = [("train", supernet), ("search", search), ("train", network)]
     commands += [("export", (f"{run}/bundle/", "--network", run, "--size", "64x64"))]
@@ -165,6 +165,7 @@ def _files(folder: Path) -> None:
 
     from hyctas.published import drawn, genotype
     from hyctas.published.json_format import export_genotype
+    from hyctas.search.finalists import Round, write_rounds
 
     state = {"backbone.stem1.0.weight": torch.ones(64, 3, 3, 3), "head.weight": torch.ones(4, 4)}
     torch.save(state, folder / "weights.pth")
@@ -173,6 +174,9 @@ def _files(folder: Path) -> None:
     save_file(state, folder / "weights.safetensors", {"from": "elsewhere"})
     (folder / "released.json").write_text(export_genotype(genotype("S")))
     (folder / "genotype.json").write_text(drawn("drawn2").to_json())
+    first, second, third = (letter * 12 for letter in "abc")
+    found = Round(100, {first: 9.5, second: 11.0}, (second,), {first: 0.5}, {third: "the loss is not finite"}, (first,))
+    write_rounds(folder / "rounds.json", [found])
     _onnx(folder / "foreign.onnx")
     (folder / "classes.json").write_text(json.dumps({"classes": ["a", {"name": "b", "colour": "#102030"}], "ignore": 11}))
     _trt(folder)

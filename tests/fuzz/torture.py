@@ -36,10 +36,11 @@ TIMEOUT_S = 900.0
 FIXED = "fixed.json"
 TRAIN = ("--data", DATA, "--crop", "32x32", "--batch", 2, "--config", "HOME/train.toml")
 SETTINGS = "save_seconds = 0.0\nthreads = 1\n"
+SEARCH = "population = 3\ncandidates = 6\nscreen_images = 1\n"
 PROFILE = "budget_ms = 2.0\nwarmup_ms = 1.0\n"
 MEASURED = {"latency.json", "fps.json", "fps.md", "fps.html", "report.md", "report.html", "pareto.svg"}
 """Files whose content is measured, or names what was."""
-RECORDS = {"profile.json", "train-supernet.json", "search.json", "train-network.json"}
+RECORDS = {"profile.json", "train-supernet.json", "search.json", "finalists.json", "train-network.json"}
 """Files that note when and for how long."""
 
 
@@ -60,8 +61,8 @@ STAGES = (
     Stage("profile", "profile", ("--run", "{}", "--space", "tiny", "--size", "64x64", "--classes", CLASSES, "--networks", 0,
                                  "--shard", "1/40", "--target", "onnxruntime-cpu:fp32", "--config", "HOME/profile.toml")),
     Stage("train supernet", "train", ("supernet", "--run", "{}", "--space", "tiny", "--steps", 6, *TRAIN)),
-    Stage("search", "search", ("--run", "{}", "--table", "HOME/" + FIXED, "--evaluations", 5, "--population", 3, "--images", 2,
-                               "--measure", 0)),
+    Stage("search", "search", ("--run", "{}", "--table", "HOME/" + FIXED, "--evaluations", 5, "--images", 2, "--measure", 0,
+                               "--finalists", 3, "--finalist-steps", 2, "--config", "HOME/search.toml")),
     Stage("train network", "train", ("network", "--run", "{}", "--steps", 6, *TRAIN)),
     Stage("export", "export", ("{}/bundle/", "--network", "{}", "--size", "64x64")),
     Stage("bench", "bench", ("--run", "{}", "--seconds", 0.05, "--size", "64x64", "--target", "onnxruntime-cpu:fp32")),
@@ -132,6 +133,7 @@ class Torture:
         (tables / "latency.json").replace(self.work / FIXED)
         (self.work / "train.toml").write_text(SETTINGS)
         (self.work / "profile.toml").write_text(PROFILE)
+        (self.work / "search.toml").write_text(SEARCH)
         seconds = {}
         for stage in STAGES:
             begun = time.monotonic()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-SEARCH = ("--evaluations", 4, "--population", 3, "--images", 4)
+SEARCH = ("--evaluations", 4, "--images", 4, "--config", Path(__file__).with_name("search.toml"), "--finalists", 0)
 
 
 def test_search_and_its_repetition(command: Command, run: Path) -> None:
@@ -88,7 +89,7 @@ def test_search_and_its_repetition(command: Command, run: Path) -> None:
     assert code == 0 and "hypervolume" in text and "not measured" in text
     front = json.loads((run / "pareto.json").read_text())
     assert front["chosen"] in {member["id"] for member in front["front"]}
-    assert front["evaluations"] == {"search": 4, "random": 4}
+    assert front["evaluations"] == {"search": 4, "screen": 5} and "finalists" not in front
     assert (run / "pareto.svg").read_text().lstrip().startswith("<?xml")
     before = (run / "history.jsonl").read_text()
     code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6")
@@ -120,13 +121,97 @@ def test_another_measure_is_no_other_search(command: Command, run: Path) -> None
     assert command(*search, 2)[0] == 0
     before = (run / "history.jsonl").read_text()
     code, text = command(*search, 3)
-    assert code == 0 and "continuing: 8 evaluations are recorded" in text and "hypervolume" in text, text
+    assert code == 0 and "continuing: 9 evaluations are recorded" in text and "hypervolume" in text, text
     assert (run / "history.jsonl").read_text() == before
     assert "already there" in command(*search, 3)[1]
     record = json.loads((run / "search.json").read_text())
     (run / "search.json").write_text(json.dumps({**record, "results": 5}))
     code, text = command(*search, 3)
     assert code == 2 and "its results is no table of values" in text
+
+
+FINALISTS = (*SEARCH[:-1], 3, "--finalist-steps", 1, "--limit", "ms=5")
+
+
+def test_finalists_train_and_one_is_chosen(command: Command, run: Path) -> None:
+    """Each in run folders of its own, on nothing but train, judged by the choosing split; what is done is not done again."""
+    code, text = command("search", "--run", run, *FINALISTS)
+    assert code == 0 and "finalists, mIoU on the choosing split" in text and "finalists not measured" in text, text
+    outcome = json.loads((run / "pareto.json").read_text())
+    (winner,) = [finalist for finalist in outcome["finalists"] if finalist["end"] == "won"]
+    assert len(outcome["finalists"]) == 3 and len(winner["trained_miou"]) == 1 and winner["id"] == outcome["chosen"]
+    folder = run / outcome["weights"]
+    assert f"--run {run} --init {run}" in text and load_trained(folder).genotype.id == winner["id"]
+    assert set(json.loads((folder / "scores.json").read_text())) == {"format_version", "genotype", "size", "choose"}
+    record = json.loads((folder / "train-network.json").read_text())
+    assert record["config"]["init"]["sha256"] == sha256(run / "supernet.safetensors")
+    assert (record["config"]["recipe"]["steps"], record["config"]["recipe"]["crop"]) == (1, [48, 64])
+    before = (run / "pareto.json").read_text()
+    code, text = command("search", "--run", run, *FINALISTS)
+    assert code == 0 and "already there" in text and (run / "pareto.json").read_text() == before
+    code, text = command("search", "--run", run, *FINALISTS, "--measure", 3)
+    assert code == 0 and "already there" not in text and (run / "pareto.json").read_text() == before
+    small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1)
+    code, text = command("train", "network", *small, "--run", run, "--init", run)
+    assert code == 0 and json.loads((run / "genotype.json").read_text()) == winner["genotype"], text
+    record = json.loads((run / "train-network.json").read_text())
+    assert record["config"]["init"]["sha256"] == sha256(folder / "network.safetensors"), "it continues from the winner's weights"
+    code, text = command("search", "--run", run, *FINALISTS[:-4], "--finalist-steps", 2, "--limit", "ms=5")
+    assert code == 2 and "recipe.steps: was 1, now 2" in text
+
+
+@pytest.mark.parametrize("stop", [3, 9, 18])
+def test_a_killed_choice_continues_to_the_same_result(
+    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """A kill before any write: of a record, a journal, weights or scores."""
+    from export import files
+
+    whole, calls = tmp_path / "whole", 0
+    whole.mkdir()
+    for name in ("supernet.safetensors", "train-supernet.json", "latency.json"):
+        (whole / name).write_bytes((run / name).read_bytes())
+    assert command("search", "--run", whole, *FINALISTS)[0] == 0
+    real = files.write_bytes
+
+    def killed(path: Path, data: bytes) -> None:
+        nonlocal calls
+        calls += "finalists" in path.parts
+        if calls == stop:
+            raise KeyboardInterrupt
+        real(path, data)
+
+    monkeypatch.setattr("export.files.write_bytes", killed)
+    assert command("search", "--run", run, *FINALISTS)[0] == 130
+    monkeypatch.setattr("export.files.write_bytes", real)
+    assert command("search", "--run", run, *FINALISTS)[0] == 0
+    assert (run / "pareto.json").read_text() == (whole / "pareto.json").read_text()
+
+
+def test_finalists_that_fail_are_named(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.errors import CheckFailed
+    from hyctas.training.loop import Trainer
+
+    real, calls = Trainer.run, 0
+
+    def failing(self: Trainer, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= most:
+            raise CheckFailed("the loss is not finite at step 0")
+        real(self, *arguments)
+
+    most = 3
+    monkeypatch.setattr(Trainer, "run", failing)
+    code, text = command("search", "--run", run, *FINALISTS)
+    assert code == 1 and "the trainings of all 3 finalists failed" in text and "--finalists 0" in text and "Traceback" not in text
+    inherited = json.loads((run / "pareto.json").read_text())
+    assert "finalists" not in inherited and command("search", "--run", run, *SEARCH, "--limit", "ms=5")[0] == 0
+    most = 4
+    code, text = command("search", "--run", run, *FINALISTS)
+    assert code == 0 and text.count("its training failed") == 2, text
+    ends = [finalist["end"] for finalist in json.loads((run / "pareto.json").read_text())["finalists"]]
+    assert sorted(ends) == ["failed", "won", "worse"]
 
 
 def test_infeasible_limit(command: Command, run: Path) -> None:
@@ -215,8 +300,8 @@ def test_other_preprocessing_gives_other_scores(run: Path) -> None:
     data, supernet = open_dataset(DATA), load_supernet(run)
     train, choose = (Frames(data.source, "train", samples) for samples in (data.train, data.choose))
     means = {
-        float(Scorer(supernet, train, choose, preprocessing, seed=0, images=2, norm_batches=1).batches[0].mean())
-        for preprocessing in (LITE, PREPROCESSING)
+        float(Scorer(supernet, train, choose, preprocessing=p, seed=0, norm_batches=1, threads=1).batches[0].mean())
+        for p in (LITE, PREPROCESSING)
     }
     assert len(means) == 2
 

@@ -18,9 +18,10 @@ from export.target import format_size
 from hyctas.data.labels import Labels
 from hyctas.data.painting import STREET
 from hyctas.plan import lower
+from hyctas.search.finalists import Finalist, Round
 from hyctas.search.history import Evaluation, History
 from hyctas.search.limits import Limits
-from hyctas.search.outcome import write_outcome
+from hyctas.search.outcome import add_finalists, write_outcome
 from hyctas.space import Space, tiny
 from latency.calibration import Calibration
 from latency.fidelity import Fidelity
@@ -38,9 +39,9 @@ VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.32.0"}
 
 def build_run(
     folder: Path, *, space: Space | None = None, size: tuple[int, int] = SIZE, labels: Labels = STREET, number: int = 12,
-    random_gain: float = 0.0, speed: float = 2e6, seed: int = 0, limit: float = 0.6,
+    speed: float = 2e6, seed: int = 0, limit: float = 0.6,
 ) -> Path:  # fmt: skip
-    """Write a whole run folder; `random_gain` makes random drawing better, `limit` is the share of networks that keep it."""
+    """Write a whole run folder, in which a searched finalist won; `limit` is the share of networks that keep it."""
     space = space or tiny()
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -51,16 +52,21 @@ def build_run(
     kept = [id for id in sorted(drawn) if ms[id] <= (limits.latency_ms or 0)][: 2 * number]
     history = History(folder / "history.jsonl", {"seed": 0}, print)
     for index, id in enumerate(kept):
-        kind = "search" if index < len(kept) // 2 else "random"
-        gain = random_gain if kind == "random" else 0.04
-        miou = min(0.95, 0.3 + 0.12 * np.log1p(ms[id]) + gain + 0.02 * rng.standard_normal())
+        kind = "search" if index < len(kept) // 2 else "screen"
+        miou = min(0.95, 0.34 + 0.12 * np.log1p(ms[id]) + 0.02 * rng.standard_normal())
         plan = plans[id]
         history.add(Evaluation(kind, index // 4, id, drawn[id], float(miou), ms[id], plan.parameters, plan.macs, 12.5))
     facts = {"target": TARGET, "size": list(size), "calibration": f"{space.name}@{format_size(size)}"}
     measured = {id: ms[id] * float(rng.uniform(0.92, 1.06)) for id in kept}
     outcome = write_outcome(folder / "pareto.json", history, limits, 1.3 * (limits.latency_ms or 1), measured, facts)
-    chosen = drawn[outcome["chosen"]]
-    write_text(folder / "genotype.json", chosen.to_json() + "\n")
+    chosen = next(evaluation for evaluation in history.of("search") if evaluation.id == outcome["chosen"])
+    others = [evaluation for evaluation in history.of("search") if evaluation.id != chosen.id]
+    finalists = [Finalist(chosen, None), Finalist(others[0], "edge:plain"), Finalist(others[1], None), Finalist(others[2], None)]
+    add_finalists(folder / "pareto.json", finalists, [Round(
+        100, {f.id: measured[f.id] for f in finalists}, (others[1].id,), {chosen.id: 0.6, others[0].id: 0.5},
+        {others[2].id: "the loss is not finite"}, (chosen.id,),
+    )])  # fmt: skip
+    write_text(folder / "genotype.json", chosen.genotype.to_json() + "\n")
     write_json(folder / "labels.json", labels.to_json())
     _write_scores(folder, chosen.id, labels.num_classes, rng)
     _write_table(folder, space, size, [plans[member["id"]] for member in outcome["front"]], speed)

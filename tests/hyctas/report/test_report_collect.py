@@ -27,7 +27,7 @@ def test_whole_run(whole_run: Path) -> None:
     assert data.member == data.outcome.chosen
     assert data.result == data.bench.models[0] and data.is_bundled(data.bench.models[0])
     assert (data.size, data.classes) == ((64, 96), 10)
-    assert {e.kind for e in data.points} == {"search", "random"}
+    assert {e.kind for e in data.points} == {"search", "screen"}
     assert [record.command for record in data.records] == ["profile", "train-supernet", "search", "train-network"]
     assert set(data.scores) == {"val", "choose"} and data.scores["val"].iou[2] is None
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -66,6 +66,9 @@ def test_unusable_json_names_the_file(run: Path, name: str, text: str) -> None:
         ("pareto.json", lambda v: v["front"][0].update(measured_ms=float("nan"))),
         ("pareto.json", lambda v: v["limits"].update(latency_ms=-1)),
         ("pareto.json", lambda v: v["hypervolume"].update(search="much")),
+        ("pareto.json", lambda v: v["finalists"][0].update(trained_miou=[2.0])),
+        ("pareto.json", lambda v: v["finalists"][0].update(end="lost")),
+        ("pareto.json", lambda v: v["finalists"][0].pop("handmade")),
         ("pareto.json", lambda v: v.update(size=[0, 96])),
         ("pareto.json", lambda v: v.update(size="wide")),
         ("pareto.json", lambda v: v.update(calibration={})),

@@ -23,7 +23,7 @@ def test_figure_shows_front_limit_and_chosen(whole_run: Path) -> None:
     assert data.outcome
     figure = pareto_figure(data)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    for name in ("random", "front, searched", "front, random", "measured", "chosen"):
+    for name in ("front", "measured", "chosen"):
         assert name in names
     assert any(name.startswith("limit ") for name in names) and any(name.startswith("searched, ") for name in names)
     axes = figure.axes[0]
@@ -47,12 +47,11 @@ def test_figure_without_history_or_measurements(run: Path) -> None:
     (run / "history.jsonl").unlink()
     value = json.loads((run / "pareto.json").read_text())
     value["limits"]["latency_ms"] = None
-    value["random_front"] = []
-    for member in value["front"]:
+    for member in (*value["front"], *value["finalists"]):
         member["measured_ms"] = None
     (run / "pareto.json").write_text(json.dumps(value))
     names = [text.get_text() for text in pareto_figure(collect(run)).legends[0].get_texts()]
-    assert names == ["front, searched", "chosen"]
+    assert names == ["front", "chosen"]
 
 
 def test_no_search_no_figure(run: Path) -> None:

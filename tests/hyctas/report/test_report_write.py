@@ -170,20 +170,32 @@ def report_of(run: Path) -> str:
     return (run / "report.md").read_text()
 
 
-def test_search_against_random(run: Path, change: Change) -> None:
-    def volumes(search: float, random: float, drawn: int = 12) -> Callable[[Any], None]:
-        return lambda v: v.update(hypervolume={"search": search, "random": random}, evaluations={"search": 12, "random": drawn})
+def test_finalists(run: Path, change: Change) -> None:
+    def end(index: int, **values: object) -> Callable[[Any], None]:
+        return lambda v: v["finalists"][index].update(values)
 
-    for edit, words in (
-        (volumes(0.44, 0.40), "the search beats random drawing by 0.0400 (10.0 %)"),
-        (volumes(0.40, 0.44), "random drawing beats the search by 0.0400 (10.0 %)"),
-        (volumes(0.40, 0.40), "the search did not pay off here"),
-        (volumes(0.40, 0.30, 7), "(not equally many)"),
-        (volumes(0.40, 0.0, 0), "There is no random baseline"),
-        (volumes(0.0, 0.1), "random drawing beats the search by 0.1000 of hypervolume"),
-    ):
-        change(run / "pareto.json", edit)
-        assert words in report_of(run)
+    text = report_of(run)
+    for words in ("A network that the search found won", "its training failed: the loss is not finite", "above the limit"):
+        assert words in text
+    change(run / "pareto.json", end(0, handmade="edge:lite0"))
+    assert report_of(run).count("edge:lite0, which beat all that the search found") == 1
+    assert "The hand-made network edge:lite0 beat all that the search found, so it is the answer" in report_of(run)
+    change(run / "pareto.json", end(0, end="slow"))
+    assert "No finalist keeps the limit when measured" in report_of(run)
+    change(run / "pareto.json", lambda v: v.pop("finalists"))
+    assert "none were trained, the network was chosen by shared weights" in report_of(run)
+
+
+def test_an_older_run_with_a_random_baseline_is_reported(run: Path, change: Change) -> None:
+    def older(v: Any) -> None:
+        del v["finalists"], v["weights"]
+        v["hypervolume"]["random"] = 0.3
+        v.update(format_version=1, evaluations={"search": 12, "random": 12}, random_front=v["front"])
+
+    change(run / "pareto.json", older)
+    history = (run / "history.jsonl").read_text().replace('"format_version": 2', '"format_version": 1')
+    (run / "history.jsonl").write_text(history.replace('"kind": "screen"', '"kind": "random"'))
+    assert "12 networks were scored" in report_of(run)
 
 
 def test_bench_json_stands_in_and_shows_its_command(run: Path, change: Change) -> None:
@@ -229,13 +241,13 @@ def test_limits_kept_and_broken(run: Path, change: Change) -> None:
 
 def test_a_prediction_is_called_one(run: Path, change: Change) -> None:
     (run / "fps.json").unlink()
-    change(run / "pareto.json", lambda v: [member.update(measured_ms=None) for member in v["front"]])
+    change(run / "pareto.json", lambda v: [m.update(measured_ms=None) for m in (*v["front"], *v["finalists"])])
     text = report_of(run)
     assert "It is predicted to take" in text and "by prediction only" in text and "was measured whole" in text
 
 
 def test_parts_that_do_not_fit_together_are_told(run: Path, change: Change) -> None:
-    other = next(m for m in json.loads((run / "pareto.json").read_text())["random_front"])
+    other = next(m for m in json.loads((run / "pareto.json").read_text())["finalists"] if m["end"] == "worse")
     change(run / "pareto.json", lambda v: v.update(calibration=None))
     (run / "genotype.json").write_text(json.dumps(other["genotype"]))
     change(run / "fps.json", lambda v: v.update(target="openvino-cpu:fp32"))

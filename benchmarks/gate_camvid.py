@@ -1,0 +1,237 @@
+"""Does a searched network beat what is built by hand, at equal latency and equal training? CamVid, val, five seeds.
+
+    python -m benchmarks.gate_camvid --prepare --winner RUN --latency RUN/latency.json --limit ms=12
+    python -m benchmarks.gate_camvid --data FOLDER
+    python -m benchmarks.gate_camvid --table
+
+`--prepare` finds the opponents and measures all contenders, their rounds alternating; nothing else should run. An opponent is a
+hand-made family in the widest form that keeps the limit: from its widest member that does, one width gene after the other is
+raised. The trainings are screenings (`benchmarks/screening.py`) of 3,000 steps of 12 crops of 240x320 on all of train, from the
+same source of weights, with the same teachers (`--teacher`), one seed of all contenders before the next; val is looked at once per
+training, and every look is a line of the results file. Finished trainings are skipped; a killed one continues where it last saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.errors import one_sentence
+from benchmarks.screening import BASE_INIT, Case, noted, read_results, run
+from benchmarks.search_against_random import paired
+from export.errors import Infeasible, InvalidInput
+from export.files import read_json, write_json, write_text
+from export.machine import fingerprint
+from export.target import Target, parse_size
+from hyctas.choice import chosen_genotype, read_genotype
+from hyctas.genotype import Genotype
+from hyctas.members import family, members
+from hyctas.search.limits import Limits
+from hyctas.search_space import SearchSpace
+from hyctas.space import edge
+from hyctas.workloads import CostModel
+from latency import LatencyTable
+
+RESULTS = Path(__file__).parent / "results/cpu/gate_camvid.jsonl"
+FORMAT_VERSION = 1
+WINNER, CLASSES, SEEDS, ROUNDS, TRIES = "winner", 11, 5, 9, 4
+NEAR, TOLERANCE = 0.9, 1.02
+"""Share of the limit that an opponent should reach where its widths allow it, and share of it that opponents may reach: the limit
+may be the measured time of one, and doubt is in their favour."""
+WANTED = 1.0
+"""Points of val by which the winner must beat the best opponent on average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCase(Case):
+    """The training of one contender."""
+
+    genes: str
+    """Its genotype's JSON."""
+
+    def genotype(self) -> Genotype:
+        """Return what is trained."""
+        return Genotype.from_json(self.genes)
+
+    def teacher_cases(self) -> list[Case]:
+        """Return the hand-made networks that it follows, trained as it is itself."""
+        alike: dict[str, Any] = {"steps": self.steps, "crop": self.crop, "all_of_train": self.all_of_train}
+        return [Case(network=name, init=BASE_INIT, seed=seed, **alike) for name, seed in self.teachers]
+
+
+def widest(genotype: Genotype, space: SearchSpace, fits: Callable[[Genotype], bool]) -> Genotype:
+    """Raise one width gene after the other, again and again, as long as the network fits."""
+    widths = [position for position, (name, _) in enumerate(space.genes) if name.endswith("width")]
+    grown = True
+    while grown:
+        grown = False
+        for position in widths:
+            genes = space.encode(genotype)
+            genes[position] += 1
+            if genes[position] < space.cardinality[position]:
+                wider = space.decode(genes)
+                if wider.id != genotype.id and fits(wider):
+                    genotype, grown = wider, True
+    return genotype
+
+
+def opponents(space: SearchSpace, cost: Callable[[Genotype], float], bounds_ms: dict[str, float]) -> dict[str, Genotype]:
+    """Return each hand-made family's widest form below its bound; families whose every member is above it are left out."""
+    starts: dict[str, Genotype] = {}
+    for name, genotype in sorted(members().items(), key=lambda item: cost(item[1])):
+        if cost(genotype) <= bounds_ms[family(name)]:
+            starts[family(name)] = genotype  # the widest member comes last
+    found = {}
+    for name, genotype in starts.items():
+        bound_ms = bounds_ms[name]
+        found[name] = widest(genotype, space, lambda candidate, bound_ms=bound_ms: cost(candidate) <= bound_ms)  # type: ignore[misc]
+    return found
+
+
+def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) -> None:
+    """Find the opponents, measure all contenders, and write them down.
+
+    Raises:
+        Infeasible: the winner is above the limit, or no hand-made network is below it.
+    """
+    from hyctas.calibrate import measure_networks
+    from hyctas.engine.table import open_target
+
+    space = edge()
+    size = parse_size(next(name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")))
+    model, identity = CostModel(space, table, size, CLASSES), table.identity
+    runtime = open_target(Target.parse(identity.target), identity.threads)
+    allowed_ms = TOLERANCE * limit_ms
+    bounds = {family(name): allowed_ms for name in members()}
+    for _ in range(TRIES):
+        made = opponents(space, lambda genotype: model.costs(genotype).latency_ms, bounds)
+        contenders = {WINNER: winner, **{name: genotype for name, genotype in made.items() if genotype.id != winner.id}}
+        measured = measure_networks(list(contenders.values()), runtime, size, CLASSES, rounds=ROUNDS)[0].tolist()
+        times = dict(zip(contenders, measured, strict=True))
+        slow = [name for name in contenders if name != WINNER and times[name] > allowed_ms]
+        if not slow:
+            break
+        for name in slow:  # predicted too fast: look below what would have been right
+            bounds[name] *= allowed_ms / times[name]
+    kept = {name: genotype for name, genotype in contenders.items() if times[name] <= (limit_ms if name == WINNER else allowed_ms)}
+    for name in sorted(bounds.keys() - kept.keys()):
+        print(f"left out: {name}, " + (f"measured at {times[name]:.2f} ms" if name in times else "no member of it keeps the limit"))
+    if WINNER not in kept or len(kept) == 1:
+        raise Infeasible(f"measured on {identity.target}: {times}; nothing to compare within {limit_ms:g} ms")
+    write_json(path, {
+        "format_version": FORMAT_VERSION, "limit_ms": limit_ms, "target": identity.target, "threads": identity.threads,
+        "size": size, "machine": fingerprint(),
+        "contenders": {name: {"genotype": json.loads(g.to_json()), "id": g.id, "ms": times[name]} for name, g in kept.items()},
+    })  # fmt: skip
+
+
+def cases(
+    found: dict[str, Any], init: str, settings: dict[str, Any], teachers: tuple[tuple[str, int], ...] = ()
+) -> list[GateCase]:
+    """List the trainings of all contenders, seed by seed; a network without blocks of the source starts from random weights."""
+    from hyctas.pretrained.start import NONE, default_source
+
+    listed = []
+    for seed in range(SEEDS):
+        for name, contender in found["contenders"].items():
+            genes = json.dumps(contender["genotype"])
+            start = NONE if default_source(Genotype.from_json(genes)) == NONE else init
+            listed.append(GateCase(
+                network=name, init=start, seed=seed, steps=3000, crop="240x320", all_of_train=True, settings=settings, genes=genes,
+                teachers=teachers,
+            ))  # fmt: skip
+    return listed
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepare", action="store_true", help="find and measure the contenders")
+    parser.add_argument("--winner", type=Path, help="run folder of a search, or a genotype's file")
+    parser.add_argument("--latency", type=Path, help="latency table of the space edge")
+    parser.add_argument("--limit", help="ms=... or fps=...")
+    parser.add_argument("--data", help="CamVid's folder, as hyctas-train takes it")
+    parser.add_argument("--init", default=BASE_INIT, help="weights that all start from")
+    parser.add_argument("--config", type=Path, help="TOML file with settings of the recipe, for all alike")
+    parser.add_argument("--teacher", nargs="*", default=[], help="hand-made networks that all follow, each as edge:NAME:SEED")
+    parser.add_argument("--runs", type=Path, default=Path("runs/gate_camvid"), help="folder of the run folders")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results file; the contenders stand beside it, as .json")
+    parser.add_argument("--table", action="store_true", help="write the results file's table beside it instead")
+    arguments = parser.parse_args()
+    with one_sentence():
+        path = arguments.results.with_suffix(".json")
+        if arguments.prepare:
+            _prepare(arguments, path)
+            return
+        if not path.exists():
+            raise InvalidInput(f"there is no {path}; run python -m benchmarks.gate_camvid --prepare first")
+        found = read_json(path, FORMAT_VERSION)
+        if arguments.table:
+            write_text(arguments.results.with_suffix(".md"), table(found, read_results(arguments.results)))
+            return
+        if arguments.data is None:
+            raise InvalidInput("give --data, or --prepare or --table")
+        settings = tomllib.loads(arguments.config.read_text()) if arguments.config else {}
+        teachers = tuple((name, int(seed)) for name, _, seed in (text.rpartition(":") for text in arguments.teacher))
+        for case in cases(found, arguments.init, settings, teachers):
+            if not noted(case, arguments.results):
+                run(case, arguments.data, arguments.runs, arguments.results)
+
+
+def _prepare(arguments: argparse.Namespace, path: Path) -> None:
+    if arguments.winner is None or arguments.latency is None or arguments.limit is None:
+        raise InvalidInput("--prepare needs --winner, --latency and --limit")
+    limit_ms = Limits.parse([arguments.limit]).latency_ms
+    if limit_ms is None:
+        raise InvalidInput(f"--limit {arguments.limit} is not one on latency; give ms=... or fps=...")
+    winner = chosen_genotype(arguments.winner) if arguments.winner.is_dir() else read_genotype(arguments.winner)
+    prepare(winner, LatencyTable.load(arguments.latency), limit_ms, path)
+
+
+def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """Return the results as Markdown: every look at val, the mean differences, and whether the gate holds."""
+    looks: dict[str, dict[int, float]] = {name: {} for name in found["contenders"]}
+    for line in lines:
+        if line["case"]["network"] in looks and line["genotype"] == found["contenders"][line["case"]["network"]]["id"]:
+            looks[line["case"]["network"]][line["case"]["seed"]] = 100 * line["miou"]
+    rows = [
+        "| network | ms | share of the limit | val mIoU %, by seed | mean | winner minus this | one-sided 95 % bound |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    own, gains = looks[WINNER], {}
+    for name, contender in found["contenders"].items():
+        seeds, share = looks[name], contender["ms"] / found["limit_ms"]
+        average = f"{sum(seeds.values()) / len(seeds):.2f}" if seeds else "-"
+        gain, bound = "-", "-"
+        if name != WINNER and (shared := sorted(own.keys() & seeds.keys())):
+            gains[name] = paired([own[seed] - seeds[seed] for seed in shared], one_sided=True)
+            gain, bound = (f"{value:+.2f}" for value in gains[name][:2])
+        shown = ", ".join(f"{seeds[seed]:.1f}" for seed in sorted(seeds)) or "not trained"
+        narrow = "" if share >= NEAR else " (no wider form fits)"
+        first = f"{name} {contender['id']} | {contender['ms']:.2f} | {share:.2f}{narrow}"
+        rows.append(f"| {first} | {shown} | {average} | {gain} | {bound} |")
+    verdict = "Not all trainings are done.\n"
+    if gains and all(len(seeds) == SEEDS for seeds in looks.values()):
+        best = max(gains, key=lambda name: sum(looks[name].values()))
+        mean, low, _ = gains[best]
+        holds = "holds" if mean >= WANTED and low > 0 else "is missed"
+        verdict = (
+            f"The best opponent is {best}: the winner's mean difference is {mean:+.2f} points (wanted: {WANTED:g} or more), its "
+            f"one-sided paired bound of 95 % {low:+.2f} (wanted: above 0). The gate {holds}.\n"
+        )
+    return (
+        f"# Gate: CamVid at {found['limit_ms']:.2f} ms\n\nPrinted by `python -m benchmarks.gate_camvid --table` from the trainings "
+        f"of `python -m benchmarks.gate_camvid --data FOLDER`. {found['target']}, {found['threads']} threads, "
+        f"{found['size'][0]}x{found['size'][1]}, {found['machine']['cpu']}. Every look at val is in this table; val chose "
+        "nothing.\n\n"
+        + "\n".join(rows) + f"\n\n{verdict}"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Is the search worth its time? Search against random draws on one supernet, at equal numbers of scored networks.
+
+    python -m benchmarks.search_against_random --run RUN --data FOLDER --limit ms=12 [--evaluations 200] [--seeds 5]
+    python -m benchmarks.search_against_random --table
+
+Per seed both sides screen and score equally many networks; no hand-made network is given to either. Each side's answer is its
+most accurate network by shared weights between 0.85 and 1.0 of the limit; both are then scored on those images of the choosing
+split that neither side saw. Every finished seed appends a line to the results file and is skipped then; a killed one continues
+from its histories.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.errors import one_sentence
+from benchmarks.screening import read_results
+from export.errors import CheckFailed, InvalidInput
+from export.files import sha256, write_text
+from export.target import parse_size
+from hyctas.genotype import Genotype
+from hyctas.search.history import Evaluation
+from hyctas.search.limits import Limits
+from hyctas.search.optimise import RandomDraws
+from hyctas.workloads import CostModel
+
+RESULTS = Path(__file__).parent / "results/cpu/search_against_random.jsonl"
+BAND = (0.85, 1.0)
+"""Shares of the limit between which an answer lies: what is much faster wastes what was allowed."""
+SIDES = ("search", "random")
+
+
+class Draws:
+    """Random networks, as an `Optimiser`.
+
+    Args:
+        model: predicts costs.
+        limits: what networks keep.
+        seed: of the draws.
+        batch: networks at a time.
+    """
+
+    def __init__(self, model: CostModel, limits: Limits, seed: int, batch: int) -> None:
+        self.draws, self.batch = RandomDraws(model, limits, seed), batch
+
+    def ask(self) -> list[Genotype]:
+        """Return the networks of the next generation."""
+        return [self.draws.next() for _ in range(self.batch)]
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Learn nothing."""
+
+
+def best_in_band(evaluations: Sequence[Evaluation], limit_ms: float) -> Evaluation:
+    """Return the most accurate network in the band below the limit.
+
+    Raises:
+        CheckFailed: there is none.
+    """
+    inside = [e for e in evaluations if BAND[0] * limit_ms <= e.predicted_ms <= BAND[1] * limit_ms]
+    if not inside:
+        raise CheckFailed(f"none of {len(evaluations)} networks lies between {BAND[0]:g} and {BAND[1]:g} of {limit_ms:g} ms")
+    return max(inside, key=lambda e: (e.miou, e.id))
+
+
+def paired(differences: Sequence[float], confidence: float = 0.95, *, one_sided: bool = False) -> tuple[float, float, float]:
+    """Return the mean of paired differences with the ends of its confidence interval (Student's t; one-sided: no upper end)."""
+    from scipy.stats import t
+
+    mean, count = float(np.mean(differences)), len(differences)
+    if count < 2:
+        return mean, float("-inf"), float("inf")
+    reach = t.ppf(confidence if one_sided else 0.5 + confidence / 2, count - 1) * np.std(differences, ddof=1) / count**0.5
+    return mean, mean - float(reach), float("inf") if one_sided else mean + float(reach)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="run folder with a trained supernet and a latency table")
+    parser.add_argument("--data", help="data set; default: the one that the supernet was trained on")
+    parser.add_argument("--limit", help="ms=... or fps=...")
+    parser.add_argument("--evaluations", type=int, default=200, help="networks that each side scores")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=60, help="images that networks are scored on")
+    parser.add_argument("--work", type=Path, default=Path("runs/search_against_random"), help="folder of the histories")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
+    parser.add_argument("--table", action="store_true", help="write the results file's table beside it instead")
+    arguments = parser.parse_args()
+    with one_sentence():
+        if arguments.table:
+            write_text(arguments.results.with_suffix(".md"), table(read_results(arguments.results)))
+            return
+        if arguments.run is None or arguments.limit is None:
+            raise InvalidInput("give --run and --limit, or --table")
+        for seed in range(arguments.seeds):
+            compare(arguments, seed)
+
+
+def compare(arguments: argparse.Namespace, seed: int) -> None:
+    """Run both sides of a seed, and append what their answers reach on images that neither saw.
+
+    Raises:
+        InvalidInput: no limit on latency, or no image of the choosing split is left unseen.
+        CheckFailed: a side found nothing near the limit.
+    """
+    from hyctas.cli.datasets import open_dataset
+    from hyctas.cli.jobs import SearchJob
+    from hyctas.cli.search import NORM_BATCHES, SCORE_THREADS, open_scorer
+    from hyctas.cli.show import bar
+    from hyctas.data import Frames
+    from hyctas.inherit import SupernetRecord
+    from hyctas.runs import recorded_preprocessing
+    from hyctas.search.driver import SURVIVING, search
+    from hyctas.search.history import SEARCH, History
+    from hyctas.search.score import Scorer, drawn_samples
+    from latency import LatencyTable
+
+    job = SearchJob(run=arguments.run, evaluations=arguments.evaluations, images=arguments.images, seed=seed)
+    limits = Limits.parse([arguments.limit])
+    if limits.latency_ms is None:
+        raise InvalidInput(f"--limit {arguments.limit} is not one on latency; give ms=... or fps=...")
+    supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(job.run / "train-supernet.json")
+    data, path = open_dataset(arguments.data or supernet.data, check=False), job.run / "latency.json"
+    space, latency = supernet.space(), LatencyTable.load(path)
+    size = parse_size(next(name.partition("@")[2] for name in latency.calibrations if name.startswith(f"{space.name}@")))
+    case = {
+        "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
+        "evaluations": job.evaluations, "images": job.images, **asdict(job.search()),
+    }  # fmt: skip
+    if case in [line["case"] for line in read_results(arguments.results)]:
+        return
+    _, unseen = drawn_samples(data.choose, seed, job.images)
+    if not unseen:
+        raise InvalidInput(f"all {len(data.choose)} images of the choosing split are scored on; give fewer --images")
+    model = CostModel(space, latency, size, data.num_classes)
+    scorer = open_scorer(job, supernet, data, preprocessing)
+    settings = job.search()
+    batch = round(max(2, settings.population // 3) / SURVIVING)
+    makers = {"search": None, "random": lambda first: Draws(model, limits, seed, batch)}
+    answers = {}
+    for side in SIDES:
+        folder = arguments.work / f"seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        history = History(folder / f"{side}.jsonl", {**case, "side": side}, print)
+        with bar(f"seed {seed}, {side}") as shown:
+            search(
+                model, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=seed,
+                reference_ms=limits.latency_ms, screen=scorer.screen, candidates=settings.candidates, optimiser=makers[side],
+                progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+            )  # fmt: skip
+        answers[side] = best_in_band(history.of(SEARCH), limits.latency_ms)
+    parts = (Frames(data.source, "train", samples, size=supernet.size) for samples in (data.train, unseen))
+    judge = Scorer(
+        scorer.supernet, *parts, preprocessing=preprocessing, seed=seed, norm_batches=NORM_BATCHES, threads=SCORE_THREADS
+    )
+    line = {"case": case, "unseen_images": len(unseen), "size": size}
+    for side, answer in answers.items():
+        known = {"id": answer.id, "genotype": json.loads(answer.genotype.to_json()), "predicted_ms": answer.predicted_ms}
+        line[side] = {**known, "seen_miou": answer.miou, "unseen_miou": judge(answer.genotype)}
+    with arguments.results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the results as Markdown: a line per seed, and the mean difference with its interval of 95 %."""
+    rows = ["| seed | network | ms predicted | mIoU %, seen | mIoU %, unseen |", "|---:|---|---:|---:|---:|"]
+    for line in lines:
+        for side in SIDES:
+            found = line[side]
+            rows.append(f"| {line['case']['seed']} | {side}: {found['id']} | {found['predicted_ms']:.2f} | "
+                        f"{100 * found['seen_miou']:.1f} | {100 * found['unseen_miou']:.1f} |")  # fmt: skip
+    mean, low, high = paired([100 * (line["search"]["unseen_miou"] - line["random"]["unseen_miou"]) for line in lines])
+    first = lines[0]["case"]
+    return (
+        "# Search against random\n\nPrinted by `python -m benchmarks.search_against_random --table` from "
+        f"`search_against_random.jsonl`. One supernet, {first['evaluations']} scored networks per side and seed, limit "
+        f"{first['limit_ms']:.2f} ms; each side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of "
+        "the choosing split that neither saw.\n\n" + "\n".join(rows)
+        + f"\n\nSearch minus random on unseen images: {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} "
+        f"({len(lines)} seeds).\n"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

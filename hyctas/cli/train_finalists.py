@@ -1,0 +1,147 @@
+"""Choose among a search's finalists by training them (see `hyctas.search.finalists`). Each training is a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyctas.cli.jobs import SearchJob
+from hyctas.cli.show import Bar, Show, Shown, bar, say
+from hyctas.cli.train import TRAINING
+
+if TYPE_CHECKING:
+    from hyctas.cli.datasets import DataSet
+    from hyctas.pretrained.start import Start
+    from hyctas.runs import Run
+    from hyctas.search.finalists import Finalist, Turn
+    from hyctas.search.history import History
+    from hyctas.search.limits import Limits
+    from hyctas.training.config import NetworkRecipe
+    from hyctas.workloads import CostModel
+
+
+def choose_by_training(
+    job: SearchJob, run: Run, history: History, limits: Limits, model: CostModel, data: DataSet, handmade: Mapping[str, str]
+) -> None:
+    """Train the finalists in rounds, and make the winner the chosen network of RUN/pareto.json.
+
+    Args:
+        job: what was asked for.
+        run: of the search, which has finished.
+        history: of the search.
+        limits: what was searched for.
+        model: predicts costs.
+        data: train to train on, choose to choose by; val is not looked at.
+        handmade: names of hand-made networks by id.
+
+    Raises:
+        CheckFailed: the trainings of all finalists failed.
+    """
+    from export.files import read_json, write_text
+    from hyctas.choice import FORMAT_VERSION
+    from hyctas.report.collect import collect
+    from hyctas.report.plot import pareto_figure, svg
+    from hyctas.runs import Record, Run
+    from hyctas.search.finalists import choose_finalists, halve
+    from hyctas.search.history import SEARCH
+    from hyctas.search.outcome import add_finalists
+
+    finalists = choose_finalists(history.of(SEARCH), handmade, job.finalists)
+    recorded = Record.of_finished(job.run, "train-supernet").config["recipe"]
+    recipe = recipe_of(recorded, job.finalist_steps, job.seed)
+    config = {
+        "finalists": [finalist.id for finalist in finalists], "recipe": recipe.identity(),
+        "supernet_sha256": history.header["supernet_sha256"], "limit_ms": limits.latency_ms,
+    }  # fmt: skip
+    own = Run(job.run / "finalists", "finalists", config, ())
+    if own.done and "finalists" in read_json(run.file("pareto.json"), FORMAT_VERSION):
+        return
+    with bar(f"train {len(finalists)} finalists") as shown:
+        work = _Work(job, replace(data, val=()), recipe, model, shown)
+        rounds = halve(finalists, own.file("rounds.json"), limits, job.finalist_steps, work.train, work.measure, say)
+    outcome = add_finalists(run.file("pareto.json"), finalists, rounds)
+    write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
+    run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=job.measure)
+    own.finish(chosen=outcome["chosen"])
+
+
+def recipe_of(recorded: Mapping[str, Any], steps: int, seed: int) -> NetworkRecipe:
+    """Return the recipe of finalists: the supernet's, for so many steps, with a tenth of them as the longest warm-up."""
+    from hyctas.cli.values import fill
+    from hyctas.training.config import NetworkRecipe, Recipe
+
+    shared = {field.name: recorded[field.name] for field in fields(Recipe) if field.name in recorded}
+    own = {"minutes": None, "steps": steps, "seed": seed, "warmup_steps": min(shared["warmup_steps"], steps // 10)}
+    return fill(NetworkRecipe, shared | own)
+
+
+@dataclass
+class _Work:
+    """Measures and trains finalists under one bar; each training is in a run folder of its own that starts from the one before."""
+
+    job: SearchJob
+    data: DataSet
+    recipe: NetworkRecipe
+    model: CostModel
+    bar: Bar
+    supernet: Start | None = None
+
+    def measure(self, finalists: Sequence[Finalist]) -> dict[str, float]:
+        """Measure finalists on the table's target, in ms by id."""
+        from hyctas.cli.search import measure_evaluations
+
+        return measure_evaluations("finalists", [f.evaluation for f in finalists], self.model, self._shown(""))
+
+    def train(self, finalist: Finalist, turn: Turn) -> float:
+        """Train a finalist; return its mIoU on the choosing split."""
+        from hyctas.cli.train import NETWORK_FILES, fit_network, network_config
+        from hyctas.runs import Run
+        from hyctas.search.outcome import weights_folder
+
+        genotype, recipe = finalist.evaluation.genotype, replace(self.recipe, steps=turn.steps)
+        folder, before = (self.job.run / weights_folder(finalist.id, number) for number in (turn.number, turn.number - 1))
+        start = self._start(before if turn.number > 1 else self.job.run)
+        run = Run(folder, "train-network", network_config(recipe, genotype, self.data, start), NETWORK_FILES)
+        if not run.done:
+            text = f"round {turn.number}, {finalist.name}: "
+            fit_network(run, genotype, recipe, self.data, start, show=self._shown(text, turn), tell=lambda text: None)
+        return float(run.record["results"]["choose"])
+
+    def _start(self, folder: Path) -> Start | None:
+        """Return the weights of a training, or of the supernet, which is read once."""
+        from hyctas.pretrained.start import find_start
+
+        if folder != self.job.run:
+            return find_start(str(folder), self.job.run)
+        if self.supernet is None:
+            self.supernet = find_start(str(folder), folder, self.job.space)
+        return self.supernet
+
+    def _shown(self, text: str, turn: Turn | None = None) -> Show:
+        """Return what opens a part of the bar: a training moves it on, everything else only tells what is being done."""
+
+        @contextmanager
+        def show(name: str) -> Iterator[Shown]:
+            yield _Part(self.bar, f"{text}{name}", turn if name == TRAINING else None)
+
+        return show
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Part of a bar."""
+
+    bar: Bar
+    text: str
+    turn: Turn | None
+
+    def update(self, share: float, text: str = "") -> None:
+        """Show a share of this part."""
+        shown = ", ".join(filter(None, (self.text, text)))
+        if self.turn is None:
+            self.bar.tell(shown)
+        else:
+            self.bar.update(self.turn.start + (self.turn.end - self.turn.start) * share, shown)

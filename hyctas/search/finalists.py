@@ -1,0 +1,217 @@
+"""Make the last choice by training: successive halving (Jamieson and Talwalkar, AISTATS 2016) over a search's finalists.
+
+Before each round the finalists are measured on the device, and those that break the limit go; the others train on, each round
+twice as long as the one before; then the worse half goes, until one is left. What was found is written after every network, and
+replayed: a choice that was killed continues to the same result. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from export.errors import CheckFailed, CorruptFile
+from export.files import read_json, write_json
+from export.ranges import check_types
+from hyctas.members import family
+from hyctas.search.front import pareto
+from hyctas.search.history import Evaluation
+from hyctas.search.limits import Limits
+
+FORMAT_VERSION = 1
+HANDMADE_SHARE = 3
+"""One finalist of so many is hand-made, where as many families of hand-made networks keep the limits."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A network that the last choice is made among."""
+
+    evaluation: Evaluation
+    handmade: str | None
+    """Its name, where it is a hand-made network."""
+
+    @property
+    def id(self) -> str:
+        return self.evaluation.id
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.id if self.handmade is None else f"{self.id} ({self.handmade})"
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round found, by genotype id."""
+
+    steps: int
+    """Of this round's training."""
+    measured_ms: dict[str, float]
+    """Empty where the device is not here."""
+    slow: tuple[str, ...]
+    """Those that break the limit when measured."""
+    miou: dict[str, float] = field(default_factory=dict)
+    """On the choosing split, after this round's training."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why a training failed."""
+    kept: tuple[str, ...] = ()
+    """The better half, the best first; empty until all are trained."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One training of a finalist."""
+
+    number: int
+    """Of the round, from 1."""
+    steps: int
+    start: float
+    """Share of all rounds that is done before it."""
+    end: float
+
+
+Train = Callable[[Finalist, Turn], float]
+"""Train a finalist; return its mIoU on the choosing split, or raise CheckFailed."""
+Measure = Callable[[Sequence[Finalist]], dict[str, float]]
+"""Measure finalists on the device: milliseconds by id, or nothing where it is not here."""
+
+
+def choose_finalists(evaluations: Sequence[Evaluation], handmade: Mapping[str, str], count: int) -> list[Finalist]:
+    """Choose who takes part, by mIoU with shared weights.
+
+    Args:
+        evaluations: all scored networks.
+        handmade: names of hand-made networks by id.
+        count: finalists; a third of them the best hand-made networks, one per family, the rest half the most accurate of the
+            front and half the most accurate of all others.
+    """
+    best = sorted(evaluations, key=lambda e: (-e.miou, e.predicted_ms, e.id))
+    families: dict[str, Evaluation] = {}
+    for evaluation in best:
+        if evaluation.id in handmade:
+            families.setdefault(family(handmade[evaluation.id]), evaluation)
+    made = list(families.values())[: max(count > 1, count // HANDMADE_SHARE)]
+    searched = [evaluation for evaluation in best if evaluation.id not in handmade]
+    front = pareto(searched)[::-1][: math.ceil((count - len(made)) / 2)]
+    others = [evaluation for evaluation in searched if evaluation not in front][: max(0, count - len(made) - len(front))]
+    return [Finalist(evaluation, handmade.get(evaluation.id)) for evaluation in (*made, *front, *others)][:count]
+
+
+def rounds_of(count: int) -> int:
+    """Return how many rounds leave one of so many."""
+    return max(1, int(math.log2(max(1, count))))
+
+
+def halve(
+    finalists: Sequence[Finalist], path: Path, limits: Limits, steps: int, train: Train, measure: Measure,
+    tell: Callable[[str], None],
+) -> list[Round]:  # fmt: skip
+    """Train finalists in rounds until one is left; the last round's `kept` names it, and is empty where all break the limit.
+
+    Args:
+        finalists: who takes part.
+        path: the journal of the rounds; what it holds is not done again.
+        limits: the one on latency is held against what is measured.
+        steps: of the first round; each further round has twice as many.
+        train: trains one.
+        measure: measures them.
+        tell: told in a sentence who went, and why.
+
+    Raises:
+        CheckFailed: all trainings of a round failed.
+        CorruptFile: the journal is damaged.
+    """
+    left = {finalist.id: finalist for finalist in finalists}
+    rounds = read_rounds(path, left) if path.exists() else []
+    number = 0
+    while number == 0 or len(rounds[number - 1].kept) > 1:
+        if number == len(rounds):
+            measured = measure(list(left.values()))
+            limit = math.inf if limits.latency_ms is None else limits.latency_ms
+            slow = tuple(id for id, ms in measured.items() if ms > limit)
+            rounds.append(Round(steps * 2**number, measured, slow))
+            write_rounds(path, rounds)
+        for id in rounds[number].slow:
+            tell(f"finalist {left[id].name} leaves: it was measured at {rounds[number].measured_ms[id]:.2f} ms, above the limit")
+        taking_part = [finalist for finalist in left.values() if finalist.id not in rounds[number].slow]
+        if not taking_part:
+            return rounds
+        if not rounds[number].kept:
+            rounds[number] = _train_round(rounds, number, taking_part, rounds_of(len(finalists)), path, train, tell)
+            write_rounds(path, rounds)
+        left = {id: left[id] for id in rounds[number].kept}
+        number += 1
+    return rounds
+
+
+def _train_round(
+    rounds: list[Round], number: int, taking_part: Sequence[Finalist], planned: int, path: Path, train: Train,
+    tell: Callable[[str], None],
+) -> Round:  # fmt: skip
+    """Train who takes part in a round, and say which half is the better one."""
+    failed: dict[str, str] = {}
+    for index, finalist in enumerate(taking_part):
+        if finalist.id in rounds[number].miou:
+            continue
+        start, end = ((number + place / len(taking_part)) / planned for place in (index, index + 1))
+        try:
+            miou = train(finalist, Turn(number + 1, rounds[number].steps, start, min(1.0, end)))
+        except CheckFailed as error:
+            failed[finalist.id] = str(error)
+            tell(f"finalist {finalist.name} leaves: its training failed ({error})")
+            continue
+        rounds[number] = replace(rounds[number], miou=rounds[number].miou | {finalist.id: miou})
+        write_rounds(path, rounds)
+    found = rounds[number].miou
+    if not found:
+        raise CheckFailed(
+            f"the trainings of all {len(taking_part)} finalists failed, the last one because: {list(failed.values())[-1]}. What "
+            "the search found is kept; with --finalists 0 the choice stays the one by shared weights"
+        )
+    best = sorted(taking_part, key=lambda f: (-found.get(f.id, -1.0), f.evaluation.predicted_ms, f.id))
+    kept = [finalist.id for finalist in best if finalist.id in found][: max(1, len(taking_part) // 2)]
+    return replace(rounds[number], failed=failed, kept=tuple(kept))
+
+
+def read_rounds(path: Path, known: Collection[str]) -> list[Round]:
+    """Read the journal of the rounds of finalists with these ids.
+
+    Raises:
+        CorruptFile: it is damaged, or of others.
+    """
+    value = read_json(path, FORMAT_VERSION)
+    try:
+        rounds = [Round(**{**item, "slow": tuple(item["slow"]), "kept": tuple(item["kept"])}) for item in value["rounds"]]
+        for found in rounds:
+            check_types(found)
+            if strange := {*found.measured_ms, *found.slow, *found.miou, *found.failed, *found.kept} - set(known):
+                raise ValueError(f"{min(strange)} is no finalist")
+            shares, times = found.miou.values(), found.measured_ms.values()
+            if found.steps < 1 or not all(0 <= share <= 1 for share in shares) or not all(ms > 0 for ms in times):
+                raise ValueError("steps, an mIoU or a time is out of range")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(path, f"holds no rounds of finalists ({error}); start over with --restart") from None
+    return rounds
+
+
+def write_rounds(path: Path, rounds: Sequence[Round]) -> None:
+    """Write the journal of the rounds."""
+    write_json(path, json.loads(json.dumps({"format_version": FORMAT_VERSION, "rounds": [asdict(found) for found in rounds]})))
+
+
+def described(finalist: Finalist, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return what became of a finalist, for pareto.json."""
+    id, last = finalist.id, rounds[-1]
+    failure = next((found.failed[id] for found in rounds if id in found.failed), None)
+    slow = any(id in found.slow for found in rounds)
+    return {
+        **finalist.evaluation.to_json(), "branches": len(finalist.evaluation.genotype.branches), "handmade": finalist.handmade,
+        "measured_ms": next((found.measured_ms[id] for found in rounds[::-1] if id in found.measured_ms), None),
+        "trained_miou": [found.miou[id] for found in rounds if id in found.miou],
+        "end": "slow" if slow else "failed" if failure else "won" if last.kept[:1] == (id,) else "worse", "failure": failure,
+    }  # fmt: skip
