@@ -153,7 +153,7 @@ class TrainSupernetJob(TrainJob):
 class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
-    space: tyro.conf.Suppress[str | None] = None
+    space: str | None = None
     """Your own space file, where --init names a supernet that was trained on one: no run folder has code run."""
     network: Path | None = None
     """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
@@ -171,7 +171,7 @@ class SearchJob(Settings):
 
     run: Path = Path("runs/new")
     """Run folder with supernet.safetensors and latency.json."""
-    space: tyro.conf.Suppress[str | None] = None
+    space: str | None = None
     """Your own space file, where the supernet was trained on one: no run folder has code run."""
     data: str | None = None
     """Data set; default: the one that the supernet was trained on, where it was then."""

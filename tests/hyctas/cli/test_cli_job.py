@@ -100,6 +100,25 @@ def test_search_and_its_repetition(command: Command, run: Path) -> None:
     assert code == 0 and (run / "old-1" / "history.jsonl").read_text() == before
 
 
+def test_a_space_of_ones_own(command: Command, tmp_path: Path) -> None:
+    """Its file is run only where this command line names it."""
+    own, run = tmp_path / "own.py", tmp_path / "run"
+    own.write_text("from hyctas.space import tiny\n\n\ndef space():\n    return tiny()\n")
+    assert command("train", *(str(own) if word == "tiny" else word for word in TRAIN), "--run", run)[0] == 0
+    write_table(run / "latency.json")
+    code, text = command("search", "--run", run, *SEARCH)
+    assert code == 2 and f"--space {own}" in text
+    finalists = ("--finalists", 2, "--finalist-steps", 1)
+    code, text = command("search", "--run", run, *SEARCH[:-2], *finalists, "--space", own)
+    assert code == 0 and (run / "pareto.json").exists(), text
+    assert command("search", "--run", run, *SEARCH, "--space", own, "--restart")[0] == 0  # no finalists: the supernet's weights
+    network = ("train", "network", "--data", DATA, "--run", run, "--init", run, "--crop", "48x64", "--batch", 2, "--steps", 1)
+    code, text = command(*network)
+    assert code == 2 and f"--space {own}" in text
+    code, text = command(*network, "--space", own)
+    assert code == 0 and (run / "network.safetensors").exists(), text
+
+
 def test_a_changed_val_is_no_other_search(command: Command, run: Path) -> None:
     """Neither is a folder in which an earlier version noted all splits."""
     search = ("search", "--run", run, *SEARCH, "--data")
