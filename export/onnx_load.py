@@ -37,6 +37,10 @@ def load_graph(path: Path) -> onnx.ModelProto:
         raise CorruptFile(path, f"is not a whole ONNX file ({type(error).__name__})") from None
     if not model.graph.node:
         raise CorruptFile(path, "holds no ONNX graph")
+    for info in (*model.graph.input, *model.graph.output):
+        words = [info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim)]
+        if not all(isinstance(word, str) for word in words):  # protobuf gives bytes for what is not UTF-8
+            raise CorruptFile(path, f"is damaged: a name of an input, an output or a dimension is no text ({words})")
     for tensor in external_tensors(model):
         _place(tensor, path)
     return model

@@ -110,6 +110,8 @@ def check_claim(value: Mapping[str, Any]) -> None:
         raise InvalidInput(f"it says that parity passed, and its numbers do not: label agreement {agreement}, error {relative}")
 
 
+THREADS = 2
+"""Of the reference, on every machine: its last digits depend on them, and equal exports shall have equal reports."""
 _CLAIMS = {"inputs": math.inf, "seed": math.inf, "max_abs_error": math.inf, "relative_error": math.inf, "tolerance": math.inf}
 _CLAIMS |= {"label_agreement": 1.0, "min_agreement": 1.0}
 """Numbers of a parity report, with the highest that each may be."""
@@ -147,6 +149,7 @@ def check_parity(
     import torch
 
     from export.onnx_trace import evaluating, on_cpu
+    from export.torch_session import torch_threads
 
     if isinstance(session_or_path, (str, Path)):
         from export.onnxruntime_session import OnnxRuntime
@@ -164,7 +167,7 @@ def check_parity(
             values: np.ndarray = compute(torch.from_numpy(image)).numpy()
         return values.argmax(1) if output == "labels" and np.isfinite(values).all() else values
 
-    with evaluating(module), torch.inference_mode():
+    with evaluating(module), torch.inference_mode(), torch_threads(THREADS):
         rows = _rows(reference, session, images, output)
     return _judge(rows, output, seed, tolerance, min_agreement)
 

@@ -176,6 +176,8 @@ class Kit:
             raise CorruptFile(path, f"is no description of a kit ({type(error).__name__}: {error})") from None
         if any(file.kind not in KINDS or any(operator.copies < 1 for operator in file.operators) for file in files):
             raise CorruptFile(path, "is no description of a kit (a file of unknown kind, or an operator that is nowhere)")
+        if wrong := [file.name for file in files if bool(file.operators) != (file.kind in (OPERATORS, CANARY))]:
+            raise CorruptFile(path, f"is no description of a kit ({wrong[0]!r} is of another kind than what it holds)")
         return kit
 
 

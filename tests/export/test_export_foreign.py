@@ -325,6 +325,14 @@ def test_torn_files_of_any_suffix(tmp_path: Path) -> None:
         timed(path)
 
 
+def test_a_dimension_whose_name_is_no_text(tmp_path: Path) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    path = foreign.save(tmp_path / "m.onnx", [node], [foreign.info("x", [1, 3, "h", "WIDTH"])], [foreign.info("y", [1, 3, 8, 8])])
+    path.write_bytes(path.read_bytes().replace(b"WIDTH", b"\xf7IDTH"))
+    with pytest.raises(CorruptFile, match="a name of an input, an output or a dimension is no text"):
+        timed(path, size=(8, 8))
+
+
 class Foreign(torch.nn.Module):
     """Gives a dict, as torchvision's segmentation networks do."""
 

@@ -246,6 +246,15 @@ def test_wrong_types_in_a_description_are_refused(kit: Path, wrong: dict[str, ob
         Kit.load(kit)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("floor", "operators"), ("operators", "network"), ("canary", "floor")])
+def test_a_file_holds_what_its_kind_says(kit: Path, kind: str, other: str) -> None:
+    description = json.loads((kit / "kit.json").read_text())
+    next(file for file in description["files"] if file["kind"] == kind)["kind"] = other
+    (kit / "kit.json").write_text(json.dumps(description))
+    with pytest.raises(CorruptFile, match="of another kind than what it holds"):
+        Kit.load(kit)
+
+
 def test_a_folder_holds_one_kit(written: Path, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()}
     assert write(written).id == Kit.load(written).id
