@@ -52,7 +52,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test $(VENV)/.tensorrt-rtx-$(TENSORRT_RTX)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # What is found is printed with the command that repeats it. A torture that was stopped goes on where it was.
 fuzz: $(VENV)/.test

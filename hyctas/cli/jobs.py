@@ -340,6 +340,28 @@ class BenchJob(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictJob(Settings):
+    """What hyctas-predict segments, and where the results go."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
+    """Images, folders of images, videos, or a camera: camera:0, /dev/video0, rtsp://..., http://..."""
+    model: Path | None = None
+    """ONNX file, bundle, engine or run folder; default: models/balanced, where the current folder has it."""
+    target: str | None = None
+    """Where to run it, for instance onnxruntime-cpu:fp32; default: the best available one that runs the model, printed."""
+    threads: Threads = 2
+    """Threads on a CPU target."""
+    size: str | None = None
+    """Image size of the model, HEIGHTxWIDTH, for an ONNX file with a dynamic one and for a run folder."""
+    out: Path = Path("predictions")
+    """Folder for the overlays: NAME.overlay.png; NAME.overlay.mp4 of a video or camera."""
+    labels: bool = False
+    """Write label maps too, PNG of 8 bits: NAME.labels.png; of a video or camera a folder of them, NAME.labels."""
+    serve: str | None = None
+    """Show a live web page at [HOST:]PORT instead of writing files; without HOST only this machine sees it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorJob(Settings):
     """How hyctas-doctor answers."""
 

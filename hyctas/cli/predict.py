@@ -9,18 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from export.errors import CheckFailed, InvalidInput
-from export.ranges import Settings, Threads
 from export.target import TENSORRT
 from hyctas.cli.bench import bench_model, choose_target, kind_of
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import check_writable, image_size
+from hyctas.cli.jobs import PredictJob, check_writable, image_size
 
 if TYPE_CHECKING:
     from export.frame_source import FrameSource
@@ -30,28 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = Path("models/balanced")
 LOOPBACK = "127.0.0.1"
 SHOW_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictJob(Settings):
-    """What hyctas-predict segments, and where the results go."""
-
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
-    """Images, folders of images, videos, or a camera: camera:0, /dev/video0, rtsp://..., http://..."""
-    model: Path | None = None
-    """ONNX file, bundle, engine or run folder; default: models/balanced, where the current folder has it."""
-    target: str | None = None
-    """Where to run it, for instance onnxruntime-cpu:fp32; default: the best available one that runs the model, printed."""
-    threads: Threads = 2
-    """Threads on a CPU target."""
-    size: str | None = None
-    """Image size of the model, HEIGHTxWIDTH, for an ONNX file with a dynamic one and for a run folder."""
-    out: Path = Path("predictions")
-    """Folder for the overlays: NAME.overlay.png; NAME.overlay.mp4 of a video or camera."""
-    labels: bool = False
-    """Write label maps too, PNG of 8 bits: NAME.labels.png; of a video or camera a folder of them, NAME.labels."""
-    serve: str | None = None
-    """Show a live web page at [HOST:]PORT instead of writing files; without HOST only this machine sees it."""
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def test_1_a_killed_rehearsal_goes_on(tmp_path: Path) -> None:
     [
         (("--device", "cpu", "--parts", "numerics,speed"), 2, "speed; parts are numerics, attention, fidelity, end_to_end"),
         (("--device", "cpu", "--parts", ","), 2, "none; parts are"),
-        (("--device", "cpu", "--seconds", "nan"), 2, "give a time above 0"),
+        (("--device", "cpu", "--seconds", "nan"), 2, "a number, above 0"),
         pytest.param((), 3, "finds no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")),
     ],
 )

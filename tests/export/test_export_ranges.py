@@ -18,6 +18,7 @@ from hyctas.cli.jobs import (
     DemoJob,
     DoctorJob,
     ExportJob,
+    PredictJob,
     ProfileJob,
     SearchJob,
     TrainJob,
@@ -27,16 +28,18 @@ from hyctas.cli.jobs import (
 from hyctas.data.scenes import Scenes
 from hyctas.data.transforms import Augment
 from hyctas.engine.settings import EngineSettings, LoadSettings
+from hyctas.search.search_settings import SearchSettings
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 from latency.kit import Timing
 from latency.protocol import Protocol
 
 KINDS = [
     Recipe, NetworkRecipe, SupernetRecipe, ProfileJob, TrainJob, TrainNetworkJob, TrainSupernetJob, SearchJob, DemoJob, ExportJob,
-    BenchJob, DoctorJob, Protocol, EngineSettings, LoadSettings, BuildOptions, Timing, Scenes, Augment,
+    BenchJob, PredictJob, DoctorJob, SearchSettings, Protocol, EngineSettings, LoadSettings, BuildOptions, Timing, Scenes, Augment,
 ]  # fmt: skip
 NEEDED: dict[type, dict[str, Any]] = {
-    BuildOptions: {"precision": "fp16"}, ExportJob: {"file": "x.onnx"}, Augment: {"crop": (64, 64)},
+    BuildOptions: {"precision": "fp16"}, ExportJob: {"file": "x.onnx"}, PredictJob: {"sources": ("x.png",)},
+    Augment: {"crop": (64, 64)},
     Recipe: {"steps": 1}, NetworkRecipe: {"steps": 1}, SupernetRecipe: {"steps": 1},
 }  # fmt: skip
 
