@@ -68,6 +68,21 @@ def test_errors(error: float, passed: bool) -> None:
             report.raise_if_failed()
 
 
+@pytest.mark.parametrize(("margin", "passed"), [(1e-6, True), (1e-4, False)])
+def test_a_tie_of_two_logits_is_no_disagreement(margin: float, passed: bool) -> None:
+    """Two classes that differ by rounding alone; the session has them the other way round."""
+
+    def tied(first: float, second: float) -> nn.Module:
+        conv = nn.Conv2d(3, 5, 1)
+        with torch.no_grad():
+            conv.weight.zero_()
+            conv.bias.copy_(torch.tensor([first, second, 0.0, -1.0, -2.0]))  # type: ignore[union-attr]
+        return conv
+
+    report = check_parity(tied(1.0, 1.0 - margin), Fake(tied(1.0 - margin, 1.0)))
+    assert (report.passed, report.label_agreement) == (passed, float(passed))
+
+
 def test_labels_are_compared_as_labels() -> None:
     assert check_parity(head(), Fake(head(), name="labels")).passed
     report = check_parity(head(), Fake(head(1), name="labels"))
