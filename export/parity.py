@@ -111,7 +111,7 @@ def check_claim(value: Mapping[str, Any]) -> None:
 
 
 TIED = 1e-5
-"""Difference of two logits, by the standard deviation, that is rounding in fp32: of networks at small sizes one such pixel is 1 %."""
+"""Difference of two logits, by the standard deviation, that is rounding in fp32; at small sizes one such pixel is 1 % of all."""
 THREADS = 2
 """Of the reference, on every machine: its last digits depend on them, and equal exports shall have equal reports."""
 _CLAIMS = {"inputs": math.inf, "seed": math.inf, "max_abs_error": math.inf, "relative_error": math.inf, "tolerance": math.inf}
