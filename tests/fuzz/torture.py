@@ -252,7 +252,7 @@ class Torture:
 
 
 def _content(run: Path, name: str) -> object:
-    """Return what of a run's file must be the same in every run; a record may name the run folder as what a training starts from."""
+    """Return what of a file must be the same in every run; a record may name its run folder as what a training starts from."""
     path = run / name
     if path.name in MEASURED:
         return sorted(json.loads(path.read_text()).get("rows", ())) if path.suffix == ".json" else path.stat().st_size > 0
