@@ -205,7 +205,7 @@ class Torture:
         if ours != theirs:
             raise Failed(f"files left: {sorted(ours - theirs)}, files missing: {sorted(theirs - ours)}")
         files = (name for name in sorted(theirs) if (reference / name).is_file())
-        differing = [name for name in files if _content(run, name) != _content(reference, name)]
+        differing = [name for name in files if _content(run / name) != _content(reference / name)]
         if differing:
             raise Failed(f"other content than in an undisturbed run: {', '.join(differing)}")
 
@@ -251,13 +251,12 @@ class Torture:
         self.state_path.write_text(json.dumps(self.state, indent=1))
 
 
-def _content(run: Path, name: str) -> object:
-    """Return what of a file must be the same in every run; a record may name its run folder as what a training starts from."""
-    path = run / name
+def _content(path: Path) -> object:
+    """Return what of a file must be the same in every run; what a training started from is named after its run folder."""
     if path.name in MEASURED:
         return sorted(json.loads(path.read_text()).get("rows", ())) if path.suffix == ".json" else path.stat().st_size > 0
     if path.name in RECORDS:
-        record = json.loads(path.read_text().replace(f'"{run.name}"', '"RUN"'))
+        record = json.loads(path.read_text(), object_hook=lambda item: {k: v for k, v in item.items() if k != "source"})
         results = {name: value for name, value in record["results"].items() if name not in ("spent_s", "busy")}
         config = {name: value for name, value in record["config"].items() if name != "merge"}
         return record["state"], config, results
