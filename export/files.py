@@ -113,12 +113,18 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON of whatever origin.
 
     Raises:
-        ValueError: not JSON (`JSONDecodeError`), nested too deeply, or a number that is not finite as a float.
+        ValueError: not JSON (`JSONDecodeError`), nested too deeply, a number that is not finite as a float, or text with half of a
+            surrogate pair, which can neither be written nor be a file's name.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_short)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_short)
+        if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")  # the names of files that are not UTF-8 pass
+        return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
 
 
 def _short(text: str) -> int:

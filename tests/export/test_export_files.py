@@ -12,7 +12,7 @@ from export.files import parse_json, read_json
 from latency.journal import read_journal
 from latency.table import Row
 
-WRONG = ("[" * 100_000, "9" * 400, "9" * 5000, "-" + "9" * 400, "1e999", "NaN", "-Infinity", "{", "", "nul")
+WRONG = ("[" * 100_000, "9" * 400, "9" * 5000, "-" + "9" * 400, "1e999", "NaN", "-Infinity", "{", "", "nul", '"\\ud800"')
 
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:6])
@@ -26,6 +26,7 @@ def test_what_is_no_json(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is(tmp_path: Path) -> None:
+    assert parse_json(r'"\ud83d\ude00 \udc80"') == "\U0001f600 \udc80"
     assert parse_json('{"a": [1, -2.5, 1e300, "b", null, true]}') == {"a": [1, -2.5, 1e300, "b", None, True]}
 
 
