@@ -34,7 +34,7 @@ from hyctas.members import family, members
 from hyctas.search.limits import Limits
 from hyctas.search_space import SearchSpace
 from hyctas.space import edge
-from hyctas.workloads import CostModel
+from hyctas.workloads import CostModel, calibrated_sizes
 from latency import LatencyTable
 
 RESULTS = Path(__file__).parent / "results/cpu/gate_camvid.jsonl"
@@ -103,7 +103,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
     from hyctas.engine.table import open_target
 
     space = edge()
-    size = parse_size(next(name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")))
+    size = parse_size(calibrated_sizes(space, table)[0])
     model, identity = CostModel(space, table, size, CLASSES), table.identity
     runtime = open_target(Target.parse(identity.target), identity.threads)
     allowed_ms = TOLERANCE * limit_ms

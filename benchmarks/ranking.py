@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.errors import one_sentence
-from benchmarks.screening import read_results, train
+from benchmarks.screening import append, read_results, train
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text
 from export.target import format_size
@@ -162,12 +162,6 @@ def noted(results: Path, key: dict[str, Any]) -> bool:
 def matches(line: dict[str, Any], key: dict[str, Any]) -> bool:
     """Say whether a line has all of a key, as JSON has it."""
     return json.loads(json.dumps(key)).items() <= line.items()
-
-
-def append(results: Path, line: dict[str, Any]) -> None:
-    """Append a line to the results file."""
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def report(lines: Sequence[dict[str, Any]]) -> str:

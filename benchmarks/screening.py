@@ -198,6 +198,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def append(results: Path, line: dict[str, Any]) -> None:
+    """Append a line to a results file."""
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def run(case: Case, data: str, runs: Path, results: Path) -> None:
     """Train a case with the command that users have, its teachers first, and append what it reached, once.
 
@@ -221,8 +227,7 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
         "spent_s": record["results"]["spent_s"], "cpu": record["machine"]["cpu"], "versions": record["versions"],
     }  # fmt: skip
     if not noted(case, results):
-        with results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(results, line)
 
 
 def train(

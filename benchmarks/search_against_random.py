@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.errors import one_sentence
-from benchmarks.screening import read_results
+from benchmarks.screening import append, read_results
 from export.errors import CheckFailed, InvalidInput
 from export.files import sha256, write_text
 from export.target import parse_size
@@ -29,7 +29,7 @@ from hyctas.genotype import Genotype
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
 from hyctas.search.optimise import RandomDraws
-from hyctas.workloads import CostModel
+from hyctas.workloads import CostModel, calibrated_sizes
 
 RESULTS = Path(__file__).parent / "results/cpu/search_against_random.jsonl"
 BAND = (0.85, 1.0)
@@ -130,7 +130,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(job.run / "train-supernet.json")
     data, path = open_dataset(arguments.data or supernet.data, check=False), job.run / "latency.json"
     space, latency = supernet.space(), LatencyTable.load(path)
-    size = parse_size(next(name.partition("@")[2] for name in latency.calibrations if name.startswith(f"{space.name}@")))
+    size = parse_size(calibrated_sizes(space, latency)[0])
     case = {
         "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
         "evaluations": job.evaluations, "images": job.images, **asdict(job.search()),
@@ -165,8 +165,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     for side, answer in answers.items():
         known = {"id": answer.id, "genotype": json.loads(answer.genotype.to_json()), "predicted_ms": answer.predicted_ms}
         line[side] = {**known, "seen_miou": answer.miou, "unseen_miou": judge(answer.genotype)}
-    with arguments.results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append(arguments.results, line)
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from export.errors import InvalidInput
 from hyctas.genotype import Genotype
-from hyctas.search_space import SearchSpace
+from hyctas.search_space import SearchSpace, genes_in
 from hyctas.space import edge
 
 Row = tuple[str, ...]
@@ -132,14 +132,7 @@ def member(name: str) -> Genotype:
 
 def members_of(space: SearchSpace) -> dict[str, Genotype]:
     """Return the hand-made networks that a space holds, by name."""
-    held = {}
-    for name, genotype in members().items():
-        try:
-            space.encode(genotype)
-        except InvalidInput:
-            continue
-        held[name] = genotype
-    return held
+    return {name: genotype for name, genotype in members().items() if genes_in(space, genotype) is not None}
 
 
 def family(name: str) -> str:

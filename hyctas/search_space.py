@@ -162,3 +162,11 @@ class GeneVectors:
     def repair(self: SearchSpace, genes: Genes) -> Genes:
         """Return the canonical vector of the same network (ignored genes at 0), values clipped into range."""
         return self.encode(self.decode(np.clip(genes, 0, self.cardinality - 1)))
+
+
+def genes_in(space: SearchSpace, genotype: Genotype) -> Genes | None:
+    """Return a network's genes; None where it is not of the space."""
+    try:
+        return space.encode(genotype)
+    except InvalidInput:
+        return None

@@ -46,11 +46,13 @@ def _readable(field: StructFieldSpec) -> StructFieldSpec:
 
 def _metavar(kind: Any) -> str | None:
     """Name the type of an optional value without the None; None leaves any other to tyro."""
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
+    kind = _bare(kind)
     if get_origin(kind) not in (Union, types.UnionType):
         return None
-    (value,) = (member for member in get_args(kind) if member is not type(None))
-    while get_origin(value) is Annotated:
-        value = get_args(value)[0]
+    (value,) = (_bare(member) for member in get_args(kind) if member is not type(None))
     return "{" + ",".join(get_args(value)) + "}" if get_origin(value) is Literal else METAVARS[value]
+
+
+def _bare(kind: Any) -> Any:
+    """Return a type without what annotates it; nested annotations are one."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind

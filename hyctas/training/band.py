@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import Infeasible, InvalidInput
+from export.errors import Infeasible
 from hyctas.genotype import Genotype
 from hyctas.plan import lower
-from hyctas.search_space import Genes, SearchSpace
+from hyctas.search_space import Genes, SearchSpace, genes_in
 from hyctas.training.config import SupernetRecipe
 from hyctas.workloads import CostModel
 
@@ -137,7 +137,7 @@ class Drawer:
         costs = sorted(band.cost(genotype) for genotype in ends)
         if costs[0] > band.high or costs[1] < band.low:
             raise self._infeasible(costs)
-        handmade = [(genes, genotype) for genotype in members if (genes := _genes(space, genotype)) is not None]
+        handmade = [(genes, genotype) for genotype in members if (genes := genes_in(space, genotype)) is not None]
         self.members = [genotype for _, genotype in handmade if band.holds(genotype)]
         first = [*((space.encode(genotype), genotype) for genotype in ends), *handmade]
         if np.isinf(band.high):  # all of the space
@@ -235,11 +235,3 @@ class Drawer:
             if self.band.holds(genotype):
                 return genotype
         return parent
-
-
-def _genes(space: SearchSpace, genotype: Genotype) -> Genes | None:
-    """Return a network's genes; None where it is not of the space."""
-    try:
-        return space.encode(genotype)
-    except InvalidInput:
-        return None
