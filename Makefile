@@ -66,7 +66,7 @@ tensorrt: $(VENV)/.test $(VENV)/.tensorrt-rtx-$(TENSORRT_RTX)
 
 # Linux alone: Triton, which is the compiler, has no wheels for other systems.
 gate: $(VENV)/.test
-	$(BIN)/python -m hyctas.attention.gate --update
+	$(BIN)/python -m hyctas.attention.triton.gate --update
 	$(BIN)/pytest tests/hyctas/attention
 
 clean:

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import ranking
 from benchmarks.screening import read_results
 from export.errors import Infeasible, InvalidInput
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
 from hyctas.plan import lower
 from hyctas.space import tiny
 from tests.hyctas.cli.test_cli_job import TRAIN, write_table

@@ -13,8 +13,8 @@ from benchmarks.fidelity import coverage, models_table, scatter
 from benchmarks.targets import check_comparable, hypervolume, read_run, report
 from export.errors import InvalidInput
 from hyctas.space import tiny
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 
 SPACE = tiny()
 NETWORKS = [SPACE.smallest(), SPACE.largest(), SPACE.sample(np.random.default_rng(1))]

@@ -12,14 +12,14 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from export import bench as bench_module
-from export.bench import bench
+from export import bench_timing as bench_module
 from export.bench_models import BenchModel
 from export.bench_report import summarise
+from export.bench_timing import bench
+from export.bundle.imaging import Preprocessing, decode, overlay
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.imaging import Preprocessing, decode, overlay
-from export.onnx_file import export_onnx
-from export.segment import synthetic_jpeg
+from export.onnx.exporter import export_onnx
+from export.prediction.segment import synthetic_jpeg
 from export.target import Target
 
 ORT = Target("onnxruntime-cpu", "fp32")

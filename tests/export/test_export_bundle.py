@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from export import bundle, swap
-from export.bundle import CONTENT, BundleReport, read_bundle, write_bundle
+from export import swap
+from export.bundle.bundle import CONTENT, BundleReport, bundle, read_bundle, write_bundle
+from export.bundle.imaging import head_stride, upsample_argmax
+from export.bundle.manifest import entry_of
 from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.files import sha256
-from export.imaging import head_stride, upsample_argmax
-from export.manifest import entry_of
 
 LABELS = {"names": list("abcde"), "colours": [[i * 50, 0, 255 - i * 50] for i in range(5)], "ignore": 255}
 PREPROCESSING = {"mean": [0.4, 0.5, 0.45], "std": [0.2, 0.25, 0.3], "layout": "NCHW"}

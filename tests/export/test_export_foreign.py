@@ -14,13 +14,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export import bench as bench_module
-from export.bench import bench
+from export import bench_timing as bench_module
 from export.bench_models import BenchModel
 from export.bench_report import BenchResult
+from export.bench_timing import bench
 from export.errors import CorruptFile, InvalidInput
-from export.onnx_load import load_graph, load_model, whole_bytes
-from export.onnx_shape import static_onnx
+from export.onnx.foreign import load_graph, load_model, whole_bytes
+from export.onnx.static_shape import static_onnx
 from export.runtime import TensorSpec
 from export.runtimes import open_runtime
 from export.target import Target

@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from export import check_parity, export_onnx, openvino_session
+from export import check_parity, export_onnx
+from export.backends import openvino_session
+from export.backends.openvino_session import OpenVinoRuntime, unavailable_reason
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.onnx_file import export_modules
-from export.openvino_session import OpenVinoRuntime, unavailable_reason
+from export.onnx.exporter import export_modules
 from export.runtime import Runtime, Session
 from export.runtimes import open_runtime
 from export.target import Target
@@ -208,7 +209,7 @@ def test_no_telemetry(tmp_path: Path) -> None:
     """OpenVINO's own import tells Google Analytics, and writes into the home folder."""
     code = (
         "import sys, warnings; warnings.simplefilter('error')\n"
-        "from export.openvino_session import OpenVinoRuntime; from export.target import Target\n"
+        "from export.backends.openvino_session import OpenVinoRuntime; from export.target import Target\n"
         "OpenVinoRuntime(Target.parse('openvino-cpu:fp32'))\n"
         "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules and 'torch' not in sys.modules\n"
     )

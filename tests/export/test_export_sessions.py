@@ -18,13 +18,13 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 from torch import nn
 
-from export import onnxruntime_session
+from export.backends import onnxruntime_session
+from export.backends.onnxruntime_session import OnnxRuntime
+from export.backends.torch_session import TorchRuntime, TorchSession
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.onnx_file import export_modules
-from export.onnxruntime_session import OnnxRuntime
+from export.onnx.exporter import export_modules
 from export.runtime import Runtime, Session
 from export.target import Target
-from export.torch_session import TorchRuntime, TorchSession
 
 ORT = Target("onnxruntime-cpu", "fp32")
 CUDA = Target("onnxruntime-cuda", "fp32")

@@ -16,10 +16,12 @@ from latency.lock import VARIABLE
 
 PRELOADED = (
     "torch", "torch.export", "onnx", "onnxscript", "onnxruntime", "pymoo.algorithms.moo.nsga2", "matplotlib.figure", "tyro",
-    "rich.progress", "PIL.Image", "safetensors.torch", "hyctas.training.sandwich", "hyctas.training.single", "hyctas.bundling",
+    "rich.progress", "PIL.Image", "safetensors.torch", "hyctas.training.sandwich", "hyctas.training.single",
+    "hyctas.artifacts.bundling",
     *(f"hyctas.cli.{name}" for name in ("profile", "train", "search", "export", "bench", "doctor", "datasets", "report", "kit")),
-    "hyctas.report.write", "hyctas.search.driver", "hyctas.pretrained.start", "hyctas.inherit", "hyctas.workloads",
-    "export.bench", "export.bench_models", "export.parity", "export.onnx_file", "latency.ingest",
+    "hyctas.report.report_files", "hyctas.search.driver", "hyctas.pretrained.start", "hyctas.artifacts.inherit",
+    "hyctas.cost.workloads",
+    "export.bench_timing", "export.bench_models", "export.parity", "export.onnx.exporter", "latency.kit.ingest",
 )  # fmt: skip
 """Modules without threads of their own; this process computes nothing with them, so that its forks are whole."""
 KILLED = -int(signal.SIGKILL)

@@ -17,31 +17,32 @@ import torch
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.files import sha256
-from export.onnx_function import attach, nodes_of
+from export.onnx.functions import attach, nodes_of
 from export.plugin_kernel import PluginKernel
 from export.runtime import Session
 from export.target import Target
-from export.trt import guard, mixed
+from export.trt import mixed
 from export.trt.attention_benchmark import Benchmarks, Rounds
 from export.trt.attention_case import AttentionCase
 from export.trt.build import BuildResult
 from export.trt.choose import Candidate, take_first
+from export.trt.cuda import guard
+from export.trt.cuda.guard import Gpu
 from export.trt.engine_file import UNPROVEN, Machine, read_manifest
 from export.trt.engine_file import check_free as check_engine_free
-from export.trt.guard import Gpu
+from export.trt.engine_precision import check_graph
 from export.trt.options import BuildOptions
-from export.trt.precision import check_graph
 from export.trt.runner import open_engine
 from export.trt.versions import has_plugins
-from hyctas.attention.onnx_function import self_attention_function
-from hyctas.bundling import Trained, check_free
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.bundling import Trained, check_free
+from hyctas.attention.onnx.bodies import self_attention_function
 from hyctas.data import Labels, default_colours
-from hyctas.engine import attention
-from hyctas.engine.attention import candidates, choose, intermediate
+from hyctas.engine import attention_choice as attention
+from hyctas.engine.attention_choice import candidates, choose, intermediate
 from hyctas.engine.context import BuildContext, compiled, named_context, open_context
+from hyctas.engine.engine_export import EngineReport, write_engine
 from hyctas.engine.settings import EngineSettings
-from hyctas.engine.write import EngineReport, write_engine
-from hyctas.genotype import Genotype
 from hyctas.network import build
 from hyctas.space import tiny
 from tests.export.trt import attention_plugin as made
@@ -81,7 +82,7 @@ class Engine:
     """A session of ONNX Runtime's with what one of TensorRT's has besides."""
 
     def __init__(self, plan: bytes, folder: Path, ms: float, scaled: float) -> None:
-        from export.onnxruntime_session import OnnxRuntime
+        from export.backends.onnxruntime_session import OnnxRuntime
 
         model = onnx.ModelProto.FromString(plan)
         file = folder / f"{hashlib.sha256(plan).hexdigest()[:16]}.onnx"
@@ -308,7 +309,7 @@ def test_candidates(tmp_path: Path) -> None:
 
 
 def test_the_compiler_is_asked_for_the_shape_and_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hyctas.attention import plugin
+    from hyctas.attention.triton import plugin_compile as plugin
 
     asked: list[Any] = []
     monkeypatch.setattr(plugin, "plugin_kernel", lambda *given, **named: asked.append((given, named)))

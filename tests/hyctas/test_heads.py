@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from export.errors import InvalidInput
-from export.onnx_file import export_onnx
+from export.onnx.exporter import export_onnx
 from export.parity import check_parity
 from hyctas import published
+from hyctas.arch.genotype import Genotype
 from hyctas.data import PREPROCESSING, Frames, Scenes
-from hyctas.genotype import Genotype
 from hyctas.network import Native, build
 from hyctas.panoptic import split
 from hyctas.plan import lower

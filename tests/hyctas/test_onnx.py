@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from export import check_parity, export_onnx
-from export.onnx_file import export_modules
+from export.onnx.exporter import export_modules
 from export.runtimes import open_runtime
 from export.target import Target
+from hyctas.arch.operators import Conv, DownUp, FeatureFusion, Operator, Predict, SelfAttention, Skip
 from hyctas.attention import chunked
-from hyctas.blocks import Block
+from hyctas.cost.workloads import build_block, workloads
 from hyctas.network import Native, build
-from hyctas.operators import Conv, DownUp, FeatureFusion, Operator, Predict, SelfAttention, Skip
+from hyctas.nn.blocks import Block
 from hyctas.space import edge, tiny
-from hyctas.workloads import build_block, workloads
 
 ONNX = Target("onnxruntime-cpu", "fp32")
 

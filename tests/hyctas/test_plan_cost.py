@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.errors import InvalidInput
-from hyctas.blocks import Block
-from hyctas.network import build
-from hyctas.operators import (
+from hyctas.arch.operators import (
     Context,
     Conv,
     DownUp,
@@ -29,6 +27,8 @@ from hyctas.operators import (
     Skip,
     from_key,
 )
+from hyctas.network import build
+from hyctas.nn.blocks import Block
 from hyctas.plan import IMAGE, lower
 from hyctas.space import edge, tiny
 

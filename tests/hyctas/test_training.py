@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from export.bundle.imaging import Preprocessing
 from export.errors import CheckFailed, CorruptFile, InvalidInput
-from export.imaging import Preprocessing
 from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.network import build
+from hyctas.nn.supernet import Supernet
 from hyctas.space import tiny
-from hyctas.supernet import Supernet
 from hyctas.training.config import Recipe, SupernetRecipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms, whole_images
 from hyctas.training.feed import CropFeed

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from export.backends.onnxruntime_session import OnnxRuntime
 from export.errors import InvalidInput
-from export.onnxruntime_session import OnnxRuntime
 from export.target import Target
 from latency.compose import Composition, compose
 from latency.measure import Measurement, MeasurementFailed, Protocol, flusher, measure
-from latency.profile import profile
+from latency.profiling import profile
 from latency.workload import Workload
 
 INPUTS = (torch.randn(1, 3, 8, 10), torch.randn(1, 5, 8, 10))

@@ -25,11 +25,11 @@ import pytest
 
 from export.errors import CorruptFile, InvalidInput, TableMismatch, Unavailable
 from export.target import Target
-from hyctas.operators import Conv, DownUp, FeatureFusion, Predict, SelfAttention
-from hyctas.workloads import workloads
-from latency.ingest import ALONE, Ingested, ingest
-from latency.kit import CANARY, OPERATORS, Kit, Timing
-from latency.kit_write import MAX_COPIES, grouped, write_kit
+from hyctas.arch.operators import Conv, DownUp, FeatureFusion, Predict, SelfAttention
+from hyctas.cost.workloads import workloads
+from latency.kit.format import CANARY, OPERATORS, Kit, Timing
+from latency.kit.ingest import ALONE, Ingested, ingest
+from latency.kit.write import MAX_COPIES, grouped, write_kit
 from latency.workload import Workload
 
 pytest.importorskip("onnxruntime")

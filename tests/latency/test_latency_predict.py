@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput, MissingKeys
-from latency import LatencyTable, Unit, fit, judge, predict
+from latency import LatencyTable, Unit, fit, judge
+from latency import predictor as predict
+from latency.accuracy import fidelity, kendall, ranks, spearman
 from latency.calibration import Calibration
-from latency.fidelity import fidelity, kendall, ranks, spearman
 from latency.identity import Identity
 from latency.judge import conformal_bound
-from latency.predict import _bounded, compare
+from latency.predictor import _bounded, compare
 from latency.table import Row
 
 OPS = ("conv", "attention", "pool", "resize")

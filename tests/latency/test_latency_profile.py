@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from export.errors import InvalidInput, TableMismatch
-from latency import LatencyTable, Protocol, Workload, profile
+from latency import LatencyTable, Protocol, Workload
+from latency import profiling as profile
 from latency.journal import journal_path
 from latency.measure import Measurement, MeasurementFailed
-from latency.profile import OperatorsFailed
+from latency.profiling import OperatorsFailed
 
 FAST = Protocol(warmup_ms=0, min_samples=6, max_samples=6, budget_ms=0)
 

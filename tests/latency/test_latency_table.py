@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from export.errors import CorruptFile, InvalidInput, MissingKeys, TableMismatch
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 from latency.identity import Identity, IdentityMismatch
 from latency.journal import Journal, fold, journal_path, read_journal
 from latency.measure import Measurement

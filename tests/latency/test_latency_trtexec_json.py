@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from export.trt.attribution import Layer, LayerInfo, attribute
-from latency import trtexec_json
-from latency.trtexec_json import Unusable, read_layers, read_profile, read_times
+from latency.kit.format import trtexec_json
+from latency.kit.trtexec_json import Unusable, read_layers, read_profile, read_times
 
 ENDS = re.compile(r"(?:k0001|k0002)_\d+_[xy]\d+")
 TIMES = "[\n" + "\n, ".join(f'  {{ "startEnqMs" : {i}, "computeMs" : 0.8{i}, "latencyMs" : 0.8{i} }}' for i in range(6)) + "\n]\n"

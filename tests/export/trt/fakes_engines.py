@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto
 
-from export.trt import build, device, runtime
+from export.trt import build
+from export.trt import tensorrt_runtime as runtime
 from export.trt.build import BuildResult
+from export.trt.cuda import device
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
 from tests.export.trt.fakes_run import Rig, plan

@@ -21,10 +21,11 @@ import numpy as np
 
 from export.errors import Unavailable
 from export.files import sha256
-from export.trt import engine_file, guard, log
-from export.trt.device import DeviceBackend
-from export.trt.device_cuda_bindings import CudaBindingsBackend
-from export.trt.guard import Gpu
+from export.trt import engine_file, log
+from export.trt.cuda import guard
+from export.trt.cuda.device import DeviceBackend
+from export.trt.cuda.device_cuda_bindings import CudaBindingsBackend
+from export.trt.cuda.guard import Gpu
 from export.trt.runner import EngineSession
 from tests.export.trt.fakes_cuda import fake_cuda_bindings, module
 from tests.export.trt.fakes_gpu import FakeGpu

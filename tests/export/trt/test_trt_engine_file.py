@@ -17,6 +17,7 @@ import pytest
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.trt import engine_file, from_onnx
+from export.trt.cuda.guard import Gpu
 from export.trt.engine_file import (
     EngineManifest,
     EngineRefused,
@@ -29,7 +30,6 @@ from export.trt.engine_file import (
     save_engine,
 )
 from export.trt.from_onnx import Place
-from export.trt.guard import Gpu
 from export.trt.options import BuildOptions
 from tests.export.trt.fakes_version import fake_tensorrt
 

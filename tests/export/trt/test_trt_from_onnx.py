@@ -18,10 +18,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.bundle.manifest import read_manifest as read_bundle_manifest
+from export.bundle.manifest import verify, write_manifest
 from export.files import sha256
-from export.manifest import read_manifest as read_bundle_manifest
-from export.manifest import verify, write_manifest
-from export.trt import from_onnx, guard
+from export.trt import from_onnx
+from export.trt.cuda import guard
 from export.trt.engine_file import EngineManifest, manifest_path, read_manifest
 from export.trt.from_onnx import Shown, main
 from export.trt.options import BuildOptions
@@ -288,7 +289,7 @@ def test_it_runs_without_what_a_device_lacks_and_is_python_3_10(network: Path, t
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["code"], found["leaks"], found["present"]) == (0, [], [])
     assert read_manifest(network.with_suffix(".engine")) is not None
-    assert {"export.trt.from_onnx", "export.trt.precision", "export.parity"} <= set(found["modules"])
+    assert {"export.trt.from_onnx", "export.trt.engine_precision", "export.parity"} <= set(found["modules"])
     assert_python_3_10([*found["modules"], "export.trt.mixed"], tmp_path)
 
 

@@ -14,7 +14,7 @@ from export.errors import InvalidInput
 from export.files import write_json
 from export.trt.layers import Layer, LayerTimes, builder_layers, engine_layers, fused_attention, layer_info
 from export.trt.log import TensorRTFailed
-from latency.trtexec_json import read_layers, read_profile
+from latency.kit.trtexec_json import read_layers, read_profile
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import SHAPE, VERSIONS, FakeTensorRT, Rig, make_rig
 

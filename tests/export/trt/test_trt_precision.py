@@ -14,12 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.errors import CheckFailed, InvalidInput
-from export.onnx_file import export_modules
-from export.precision import ERROR_BOUND
+from export.onnx.exporter import export_modules
+from export.onnx.precision import ERROR_BOUND
+from export.trt.engine_precision import bf16, bf16_values, check_graph, fp16, named, tensor_types
 from export.trt.mixed import emulated, faults, keep_list, output_error
-from export.trt.precision import bf16, bf16_values, check_graph, fp16, named, prepared, tensor_types
-from hyctas.operators import Conv, DownUp, Predict, SelfAttention
-from hyctas.workloads import build_block
+from export.trt.prepare import prepared
+from hyctas.arch.operators import Conv, DownUp, Predict, SelfAttention
+from hyctas.cost.workloads import build_block
 
 ort = pytest.importorskip("onnxruntime")
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16

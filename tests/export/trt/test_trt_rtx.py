@@ -22,9 +22,11 @@ from benchmarks.tensorrt_matrix import BODIES, alone, chosen, graphs, in_types, 
 from export.errors import CheckFailed, CorruptFile, InvalidInput, Unavailable
 from export.runtimes import available_targets
 from export.target import Target
-from export.trt import guard, precision, rtx, versions
+from export.trt import engine_precision as precision
+from export.trt import rtx, versions
 from export.trt.attention_case import AttentionCase
 from export.trt.build import build_engine
+from export.trt.cuda import guard
 from export.trt.engine_file import (
     UNPROVEN,
     EngineRefused,
@@ -248,7 +250,7 @@ def test_an_engine_for_other_machines_and_its_manifest(engine: Path, capsys: pyt
 @needs_rtx
 def test_parity_is_proven_where_the_engine_first_runs(engine: Path) -> None:
     """The session stands in for the engine's: ONNX Runtime's on the same file, right and wrong."""
-    from export.onnxruntime_session import OnnxRuntime
+    from export.backends.onnxruntime_session import OnnxRuntime
 
     manifest = read_manifest(engine)
     assert manifest is not None

@@ -16,12 +16,12 @@ import pytest
 from export.errors import InvalidInput, Unavailable
 from export.runtime import Session
 from export.target import Target
-from export.trt import device_pycuda, device_torch
-from export.trt.device import CudaFailed, DeviceBackend
+from export.trt.cuda import device_pycuda, device_torch
+from export.trt.cuda.device import CudaFailed, DeviceBackend
 from export.trt.engine_file import EngineRefused, manifest_path
 from export.trt.log import TensorRTFailed
 from export.trt.runner import EngineSession, open_engine
-from export.trt.runtime import TensorRTRuntime
+from export.trt.tensorrt_runtime import TensorRTRuntime
 from tests.export.trt.fakes_cuda import fake_pycuda, fake_torch
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED, OUT_OF_MEMORY
 from tests.export.trt.fakes_run import SHAPE, VERSIONS, Rig, Severity, make_rig, plan, save

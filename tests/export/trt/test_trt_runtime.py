@@ -15,14 +15,16 @@ from onnx import TensorProto, helper
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.runtime import Runtime
 from export.target import Target
-from export.trt import build, device_pycuda, guard, runtime
+from export.trt import build
+from export.trt import tensorrt_runtime as runtime
 from export.trt.build import BuildResult
-from export.trt.device import BACKENDS
+from export.trt.cuda import device_pycuda, guard
+from export.trt.cuda.device import BACKENDS
 from export.trt.engine_file import machine_of, save_engine
 from export.trt.log import TensorRTFailed
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import BuildOptions
-from export.trt.runtime import TensorRTRuntime
+from export.trt.tensorrt_runtime import TensorRTRuntime
 from export.trt.timing_cache import default_folder
 from tests.export.trt.fakes_cuda import fake_pycuda
 from tests.export.trt.fakes_engines import tensors
@@ -102,7 +104,7 @@ class TestRuntime:
     def modules(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         """Return one module twice; exporting is other tests' matter."""
         torch = pytest.importorskip("torch")
-        onnx_file = importlib.import_module("export.onnx_file")
+        onnx_file = importlib.import_module("export.onnx.exporter")
 
         def export_modules(modules: Sequence[Any], folder: Path, names: Sequence[str], **_: Any) -> list[Path]:
             return [write_onnx(folder / f"{name}.onnx", {}, names=("x0", "y0")) for name in names]

@@ -95,8 +95,8 @@ def assert_python_3_10(names: list[str], folder: Path) -> None:
 
 
 def test_its_modules_are_python_3_10(on_a_device: dict[str, Any], tmp_path: Path) -> None:
-    names = [*on_a_device["modules"], "export.trt.device_torch", "export.trt.device_pycuda"]
-    assert {"export.trt.run", "export.trt.runner", "export.trt.device_cuda_bindings", "export.trt.guard"} <= set(names)
+    names = [*on_a_device["modules"], "export.trt.cuda.device_torch", "export.trt.cuda.device_pycuda"]
+    assert {"export.trt.run", "export.trt.runner", "export.trt.cuda.device_cuda_bindings", "export.trt.cuda.guard"} <= set(names)
     assert_python_3_10(names, tmp_path)
 
 

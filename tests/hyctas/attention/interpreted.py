@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyctas.attention import launch
-from hyctas.attention.tiles import Tile
+from hyctas.attention.triton import launch
+from hyctas.attention.triton.tiles import Tile
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = (F32, F16, BF16)

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from export import precision
 from export.errors import InvalidInput
-from export.onnx_file import export_onnx
-from export.onnx_function import attach, inlined, nodes_of
-from export.onnx_trace import checked_bytes
+from export.onnx import precision
+from export.onnx.exporter import export_onnx
+from export.onnx.functions import attach, inlined, nodes_of
+from export.onnx.tracing import checked_bytes
 from hyctas import published
+from hyctas.arch.operators import SelfAttention
 from hyctas.attention import chunked, self_attention
-from hyctas.attention.onnx_function import OPSETS, refusal, self_attention_function
-from hyctas.attention.onnx_nodes import head_size, nodes
+from hyctas.attention.onnx.bodies import OPSETS, refusal, self_attention_function
+from hyctas.attention.onnx.nodes import head_size, nodes
 from hyctas.network import build
-from hyctas.operators import SelfAttention
 from hyctas.plan import lower
 from hyctas.space import edge
 

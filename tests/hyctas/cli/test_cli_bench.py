@@ -21,11 +21,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import latency.lock
-from export import bench as bench_module
+from export import bench_timing as bench_module
 from export.bench_report import BenchReport
+from export.bundle.imaging import decode
 from export.errors import InvalidInput, Unavailable
-from export.imaging import decode
-from hyctas.bundling import bundle_network, load_trained
+from hyctas.artifacts.bundling import bundle_network, load_trained
 from hyctas.cli import bench as cli
 from hyctas.cli import jobs
 from hyctas.data import Labels, default_colours

@@ -123,8 +123,9 @@ def test_quiet_machine_needs_no_advice(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_install_lines_fit_the_machine(kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from export import onnxruntime_session, platform, runtimes
-    from export.trt import guard
+    from export import platform, runtimes
+    from export.backends import onnxruntime_session
+    from export.trt.cuda import guard
 
     for module in (onnxruntime_session, platform, runtimes, guard):
         monkeypatch.setattr(module, "platform_kind", lambda **known: kind)

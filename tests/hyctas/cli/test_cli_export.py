@@ -16,15 +16,15 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import read_bundle
+from export.bundle.bundle import read_bundle
+from export.bundle.imaging import Preprocessing
 from export.errors import InvalidInput
-from export.imaging import Preprocessing
 from export.target import Target
-from hyctas import bundling
-from hyctas.bundling import RUN_FILES, Trained, bundle_network, load_trained, prove, write_file
+from hyctas.arch.genotype import Arithmetic, Genotype
+from hyctas.artifacts import bundling
+from hyctas.artifacts.bundling import RUN_FILES, Trained, bundle_network, load_trained, prove, write_file
 from hyctas.cli import export as cli
 from hyctas.data import Labels, default_colours
-from hyctas.genotype import Arithmetic, Genotype
 from hyctas.network import build, save_weights
 from hyctas.space import tiny
 

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from export import runtimes
-from export.bundle import read_bundle
-from export.bundle_engine import engine_replaced
+from export.bundle.bundle import read_bundle
+from export.bundle.bundle_engine import engine_replaced
+from export.bundle.manifest import read_manifest as read_bundle_manifest
+from export.bundle.manifest import verify, write_manifest
 from export.errors import Unavailable
-from export.manifest import read_manifest as read_bundle_manifest
-from export.manifest import verify, write_manifest
 from export.target import Target
-from export.trt import from_onnx, guard
+from export.trt import from_onnx
 from export.trt.choose import take_first
+from export.trt.cuda import guard
 from export.trt.engine_file import read_manifest, save_engine
 from export.trt.from_onnx import Place
 from hyctas.cli import bench, export
@@ -321,10 +322,10 @@ def test_bench_names_the_first_mismatch_of_an_engine(
     trt = FakeTensorRT(FakeGpu(), version)
     install(monkeypatch, trt)
     save(work / "m.engine", trt, plan(version=version), tensorrt="10.3.0")
-    for module in ("runtime", "device"):
+    for module in ("tensorrt_runtime", "cuda.device"):
         monkeypatch.setattr(f"export.trt.{module}.open_backend", lambda name: object())
     monkeypatch.setattr(guard, "import_tensorrt", lambda index=0, runtime="tensorrt": trt.module)
-    monkeypatch.setattr("export.trt.runtime.unavailable_reason", lambda runtime: None)
+    monkeypatch.setattr("export.trt.tensorrt_runtime.unavailable_reason", lambda runtime: None)
     assert call(monkeypatch, bench, "m.engine") == 2
     told = capsys.readouterr().err
     assert f"m.engine is refused: it was built for TensorRT 10.3.0, and here is TensorRT {version}" in told
@@ -350,7 +351,7 @@ def test_settings_come_from_the_toml_file() -> None:
 def test_the_context_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trt = FakeTensorRT(FakeGpu())
     install(monkeypatch, trt)
-    monkeypatch.setattr("export.trt.device.open_backend", lambda name: ("backend", name))
+    monkeypatch.setattr("export.trt.cuda.device.open_backend", lambda name: ("backend", name))
     built: list[Any] = []
     monkeypatch.setattr("export.trt.build.build_engine", lambda *given, **named: built.append((given, named)))
     settings = EngineSettings(workspace_mib=64, cuda_backend="pycuda", timing_cache=str(tmp_path), preset="search")

@@ -16,24 +16,24 @@ from typing import Any
 
 import pytest
 
+from export.bundle.imaging import Preprocessing
 from export.errors import CorruptFile, InvalidInput
 from export.files import sha256, write_json
-from export.imaging import Preprocessing
 from export.target import format_size
-from hyctas.bundling import load_trained
+from hyctas.arch.operators import from_key
+from hyctas.artifacts.bundling import load_trained
+from hyctas.artifacts.runs import recorded_preprocessing
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.entry import command as parse
 from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
 from hyctas.cli.values import field_names
+from hyctas.cost.workloads import family
 from hyctas.data import PREPROCESSING
-from hyctas.operators import from_key
 from hyctas.presets import preset_names
-from hyctas.runs import recorded_preprocessing
 from hyctas.space import tiny
 from hyctas.training.config import Recipe
-from hyctas.workloads import family
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 from latency.identity import Identity
 from latency.table import LatencyTable, Row
 
@@ -311,9 +311,9 @@ def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: 
 
 
 def test_other_preprocessing_gives_other_scores(run: Path) -> None:
+    from hyctas.artifacts.inherit import load_supernet
     from hyctas.cli.datasets import open_dataset
     from hyctas.data import Frames
-    from hyctas.inherit import load_supernet
     from hyctas.search.score import Scorer
 
     data, supernet = open_dataset(DATA), load_supernet(run)
@@ -602,7 +602,7 @@ def test_bad_profile_arguments(command: Command, tmp_path: Path, arguments: tupl
 
 
 def test_profile_refuses_another_configuration(command: Command, tmp_path: Path) -> None:
-    from hyctas.runs import Run
+    from hyctas.artifacts.runs import Run
 
     Run(tmp_path, "profile", {"threads": 9}, ())
     code, text = command("profile", "--run", tmp_path, "--space", "tiny")

@@ -17,9 +17,9 @@ import onnx
 import pytest
 
 from hyctas.cli.kit import network_models
+from hyctas.cost.workloads import CostModel, draw_networks
 from hyctas.space import tiny
-from hyctas.workloads import CostModel, draw_networks
-from latency.kit import OPERATORS, Kit
+from latency.kit.format import OPERATORS, Kit
 from latency.table import LatencyTable
 
 pytest.importorskip("onnxruntime")
@@ -84,7 +84,7 @@ def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path
     genotypes = draw_networks(tiny(), 3, seed=5, purpose=99)
     with network_models(genotypes, (64, 64), 19) as networks:
         for genotype in genotypes:
-            from export.precision import converted
+            from export.onnx.precision import converted
 
             true_ms = sum(layer_times(converted(networks[genotype.id](), "fp16", keep_io=True)).values())
             assert model.costs(genotype).latency_ms == pytest.approx(true_ms, rel=0.05)

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from export.errors import InvalidInput
-from export.frame_source import Frame, Video
-from export.live_page import LivePage
-from export.opencv import VideoFile
+from export.prediction.frame_source import Frame, Video
+from export.prediction.live_page import LivePage
+from export.prediction.opencv import VideoFile
 from hyctas.cli.predict import parse_address
 from hyctas.data import Labels
 from hyctas.network import build, save_weights

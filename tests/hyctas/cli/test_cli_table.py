@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hyctas.arch.operators import from_key
 from hyctas.cli.profile import part
-from hyctas.operators import from_key
+from hyctas.cost.workloads import CostModel, calibration_networks, family, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
-from hyctas.workloads import CostModel, calibration_networks, family, units
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 from latency.identity import Identity
-from latency.predict import predict
+from latency.predictor import predict
 from latency.table import LatencyTable, Row
 
 CLASSES, SIZE = 10, (64, 64)

@@ -17,31 +17,32 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export import bench as bench_module
-from export.bench import bench
+from export import bench_timing as bench_module
 from export.bench_models import BenchModel
-from export.bundle import CONTENT
+from export.bench_timing import bench
+from export.bundle.bundle import CONTENT
+from export.bundle.imaging import Preprocessing
+from export.bundle.manifest import write_manifest
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from export.imaging import Preprocessing
-from export.manifest import write_manifest
-from export.onnx_file import export_modules
+from export.onnx.exporter import export_modules
 from export.plugin_kernel import PluginKernel
 from export.target import Target
-from export.trt import attention_benchmark, guard
+from export.trt import attention_benchmark
 from export.trt.attention_benchmark import NOT_TRIED, Rounds
 from export.trt.attention_case import AttentionCase
-from export.trt.guard import Gpu
-from export.trt.precision import check_graph
-from export.trt.runtime import TensorRTRuntime
-from hyctas.calibrate import measure_networks
+from export.trt.cuda import guard
+from export.trt.cuda.guard import Gpu
+from export.trt.engine_precision import check_graph
+from export.trt.tensorrt_runtime import TensorRTRuntime
 from hyctas.cli.jobs import ProfileJob
 from hyctas.cli.profile import engines_ahead, part, protocol_of
+from hyctas.cost.calibrate import measure_networks
+from hyctas.cost.workloads import draw_networks, workloads
 from hyctas.engine import context
-from hyctas.engine.table import TRIALS, open_target
+from hyctas.engine.table_attention import TRIALS, open_target
 from hyctas.space import edge, tiny
-from hyctas.workloads import draw_networks, workloads
 from latency.journal import journal_path, read_journal
-from latency.profile import profile
+from latency.profiling import profile
 from latency.table import LatencyTable
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED

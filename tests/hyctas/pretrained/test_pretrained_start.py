@@ -20,16 +20,16 @@ from named_weights import DATA
 from torch import Tensor
 
 from export.errors import InvalidInput
-from hyctas.genotype import Cell, Genotype
-from hyctas.grid import AttentionVariant
-from hyctas.members import member
+from hyctas.arch.genotype import Cell, Genotype
 from hyctas.network import Network, build
+from hyctas.nn.supernet import Supernet
 from hyctas.pretrained import SourceTrunk, read_source
 from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_genotype, trunk_weights
 from hyctas.pretrained.start import DEFAULT, NONE, default_source, default_supernet_source, find_start
 from hyctas.pretrained.weights import network_weights, start_network, start_supernet
 from hyctas.space import edge, published, tiny
-from hyctas.supernet import Supernet
+from hyctas.spaces.grid import AttentionVariant
+from hyctas.spaces.members import member
 
 LIMIT = 1e-4
 """Allowed largest error of a feature, in standard deviations of the original's."""

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from export.errors import InvalidInput
-from export.onnx_file import export_onnx
+from export.onnx.exporter import export_onnx
 from export.parity import check_parity
 from hyctas import published
-from hyctas.bundling import RELEASED_PREPROCESSING, bundle_network, load_trained
-from hyctas.genotype import Cell, Genotype
+from hyctas.arch.genotype import Cell, Genotype
+from hyctas.artifacts.bundling import RELEASED_PREPROCESSING, bundle_network, load_trained
 from hyctas.published.checkpoint import PublishedNetwork, read_checkpoint
 from hyctas.published.frame import attention, complete
 
