@@ -29,9 +29,7 @@ from hyctas.cost.workloads import CostModel, draw_networks, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.spaces.space_file import load_space
-from latency import LatencyTable, Protocol, judge
-from latency import predictor as predict
-from latency import profiling as profile
+from latency import LatencyTable, Protocol, judge, predict, profile
 from latency.accuracy import Fidelity
 from latency.calibration import Calibration
 from latency.judge import conformal_bound

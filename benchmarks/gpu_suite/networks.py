@@ -31,9 +31,7 @@ from hyctas.engine.table_attention import open_target
 from hyctas.network import Native, build
 from hyctas.plan import lower
 from hyctas.space import edge, tiny
-from latency import LatencyTable, Protocol, judge
-from latency import predictor as predict
-from latency import profiling as profile
+from latency import LatencyTable, Protocol, judge, predict, profile
 from latency.lock import measuring
 from latency.predictor import MIN_NETWORKS, fit
 

@@ -45,8 +45,7 @@ def profile_space(job: ProfileJob) -> None:
     from hyctas.cost.workloads import workloads
     from hyctas.engine.table_attention import open_target
     from hyctas.spaces.space_file import load_space
-    from latency import LatencyTable
-    from latency import profiling as profile
+    from latency import LatencyTable, profile
 
     if job.kit is not None or job.ingest is not None:
         from hyctas.cli.kit import ingest_profile, write_profile_kit

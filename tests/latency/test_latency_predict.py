@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput, MissingKeys
-from latency import LatencyTable, Unit, fit, judge
-from latency import predictor as predict
+from latency import LatencyTable, Unit, fit, judge, predict
 from latency.accuracy import fidelity, kendall, ranks, spearman
 from latency.calibration import Calibration
 from latency.identity import Identity

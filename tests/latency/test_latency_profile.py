@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from export.errors import InvalidInput, TableMismatch
-from latency import LatencyTable, Protocol, Workload
-from latency import profiling as profile
+from latency import LatencyTable, Protocol, Workload, profile
 from latency.journal import journal_path
 from latency.measure import Measurement, MeasurementFailed
 from latency.profiling import OperatorsFailed
