@@ -260,9 +260,7 @@ def test_cuda_graph_with_a_fake(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuda_graph" not in OnnxRuntime(ORT).versions()
 
 
-def test_cuda_fails_loudly_with_a_fake(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cuda_fails_loudly_with_a_fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = export_modules([block()], tmp_path, ["m"])
     fake = FakeCuda(monkeypatch)
     runtime = OnnxRuntime(CUDA)

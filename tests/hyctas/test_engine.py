@@ -46,7 +46,7 @@ from hyctas.network import build
 from hyctas.space import tiny
 from tests.export.trt import attention_plugin as made
 from tests.export.trt.fakes_version import fake_tensorrt
-from tests.export.trt.rtx import needs_rtx
+from tests.export.trt.rtx_builds import needs_rtx
 
 SIZE = (64, 96)
 GPU = Gpu("Fake A100", (8, 0), 40 << 30, 108, (13, 0))
@@ -125,6 +125,7 @@ class Shop:
     """Factor on the network engine's output."""
     plugin_ms: float = 1.0
     built: list[tuple[BuildOptions, onnx.ModelProto]] = field(default_factory=list)
+
     def build(self, graph: bytes, candidate: Candidate, precision: str) -> bytes:
         check_graph(graph, precision)
         return graph

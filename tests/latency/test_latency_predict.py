@@ -52,10 +52,7 @@ def truth(
     noise: float = 0.0,
 ) -> np.ndarray:
     rng = np.random.default_rng(2)
-    exact = [
-        constant + sum(per_unit + weights.get(u.op, 1.0) * table.rows[u.key].median_ms for u in units)
-        for units in networks
-    ]
+    exact = [constant + sum(per_unit + weights.get(u.op, 1.0) * table.rows[u.key].median_ms for u in units) for units in networks]
     return np.array(exact) * (1 + noise * rng.standard_normal(len(networks)))
 
 

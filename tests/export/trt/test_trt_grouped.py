@@ -199,9 +199,7 @@ class TestFailure:
         del rig.gpu.fail["end_capture"]
         assert rig.gpu.leaks() == []
 
-    def test_an_interruption_closes_what_is_open(
-        self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interruption_closes_what_is_open(self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("export.trt.grouped.GROUP", 1)
 
         def interrupted(model: onnx.ModelProto) -> bool:

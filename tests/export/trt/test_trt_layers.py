@@ -46,7 +46,9 @@ def test_profile(rig: Rig, tmp_path: Path) -> None:
     assert rows[2] == pytest.approx({"name": "conv", "timeMs": 0.12, "averageMs": 0.03, "medianMs": 0.03, "percentage": 50})
     assert sum(row["percentage"] for row in rows) == pytest.approx(100)
     assert [(layer.name, layer.ms) for layer in read_profile(tmp_path / "p.json")] == [
-        ("conv", pytest.approx(0.01)), ("relu", pytest.approx(0.02)), ("conv", pytest.approx(0.03))
+        ("conv", pytest.approx(0.01)),
+        ("relu", pytest.approx(0.02)),
+        ("conv", pytest.approx(0.03)),
     ]
     assert rig.gpu.leaks() == []
 

@@ -46,7 +46,8 @@ def test_a_session(rig: Rig, name: str) -> None:
     with rig.session(backend=backends[name]()) as session:
         assert isinstance(session, Session)
         assert [(spec.name, spec.shape, spec.dtype) for spec in (*session.inputs, *session.outputs)] == [
-            ("x", SHAPE, "float32"), ("y", SHAPE, "float32")
+            ("x", SHAPE, "float32"),
+            ("y", SHAPE, "float32"),
         ]
         with pytest.raises(InvalidInput, match=r"call bind\(feeds\)"):
             session.step()
@@ -260,9 +261,7 @@ class TestFailures:
         assert rig.trt.made == [] and rig.gpu.calls == []
 
     @pytest.mark.parametrize("severity", [Severity.ERROR, Severity.WARNING])
-    def test_a_runtime_with_complaints_is_not_used(
-        self, rig: Rig, monkeypatch: pytest.MonkeyPatch, severity: Severity
-    ) -> None:
+    def test_a_runtime_with_complaints_is_not_used(self, rig: Rig, monkeypatch: pytest.MonkeyPatch, severity: Severity) -> None:
         log = rig.trt.log
         monkeypatch.setattr(rig.trt, "log", lambda text: log(text, severity))
         rig.trt.fail["Runtime"] = "CUDA initialization failure with error: 35"

@@ -64,6 +64,7 @@ class TestRuntime:
     @pytest.fixture
     def built(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[onnx.ModelProto, BuildOptions, Path | None]]:
         asked: list[tuple[onnx.ModelProto, BuildOptions, Path | None]] = []
+
         def build_engine(graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **here: Any) -> BuildResult:
             model = onnx.ModelProto.FromString(graph)
             asked.append((model, options, timing_cache))
@@ -86,9 +87,7 @@ class TestRuntime:
             np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
 
     @pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
-    def test_graphs_get_the_targets_precision(
-        self, rig: Rig, built: list[Any], tmp_path: Path, precision: str, kind: int
-    ) -> None:
+    def test_graphs_get_the_targets_precision(self, rig: Rig, built: list[Any], tmp_path: Path, precision: str, kind: int) -> None:
         opened = TensorRTRuntime(Target("tensorrt", precision))
         with opened.load_file(write_onnx(tmp_path / "m.onnx", {})) as session:
             assert session.inputs[0].dtype == "float32"

@@ -30,7 +30,7 @@ from hyctas.space import tiny
 from latency.measure import measure
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
-from tests.export.trt.rtx import needs_rtx
+from tests.export.trt.rtx_builds import needs_rtx
 from tests.export.trt.test_trt_engine_file import ONNX, PLAN, manifest_of
 from tests.hyctas.test_engine import MACHINE, Shop
 

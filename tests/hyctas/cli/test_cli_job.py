@@ -260,9 +260,7 @@ def test_search_on_a_broken_run(command: Command, run: Path, break_it: Callable[
 def change_table(run: Path, drop: int = 0, space_hash: str | None = None) -> None:
     table = LatencyTable.load(run / "latency.json")
     rows = dict(sorted(table.rows.items())[drop:])
-    calibrations = {
-        name: replace(c, space_hash=space_hash) if space_hash else c for name, c in table.calibrations.items()
-    }
+    calibrations = {name: replace(c, space_hash=space_hash) if space_hash else c for name, c in table.calibrations.items()}
     LatencyTable(table.identity, rows, calibrations).save(run / "latency.json")
 
 

@@ -123,7 +123,7 @@ def test_the_live_page() -> None:
     for _ in range(12):  # the video has 10 frames and begins again
         assert answer.readline() == b"Content-Type: image/jpeg\r\n"
         length = int(answer.readline().partition(b":")[2])
-        answer.read(length + len("\r\n" "\r\n--picture\r\n"))
+        answer.read(length + len("\r\n\r\n--picture\r\n"))
     times = http.client.HTTPConnection(found[1], timeout=30)
     times.request("GET", "/times")
     now = json.loads(times.getresponse().read())

@@ -27,7 +27,7 @@ CLASSES, SIZE = 10, (64, 64)
 TRAIN = ("supernet", "--data", "scenes:train=16,val=4,size=48x64", "--space", "tiny", "--crop", "48x64", "--batch", "2",
          "--steps", "2")  # fmt: skip
 SEARCH = ("--evaluations", 4, "--images", 4, "--finalists", 0)
-QUICK = 'warmup_ms = 0\nmin_samples = 6\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n'
+QUICK = "warmup_ms = 0\nmin_samples = 6\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n"
 Command = Callable[..., tuple[int, str]]
 
 

@@ -98,12 +98,12 @@ def operators_of(model: onnx.ModelProto) -> int:
     return len({info.name.partition("_")[0] for info in model.graph.input})
 
 
-
 PARITY = {
     "output": "native", "inputs": 3, "seed": 0, "finite": True, "max_abs_error": 0.0, "relative_error": 0.0, "label_agreement": 1.0,
     "tolerance": 1e-4, "min_agreement": 0.999, "passed": True,
 }  # fmt: skip
 """What a bundle's parity.json says."""
+
 
 class TestProfile:
     """hyctas-profile --target tensorrt:fp16."""
