@@ -91,11 +91,7 @@ def test_content(written: BundleReport) -> None:
     assert found.genotype_json == '{"format_version": 1}'
     assert found.parity.passed and found.parity.inputs == 4
     assert found.weights.read_bytes() == b"safetensors"
-    assert (found.manifest.size, found.manifest.target, found.manifest.extra) == (
-        (17, 25),
-        "onnxruntime-cpu:fp32",
-        {"run": "r1"},
-    )
+    assert (found.manifest.size, found.manifest.target, found.manifest.extra) == ((17, 25), "onnxruntime-cpu:fp32", {"run": "r1"})
     metadata = {p.key: p.value for p in onnx.load(found.model).metadata_props}
     assert json.loads(metadata["preprocessing"]) == PREPROCESSING
     assert json.loads(metadata["labels"]) == LABELS

@@ -120,8 +120,7 @@ def test_latency_measure_median_ci_covers_the_median() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"min_samples": 0}, {"max_samples": 3}, {"budget_ms": -1}, {"ci": math.nan}, {"retake_load": 2}, {"builds": True}],
+    "wrong", [{"min_samples": 0}, {"max_samples": 3}, {"budget_ms": -1}, {"ci": math.nan}, {"retake_load": 2}, {"builds": True}]
 )
 def test_latency_measure_protocol_is_validated(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(wrong))):

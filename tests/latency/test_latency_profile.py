@@ -326,13 +326,7 @@ def test_latency_profile_killed_and_resumed_loses_no_row(fakes: Any, tmp_path: P
     again: list[str] = []
     workloads = [fakes["workload"](f"k{i}", 1.0 + i) for i in range(40)]
     table = profile(
-        workloads,
-        fakes["Runtime"](),
-        path,
-        FAST,
-        machine={},
-        notice=told.append,
-        progress=lambda *call: again.append(call[3]),
+        workloads, fakes["Runtime"](), path, FAST, machine={}, notice=told.append, progress=lambda *call: again.append(call[3])
     )
     assert {key: row.median_ms for key, row in table.rows.items()} == {f"k{i}": 1.0 + i for i in range(40)}
     assert not set(again) & set(finished) and set(kept) <= set(table.rows)

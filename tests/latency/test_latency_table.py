@@ -20,15 +20,7 @@ IDENTITY = Identity("torch-cpu:fp32", {"cpu": "x", "gpus": []}, {"torch": "2.11"
 ROW = Row("conv", 2.0, 1.0, 3.0, 20, 1, False)
 HOLDOUT = Fidelity(0.01, 1.0, 1.0, 0.9, 0.8, 20)
 CALIBRATION = Calibration(
-    "edge",
-    "affine",
-    {"constant": 0.1, "per_unit": 0.0, "scale": 0.9},
-    20,
-    HOLDOUT,
-    "ab",
-    0.01,
-    (1.0, 1.1),
-    {"sum": 0.1},
+    "edge", "affine", {"constant": 0.1, "per_unit": 0.0, "scale": 0.9}, 20, HOLDOUT, "ab", 0.01, (1.0, 1.1), {"sum": 0.1}
 )
 
 
@@ -146,11 +138,7 @@ def test_latency_table_merge_prefers_quiet_then_new() -> None:
 @pytest.mark.parametrize(
     ("other", "field", "theirs"),
     [
-        (
-            Identity("torch-cpu:bf16", IDENTITY.device, IDENTITY.versions, 2, IDENTITY.protocol),
-            "target",
-            "torch-cpu:bf16",
-        ),
+        (Identity("torch-cpu:bf16", IDENTITY.device, IDENTITY.versions, 2, IDENTITY.protocol), "target", "torch-cpu:bf16"),
         (Identity("torch-cpu:fp32", {"cpu": "y"}, IDENTITY.versions, 1, IDENTITY.protocol), "device.cpu", "y"),
         (Identity("torch-cpu:fp32", IDENTITY.device, {}, 1, IDENTITY.protocol), "versions.torch", "absent"),
         (Identity("torch-cpu:fp32", IDENTITY.device, IDENTITY.versions, 1, {"ci": 0.1}), "threads", 1),

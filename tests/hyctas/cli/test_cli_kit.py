@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,11 @@ from hyctas.space import tiny
 from hyctas.workloads import CostModel, draw_networks
 from latency.kit import OPERATORS, Kit
 from latency.table import LatencyTable
+from tests.hyctas.cli.conftest import Command, expect
 
 pytest.importorskip("onnxruntime")
 FAKE = Path(__file__).parents[2] / "latency" / "fake_trtexec.py"
 PROFILE = ("--space", "tiny", "--size", "64x64", "--networks", "6", "--target", "tensorrt:fp16")
-Command = Callable[..., tuple[int, str]]
 
 
 def measure(kit: Path, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -76,8 +75,7 @@ def kit(measured: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, text = command("profile", "--run", run, "--ingest", measured)
-    assert code == 0 and "193 of 193 operators" in text and "hyctas-search" in text, text
+    expect(command("profile", "--run", run, "--ingest", measured), 0, "193 of 193 operators", "hyctas-search")
     table = LatencyTable.load(run / "latency.json")
     assert table.identity.target == "tensorrt:fp16" and table.calibrations["tiny@64x64"].n == 6
     model = CostModel(tiny(), table, (64, 64), 19)
@@ -93,18 +91,15 @@ def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path
     before = (run / "latency.json").read_text()
     assert command("profile", "--run", run, "--ingest", measured)[0] == 0
     assert (run / "latency.json").read_text() == before, "once more changes nothing"
-    code, text = command("profile", "--run", run, "--kit", tmp_path / "more", *PROFILE)
-    assert code == 2 and "is complete" in text
-    code, text = command("profile", "--run", run, *PROFILE[:-1], "onnxruntime-cpu:fp32")
-    assert code == 2 and "another configuration" in text
+    expect(command("profile", "--run", run, "--kit", tmp_path / "more", *PROFILE), 2, "is complete")
+    expect(command("profile", "--run", run, *PROFILE[:-1], "onnxruntime-cpu:fp32"), 2, "another configuration")
 
 
 def test_a_kit_is_written_once(command: Command, written: Path, tmp_path: Path) -> None:
     before = (written / "kit.json").read_bytes()
     code, text = command("profile", "--kit", written, *PROFILE, "--run", tmp_path / "run")
     assert code == 0 and (written / "kit.json").read_bytes() == before, text
-    code, text = command("profile", "--kit", written, *PROFILE, "--classes", "7")
-    assert code == 2 and "another device kit" in text
+    expect(command("profile", "--kit", written, *PROFILE, "--classes", "7"), 2, "another device kit")
     assert not (tmp_path / "run").exists()
 
 
@@ -113,8 +108,12 @@ def test_part_of_the_results_gives_part_of_the_table(command: Command, kit: Path
     file = next(f for f in description.files if f.kind == OPERATORS and len(f.operators) > 1)
     (kit / "results" / f"{file.name}.status").unlink()
     run = tmp_path / "run"
-    code, text = command("profile", "--run", run, "--ingest", kit)
-    assert code == 2 and f"{file.name}: not measured" in text and f"lacks {len(file.operators)} of the operators" in text
+    text = expect(
+        command("profile", "--run", run, "--ingest", kit),
+        2,
+        f"{file.name}: not measured",
+        f"lacks {len(file.operators)} of the operators",
+    )
     assert "on the device: sh run.sh" in text
     table = LatencyTable.load(run / "latency.json")
     assert set(table.missing(description.keys)) == {o.key for o in file.operators} and not table.calibrations
@@ -129,13 +128,11 @@ def test_too_few_networks_leave_a_table_without_calibration(command: Command, ki
     for number in (0, 3):
         (kit / "results" / f"net-000{number}.r0.status").unlink()
     run = tmp_path / "run"
-    code, text = command("profile", "--run", run, "--ingest", kit)
-    assert code == 2 and "4 of 6 calibration networks" in text and "at least 5" in text
+    expect(command("profile", "--run", run, "--ingest", kit), 2, "4 of 6 calibration networks", "at least 5")
     table = LatencyTable.load(run / "latency.json")
     assert len(table) == 193 and not table.calibrations
     (kit / "results" / "net-0003.r0.status").write_bytes((kit / "results" / "net-0002.r0.status").read_bytes())
-    code, text = command("profile", "--run", run, "--ingest", kit)
-    assert code == 2 and "another ONNX file" in text
+    expect(command("profile", "--run", run, "--ingest", kit), 2, "another ONNX file")
 
 
 @pytest.mark.slow
@@ -145,23 +142,24 @@ def test_a_second_kit_measures_what_could_not_be_attributed(command: Command, ki
     (kit / "results" / f"{file.name}.status").unlink()
     assert measure(kit, FAKE_FAIL="unattributable", FAKE_ONLY=file.name).returncode == 0
     run, second = tmp_path / "run", tmp_path / "second"
-    code, text = command("profile", "--run", run, "--ingest", kit)
-    assert code == 2 and "names no single operator" in text and f"hyctas-profile --run {run} --kit NEW_DIR --space tiny" in text
-    code, text = command("profile", "--run", run, "--kit", second, *PROFILE)
-    assert code == 0 and "each in a file of its own" in text, text
+    expect(
+        command("profile", "--run", run, "--ingest", kit),
+        2,
+        "names no single operator",
+        f"hyctas-profile --run {run} --kit NEW_DIR --space tiny",
+    )
+    expect(command("profile", "--run", run, "--kit", second, *PROFILE), 0, "each in a file of its own")
     again = Kit.load(second)
     assert set(again.keys) == {o.key for o in file.operators} and not again.networks
     assert all(len(f.operators) == 1 for f in again.files if f.kind == OPERATORS)
     assert measure(second, FAKE_FAIL="unattributable").returncode == 0
-    code, text = command("profile", "--run", run, "--ingest", second)
-    assert code == 0 and "calibrated on 6 networks" in text, text
+    expect(command("profile", "--run", run, "--ingest", second), 0, "calibrated on 6 networks")
     table = LatencyTable.load(run / "latency.json")
     assert len(table) == 193 and len(table.provenance) == 2
     assert measure(second, FAKE_GPU="Other").returncode == 0
     for path in (second / "results").glob("*.status"):
         path.write_text(path.read_text().replace("gpu=Orin", "gpu=Other"))
-    code, text = command("profile", "--run", run, "--ingest", second)
-    assert code == 2 and "Latencies of different conditions do not mix" in text
+    expect(command("profile", "--run", run, "--ingest", second), 2, "Latencies of different conditions do not mix")
 
 
 def test_what_a_profile_kit_refuses(command: Command, kit: Path, tmp_path: Path) -> None:
@@ -174,24 +172,22 @@ def test_what_a_profile_kit_refuses(command: Command, kit: Path, tmp_path: Path)
         (("--ingest", new), "no device kit"),
         (("--ingest", kit, "--check", new), "--check"),
     ):
-        code, text = command("profile", "--run", tmp_path / "run", "--space", "tiny", "--size", "64x64", *arguments)
-        assert code == 2 and words in text, text
+        expect(command("profile", "--run", tmp_path / "run", "--space", "tiny", "--size", "64x64", *arguments), 2, words)
     (tmp_path / "p.toml").write_text("budget_ms = 100\n")
-    code, text = command("profile", "--kit", new, "--config", tmp_path / "p.toml", "--space", "tiny", "--size", "64x64")
-    assert code == 2 and "protocol of its own" in text
-    code, text = command("profile", "--kit", new, "--space", "tiny", "--size", "64x64", "--target", "tensorrt:bf16")
-    assert code == 3 and "bf16" in text
+    expect(
+        command("profile", "--kit", new, "--config", tmp_path / "p.toml", "--space", "tiny", "--size", "64x64"),
+        2,
+        "protocol of its own",
+    )
+    expect(command("profile", "--kit", new, "--space", "tiny", "--size", "64x64", "--target", "tensorrt:bf16"), 3, "bf16")
     assert not new.exists() and not (tmp_path / "run").exists()
-    code, text = command("bench", "--ingest", kit, "--out", tmp_path / "b.json")
-    assert code == 2 and "hyctas-profile --ingest" in text
+    expect(command("bench", "--ingest", kit, "--out", tmp_path / "b.json"), 2, "hyctas-profile --ingest")
     value = json.loads((kit / "kit.json").read_text())
     value["about"]["space_hash"] = "0" * 12
     (kit / "kit.json").write_text(json.dumps(value))
-    code, text = command("profile", "--run", tmp_path / "run", "--ingest", kit)
-    assert code == 2 and "another version of space" in text
+    expect(command("profile", "--run", tmp_path / "run", "--ingest", kit), 2, "another version of space")
     shutil.rmtree(kit / "results")
-    code, text = command("profile", "--run", tmp_path / "run", "--ingest", kit)
-    assert code == 2 and "holds no results" in text
+    expect(command("profile", "--run", tmp_path / "run", "--ingest", kit), 2, "holds no results")
 
 
 def network(path: Path, channels: int, dynamic: bool = False) -> Path:
@@ -212,15 +208,12 @@ def test_models_give_the_ordinary_report(command: Command, tmp_path: Path, preci
     first, second = network(tmp_path / "first.onnx", 8), network(tmp_path / "second.onnx", 16, dynamic=True)
     kit, out = tmp_path / "kit", tmp_path / "fps.json"
     flags = ("--size", "64x48", "--target", f"tensorrt:{precision}", "--seconds", "2")
-    code, text = command("bench", first, second, "--kit", kit, *flags)
-    assert code == 0 and f"hyctas-bench --ingest {kit}" in text, text
+    expect(command("bench", first, second, "--kit", kit, *flags), 0, f"hyctas-bench --ingest {kit}")
     assert command("bench", first, second, "--kit", kit, *flags)[0] == 0
     network(first, 12)
-    code, text = command("bench", first, second, "--kit", kit, *flags)
-    assert code == 2 and "another device kit" in text
+    expect(command("bench", first, second, "--kit", kit, *flags), 2, "another device kit")
     assert measure(kit, FAKE_VERSION=110000).returncode == 0
-    code, text = command("bench", "--ingest", kit, "--out", out)
-    assert code == 0 and "time by first" in text, text
+    expect(command("bench", "--ingest", kit, "--out", out), 0, "time by first")
     report = json.loads(out.read_text())
     true = [sum(layer_times(onnx.load(kit / "onnx" / f"net-000{n}.onnx")).values()) for n in range(2)]
     for model, ms in zip(report["models"], true, strict=True):
@@ -229,12 +222,10 @@ def test_models_give_the_ordinary_report(command: Command, tmp_path: Path, preci
     assert report["target"] == f"tensorrt:{precision}" and report["versions"] == {"tensorrt": "11.0.0"}
     assert "dynamic input shape" in " ".join(report["models"][1]["notes"]) and "Orin" in out.with_suffix(".md").read_text()
     (kit / "results" / "net-0000.r3.times.json.gz").write_bytes(b"")
-    code, text = command("bench", "--ingest", kit, "--out", out)
-    assert code == 2 and "the report lacks first.onnx" in text and "net-0000.r3" in text
+    expect(command("bench", "--ingest", kit, "--out", out), 2, "the report lacks first.onnx", "net-0000.r3")
     assert [model["name"] for model in json.loads(out.read_text())["models"]] == ["second.onnx"]
     (kit / "results" / "net-0001.r0.status").unlink()
-    code, text = command("bench", "--ingest", kit, "--out", out)
-    assert code == 2 and "no model" in text
+    expect(command("bench", "--ingest", kit, "--out", out), 2, "no model")
 
 
 def test_what_a_bench_kit_refuses(command: Command, tmp_path: Path) -> None:
@@ -249,10 +240,9 @@ def test_what_a_bench_kit_refuses(command: Command, tmp_path: Path) -> None:
         ((model, "--target", "torch-cpu:fp32"), "its target is tensorrt:fp16"),
         ((model, "--ingest", kit), "--kit does not go together with --ingest"),
     ):
-        code, text = command("bench", "--kit", kit, *arguments)
-        assert code == 2 and words in text, text
+        expect(command("bench", "--kit", kit, *arguments), 2, words)
     assert not kit.exists()
     broken = tmp_path / "broken.onnx"
     broken.write_text("no model")
-    code, text = command("bench", broken, "--kit", kit)
-    assert code == 2 and "broken.onnx" in text and not (kit / "kit.json").exists()
+    expect(command("bench", broken, "--kit", kit), 2, "broken.onnx")
+    assert not (kit / "kit.json").exists()

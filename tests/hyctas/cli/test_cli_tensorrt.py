@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,8 @@ from latency.table import LatencyTable
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig, plan, save
+from tests.hyctas.cli.conftest import Command, expect
 
-Command = Callable[..., tuple[int, str]]
 FP16 = Target("tensorrt", "fp16")
 QUICK = "warmup_ms = 0\nmin_samples = 6\nmax_samples = 6\nbudget_ms = 0\nci = 0.5\nretake_load = 1\n"
 
@@ -109,8 +108,7 @@ class TestProfile:
     """hyctas-profile --target tensorrt:fp16."""
 
     def test_a_table(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
-        code, said = command("profile", *profile_arguments(tmp_path, "--shard", "1/60"))
-        assert code == 0, said
+        said = expect(command("profile", *profile_arguments(tmp_path, "--shard", "1/60")), 0)
         table = LatencyTable.load(tmp_path / "run/latency.json")
         tried = trials(builder)
         engines = len(builder.graphs) - len(tried) - 1  # the reference has one more
@@ -189,8 +187,7 @@ class TestProfile:
             return any(list(tensor.dims) in chosen for tensor in model.graph.initializer)
 
         builder.fails = fails
-        code, said = command("profile", *whole)
-        assert code == 1, said
+        said = expect(command("profile", *whole), 1)
         keys = set(part(tiny().keys((64, 64), 4), "1/45"))
         rest = set(LatencyTable.load(tmp_path / "run/latency.json").rows)
         lost = keys - rest
@@ -219,8 +216,7 @@ class TestProfile:
             return False
 
         builder.fails = interrupted
-        code, said = command("profile", *whole)
-        assert code == 130 and "the same command continues" in said, said
+        said = expect(command("profile", *whole), 130, "the same command continues")
         first = set(rows_of(journal_path(table)))
         assert 2 <= len(first) < 7
         builder.fails = lambda model: False
