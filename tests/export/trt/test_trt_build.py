@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from export.errors import InvalidInput, Unavailable
 from export.trt import build as build_module
 from export.trt.build import BuildResult, build_engine
 from export.trt.engine_file import Machine
-from export.trt.log import MESSAGES, TensorRTFailed, checked
+from export.trt.log import MESSAGES, TensorRTFailed
 from export.trt.options import BuildOptions, ShapeRange
 from tests.export.trt.rtx_builds import graph, module, needs_rtx, options
 
@@ -132,20 +131,6 @@ def test_a_failed_build_is_told_in_the_builders_own_words() -> None:
     with pytest.raises(TensorRTFailed, match="dedicated kernel") as found:
         build(model.SerializeToString())
     assert found.value.what == "building the engine"
-
-
-@pytest.mark.parametrize("gives", [lambda: None, lambda: False, lambda: {}["key"]])
-def test_every_failure_of_a_call_becomes_an_error_with_what_was_logged(gives: Callable[[], Any]) -> None:
-    def call() -> Any:
-        MESSAGES.add("ERROR", "the very reason")
-        MESSAGES.add("INFO", "nothing of interest")
-        return gives()
-
-    with pytest.raises(TensorRTFailed) as found:
-        checked("doing something", call, lambda lines: f"{len(lines)} lines")
-    assert found.value.what == "doing something" and found.value.lines[0] == "error: the very reason"
-    assert "KeyError" in found.value.lines[-1] or len(found.value.lines) == 1
-    assert found.value.advice == f"{len(found.value.lines)} lines" and MESSAGES.take() == []
 
 
 @pytest.mark.parametrize(

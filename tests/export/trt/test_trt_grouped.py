@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch")
 FP16 = Target("tensorrt", "fp16")
 
 
-@pytest.fixture(params=VERSIONS[1:])
+@pytest.fixture(params=VERSIONS[2:])
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return make_rig(monkeypatch, request.param)
 

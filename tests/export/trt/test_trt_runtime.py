@@ -33,7 +33,7 @@ X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 FP32 = Target("tensorrt", "fp32")
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=VERSIONS[2:])
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return make_rig(monkeypatch, request.param)
 

@@ -96,8 +96,21 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path, dirs_exist_ok=True))
 
 
-def small_genotype(seed: int = 16) -> Genotype:
-    """Draw a network of the tiny space; 16 gives one of its smallest, which export quickly."""
+@pytest.fixture(scope="session")
+def _searched(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("searched") / "run"))
+    assert run_command("search", "--run", run, *SEARCH, "--limit", "ms=5") == 0
+    return run
+
+
+@pytest.fixture
+def searched(_searched: Path, tmp_path: Path) -> Path:
+    """A copy of the run after a search for at most 5 ms."""
+    return Path(shutil.copytree(_searched, tmp_path, dirs_exist_ok=True))
+
+
+def small_genotype(seed: int = 353) -> Genotype:
+    """Draw a network of the tiny space; 353 gives one of its smallest, which export quickly."""
     return tiny().sample(np.random.default_rng(seed))
 
 

@@ -86,7 +86,7 @@ def test_torch_export_file(command: Command, bundle: Path, tmp_path: Path, outpu
 @pytest.fixture(scope="module")
 def attending(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
     """A network with attention, as a .pt2 file."""
-    network = small_genotype(194)
+    network = small_genotype(333)
     assert any(cell.op == "attention" for branch in network.branches for cell in branch)
     folder = tmp_path_factory.mktemp("attending")
     (folder / "g.json").write_text(network.to_json())

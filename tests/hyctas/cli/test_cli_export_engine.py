@@ -40,7 +40,7 @@ NO_GPU = Unavailable("tensorrt", "NVIDIA's driver is not there (libcuda.so.1)", 
 def genotype(tmp_path: Path) -> Path:
     """Write the genotype of a small network with attention."""
     path = tmp_path / "g.json"
-    path.write_text(small_genotype(43).to_json())
+    path.write_text(small_genotype(333).to_json())
     return path
 
 

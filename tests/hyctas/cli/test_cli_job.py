@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from export.errors import CorruptFile, InvalidInput
+from export import files
+from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.files import sha256, write_json
 from export.target import format_size
 from hyctas.bundling import load_trained
@@ -29,24 +26,29 @@ from hyctas.presets import preset_names
 from hyctas.runs import recorded_preprocessing
 from hyctas.space import tiny
 from hyctas.training.config import Recipe
+from hyctas.training.loop import Trainer
 from latency.table import LatencyTable
-from tests.hyctas.cli.conftest import CLASSES, DATA, LITE, SEARCH, SMALL, TRAIN, Command, expect, made_table
+from tests.hyctas.cli.conftest import CLASSES, DATA, LITE, SEARCH, SMALL, TRAIN, Command, expect, made_table, run_command
 
 NETWORK = {"supernet": (), "network": ("--network", "published:S")}
 
 
-def test_search_and_its_repetition(command: Command, run: Path) -> None:
-    expect(command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6"), 0, "hypervolume", "not measured")
-    front = json.loads((run / "pareto.json").read_text())
+AGAIN = (*SEARCH, "--limit", "ms=5")
+"""The search that `searched` holds."""
+
+
+def test_search_and_its_repetition(command: Command, searched: Path) -> None:
+    front = json.loads((searched / "pareto.json").read_text())
     assert front["chosen"] in {member["id"] for member in front["front"]}
     assert front["evaluations"] == {"search": 4, "screen": 5} and "finalists" not in front
-    assert (run / "pareto.svg").read_text().lstrip().startswith("<?xml")
-    before = (run / "history.jsonl").read_text()
-    expect(command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6"), 0, "already there")
-    assert (run / "history.jsonl").read_text() == before
-    expect(command("search", "--run", run, *SEARCH, "--limit", "ms=4"), 2, "limits.latency_ms: was 5.0, now 4.0", "--restart")
-    code, _ = command("search", "--run", run, *SEARCH, "--limit", "ms=4", "--restart")
-    assert code == 0 and (run / "old-1" / "history.jsonl").read_text() == before
+    assert (searched / "pareto.svg").read_text().lstrip().startswith("<?xml")
+    before = (searched / "history.jsonl").read_text()
+    expect(command("search", "--run", searched, *AGAIN), 0, "already there", "not measured")
+    assert (searched / "history.jsonl").read_text() == before
+    other = ("search", "--run", searched, *SEARCH, "--limit", "ms=4", "params=1e6")
+    expect(command(*other), 2, "limits.latency_ms: was 5.0, now 4.0", "--restart")
+    expect(command(*other, "--restart"), 0, "hypervolume")
+    assert (searched / "old-1" / "history.jsonl").read_text() == before
 
 
 def test_a_space_of_ones_own(command: Command, tmp_path: Path) -> None:
@@ -56,83 +58,81 @@ def test_a_space_of_ones_own(command: Command, tmp_path: Path) -> None:
     assert command("train", *(str(own) if word == "tiny" else word for word in TRAIN), "--run", run)[0] == 0
     made_table().save(run / "latency.json")
     expect(command("search", "--run", run, *SEARCH), 2, f"--space {own}")
-    finalists = ("--finalists", 2, "--finalist-steps", 1)
-    code, text = command("search", "--run", run, *SEARCH[:-2], *finalists, "--space", own)
-    assert code == 0 and (run / "pareto.json").exists(), text
-    assert command("search", "--run", run, *SEARCH, "--space", own, "--restart")[0] == 0  # no finalists: the supernet's weights
+    expect(command("search", "--run", run, *SEARCH[:-2], "--finalists", 2, "--finalist-steps", 1, "--space", own), 0)
+    assert (run / "pareto.json").exists()
     network = ("train", "network", *SMALL, "--steps", 1, "--run", run, "--init", run)
     expect(command(*network), 2, f"--space {own}")
-    code, text = command(*network, "--space", own)
-    assert code == 0 and (run / "network.safetensors").exists(), text
+    expect(command(*network, "--space", own), 0)
+    assert (run / "network.safetensors").exists()
 
 
-def test_a_changed_val_is_no_other_search(command: Command, run: Path) -> None:
+def test_a_changed_val_is_no_other_search(command: Command, searched: Path) -> None:
     """Neither is a folder in which an earlier version noted all splits."""
-    search = ("search", "--run", run, *SEARCH, "--data")
-    assert command(*search, DATA)[0] == 0
+    search = ("search", "--run", searched, *AGAIN, "--data")
     expect(command(*search, DATA.replace("val=4", "val=5")), 0, "already there")
-    record, history = json.loads((run / "search.json").read_text()), (run / "history.jsonl").read_text().splitlines()
+    record = json.loads((searched / "search.json").read_text())
+    history = (searched / "history.jsonl").read_text().splitlines()
     old = {"data": open_dataset(DATA, check=False).identity()}
-    (run / "search.json").write_text(json.dumps({**record, "config": {**record["config"], **old, "measure": 8}}))
-    (run / "history.jsonl").write_text("\n".join([json.dumps({**json.loads(history[0]), **old}), *history[1:]]) + "\n")
+    (searched / "search.json").write_text(json.dumps({**record, "config": {**record["config"], **old, "measure": 8}}))
+    (searched / "history.jsonl").write_text("\n".join([json.dumps({**json.loads(history[0]), **old}), *history[1:]]) + "\n")
     expect(command(*search, DATA), 0, "already there")
     expect(command(*search, DATA.replace("train=", "train=1")), 2, "data.counts.train")
 
 
-def test_another_measure_is_no_other_search(command: Command, run: Path) -> None:
-    search = ("search", "--run", run, *SEARCH, "--measure")
-    assert command(*search, 2)[0] == 0
-    before = (run / "history.jsonl").read_text()
-    expect(command(*search, 3), 0, "continuing: 9 evaluations are recorded", "hypervolume")
-    assert (run / "history.jsonl").read_text() == before
-    assert "already there" in command(*search, 3)[1]
-    record = json.loads((run / "search.json").read_text())
-    (run / "search.json").write_text(json.dumps({**record, "results": 5}))
-    expect(command(*search, 3), 2, "its results is no table of values")
+def test_another_measure_is_no_other_search(command: Command, searched: Path) -> None:
+    search = ("search", "--run", searched, *AGAIN, "--measure", 3)
+    before = (searched / "history.jsonl").read_text()
+    expect(command(*search), 0, "continuing: 9 evaluations are recorded", "hypervolume")
+    assert (searched / "history.jsonl").read_text() == before
+    expect(command(*search), 0, "already there")
+    record = json.loads((searched / "search.json").read_text())
+    (searched / "search.json").write_text(json.dumps({**record, "results": 5}))
+    expect(command(*search), 2, "its results is no table of values")
 
 
 FINALISTS = (*SEARCH[:-1], 3, "--finalist-steps", 1, "--limit", "ms=5")
 
 
-def test_finalists_train_and_one_is_chosen(command: Command, run: Path) -> None:
+@pytest.fixture(scope="module")
+def chosen(_searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run after the last choice."""
+    run = Path(shutil.copytree(_searched, tmp_path_factory.mktemp("chosen") / "run"))
+    assert run_command("search", "--run", run, *FINALISTS) == 0
+    return run
+
+
+def test_finalists_train_and_one_is_chosen(command: Command, chosen: Path, tmp_path: Path) -> None:
     """Each in run folders of its own, on nothing but train, judged by the choosing split; what is done is not done again."""
-    text = expect(command("search", "--run", run, *FINALISTS), 0, "finalists, mIoU on the choosing split", "finalists not measured")
+    run = Path(shutil.copytree(chosen, tmp_path / "run"))
     outcome = json.loads((run / "pareto.json").read_text())
     (winner,) = [finalist for finalist in outcome["finalists"] if finalist["end"] == "won"]
     assert len(outcome["finalists"]) == 3 and len(winner["trained_miou"]) == 1 and winner["id"] == outcome["chosen"]
     folder = run / outcome["weights"]
-    assert f"--run {run} --init {run}" in text and load_trained(folder).genotype.id == winner["id"]
+    assert load_trained(folder).genotype.id == winner["id"]
     assert set(json.loads((folder / "scores.json").read_text())) == {"format_version", "genotype", "size", "choose"}
     record = json.loads((folder / "train-network.json").read_text())
     assert record["config"]["init"]["sha256"] == sha256(run / "supernet.safetensors")
     assert (record["config"]["recipe"]["steps"], record["config"]["recipe"]["crop"]) == (1, [48, 64])
     before = (run / "pareto.json").read_text()
-    expect(command("search", "--run", run, *FINALISTS), 0, "already there")
-    assert (run / "pareto.json").read_text() == before
-    code, text = command("search", "--run", run, *FINALISTS, "--measure", 3)
-    assert code == 0 and "already there" not in text and (run / "pareto.json").read_text() == before
-    code, text = command("train", "network", *SMALL, "--steps", 1, "--run", run, "--init", run)
-    assert code == 0 and json.loads((run / "genotype.json").read_text()) == winner["genotype"], text
+    again = ("search", "--run", run, *FINALISTS)
+    said = ("finalists, mIoU on the choosing split", "finalists not measured", f"--run {run} --init {run}")
+    expect(command(*again), 0, "already there", *said)
+    text = expect(command(*again, "--measure", 3), 0)
+    assert "already there" not in text and (run / "pareto.json").read_text() == before
+    expect(command("train", "network", *SMALL, "--steps", 1, "--run", run, "--init", run), 0)
+    assert json.loads((run / "genotype.json").read_text()) == winner["genotype"]
     record = json.loads((run / "train-network.json").read_text())
     assert record["config"]["init"]["sha256"] == sha256(folder / "network.safetensors"), "it continues from the winner's weights"
-    expect(
-        command("search", "--run", run, *FINALISTS[:-4], "--finalist-steps", 2, "--limit", "ms=5"), 2, "recipe.steps: was 1, now 2"
-    )
+    more = (*FINALISTS[:-4], "--finalist-steps", 2, "--limit", "ms=5")
+    expect(command("search", "--run", run, *more), 2, "recipe.steps: was 1, now 2")
 
 
 @pytest.mark.parametrize("stop", [3, 9, 18])
 def test_a_killed_choice_continues_to_the_same_result(
-    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    command: Command, searched: Path, chosen: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """A kill before any write: of a record, a journal, weights or scores."""
-    from export import files
-
-    whole, calls = tmp_path / "whole", 0
-    whole.mkdir()
-    for name in ("supernet.safetensors", "train-supernet.json", "latency.json"):
-        (whole / name).write_bytes((run / name).read_bytes())
-    assert command("search", "--run", whole, *FINALISTS)[0] == 0
-    real = files.write_bytes
+    real, calls = files.write_bytes, 0
 
     def killed(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -141,17 +141,14 @@ def test_a_killed_choice_continues_to_the_same_result(
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr("export.files.write_bytes", killed)
-    assert command("search", "--run", run, *FINALISTS)[0] == 130
-    monkeypatch.setattr("export.files.write_bytes", real)
-    assert command("search", "--run", run, *FINALISTS)[0] == 0
-    assert (run / "pareto.json").read_text() == (whole / "pareto.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", killed)
+        assert command("search", "--run", searched, *FINALISTS)[0] == 130
+    assert command("search", "--run", searched, *FINALISTS)[0] == 0
+    assert (searched / "pareto.json").read_text() == (chosen / "pareto.json").read_text()
 
 
-def test_finalists_that_fail_are_named(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.errors import CheckFailed
-    from hyctas.training.loop import Trainer
-
+def test_finalists_that_fail_are_named(command: Command, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = Trainer.run, 0
 
     def failing(self: Trainer, *arguments: Any) -> None:
@@ -163,13 +160,13 @@ def test_finalists_that_fail_are_named(command: Command, run: Path, monkeypatch:
 
     most = 3
     monkeypatch.setattr(Trainer, "run", failing)
-    expect(command("search", "--run", run, *FINALISTS), 1, "the trainings of all 3 finalists failed", "--finalists 0")
-    inherited = json.loads((run / "pareto.json").read_text())
-    assert "finalists" not in inherited and command("search", "--run", run, *SEARCH, "--limit", "ms=5")[0] == 0
+    search = ("search", "--run", searched, *FINALISTS)
+    expect(command(*search), 1, "the trainings of all 3 finalists failed", "--finalists 0")
+    assert "finalists" not in json.loads((searched / "pareto.json").read_text())
+    expect(command("search", "--run", searched, *AGAIN), 0)
     most = 4
-    code, text = command("search", "--run", run, *FINALISTS)
-    assert code == 0 and text.count("its training failed") == 2, text
-    ends = [finalist["end"] for finalist in json.loads((run / "pareto.json").read_text())["finalists"]]
+    assert expect(command(*search), 0).count("its training failed") == 2
+    ends = [finalist["end"] for finalist in json.loads((searched / "pareto.json").read_text())["finalists"]]
     assert sorted(ends) == ["failed", "won", "worse"]
 
 
@@ -202,11 +199,10 @@ def change_table(run: Path, drop: int = 0, space_hash: str | None = None) -> Non
     LatencyTable(table.identity, rows, calibrations).save(run / "latency.json")
 
 
-def test_bad_history_line(command: Command, run: Path) -> None:
-    assert command("search", "--run", run, *SEARCH)[0] == 0
-    lines = (run / "history.jsonl").read_text().splitlines()
-    (run / "history.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
-    expect(command("search", "--run", run, *SEARCH), 2, "history.jsonl, line 2")
+def test_bad_history_line(command: Command, searched: Path) -> None:
+    lines = (searched / "history.jsonl").read_text().splitlines()
+    (searched / "history.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
+    expect(command("search", "--run", searched, *AGAIN), 2, "history.jsonl, line 2")
 
 
 @pytest.mark.parametrize("limit", ["fps=-3", "speed=9", "fps"])
@@ -399,10 +395,6 @@ def test_every_preset_is_a_recipe(kind: type[TrainJob], name: str) -> None:
     assert f"| `{name}` | {recipe.minutes:g} | {format_size(recipe.crop)} |" in text
 
 
-def test_presets_known() -> None:
-    assert preset_names() == ("best", "quick", "standard")
-
-
 def test_defaults_then_preset_then_toml_then_flags(tmp_path: Path) -> None:
     toml = tmp_path / "c.toml"
     toml.write_text('preset = "standard"\nema = 0.5\nbatch = 4\n')
@@ -422,8 +414,7 @@ def test_a_given_budget_replaces_the_presets(tmp_path: Path) -> None:
         TrainSupernetJob(preset="best", minutes=2.0, steps=3).recipe()
 
 
-@pytest.mark.parametrize("kind", ["supernet", "network"])
-@pytest.mark.parametrize("name", ["fast", "../presets/quick", ""])
+@pytest.mark.parametrize(("kind", "name"), [("supernet", "fast"), ("network", "../presets/quick"), ("network", "")])
 def test_unknown_presets(command: Command, run: Path, kind: str, name: str) -> None:
     code, text = command("train", kind, "--data", DATA, "--run", run, "--preset", name, *NETWORK[kind])
     assert code == 2 and f"unknown preset {name!r}; known: best, quick, standard" in text and len(text.splitlines()) == 1
@@ -546,33 +537,26 @@ def test_full_disk(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch)
     assert (run / "supernet.safetensors").read_bytes() == before and not list(run.glob(".*.tmp"))
 
 
-def test_a_killed_training_continues(tmp_path: Path) -> None:
-    arguments = [*map(str, TRAIN[:-1]), "40", "--run", str(tmp_path), "--config", str(tmp_path / "c.toml")]
-    (tmp_path / "c.toml").write_text("save_seconds = 0.0\nthreads = 1\n")
-    code = [sys.executable, "-c", "from hyctas.cli.train import main; main()", *arguments]
-    process = subprocess.Popen(code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint, started = tmp_path / "supernet.checkpoint.pt", time.monotonic()
-    while not checkpoint.exists() and time.monotonic() - started < 60:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert checkpoint.exists() and not (tmp_path / "supernet.safetensors").exists()
-    done = subprocess.run(code, capture_output=True, text=True, check=True)
-    assert "continuing at step" in done.stdout and (tmp_path / "supernet.safetensors").exists()
+def test_a_training_that_ended_anywhere_continues(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text("save_seconds = 0.0\n")
+    train = ("train", *TRAIN, "--run", tmp_path, "--config", tmp_path / "c.toml")
+    real = Trainer.save
+
+    def killed(self: Trainer) -> None:
+        real(self)
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", killed)
+        assert command(*train)[0] == 9
+    assert (tmp_path / "supernet.checkpoint.pt").exists() and not (tmp_path / "supernet.safetensors").exists()
+    expect(command(*train), 0, "continuing at step")
+    assert (tmp_path / "supernet.safetensors").exists() and not (tmp_path / "supernet.checkpoint.pt").exists()
 
 
 def test_unexpected_errors_are_ours(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hyctas.search.driver.search", lambda *a, **k: 1 / 0)
     expect(command("search", "--run", run, *SEARCH), 70, "defect of hyctas", "ZeroDivisionError")
-
-
-def test_recipe_types() -> None:
-    from hyctas.cli.values import fill
-    from hyctas.training.config import SupernetRecipe
-
-    assert fill(SupernetRecipe, {"steps": 1, "learning_rate": 1, "crop": [64, 64]}).crop == (64, 64)
-    with pytest.raises(InvalidInput, match="unknown settings"):
-        fill(SupernetRecipe, {"stepz": 1})
 
 
 def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:
