@@ -76,14 +76,7 @@ def test_presets_and_their_json() -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [
-        ({"precision": "fp12"}, "precision is 'fp12'"),
-        ({"level": 6}, "level is 6; allowed"),
-        ({"timing_iterations": 0}, "timing_iterations is 0; allowed"),
-        ({"workspace_mib": 0}, "workspace_mib is 0; allowed"),
-        ({"max_aux_streams": -1}, "max_aux_streams is -1"),
-        ({"shapes": (ShapeRange("x", (1,), (1,), (1,)),) * 2}, "one range per input"),
-    ],
+    [({"precision": "fp12"}, "precision is 'fp12'"), ({"shapes": (ShapeRange("x", (1,), (1,), (1,)),) * 2}, "one range per input")],
 )
 def test_options_that_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):

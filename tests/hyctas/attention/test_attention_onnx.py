@@ -94,7 +94,7 @@ def files(name: str) -> Exported:
         return name, onnx.load(with_nodes), onnx.load(standard)
 
 
-@pytest.fixture(params=["S", "M", pytest.param("L", marks=pytest.mark.slow), *EDGE])
+@pytest.fixture(params=["S", *EDGE])
 def exported(request: pytest.FixtureRequest) -> Exported:
     """Give a network's name, its file with nodes, and its standard file."""
     return files(request.param)
@@ -286,7 +286,7 @@ def matrix_products(model: onnx.ModelProto) -> list[int]:
     return [sizes[node.output[0]] for node in model.graph.node if node.op_type == "MatMul"]
 
 
-@pytest.mark.parametrize(("name", "limit"), [("M", 200), ("edge-a", 300), ("edge-c", 200)])
+@pytest.mark.parametrize(("name", "limit"), [("edge-a", 300), ("edge-c", 200)])
 def test_a_bundles_graph_is_bounded_in_memory(name: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, with_nodes, whole = files(name)
     needed = largest = 0

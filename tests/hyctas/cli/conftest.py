@@ -61,7 +61,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 def expect(ended: tuple[int, str], code: int, *said: str) -> str:
     """Hold how a command ended against the exit code and what it must say; return all that it said."""
-    assert ended[0] == code and "Traceback" not in ended[1], ended[1]
+    assert ended[0] == code and ("Traceback" in ended[1]) == (code == 70), ended[1]
     assert [words for words in said if words not in ended[1]] == [], ended[1]
     return ended[1]
 
