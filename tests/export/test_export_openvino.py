@@ -25,6 +25,7 @@ from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.network import build
 from hyctas.space import tiny
+from tests.export import foreign_files as foreign
 from tests.export.test_export_sessions import block
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed")
@@ -112,10 +113,8 @@ def test_metadata_and_cache(tmp_path: Path) -> None:
 
 def test_an_output_whose_shape_depends_on_the_values(tmp_path: Path) -> None:
     path = tmp_path / "nonzero.onnx"
-    info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3])
-    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [2, "n"])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("NonZero", ["x"], ["y"])], "g", [info], [result])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    node = onnx.helper.make_node("NonZero", ["x"], ["y"])
+    foreign.save(path, [node], [foreign.info("x", [2, 3])], [foreign.info("y", [2, "n"], onnx.TensorProto.INT64)])
     with OpenVinoRuntime(FP32).load_file(path) as session:
         assert session.outputs[0].shape == (2, 6) and session.outputs[0].dtype == "int64"
 

@@ -26,6 +26,7 @@ from export.runtime import Runtime, Session
 from export.runtimes import open_runtime
 from export.target import Target
 from export.torch_session import TorchRuntime, TorchSession
+from tests.export import foreign_files as foreign
 
 ORT = Target("onnxruntime-cpu", "fp32")
 CUDA = Target("onnxruntime-cuda", "fp32")
@@ -167,11 +168,10 @@ def test_broken_onnx_files(tmp_path: Path, target: str) -> None:
 @pytest.mark.parametrize("target", ["onnxruntime-cpu:fp32", "openvino-cpu:fp32"])
 def test_unknown_operator_and_dynamic_shape(tmp_path: Path, target: str) -> None:
     def save(name: str, op: str, domain: str, shape: list[int | str]) -> Path:
-        infos = [onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, shape) for key in ("x", "y")]
         node = onnx.helper.make_node(op, ["x"], ["y"], domain=domain)
-        graph = onnx.helper.make_graph([node], "g", infos[:1], infos[1:])
-        opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("mine", 1)]
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / name)
+        made = foreign.model([node], [foreign.info("x", shape)], [foreign.info("y", shape)])
+        made.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+        onnx.save(made, tmp_path / name)
         return tmp_path / name
 
     with pytest.raises(InvalidInput, match="does not run it"):

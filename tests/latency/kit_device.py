@@ -15,6 +15,8 @@ from types import ModuleType
 import numpy as np
 import onnx
 
+from tests.export import foreign_files as foreign
+
 SOURCE = Path(__file__).with_name("fake_trtexec.py")
 CACHE = tempfile.mkdtemp(prefix="fake-trtexec-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -53,9 +55,8 @@ def run_script(kit: Path, code: int | None = 0, *, shell: str = "sh", **settings
 
 def convolution(channels: int, size: tuple[int | str, int | str] = (32, 24)) -> onnx.ModelProto:
     """Make a small network."""
-    helper, rng = onnx.helper, np.random.default_rng(channels)
-    weight = onnx.numpy_helper.from_array(rng.standard_normal((channels, 3, 3, 3), dtype=np.float32), "w")
-    shapes = {"image": [1, 3, *size], "y": [1, channels, "a", "b"]}
-    ends = [helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
-    graph = helper.make_graph([helper.make_node("Conv", ["image", "w"], ["y"], name="n0")], "g", ends[:1], ends[1:], [weight])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    weight = np.random.default_rng(channels).standard_normal((channels, 3, 3, 3), dtype=np.float32)
+    node = onnx.helper.make_node("Conv", ["image", "w"], ["y"], name="n0")
+    return foreign.model(
+        [node], [foreign.info("image", [1, 3, *size])], [foreign.info("y", [1, channels, "a", "b"])], {"w": weight}
+    )

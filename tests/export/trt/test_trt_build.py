@@ -20,6 +20,7 @@ from export.trt.build import BuildResult, build_engine
 from export.trt.engine_file import Machine
 from export.trt.log import MESSAGES, TensorRTFailed
 from export.trt.options import BuildOptions, ShapeRange
+from tests.export import foreign_files as foreign
 from tests.export.trt.rtx_builds import graph, module, needs_rtx, options
 
 pytestmark = needs_rtx
@@ -117,10 +118,9 @@ def test_a_node_that_is_refused_inside_a_function_is_told_with_the_node_that_cal
 
 def test_a_failed_build_is_told_in_the_builders_own_words() -> None:
     """ONNX's operator Attention builds only where a kernel exists that computes all of it: one head has none."""
-    heads = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 1, 96, 32]) for name in "qkvo"]
+    heads = [foreign.info(name, [1, 1, 96, 32], TensorProto.FLOAT16) for name in "qkvo"]
     node = helper.make_node("Attention", ["q", "k", "v"], ["o"], name="attention", scale=1.0)
-    body = helper.make_graph([node], "attention", heads[:3], heads[3:])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    model = foreign.model([node], heads[:3], heads[3:], opset=23)
     with pytest.raises(TensorRTFailed, match="dedicated kernel") as found:
         build(model.SerializeToString())
     assert found.value.what == "building the engine"

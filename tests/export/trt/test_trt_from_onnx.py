@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from export.files import sha256
 from export.manifest import read_manifest as read_bundle_manifest
@@ -24,6 +24,7 @@ from export.trt.engine_file import EngineManifest, manifest_path, read_manifest
 from export.trt.from_onnx import Shown, main
 from export.trt.options import BuildOptions
 from export.trt.runner import open_engine
+from tests.export import foreign_files as foreign
 from tests.export.trt.a_device import BECOME
 from tests.export.trt.fakes_engines import FakeBuilder
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig
@@ -36,11 +37,8 @@ DOUBLING = np.full((3, 1, 1, 1), 2, np.float32)
 
 def write_network(path: Path, weights: np.ndarray = DOUBLING) -> Path:
     """Write a convolution of each channel by itself, which doubles its input: what the fake TensorRT's engines compute."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native"))
     conv = helper.make_node("Conv", ["image", "w"], ["native"], name="conv", group=3)
-    graph = helper.make_graph([conv], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return path
+    return foreign.save(path, [conv], [foreign.info("image", SHAPE)], [foreign.info("native", SHAPE)], {"w": weights})
 
 
 @pytest.fixture(params=["11.4.0"])
@@ -204,9 +202,8 @@ def test_what_parity_cannot_judge_is_refused_before_it_is_built(
     inputs: dict[str, int], output: tuple[int, tuple[int, ...]], nodes: list[Any],
 ) -> None:  # fmt: skip
     made = [helper.make_node(kind, names, ["y"], **attributes) for kind, names, attributes in nodes]
-    given = [helper.make_tensor_value_info(name, kind, SHAPE) for name, kind in inputs.items()]
-    graph = helper.make_graph(made, "g", given, [helper.make_tensor_value_info("y", *output)])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    given = [foreign.info(name, SHAPE, kind) for name, kind in inputs.items()]
+    foreign.save(tmp_path / "m.onnx", made, given, [foreign.info("y", output[1], output[0])])
     assert main([str(tmp_path / "m.onnx"), "--precision", precision]) == 2
     assert "parity needs one float32 input, and one output of floats" in capsys.readouterr().err
     assert builder.graphs == []

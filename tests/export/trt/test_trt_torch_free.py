@@ -208,30 +208,21 @@ class TestCommand:
             ("x.ppm", b"P6\n5 4\n255\n" + bytes(60), "x.ppm is 4x5; the engine takes 4x6, and only Pillow resizes"),
             ("x.ppm", b"P6\n6 4\n255\n" + bytes(71), "holds 71 of 72 bytes"),
             ("x.ppm", b"P6\n6 4\n65535\n" + bytes(144), "no PPM image with 8 bits"),
-            ("x.ppm", b"P3\n6 4\n255\n0", "no PPM image with 8 bits"),
+            ("x.jpg", b"", "pip install pillow, or write it as .ppm (P6) of 4x6"),
+            ("x.npy", np.zeros((3, 4, 6)), "x.npy has the shape (3, 4, 6); input 'x' takes (1, 3, 4, 6)"),
         ],
     )
-    def test_wrong_images(
-        self, engine: Path, tmp_path: Path, name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        assert self.call(engine, "--image", tmp_path / name) == 2
+    def test_wrong_images(self, engine: Path, name: str, content: Any, message: str, monkeypatch: Any, capsys: Any) -> None:
+        path = engine.with_name(name)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            np.save(path, content)
+        if path.suffix == ".jpg":
+            monkeypatch.setitem(sys.modules, "PIL", None)
+        assert self.call(engine, "--image", path) == 2
         assert message in capsys.readouterr().err
         assert not engine.with_name("model.engine.times.json").exists()
-
-    def test_an_array_of_another_shape(self, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        np.save(tmp_path / "x.npy", np.zeros((3, 4, 6)))
-        assert self.call(engine, "--image", tmp_path / "x.npy") == 2
-        assert "x.npy has the shape (3, 4, 6); input 'x' takes (1, 3, 4, 6)" in capsys.readouterr().err
-
-    def test_images_without_pillow(
-        self, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "x.jpg").write_bytes(b"")
-        monkeypatch.setitem(sys.modules, "PIL", None)
-        assert self.call(engine, "--image", tmp_path / "x.jpg") == 2
-        assert "pip install pillow, or write it as .ppm (P6) of 4x6" in capsys.readouterr().err
 
     def test_engines_that_take_no_image(self, trt: FakeTensorRT, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "x.png").write_bytes(b"")

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 from PIL import Image
 
 import latency.lock
@@ -23,6 +21,7 @@ from export.errors import InvalidInput, Unavailable
 from export.imaging import decode
 from hyctas.cli import bench as cli
 from hyctas.cli import jobs
+from tests.export import foreign_files
 from tests.hyctas.cli.conftest import SIZE, Command, expect, write_run
 
 
@@ -37,14 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 1x1 convolution to 5 channels as other exporters write it: own names, no metadata, dynamic size."""
-    shape = [1, 3, "height", "width"]
-    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)]
-    outputs = [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 5, "height", "width"])]
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [5, 3, 1, 1], np.linspace(-1, 1, 15).tolist())
-    graph = helper.make_graph([helper.make_node("Conv", ["pixels", "w"], ["mask"])], "g", inputs, outputs, [weight])
-    path = tmp_path_factory.mktemp("foreign") / "theirs.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return path
+    return foreign_files.classes(tmp_path_factory.mktemp("foreign") / "theirs.onnx", (1, 3, "height", "width"))
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ from hyctas.workloads import draw_networks, workloads
 from latency.journal import journal_path, read_journal
 from latency.profile import profile
 from latency.table import LatencyTable
+from tests.export import foreign_files as foreign
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig, plan, save
@@ -290,11 +291,8 @@ class TestBench:
         return save(path, rig.trt, plan(version=rig.trt.version, **kinds), precision="fp16")
 
     def onnx(self, path: Path) -> None:
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native")]
         node = helper.make_node("Relu", ["image"], ["native"], name="relu")
-        model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
-        model.ir_version = 10
-        onnx.save(model, path)
+        foreign.save(path, [node], [foreign.info("image", SHAPE)], [foreign.info("native", SHAPE)])
 
     def bench(self, *paths: Path, target: Target = FP16, size: tuple[int, int] | None = None) -> Any:
         models = [BenchModel(path.name, path, size=size) for path in paths]
