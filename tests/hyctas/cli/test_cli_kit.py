@@ -76,7 +76,7 @@ def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path
     table = LatencyTable.load(run / "latency.json")
     assert table.identity.target == "tensorrt:fp16" and table.calibrations["nano@64x64"].n == 6
     model = CostModel(nano(), table, (64, 64), 19)
-    genotypes = draw_networks(nano(), 3, seed=5, purpose=99)
+    genotypes = draw_networks(nano(), 1, seed=5, purpose=99)
     with network_models(genotypes, (64, 64), 19) as networks:
         for genotype in genotypes:
             from export.precision import converted
