@@ -462,10 +462,10 @@ def test_drift_marks_the_block(tmp_path: Path) -> None:
     found = ingest(folder)
     assert found.table.provenance[0]["drift"] == {"4": pytest.approx(0.1, abs=0.01), "3": pytest.approx(0.1, abs=0.01)}
     assert not any(row.busy for row in found.table.rows.values()) and all(found.notes.values())
-    shutil.rmtree(folder / "results")
-    (folder.parent / "state" / "timings.txt").unlink()
-    run_script(folder, FAKE_DRIFT="2:0.9")
-    assert all(row.busy for row in ingest(folder).table.rows.values())
+    other = tmp_path / "other" / "kit"
+    write(other, keys=KEYS[:3], nets=1, rounds=1)
+    run_script(other, FAKE_DRIFT="2:0.9")
+    assert all(row.busy for row in ingest(other).table.rows.values())
 
 
 def test_a_board_that_goes_down_is_not_asked_three_times(kit: Path) -> None:

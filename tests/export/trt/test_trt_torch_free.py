@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ def test_it_runs_on_python_3_10(tmp_path: Path) -> None:
 
 def test_its_modules_are_python_3_10(on_a_device: dict[str, Any], tmp_path: Path) -> None:
     """By the standard library's stubs: syntax, names, methods and arguments; what is newer is found."""
-    names = [*on_a_device["modules"], "export.trt.device_torch", "export.trt.device_pycuda"]
-    assert {"export.trt.run", "export.trt.runner", "export.trt.device_cuda_bindings", "export.trt.guard"} <= set(names)
+    names = {*on_a_device["modules"], "export.trt.device_torch", "export.trt.device_pycuda"}
+    assert {"export.trt.run", "export.trt.runner", "export.trt.device_cuda_bindings", "export.trt.guard"} <= names
     newer = tmp_path / "newer.py"
     newer.write_text(NEWER_CODE)
     found = python_3_10_errors(tmp_path, [*names, newer])
@@ -103,10 +103,10 @@ Path().read_text(newline="")
 """
 
 
-def python_3_10_errors(folder: Path, modules: Sequence[str | Path]) -> list[str]:
+def python_3_10_errors(folder: Path, modules: Iterable[str | Path]) -> list[str]:
     """Check modules and files as Python 3.10; they are given as files."""
     files = []
-    for name in modules:
+    for name in {*modules}:
         path = name if isinstance(name, Path) else ROOT / name.replace(".", "/")
         files.append(str(path / "__init__.py" if path.is_dir() else path.with_suffix(".py")))
     (folder / "mypy.ini").write_text(MYPY)
