@@ -76,15 +76,8 @@ def test_refusals(tmp_path: Path) -> None:
         bench([BenchModel("m", path, **more)], ORT, 1, **QUICK)  # type: ignore[arg-type]
 
     good = foreign.classes(tmp_path / "good.onnx", [1, 3, 8, 8])
-    with pytest.raises(InvalidInput, match=r"dynamic shape \(N, 3, H, W\); give a size"):
-        run(foreign.classes(tmp_path / "dynamic.onnx", ["N", 3, "H", "W"]))
     with pytest.raises(InvalidInput, match="made for 8x8; asked for 16x16"):
         run(good, size=(16, 16))
-    with pytest.raises(InvalidInput, match="no such file"):
-        run(tmp_path / "none.onnx")
-    (tmp_path / "torn.onnx").write_bytes(good.read_bytes()[:-7])
-    with pytest.raises(CorruptFile, match=r"torn\.onnx"):
-        run(tmp_path / "torn.onnx")
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(CorruptFile, match="no ONNX graph"):
         run(tmp_path / "empty.onnx")

@@ -128,7 +128,7 @@ def test_finalists_train_and_one_is_chosen(command: Command, chosen: Path, tmp_p
     expect(command("search", "--run", run, *more), 2, "recipe.steps: was 1, now 2")
 
 
-@pytest.mark.parametrize("stop", [3, 9, 18])
+@pytest.mark.parametrize("stop", [3, 18])
 def test_a_killed_choice_continues_to_the_same_result(
     command: Command, searched: Path, chosen: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
@@ -198,12 +198,6 @@ def change_table(run: Path, drop: int = 0, space_hash: str | None = None) -> Non
     rows = dict(sorted(table.rows.items())[drop:])
     calibrations = {name: replace(c, space_hash=space_hash) if space_hash else c for name, c in table.calibrations.items()}
     LatencyTable(table.identity, rows, calibrations).save(run / "latency.json")
-
-
-def test_bad_history_line(command: Command, searched: Path) -> None:
-    lines = (searched / "history.jsonl").read_text().splitlines()
-    (searched / "history.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
-    expect(command("search", "--run", searched, *AGAIN), 2, "history.jsonl, line 2")
 
 
 @pytest.mark.parametrize("limit", ["fps=-3", "speed=9", "fps"])
@@ -447,23 +441,16 @@ def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tup
 def test_a_supernet_for_a_limit(command: Command, run: Path) -> None:
     """What is trained stands in the record: another limit is refused by name, and a search outside of it is warned."""
     expect(command("train", *TRAIN, "--run", run, "--limit", "ms=0.3"), 2, "band: was None, now")
-    expect(
-        command("train", *TRAIN, "--run", run, "--limit", "ms=0.3", "--restart"),
-        0,
-        "networks of 0.15 to 0.36 ms at 64x64 on onnxruntime-cpu:fp32",
-    )
+    ended = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3", "--restart")
+    expect(ended, 0, "networks of 0.15 to 0.36 ms at 64x64 on onnxruntime-cpu:fp32")
     record = json.loads((run / "train-supernet.json").read_text())
     assert record["config"]["band"] == {
         "limit_ms": 0.3, "low_ms": 0.15, "high_ms": 0.36, "size": [64, 64], "table_sha256": sha256(run / "latency.json"),
     }  # fmt: skip
     assert "already trained" in command("train", *TRAIN, "--run", run, "--limit", "ms=0.3")[1]
     expect(command("train", *TRAIN, "--run", run, "--limit", "ms=0.4"), 2, "band.limit_ms: was 0.3, now 0.4", "--restart")
-    expect(
-        command("search", "--run", run, *SEARCH, "--limit", "ms=0.5", "--measure", "0"),
-        0,
-        "trained for networks of 0.15 to 0.36 ms",
-        "lies outside",
-    )
+    ended = command("search", "--run", run, *SEARCH, "--limit", "ms=0.5", "--measure", "0")
+    expect(ended, 0, "trained for networks of 0.15 to 0.36 ms", "lies outside")
 
 
 @pytest.mark.parametrize(

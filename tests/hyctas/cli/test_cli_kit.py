@@ -67,12 +67,8 @@ def kit(measured: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    expect(
-        command("profile", "--run", run, "--ingest", measured),
-        0,
-        f"{OPERATORS_OF_NANO} of {OPERATORS_OF_NANO} operators",
-        "hyctas-search",
-    )
+    ended = command("profile", "--run", run, "--ingest", measured)
+    expect(ended, 0, f"{OPERATORS_OF_NANO} of {OPERATORS_OF_NANO} operators", "hyctas-search")
     table = LatencyTable.load(run / "latency.json")
     assert table.identity.target == "tensorrt:fp16" and table.calibrations["nano@64x64"].n == 6
     model = CostModel(nano(), table, (64, 64), 19)
@@ -105,12 +101,8 @@ def test_part_of_the_results_gives_part_of_the_table(command: Command, kit: Path
     file = next(f for f in description.files if f.kind == OPERATORS and len(f.operators) > 1)
     (kit / "results" / f"{file.name}.status").unlink()
     run = tmp_path / "run"
-    text = expect(
-        command("profile", "--run", run, "--ingest", kit),
-        2,
-        f"{file.name}: not measured",
-        f"lacks {len(file.operators)} of the operators",
-    )
+    ended = command("profile", "--run", run, "--ingest", kit)
+    text = expect(ended, 2, f"{file.name}: not measured", f"lacks {len(file.operators)} of the operators")
     assert "on the device: sh run.sh" in text
     table = LatencyTable.load(run / "latency.json")
     assert set(table.missing(description.keys)) == {o.key for o in file.operators} and not table.calibrations
@@ -139,12 +131,8 @@ def test_a_second_kit_measures_what_could_not_be_attributed(command: Command, ki
     (kit / "results" / f"{file.name}.status").unlink()
     run_script(kit, FAKE_FAIL="unattributable", FAKE_ONLY=file.name)
     run, second = tmp_path / "run", tmp_path / "second"
-    expect(
-        command("profile", "--run", run, "--ingest", kit),
-        2,
-        "names no single operator",
-        f"hyctas-profile --run {run} --kit NEW_DIR --space nano",
-    )
+    ended = command("profile", "--run", run, "--ingest", kit)
+    expect(ended, 2, "names no single operator", f"hyctas-profile --run {run} --kit NEW_DIR --space nano")
     expect(command("profile", "--run", run, "--kit", second, *PROFILE), 0, "each in a file of its own")
     again = Kit.load(second)
     assert set(again.keys) == {o.key for o in file.operators} and not again.networks
@@ -171,11 +159,8 @@ def test_what_a_profile_kit_refuses(command: Command, kit: Path, tmp_path: Path)
     ):
         expect(command("profile", "--run", tmp_path / "run", "--space", "tiny", "--size", "64x64", *arguments), 2, words)
     (tmp_path / "p.toml").write_text("budget_ms = 100\n")
-    expect(
-        command("profile", "--kit", new, "--config", tmp_path / "p.toml", "--space", "tiny", "--size", "64x64"),
-        2,
-        "protocol of its own",
-    )
+    ended = command("profile", "--kit", new, "--config", tmp_path / "p.toml", "--space", "tiny", "--size", "64x64")
+    expect(ended, 2, "protocol of its own")
     expect(command("profile", "--kit", new, "--space", "tiny", "--size", "64x64", "--target", "tensorrt:bf16"), 3, "bf16")
     assert not new.exists() and not (tmp_path / "run").exists()
     expect(command("bench", "--ingest", kit, "--out", tmp_path / "b.json"), 2, "hyctas-profile --ingest")

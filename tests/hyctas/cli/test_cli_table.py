@@ -102,11 +102,8 @@ def test_shards_merge_into_a_whole_table(command: Command, tmp_path: Path) -> No
     tables = [tmp_path / f"half{half}" / "latency.json" for half in (1, 2)]
     sizes = [len(LatencyTable.load(path)) for path in tables]
     before = LatencyTable.load(tables[0]).rows
-    expect(
-        command("profile", *common, "--run", tmp_path / "whole", "--networks", 6, "--merge", *tables),
-        0,
-        f"joined 2 tables: {sum(sizes)} operators",
-    )
+    ended = command("profile", *common, "--run", tmp_path / "whole", "--networks", 6, "--merge", *tables)
+    expect(ended, 0, f"joined 2 tables: {sum(sizes)} operators")
     whole = LatencyTable.load(tmp_path / "whole" / "latency.json")
     assert set(whole.rows) == set(tiny().keys((32, 48), 3)) and whole.calibrations["tiny@32x48"].n == 6
     assert {key: whole.rows[key] for key in before} == before, "nothing was measured again"
@@ -132,9 +129,8 @@ def test_protocol_settings_come_from_toml(command: Command, tmp_path: Path) -> N
     settings.write_text("copies = 0\n")
     expect(command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings), 2, "copies is 0")
     settings.write_text("budget = 3\n")
-    expect(
-        command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings), 2, "unknown keys ['budget']", "flush_mib"
-    )
+    ended = command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings)
+    expect(ended, 2, "unknown keys ['budget']", "flush_mib")
 
 
 @pytest.mark.parametrize(
