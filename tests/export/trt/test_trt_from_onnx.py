@@ -41,10 +41,10 @@ def write_network(path: Path, weights: np.ndarray = DOUBLING) -> Path:
     return foreign.save(path, [conv], [foreign.info("image", SHAPE)], [foreign.info("native", SHAPE)], {"w": weights})
 
 
-@pytest.fixture(params=["11.4.0"])
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     """Give a machine with a fake TensorRT, where every engine doubles its input."""
-    made = make_rig(monkeypatch, request.param)
+    made = make_rig(monkeypatch, "11.4.0")
     monkeypatch.setattr(from_onnx, "open_backend", lambda name: made.backend)
     monkeypatch.setattr(from_onnx, "SECONDS", 0.01)
     monkeypatch.setattr("export.trt.run.WARM_UP_S", 0.0)

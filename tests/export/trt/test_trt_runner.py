@@ -24,16 +24,11 @@ from export.trt.runner import EngineSession, open_engine
 from export.trt.runtime import TensorRTRuntime
 from tests.export.trt.fakes_cuda import fake_pycuda, fake_torch
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED, OUT_OF_MEMORY
-from tests.export.trt.fakes_run import SHAPE, VERSIONS, Rig, Severity, make_rig, plan, save
+from tests.export.trt.fakes_run import SHAPE, Rig, Severity, plan, save
 from tests.export.trt.test_trt_runtime import write_onnx
 
 X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 FP32 = Target("tensorrt", "fp32")
-
-
-@pytest.fixture(params=VERSIONS[1:])
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    return make_rig(monkeypatch, request.param)
 
 
 @pytest.mark.parametrize("name", ["torch", "cuda-bindings", "pycuda"])
