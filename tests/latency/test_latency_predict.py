@@ -192,11 +192,11 @@ def test_latency_predict_judge_shows_the_repeat_beside_the_prediction() -> None:
     assert judge(measured, measured).to_json()["repeat"] is None
 
 
-@pytest.mark.parametrize(("count", "confidence"), [(60, 0.95), (45, 0.95), (120, 0.9)])
+@pytest.mark.parametrize(("count", "confidence"), [(60, 0.95), (120, 0.9)])
 def test_latency_predict_bound_holds_for_nine_of_ten_calibrations(count: int, confidence: float) -> None:
     rng = np.random.default_rng(3)
     shares = []  # of networks below the bound, for each of many calibrations
-    for _ in range(3000):
+    for _ in range(800):
         factor = conformal_bound(rng.lognormal(0, 0.1, count), confidence)
         shares.append(0.5 * (1 + math.erf(math.log(factor) / 0.1 / math.sqrt(2))))
     assert 0.885 < np.mean(np.array(shares) >= confidence) < 0.97
