@@ -29,8 +29,10 @@ HEAD_BLOCKS = ("conv", "downup2x")
 DECODERS = ("concat", "sum")
 STAGES = ("2", "4", "8", "16a", "16b", "32a", "32b")
 """Stages of a trunk with stages, in order: the stride, and a letter where two stages have one stride."""
-LINEAR = ("conv", "residual", "downup", "downup2x")
-"""Cells that can end without ReLU."""
+LINEAR = tuple(
+    op for op, (kind, _) in CELLS.items() if op != "attention" and {"relu", "linear"} & {f.name for f in dataclasses.fields(kind)}
+)
+"""Cells that can end without ReLU; attention says it among its own choices."""
 TRUNK_STRIDE = 8
 """Stride at which the stem ends and all branches start."""
 
@@ -88,7 +90,7 @@ class Cell:
     relu6: bool = elided(False)
     """The ReLUs of a "conv" or "inverted" are cut at 6."""
     linear: bool = elided(False)
-    """A "conv", "residual" or light-weight convolution ends without ReLU, for features that have negative values."""
+    """It ends without ReLU, for features that have negative values: one of `LINEAR`."""
 
 
 @dataclass(frozen=True)

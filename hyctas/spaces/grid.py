@@ -54,9 +54,9 @@ STEMS = ("conv", "separable", "resnet")
 EfficientNet; a 7x7 at stride 2 and a max-pooling, as in ResNet."""
 
 
-SIGNED = {"conv": "conv", "residual": "inverted", "downup": "downup", "downup2x": "downup", "inverted": "inverted"}
-"""What a cell becomes in a stage that an inverted residual begins, whose features have negative values: cells end without ReLU
-there, and what costs as much as the inverted residual itself is left to it."""
+REPLACED = {"residual": "inverted", "downup2x": "downup"}
+"""What cells become in a stage that an inverted residual begins. Its features have negative values, so that cells end without ReLU
+there; each such version is more rows of the latency table, and these two would cost as much as what replaces them."""
 
 
 def cells_of_stages() -> tuple[str, ...]:
@@ -118,7 +118,7 @@ class Stage:
 
     def cell(self, op: str, width: int, stride: int, kernel: int, expansion: int, first: str = "") -> Cell:
         """Return a cell of the stage; where the stage's `first` is given and has signed outputs, one that has them as well."""
-        op = SIGNED[op] if first == "inverted" else op
+        op = REPLACED.get(op, op) if first == "inverted" else op
         inverted = op == "inverted"
         return Cell(
             op, width, stride, stage=self.name, kernel=kernel if inverted else 3, expansion=expansion if inverted else 1,
@@ -529,7 +529,7 @@ class Space(GeneVectors):
         if stage.name == "8" and not ops:
             ops = {"conv"}  # what a branch that would be empty gets
         firsts = {"inverted" if first == "inverted" else "" for first in stage.first if first != "skip"}
-        kinds = {(SIGNED[op] if first else op, first) for first in firsts for op in ops}
+        kinds = {(REPLACED.get(op, op) if first else op, first) for first in firsts for op in ops}
         for width in sorted(widths)[-1:] if widest else sorted(widths):
             for op, first in sorted(kinds):
                 for cell in self._shaped(stage, op, width, 1, first, widest=widest):

@@ -27,7 +27,7 @@ from hyctas.arch.operators import Conv, DownUp, Layer, Operator, Residual
 from hyctas.data import Frames
 from hyctas.nn.supernet import Slot, Supernet
 from hyctas.pretrained.weights import Loaded
-from hyctas.spaces.grid import ALIGNED, SIGNED
+from hyctas.spaces.grid import ALIGNED, REPLACED
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Progress, Trainer, average_numbers, to_device
@@ -92,7 +92,7 @@ def _walk(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> Iterator
             others = {
                 name: dataclasses.replace(op, sources=(min(width, op.sources[0]),), out=min(out, op.out), **_ending(op, signed))
                 for name, op in widest.items() if name.startswith(f"stage.s{stage}.{ordinal}.") and name not in done
-                and not (signed and SIGNED[op.label] != op.label)
+                and not (signed and op.label in REPLACED)
             }  # fmt: skip
             yield Place(stage, ordinal, block, others)
             width = out
