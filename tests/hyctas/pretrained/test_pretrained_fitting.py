@@ -74,8 +74,9 @@ def test_places_follow_the_trained_trunk() -> None:
 
 def test_operators_behind_an_inverted_residual_are_fitted_without_relu() -> None:
     supernet, loaded, cells = started()
-    later = [op for p in places(supernet, loaded, cells) if p.ordinal for op in p.slots.values() if not isinstance(op, InvertedResidual)]
-    assert later and all(op.linear if isinstance(op, DownUp) else isinstance(op, Conv) and not op.relu for op in later)
+    later = [op for p in places(supernet, loaded, cells) if p.ordinal for op in p.slots.values()]
+    assert {type(op) for op in later} == {Conv, DownUp, InvertedResidual}
+    assert not any(op.relu for op in later if isinstance(op, Conv)) and all(op.linear for op in later if isinstance(op, DownUp))
 
 
 def test_errors_fall_and_trained_blocks_stay(done: tuple[Supernet, dict[str, list[float]]]) -> None:
