@@ -19,7 +19,7 @@ from PIL import Image
 from export.bundle import BundleReport, read_bundle, write_bundle
 from export.claims import building_folder
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, sha256, write_bytes, write_json
+from export.files import check_own, read_json, sha256, write_bytes, write_json
 from export.imaging import Preprocessing
 from export.manifest import FORMAT_VERSION, Manifest, versions
 from export.manifest import NAME as BUNDLE_MARK
@@ -346,16 +346,8 @@ def check_free(path: Path) -> None:
     Raises:
         InvalidInput: something stands at `path` that no manifest beside it lists.
     """
-    if not path.exists():
-        return
     manifest = manifest_of(path)
-    try:
-        ours = path.is_file() and path.name in read_json(manifest, FORMAT_VERSION)["files"]
-    except (OSError, CorruptFile, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise InvalidInput(f"{path} exists and was not written by this command (no {manifest.name} beside it); "
-                           "choose another name or move it away")  # fmt: skip
+    check_own(path, manifest, lambda: path.name in read_json(manifest, FORMAT_VERSION)["files"])
 
 
 def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str) -> None:
