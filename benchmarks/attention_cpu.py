@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from export.files import write_json, write_text
 from export.machine import fingerprint
-from export.onnx_file import export_modules
+from export.onnx.exporter import export_modules
 from export.ranges import Range, Threads, argument
 from hyctas.attention import self_attention
 

@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 from export import onnxruntime_session
 from export.errors import HyctasError
-from export.onnxruntime_session import OnnxRuntime
+from export.backends.onnxruntime_session import OnnxRuntime
 from export.target import Target
 onnxruntime_session.nvidia_driver = lambda: True  # as on a machine with a driver, but without a device or CUDA
 try:

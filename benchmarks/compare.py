@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from export.files import read_json, write_text
-from hyctas.choice import READ_VERSIONS
-from hyctas.runs import FORMAT_VERSION
+from hyctas.artifacts.choice import READ_VERSIONS
+from hyctas.artifacts.runs import FORMAT_VERSION
 
 
 def main() -> None:

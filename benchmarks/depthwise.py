@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from hyctas import blocks
-from hyctas.members import member
 from hyctas.network import build
+from hyctas.nn import blocks
+from hyctas.spaces.members import member
 from hyctas.training.losses import segmentation_loss
 
 STEPS, BATCH, CROP, THREADS = 15, 12, (192, 256), 2

@@ -18,22 +18,22 @@ from typing import Annotated
 
 import numpy as np
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
 from export.ranges import Classes, Range, Seed, Threads, argument
 from export.target import Target, format_size, parse_size
-from hyctas.calibrate import calibrate, measure_networks
-from hyctas.engine.table import open_target
+from hyctas.cost.calibrate import calibrate, measure_networks
+from hyctas.cost.workloads import CostModel, draw_networks, units, workloads
+from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
-from hyctas.space_file import load_space
-from hyctas.workloads import CostModel, draw_networks, units, workloads
+from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, judge, predict, profile
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 from latency.judge import conformal_bound
-from latency.predict import compare
+from latency.predictor import compare
 
 FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""

@@ -21,20 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from benchmarks.screening import BASE_INIT, Case, noted, read_results, run
 from benchmarks.search_against_random import paired
 from export.errors import Infeasible, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
 from export.target import Target, parse_size
-from hyctas.choice import chosen_genotype, read_genotype
-from hyctas.genotype import Genotype
-from hyctas.members import family, members
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.choice import chosen_genotype, read_genotype
+from hyctas.cost.workloads import CostModel, calibrated_sizes
 from hyctas.search.limits import Limits
-from hyctas.search_space import SearchSpace
 from hyctas.space import edge
-from hyctas.workloads import CostModel, calibrated_sizes
+from hyctas.spaces.members import family, members
+from hyctas.spaces.search_space import SearchSpace
 from latency import LatencyTable
 
 RESULTS = Path(__file__).parent / "results/cpu/gate_camvid.jsonl"
@@ -99,8 +99,8 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
     Raises:
         Infeasible: the winner is above the limit, or no hand-made network is below it.
     """
-    from hyctas.calibrate import measure_networks
-    from hyctas.engine.table import open_target
+    from hyctas.cost.calibrate import measure_networks
+    from hyctas.engine.table_attention import open_target
 
     space = edge()
     size = parse_size(calibrated_sizes(space, table)[0])

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from export.bench_report import markdown_rows
 from export.files import write_text
 from hyctas import published

@@ -20,25 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results, train
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text
 from export.target import format_size
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.inherit import SupernetRecord
+from hyctas.artifacts.runs import recorded_preprocessing
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.jobs import image_size
+from hyctas.cost.workloads import CostModel, calibrated_sizes
 from hyctas.data import Frames
-from hyctas.genotype import Genotype
-from hyctas.inherit import SupernetRecord
-from hyctas.members import members
-from hyctas.runs import recorded_preprocessing
 from hyctas.search.score import Scorer
-from hyctas.search_space import SearchSpace
+from hyctas.spaces.members import members
+from hyctas.spaces.search_space import SearchSpace
 from hyctas.training.band import Band, Drawer, latency_band
 from hyctas.training.config import SupernetRecipe
-from hyctas.workloads import CostModel, calibrated_sizes
 from latency import LatencyTable
-from latency.fidelity import kendall
+from latency.accuracy import kendall
 
 GROUP = ("supernet", "ms", "steps", "crop", "init", "data")
 """What networks of one comparison share."""

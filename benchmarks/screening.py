@@ -21,15 +21,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from export.errors import CheckFailed
 from export.files import read_json, write_text
 from export.ranges import Seed, argument
-from hyctas.choice import HANDMADE
-from hyctas.genotype import Cell, Genotype, normal_form
-from hyctas.grid import AttentionVariant
-from hyctas.members import member
-from hyctas.runs import FORMAT_VERSION
+from hyctas.arch.genotype import Cell, Genotype, normal_form
+from hyctas.artifacts.choice import HANDMADE
+from hyctas.artifacts.runs import FORMAT_VERSION
+from hyctas.spaces.grid import AttentionVariant
+from hyctas.spaces.members import member
 
 RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
 BASE, BASE_INIT = "edge:lite0-16", "efficientnet-lite0"
@@ -265,8 +265,8 @@ def measure(lines: list[dict[str, Any]], path: Path) -> None:
     from export.files import write_json
     from export.machine import fingerprint
     from export.target import Target
-    from hyctas.calibrate import measure_networks
-    from hyctas.engine.table import open_target
+    from hyctas.cost.calibrate import measure_networks
+    from hyctas.engine.table_attention import open_target
 
     genotypes = {line["case"]["network"]: Case(**line["case"]).genotype() for line in lines}
     found: dict[str, dict[str, float]] = {name: {} for name in genotypes}

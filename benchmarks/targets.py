@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
 from export.target import Target, format_size
-from hyctas.calibrate import measure_networks
-from hyctas.choice import READ_VERSIONS
-from hyctas.engine.table import open_target
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.choice import READ_VERSIONS
+from hyctas.cost.calibrate import measure_networks
+from hyctas.engine.table_attention import open_target
 from hyctas.search.front import dominated
-from latency.fidelity import spearman
+from latency.accuracy import spearman
 
 SAME = ("space", "size", "num_classes", "images", "eval_size")
 HISTORY = ("supernet_sha256", "data", "evaluations", "seed", "population", "limits")

@@ -20,14 +20,14 @@ import numpy as np
 
 from benchmarks.gpu_suite.records import sources
 from benchmarks.tensorrt_case import build_all
-from export.precision import opset
+from export.onnx.precision import opset
 from export.trt.attention_case import PRECISIONS as DTYPES
 
 if TYPE_CHECKING:
     import onnx
 
     from export.trt.attention_case import AttentionCase
-    from hyctas.genotype import Genotype
+    from hyctas.arch.genotype import Genotype
 
 SOURCES = ("export", "export/trt", "hyctas", "hyctas/attention", "hyctas/engine", "hyctas/published", "benchmarks")
 """What graphs and engines are made from."""
@@ -46,7 +46,7 @@ CHUNKS = 8
 def networks() -> dict[str, Genotype]:
     """Return networks by name: hand-made members of `edge`, the published ones, and samples of every space."""
     from hyctas import published, space
-    from hyctas.members import members
+    from hyctas.spaces.members import members
 
     found = {f"edge:{name}": genotype for name, genotype in members().items()}
     found |= {f"published:{name}": published.genotype(name) for name in published.NAMES}
@@ -63,9 +63,9 @@ def exported(genotype: Genotype, size: tuple[int, int], folder: Path, nodes_opse
     import onnx
     import torch
 
-    from export.onnx_file import export_onnx
-    from hyctas.attention.onnx_function import self_attention_function
-    from hyctas.attention.onnx_nodes import nodes
+    from export.onnx.exporter import export_onnx
+    from hyctas.attention.onnx.bodies import self_attention_function
+    from hyctas.attention.onnx.nodes import nodes
     from hyctas.network import build
 
     torch.manual_seed(0)
@@ -81,7 +81,8 @@ def exported(genotype: Genotype, size: tuple[int, int], folder: Path, nodes_opse
 
 def in_types(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """Return a graph in a precision; of `mixed` the builder sees the types alone, so every third node is kept in fp32."""
-    from export.trt.precision import fp16, named, prepared
+    from export.trt.engine_precision import fp16, named
+    from export.trt.prepare import prepared
 
     if precision != "mixed":
         return prepared(model, precision)
@@ -91,13 +92,13 @@ def in_types(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 def with_attention(model: onnx.ModelProto, body: str) -> onnx.ModelProto | None:
     """Return a graph whose attention nodes have a body; None where it suits none of them."""
-    from export.onnx_function import nodes_of
-    from export.onnx_opset import standard_opset
+    from export.onnx.functions import nodes_of
+    from export.onnx.opset import standard_opset
     from export.trt.attention_case import AttentionCase
     from export.trt.choose import placed
-    from hyctas.attention.onnx_chunks import body_name, with_chunks
-    from hyctas.attention.onnx_function import refusal, self_attention_function
-    from hyctas.engine.attention import choose
+    from hyctas.attention.onnx.bodies import refusal, self_attention_function
+    from hyctas.attention.onnx.chunks import body_name, with_chunks
+    from hyctas.engine.attention_choice import choose
     from hyctas.engine.context import named_context
 
     function = self_attention_function(standard_opset(model))
@@ -141,7 +142,7 @@ def graphs(
 def attending(genotype: Genotype, size: tuple[int, int]) -> list[AttentionCase]:
     """Return the distinct attentions of a network in fp16."""
     from export.trt.attention_case import AttentionCase
-    from hyctas.operators import SelfAttention
+    from hyctas.arch.operators import SelfAttention
     from hyctas.plan import lower
 
     found = dict[AttentionCase, None]()
@@ -160,7 +161,7 @@ def alone(case: AttentionCase) -> onnx.ModelProto:
     """Return a graph of one attention as a node of the function."""
     from onnx import helper
 
-    from hyctas.attention.onnx_nodes import DOMAIN, NAME, head_size
+    from hyctas.attention.onnx.nodes import DOMAIN, NAME, head_size
 
     q, k, v = case.shapes
     size = head_size(case.qk_channels, case.value_channels)
@@ -180,9 +181,9 @@ def alone(case: AttentionCase) -> onnx.ModelProto:
 
 def chosen(case: AttentionCase) -> tuple[str, str, dict[str, str]]:
     """Return the implementation of one attention, why, and why not the others: as `hyctas-export` chooses it without a GPU."""
-    from export.onnx_opset import standard_opset
-    from hyctas.attention.onnx_function import self_attention_function
-    from hyctas.engine.attention import choose
+    from export.onnx.opset import standard_opset
+    from hyctas.attention.onnx.bodies import self_attention_function
+    from hyctas.engine.attention_choice import choose
     from hyctas.engine.context import named_context
 
     model = alone(case)

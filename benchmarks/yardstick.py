@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from export import export_onnx
 from export.ranges import Minutes, Seed, argument
 from export.target import parse_size
+from hyctas.artifacts.runs import Run
 from hyctas.cli.datasets import open_dataset
 from hyctas.cli.show import bar, say
 from hyctas.data import PREPROCESSING, Frames
-from hyctas.runs import Run
 from hyctas.training.config import Recipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
 from hyctas.training.loop import Trainer

@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.bundle import read_bundle as read_bundle
-    from export.bundle import write_bundle as write_bundle
-    from export.onnx_file import export_modules as export_modules
-    from export.onnx_file import export_onnx as export_onnx
+    from export.bundle.bundle import read_bundle as read_bundle
+    from export.bundle.bundle import write_bundle as write_bundle
+    from export.onnx.exporter import export_modules as export_modules
+    from export.onnx.exporter import export_onnx as export_onnx
     from export.parity import check_parity as check_parity
     from export.runtimes import open_runtime as open_runtime
 
 _HOMES = {
     "check_parity": "export.parity",
-    "export_modules": "export.onnx_file",
-    "export_onnx": "export.onnx_file",
+    "export_modules": "export.onnx.exporter",
+    "export_onnx": "export.onnx.exporter",
     "open_runtime": "export.runtimes",
-    "read_bundle": "export.bundle",
-    "write_bundle": "export.bundle",
+    "read_bundle": "export.bundle.bundle",
+    "write_bundle": "export.bundle.bundle",
 }
 
 

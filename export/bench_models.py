@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.bundle.imaging import Preprocessing, palette
 from export.errors import CorruptFile, InvalidInput
 from export.files import sha256
-from export.imaging import Preprocessing, palette
 from export.runtime import Runtime, Session, TensorSpec
 from export.target import TENSORRT, Target, format_size
 from export.tensor_layout import ImageInput, image_input
@@ -119,7 +119,7 @@ def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
         path = _of_bundle(path, runtime.target, notes)
     original = path
     if path.suffix.lower() not in (".pt2", ".engine", ".plan"):
-        from export.onnx_shape import static_onnx
+        from export.onnx.static_shape import static_onnx
 
         path, changed = static_onnx(path, model.size, folder)
         notes += changed
@@ -130,9 +130,9 @@ def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
 def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
     import torch
 
-    from export.onnx_file import Output
-    from export.onnx_trace import evaluating
-    from export.torch_session import prepared
+    from export.backends.torch_session import prepared
+    from export.onnx.exporter import Output
+    from export.onnx.tracing import evaluating
 
     assert model.module is not None and model.size is not None
     output = "native" if hasattr(model.module, "forward_native") else "logits"
@@ -147,8 +147,8 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
 
 def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
     """Return what a target runs of a bundle: on TensorRT its engine, if it has one of this precision, else its ONNX file."""
-    from export.bundle import read_bundle
-    from export.bundle_engine import ENGINE_FILES, ENGINE_NAME
+    from export.bundle.bundle import read_bundle
+    from export.bundle.bundle_engine import ENGINE_FILES, ENGINE_NAME
 
     try:
         bundle = read_bundle(folder, with_engine=target.runtime in TENSORRT)

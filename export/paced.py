@@ -19,14 +19,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from export.bench import MAX_LOAD, named, no_garbage_collection
 from export.bench_models import BenchModel, OpenModel, open_models
 from export.bench_report import circumstances, markdown_table, page
+from export.bench_timing import MAX_LOAD, named, no_garbage_collection
 from export.errors import InvalidInput
 from export.load import others_share, read_load
 from export.machine import fingerprint
+from export.prediction.segment import frame
 from export.runtime import Runtime
-from export.segment import frame
 from export.target import format_size
 
 FORMAT_VERSION = 1
@@ -174,7 +174,7 @@ def pace(
         runtime: where all of them run.
         frames_per_second: of the clock.
         seconds: per model; at least ten frames.
-        mode: what one frame is: `model`, `labels` or `end-to-end`, as `export.bench.bench` has them.
+        mode: what one frame is: `model`, `labels` or `end-to-end`, as `export.bench_timing.bench` has them.
         images: JPEG files in memory, used in turn.
         progress: called with (percent, 100) between runs.
 

@@ -150,11 +150,11 @@ def check_parity(
     """
     import torch
 
-    from export.onnx_trace import evaluating, on_cpu
-    from export.torch_session import torch_threads
+    from export.backends.torch_session import torch_threads
+    from export.onnx.tracing import evaluating, on_cpu
 
     if isinstance(session_or_path, (str, Path)):
-        from export.onnxruntime_session import OnnxRuntime
+        from export.backends.onnxruntime_session import OnnxRuntime
 
         with OnnxRuntime(Target("onnxruntime-cpu", "fp32")).load_file(Path(session_or_path)) as opened:
             return check_parity(module, opened, inputs, size, seed, count, tolerance, min_agreement)

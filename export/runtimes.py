@@ -40,7 +40,7 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
         target: what to run on.
         threads: threads inside one operator.
         cache: where exported modules are kept between runs, for runtimes that export.
-        tensorrt: more arguments of `export.trt.runtime.TensorRTRuntime`; other targets ignore them.
+        tensorrt: more arguments of `export.trt.tensorrt_runtime.TensorRTRuntime`; other targets ignore them.
 
     Raises:
         Unavailable: it cannot run here, with the reason and the install line.
@@ -49,18 +49,18 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
     if not state.ok:
         raise Unavailable(state.target, state.reason, state.install)
     if target.runtime.startswith("onnxruntime-"):
-        from export.onnxruntime_session import OnnxRuntime
+        from export.backends.onnxruntime_session import OnnxRuntime
 
         return OnnxRuntime(target, threads, cache)
     if target.runtime == "openvino-cpu":
-        from export.openvino_session import OpenVinoRuntime
+        from export.backends.openvino_session import OpenVinoRuntime
 
         return OpenVinoRuntime(target, threads, cache)
     if target.runtime in TENSORRT:
-        from export.trt.runtime import TensorRTRuntime
+        from export.trt.tensorrt_runtime import TensorRTRuntime
 
         return TensorRTRuntime(target, threads, cache, **tensorrt)
-    from export.torch_session import TorchRuntime
+    from export.backends.torch_session import TorchRuntime
 
     return TorchRuntime(target, threads)
 
@@ -96,17 +96,17 @@ def _check(target: Target, has_gpu: bool | None = None) -> Availability:
 
 def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | None:
     if target.runtime.startswith("onnxruntime-"):
-        from export import onnxruntime_session
+        from export.backends import onnxruntime_session
 
         return onnxruntime_session.unavailable_reason(target)
     if target.runtime == "openvino-cpu":
-        from export import openvino_session
+        from export.backends import openvino_session
 
         return openvino_session.unavailable_reason(target)
     if target.runtime.startswith("torch-"):
         return _torch_reason(target, has_gpu)
     if target.runtime in TENSORRT:
-        from export.trt import guard
+        from export.trt.cuda import guard
 
         return guard.unavailable_reason(target.runtime)  # asks the driver itself: a Jetson may have no nvidia-smi
     return _unbuilt_reason(target, has_gpu)
@@ -119,7 +119,7 @@ def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | Non
         return None
     if has_gpu is False:  # spares the import of torch
         return "nvidia-smi finds no NVIDIA GPU", install_line(target.runtime, platform_kind(driver=False))
-    from export import torch_session
+    from export.backends import torch_session
 
     return torch_session.unavailable_reason(target)
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from export.imaging import exact_stride, upsample_argmax
+from export.bundle.imaging import exact_stride, upsample_argmax
 from export.runtime import TensorSpec
 
 CHANNELS = (1, 3, 4)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from export.errors import CorruptFile, InvalidInput
 from export.files import write_bytes
-from hyctas.blocks import Block, upsample
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.nn.blocks import Block, upsample
+from hyctas.nn.fused import fused
 from hyctas.plan import IMAGE, SEMANTIC, Node, lower
 
 
@@ -23,7 +24,7 @@ class Network(nn.Module):
     """A segmentation network. Its state dict uses the plan's node names: `<node>.<layer>.<tensor>`.
 
     Any image size works: every operator handles odd sizes, or without aligned arithmetic, the image is padded (zeros, bottom and
-    right) to a multiple of the largest stride and outputs are cropped back. Outputs besides "semantic": see `hyctas.heads`.
+    right) to a multiple of the largest stride and outputs are cropped back. Outputs besides "semantic": see `hyctas.arch.heads`.
     """
 
     def __init__(self, genotype: Genotype, num_classes: int, *, auxiliary: bool = False) -> None:
@@ -111,10 +112,10 @@ class Network(nn.Module):
         return network
 
     def fused(self) -> Network:
-        """Return a folded copy whose attention blocks are single launches on GPUs (`hyctas.fused`); it cannot be folded again."""
+        """Return a folded copy whose attention blocks are single launches on GPUs (`hyctas.nn.fused`); not to be folded again."""
         network = self.folded()
         for node in network.nodes:
-            attach(network, node.name, network.block(node.name).fused())
+            attach(network, node.name, fused(network.block(node.name)))
         return network
 
 

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from export.errors import InvalidInput
-from hyctas.genotype import Genotype, normal_form
-from hyctas.heads import auxiliary_heads, instance_head, semantic_head
-from hyctas.lowering import Lowering
-from hyctas.node import IMAGE, Node
-from hyctas.operators import BYTES_PER_ELEMENT
+from hyctas.arch.genotype import Genotype, normal_form
+from hyctas.arch.heads import auxiliary_heads, instance_head, semantic_head
+from hyctas.arch.lowering import Lowering
+from hyctas.arch.node import IMAGE, Node
+from hyctas.arch.operators import BYTES_PER_ELEMENT
 
 __all__ = ["IMAGE", "SEMANTIC", "Node", "Plan", "lower"]
 
@@ -43,7 +43,7 @@ class Plan:
     nodes: tuple[Node, ...]
     """In an order in which inputs come first."""
     outputs: dict[str, str]
-    """Node of every output; "semantic" is always there, the others are listed in `hyctas.heads`."""
+    """Node of every output; "semantic" is always there, the others are listed in `hyctas.arch.heads`."""
 
     def node(self, output: str) -> Node:
         """Return the node that gives an output."""

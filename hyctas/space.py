@@ -1,7 +1,7 @@
 """The search spaces, one table each.
 
-`hyctas.grid` says what a table means; `hyctas.members` lists hand-made networks of `edge`. A user's own space is a short file: see
-`docs/own_space.py`.
+`hyctas.spaces.grid` says what a table means; `hyctas.spaces.members` lists hand-made networks of `edge`. A user's own space is a
+short file: see `docs/own_space.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hyctas.grid import AttentionVariant, Space, Stage
-from hyctas.published.space import PublishedSpace
-from hyctas.search_space import SearchSpace
+from hyctas.published.released_space import PublishedSpace
+from hyctas.spaces.grid import AttentionVariant, Space, Stage
+from hyctas.spaces.search_space import SearchSpace
 
 __all__ = ["SPACES", "AttentionVariant", "Space", "Stage", "edge", "published", "tiny"]
 
@@ -67,7 +67,7 @@ def tiny() -> Space:
 
 
 def published(base_channels: int = 16, head: int | str = 1, layers: int = 20) -> PublishedSpace:
-    """The space of the released HyCTAS code (see `hyctas.published.space`)."""
+    """The space of the released HyCTAS code (see `hyctas.published.released_space`)."""
     return PublishedSpace(base_channels=base_channels, head=head, layers=layers)
 
 

@@ -1,8 +1,8 @@
 """Measure operators on a target, keep the latencies in a table, predict networks from it and judge the predictions."""
 
 from latency.judge import judge
-from latency.predict import fit, predict
-from latency.profile import profile
+from latency.predictor import fit, predict
+from latency.profiling import profile
 from latency.protocol import Protocol
 from latency.table import LatencyTable
 from latency.workload import Unit, Workload

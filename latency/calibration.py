@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from export.ranges import check_types
-from latency.fidelity import Fidelity
+from latency.accuracy import Fidelity
 from latency.workload import Unit
 
 MODELS = ("sum", "affine", "overhead", "branches", "families", "work", "resources")

@@ -15,7 +15,7 @@ from export.runtime import Runtime
 from latency.identity import Identity
 from latency.measure import Protocol
 from latency.measure import measure as measure_session
-from latency.profile import Measure, Progress, profile
+from latency.profiling import Measure, Progress, profile
 from latency.table import LatencyTable
 from latency.workload import Workload
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import InvalidInput
-from latency.fidelity import Fidelity, Values, checked, fidelity
+from latency.accuracy import Fidelity, Values, checked, fidelity
 
 ASSURANCE = 0.9
 """Probability, over calibrations, that a bound keeps its confidence."""

@@ -16,27 +16,28 @@ import numpy as np
 import pytest
 
 from export.bench_report import BenchReport, BenchResult
-from export.manifest import Manifest
+from export.bundle.manifest import Manifest
 from export.parity import ParityReport
 from export.ranges import hints, limits
 from export.trt.engine_file import EngineManifest, Machine
-from hyctas import grid, published
+from hyctas import published
+from hyctas.arch.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, Arithmetic, Attention, Cell, Fusion, Genotype, Head
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, SearchJob, TrainSupernetJob
 from hyctas.data import Score
 from hyctas.engine.settings import EngineSettings, LoadSettings
-from hyctas.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, Arithmetic, Attention, Cell, Fusion, Genotype, Head
-from hyctas.members import members
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
 from hyctas.search.search_settings import SearchSettings
 from hyctas.space import AttentionVariant, Space, Stage, edge
-from hyctas.space_file import load_space
+from hyctas.spaces import grid
+from hyctas.spaces.members import members
+from hyctas.spaces.space_file import load_space
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 from latency import Protocol
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 from latency.identity import Identity
 from latency.table import Row
 
@@ -257,7 +258,7 @@ def test_the_example_space_can_be_trained() -> None:
     """Its branch sets lack one to 1/8, which fusion has an input block for."""
     import torch
 
-    from hyctas.supernet import Supernet
+    from hyctas.nn.supernet import Supernet
 
     space = load_space(str(OWN_SPACE))
     supernet, rng = Supernet(space, 3), np.random.default_rng(0)

@@ -16,17 +16,17 @@ LAYERS = ("export", "latency", "hyctas", "benchmarks")
 """Each may import itself and what stands before it."""
 
 TORCH_FREE = """
-    hyctas.training.config hyctas.genotype hyctas.plan hyctas.operators hyctas.space hyctas.space_file hyctas.runs hyctas.choice
-    hyctas.grid hyctas.members hyctas.canonical hyctas.node hyctas.lowering hyctas.heads hyctas.slots hyctas.search_space
-    hyctas.presets hyctas.report.diagram hyctas.data
-    export export.errors export.target export.files export.bundle export.manifest export.swap export.imaging export.machine
-    export.runtime export.runtimes export.bench_report
-    latency latency.table latency.journal latency.profile latency.predict
+    hyctas.training.config hyctas.arch.genotype hyctas.plan hyctas.arch.operators hyctas.space hyctas.spaces.space_file
+    hyctas.artifacts.runs hyctas.artifacts.choice hyctas.spaces.grid hyctas.spaces.members hyctas.arch.canonical hyctas.arch.node
+    hyctas.arch.lowering hyctas.arch.heads hyctas.spaces.slots hyctas.spaces.search_space hyctas.presets hyctas.report.diagram
+    hyctas.data export export.errors export.target export.files export.bundle.bundle export.bundle.manifest export.swap
+    export.bundle.imaging export.machine export.runtime export.runtimes export.bench_report
+    latency latency.table latency.journal latency.profiling latency.predictor
 """.split()
 """Besides these, every module of hyctas/cli, and every module that says so itself, is held to it."""
 CLAIM = "No torch here"
 
-BARE = ("operators", "genotype", "plan", "members", "network", "attention", "supernet", "training", "pretrained")
+BARE = ("arch", "nn", "plan", "spaces", "network", "attention", "training", "pretrained")
 """Parts of hyctas that run from a bare checkout, as do export, latency and (where it exists) benchmarks.gpu_suite."""
 NOT_NEEDED = ("tyro", "rich", "pymoo", "sklearn", "matplotlib", "timm", "cv2")
 

@@ -46,7 +46,7 @@ def test_every_file_of_the_packages_is_in_it(wheel: zipfile.ZipFile) -> None:
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    assert {"export/run.py.txt", *(f"{package}/py.typed" for package in PACKAGES)} <= expected
+    assert {"export/bundle/run.py.txt", *(f"{package}/py.typed" for package in PACKAGES)} <= expected
     assert {name for name in wheel.namelist() if not name.startswith(info(wheel))} == expected
 
 

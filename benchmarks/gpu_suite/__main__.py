@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from benchmarks.errors import one_sentence
+from benchmarks.failures import one_sentence
 from benchmarks.gpu_suite.records import REST, BrokenContext, Records, describe, open_suite, read_suite
 from benchmarks.gpu_suite.summary import defects, failures, write_summary
 from export.errors import InvalidInput, Unavailable

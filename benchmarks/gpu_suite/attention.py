@@ -29,7 +29,7 @@ from benchmarks.gpu_suite.records import BrokenContext, describe
 from hyctas.attention import sdpa
 from hyctas.attention.block import in_steps
 from hyctas.attention.measured import VARIABLE, Entry, slug, write_table
-from hyctas.attention.tiles import Tile
+from hyctas.attention.triton.tiles import Tile
 from latency.lock import measuring
 
 CHANNELS, POSITIONS = (64, 128, 256, 512), (8192, 32768, 2048)

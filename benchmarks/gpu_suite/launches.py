@@ -16,11 +16,11 @@ from torch import Tensor
 
 from benchmarks.gpu_suite.records import Records, Suite, describe
 from export.machine import usable_cores
-from hyctas.attention.cases import Case
-from hyctas.attention.compiled import DoesNotCompile
-from hyctas.attention.gate import compile_all
-from hyctas.attention.resources import judge
-from hyctas.attention.tiles import COMBINE, DELTA, Tile, architecture, block, shipped
+from hyctas.attention.triton.cases import Case
+from hyctas.attention.triton.compiled import DoesNotCompile
+from hyctas.attention.triton.gate import compile_all
+from hyctas.attention.triton.resources import judge
+from hyctas.attention.triton.tiles import COMBINE, DELTA, Tile, architecture, block, shipped
 
 KERNELS = {"forward": ("forward",), "backward": ("grad_v", "grad_qk"), "fixed": ("grad_v", "grad_qk", "grad_q"),
            "block": ("block",)}  # fmt: skip
@@ -149,7 +149,7 @@ class Launch:
 
     def splits(self, processors: int) -> int:
         """Return into how many parts the forward pass divides the keys on a GPU of so many multiprocessors."""
-        from hyctas.attention.launch import split
+        from hyctas.attention.triton.launch import split
 
         tile = self.tiles["forward"]
         programs = -(-self.queries // tile.rows) * -(-self.e // min(tile.channels, block(self.e))) * self.batch * self.heads
@@ -191,7 +191,7 @@ class Launch:
 
     def run(self, t: Mapping[str, Any]) -> dict[str, Tensor]:
         """Launch; gradients need `o` and `lse` among the tensors. Returns `o` and `lse`, the gradients, or `y`."""
-        from hyctas.attention.launch import run_backward, run_block, run_forward
+        from hyctas.attention.triton.launch import run_backward, run_block, run_forward
 
         if self.step == "forward":
             return dict(zip(("o", "lse"), run_forward(t["q"], t["k"], t["v"], self.scale, self.tiles["forward"]), strict=True))

@@ -16,24 +16,24 @@ from torch import nn
 from benchmarks.gpu_suite.attention import table_path
 from benchmarks.gpu_suite.launches import Session
 from benchmarks.gpu_suite.records import TIME_OVER, LeftOut, describe
+from export.backends.torch_session import TorchRuntime
 from export.errors import Unavailable
 from export.runtime import Runtime
 from export.runtime import Session as Loaded
 from export.target import Target
-from export.torch_session import TorchRuntime
 from hyctas import published
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import SelfAttention
 from hyctas.attention import dispatch, measured
-from hyctas.calibrate import measure_networks
-from hyctas.engine.table import open_target
-from hyctas.genotype import Genotype
+from hyctas.cost.calibrate import measure_networks
+from hyctas.cost.workloads import calibration_name, draw_networks, units, workloads
+from hyctas.engine.table_attention import open_target
 from hyctas.network import Native, build
-from hyctas.operators import SelfAttention
 from hyctas.plan import lower
 from hyctas.space import edge, tiny
-from hyctas.workloads import calibration_name, draw_networks, units, workloads
 from latency import LatencyTable, Protocol, judge, predict, profile
 from latency.lock import measuring
-from latency.predict import MIN_NETWORKS, fit
+from latency.predictor import MIN_NETWORKS, fit
 
 CLASSES, BATCH, ROUND, PURPOSE = 19, 8, 10, 0x666964
 """Networks that are measured together; samples of one network in a row before it is another's turn; of random draws."""

@@ -21,7 +21,7 @@ from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, comp
 from benchmarks.gpu_suite.records import ROOT, TEXT, TIME_OVER, BrokenContext
 from hyctas.attention import chunked, self_attention
 from hyctas.attention.block import in_steps
-from hyctas.attention.tiles import VALUE_CHANNELS
+from hyctas.attention.triton.tiles import VALUE_CHANNELS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 SEED = "HYCTAS_GPU_SUITE_SEED"

@@ -17,10 +17,10 @@ from export.runtime import Session
 from export.trt.attention_case import KINDS, LIMITS, AttentionCase, Example, as_float, example, feeds
 from export.trt.attention_memory import AttentionMemory
 from export.trt.choose import ONE_KERNEL, VARIABLE, Candidate, NoAttention, Question, allowed_implementations
-from export.trt.device import CudaFailed
+from export.trt.cuda.device import CudaFailed
 
 if TYPE_CHECKING:
-    from export.trt.device import DeviceBackend
+    from export.trt.cuda.device import DeviceBackend
     from export.trt.engine_file import Machine
 
 PLUGIN_GAIN = 0.05

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import InvalidInput
-from export.onnx_function import FunctionNode, OnnxFunction
+from export.onnx.functions import FunctionNode, OnnxFunction
 from export.runtime import TensorSpec
-from export.trt.precision import bf16_values, from_bits
+from export.trt.engine_precision import bf16_values, from_bits
 
 if TYPE_CHECKING:
     import onnx

@@ -1,7 +1,7 @@
 """Build TensorRT engines from ONNX graphs, one way for 10.3 to 11.x: strongly typed, precision from the graph. No torch here.
 
-Nothing here changes the graph: `export.trt.precision.prepared` gives it its precision before, and a graph that does not fit what is
-asked for is refused. Building needs the GPU that the engine is for. Ctrl-C ends a build after the step at hand.
+Nothing here changes the graph: `export.trt.prepare.prepared` gives it its precision before, and a graph that does not fit
+what is asked for is refused. Building needs the GPU that the engine is for. Ctrl-C ends a build after the step at hand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from export.errors import InvalidInput
 from export.files import sha256
+from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import EngineManifest, Machine, machine_of
-from export.trt.guard import import_tensorrt
 from export.trt.layers import Layer, builder_layers
 from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, heard, logger_of
 from export.trt.options import BuildOptions, ShapeRange
@@ -91,7 +91,7 @@ def build_engine(
         TensorRTFailed: TensorRT failed, with what it logged and what to try; where its parser did, with the nodes it refused.
         KeyboardInterrupt: Ctrl-C.
     """
-    from export.trt.precision import check_graph, computed_products
+    from export.trt.engine_precision import check_graph, computed_products
 
     if not isinstance(onnx, bytes) and not onnx.is_file():
         raise InvalidInput(f"no such file: {onnx}")
@@ -155,7 +155,7 @@ def _opset_advice(trt: Any, data: bytes) -> str:
     """Say whether the operator set is newer than what the parser is documented for."""
     import onnx
 
-    from export.onnx_opset import standard_opset
+    from export.onnx.opset import standard_opset
 
     found = standard_opset(onnx.ModelProto.FromString(data))
     known = newest_opset(trt)

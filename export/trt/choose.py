@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from export.errors import HyctasError, InvalidInput
-from export.onnx_function import OnnxFunction, attach, nodes_of
+from export.onnx.functions import OnnxFunction, attach, nodes_of
 from export.trt.attention_case import AttentionCase, graph_of
 from export.trt.layers import fused_attention, softmax_nodes
 from export.trt.options import BuildOptions

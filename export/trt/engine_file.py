@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from export.bundle_engine import bundle_of, engine_replaced
+from export.bundle.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import check_own, json_text, read_json, sha256, write_together
 from export.parity import check_claim
 from export.ranges import Range, check_types
 from export.trt import rtx
-from export.trt.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
+from export.trt.cuda.guard import UNKNOWN, cuda_runtime_version, driver_version, require_gpu
 from export.trt.options import target_precision
 from export.trt.versions import is_rtx
 

@@ -34,7 +34,8 @@ from export.parity import check_comparable, check_same
 from export.ranges import Range, argument
 from export.target import Target
 from export.trt.build import build_engine
-from export.trt.device import BACKENDS, DeviceBackend, open_backend
+from export.trt.cuda.device import BACKENDS, DeviceBackend, open_backend
+from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import (
     LATENCY_PROTOCOL,
     UNPROVEN,
@@ -48,11 +49,10 @@ from export.trt.engine_file import (
     required_manifest,
     save_engine,
 )
-from export.trt.guard import import_tensorrt
 from export.trt.layers import Layer, engine_layers, fused_attention, softmax_nodes
 from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import PRECISIONS, PRESETS, BuildOptions
-from export.trt.precision import in_precision
+from export.trt.prepare import in_precision
 from export.trt.progress import Progress
 from export.trt.rtx import capabilities, import_rtx
 from export.trt.run import measure, summary
@@ -112,7 +112,7 @@ def engine_from_onnx(
         TensorRTFailed: TensorRT failed, with its own words.
         CudaFailed: CUDA did.
     """
-    from export.onnxruntime_session import OnnxRuntime
+    from export.backends.onnxruntime_session import OnnxRuntime
 
     if not onnx.is_file():
         raise InvalidInput(f"no such file: {onnx}")
@@ -153,7 +153,7 @@ def engine_from_onnx(
 
 def _single_file(path: Path) -> bytes:
     """Return an ONNX file's content, of which the manifest's hash must cover all."""
-    from export.onnx_load import external_files, load_graph
+    from export.onnx.foreign import external_files, load_graph
 
     if outside := external_files(load_graph(path)):
         raise InvalidInput(f"{path} keeps weights in {', '.join(outside)}; write it as a single file, whose hash covers them: "

@@ -4,8 +4,9 @@ Building takes seconds and running microseconds, so an engine per operator would
 further execution contexts or optimisation profiles run the same layers again, and a conditional around each operator would keep
 layers from being fused and CUDA graphs from being captured. So the operators stand side by side, with inputs and outputs of their
 own, and an operator's time is its share of the layer profile times what the whole engine takes in a timing run without a profiler.
-The device kit does the same with trtexec (`latency/kit.py`), and the attribution is the same code (`export.trt.attribution`). Both
-leave out layers that only convert the engine's inputs and outputs to another layout, and both run one layer at a time.
+The device kit does the same with trtexec (`latency/kit/format.py`), and the attribution is the same code
+(`export.trt.attribution`). Both leave out layers that only convert the engine's inputs and outputs to another layout, and both run
+one layer at a time.
 
 1. The profiler adds a little to every layer, which favours long ones: an engine holds operators of similar cost (`MAX_RATIO`).
 2. Attention becomes one opaque layer that may swallow its neighbours: an operator with a softmax gets an engine of its own.
@@ -30,10 +31,10 @@ import onnx
 
 from export.errors import HyctasError, InvalidInput
 from export.feeds import check_feeds
-from export.onnx_join import join
+from export.onnx.join import join
 from export.runtime import Session, TensorSpec
 from export.trt.attribution import MAX_SHARED, Layer, Shares, attribute, inputs_outputs, layer_facts
-from export.trt.device import CudaFailed
+from export.trt.cuda.device import CudaFailed
 from export.trt.log import TensorRTFailed
 from export.trt.runner import EngineSession
 

@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
-from export.precision import ERROR_BOUND
-from export.trt.precision import HALVES, fp16, from_bits, named, tensor_types
+from export.onnx.precision import ERROR_BOUND
+from export.trt.engine_precision import HALVES, fp16, from_bits, named, tensor_types
 
 Feeds = Mapping[str, np.ndarray]
 OutputError = Callable[[onnx.ModelProto], float]
@@ -41,7 +41,7 @@ def keep_list(
     Args:
         model: folded, fp32, static shapes. A node of a local function is kept or not as a whole.
         examples: inputs by name; at least one. Faults are looked for in the first.
-        keep_io: as `export.trt.precision.prepared`.
+        keep_io: as `export.trt.prepare.prepared`.
         limit: largest error that is allowed, see `output_error`.
 
     Raises:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.errors import InvalidInput, Unavailable
 from export.plugin_kernel import AXES, PTX_OF_CUDA, CeilDiv, PluginKernel, newest_ptx
-from export.trt.guard import Gpu
+from export.trt.cuda.guard import Gpu
 from export.trt.log import MESSAGES
 from export.trt.versions import PLUGINS_FROM, check_arrays, has_plugins, number_of, version_of
 
 if TYPE_CHECKING:
     import onnx
 
-    from export.onnx_function import OnnxFunction
+    from export.onnx.functions import OnnxFunction
 
 NAMESPACE, VERSION = "hyctas", "1"
 TYPES = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
@@ -118,7 +118,7 @@ def with_plugins(model: "onnx.ModelProto", function: "OnnxFunction", kernels: Ma
     """
     from onnx import ModelProto, NodeProto, TensorProto, helper
 
-    from export.onnx_function import nodes_of
+    from export.onnx.functions import nodes_of
 
     nodes = {node.name: node for node in nodes_of(model, function)}
     if unknown := sorted(set(kernels) - set(nodes)):

@@ -28,7 +28,7 @@ def prove(session: Session, path: Path, manifest: EngineManifest, machine: Machi
         EngineRefused: the ONNX file that would prove it is not there, or another one.
         CheckFailed: the engine does not compute what the file computes.
     """
-    from export.onnxruntime_session import OnnxRuntime
+    from export.backends.onnxruntime_session import OnnxRuntime
 
     onnx = path.with_name(manifest.onnx)
     if not onnx.is_file() or sha256(onnx) != manifest.onnx_sha256:

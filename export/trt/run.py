@@ -22,9 +22,9 @@ from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.feeds import random_feeds
 from export.files import sha256, write_bytes, write_json
 from export.runtime import TensorSpec
-from export.trt.device import BACKENDS, DeviceBackend, open_backend
+from export.trt.cuda.device import BACKENDS, DeviceBackend, open_backend
+from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import machine_of
-from export.trt.guard import import_tensorrt
 from export.trt.layers import engine_layers
 from export.trt.runner import EngineSession, open_engine
 
@@ -189,7 +189,7 @@ def _read_with_pillow(path: Path, size: tuple[int, int]) -> np.ndarray:
     except ImportError:
         advice = f"pip install pillow, or write it as .ppm (P6) of {size[0]}x{size[1]}"
         raise InvalidInput(f"{path.name} can be read with Pillow only, which is not installed: {advice}") from None
-    from export.imaging import upright_rgb
+    from export.bundle.imaging import upright_rgb
 
     try:
         with Image.open(path) as image:

@@ -20,10 +20,10 @@ from export.errors import CorruptFile, InvalidInput
 from export.feeds import check_feeds
 from export.files import sha256
 from export.runtime import Session
-from export.trt.device import CudaFailed, DeviceBackend, open_backend
+from export.trt.cuda.device import CudaFailed, DeviceBackend, open_backend
+from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import EngineManifest, machine_of, read_engine
 from export.trt.engine_io import chosen_shapes, deserialised, tensor_names, tensor_spec
-from export.trt.guard import import_tensorrt
 from export.trt.layers import LayerTimes, profiler_of
 from export.trt.layers import layer_info as describe_layers
 from export.trt.log import TensorRTFailed, attempted, checked

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hyctas.attention import block as _block
 from hyctas.attention import op as _op  # these define the operators
-from hyctas.attention.check import check
+from hyctas.attention.arguments import check
 from hyctas.attention.chunked import self_attention_graph
 from hyctas.attention.dispatch import Choice, explain
-from hyctas.attention.onnx_nodes import as_node, emitting_nodes
+from hyctas.attention.onnx.nodes import as_node, emitting_nodes
 
 __all__ = ["Choice", "exact_logits", "explain", "self_attention", "self_attention_graph"]
 _ = (_op, _block)
@@ -38,7 +38,7 @@ def self_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tenso
     """Attend from every query to all keys: o = v softmax(scale * q^T k)^T.
 
     While a network is exported to ONNX, the result is traced as standard operators (`self_attention_graph`), or as one
-    `hyctas::SelfAttention` node inside `hyctas.attention.onnx_nodes.nodes()`.
+    `hyctas::SelfAttention` node inside `hyctas.attention.onnx.nodes.nodes()`.
 
     Args:
         q: (B, h, d, N) float16, bfloat16, float32 or float64; any strides.

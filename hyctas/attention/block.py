@@ -1,7 +1,7 @@
 """Compute a SelfAttention block after its first convolution in one launch, for inference: `torch.ops.hyctas.attention_block`.
 
-A separate operator that is substituted in networks that will not be trained any more (`hyctas.fused`); it is in no checkpoint
-and has no gradient. The mathematics is in `hyctas.attention.kernel_block`.
+A separate operator that is substituted in networks that will not be trained any more (`hyctas.nn.fused`); it is in no checkpoint
+and has no gradient. The mathematics is in `hyctas.attention.triton.kernel_block`.
 
 Arguments: x (B, C, H, W); wq, wk (d, C) and wv (C, C) in x's dtype; bq (d), bv, norm_scale and norm_shift (C) of any floating
 point dtype; scale: factor on the logits. Result: (B, C, H, W) in x's dtype, contiguous; empty where x is.
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hyctas.attention.check import DTYPES
+from hyctas.attention.arguments import DTYPES
 from hyctas.attention.op import LIBRARY
 
 LIBRARY.define(
@@ -81,7 +81,7 @@ def _cuda(
     choice = choose_block(x, wq.shape[0])
     if choice.implementation != "triton":
         return in_steps(x, wq, bq, wk, wv, bv, norm_scale, norm_shift, scale)
-    from hyctas.attention.launch import run_block
+    from hyctas.attention.triton.launch import run_block
 
     assert choice.tiles is not None
     return run_block(x, wq, bq, wk, wv, bv, norm_scale, norm_shift, scale, choice.tiles["block"])

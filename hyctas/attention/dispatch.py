@@ -7,7 +7,7 @@
 | CUDA before 8.0, or without one of these                            | `sdpa`: PyTorch's memory-efficient kernel            |
 | neither can compute it (bfloat16 before 8.0, AMD GPUs)              | `chunked`                                            |
 
-`triton` needs a tile per kernel: from the GPU's own table, else the shipped ones (`hyctas.attention.tiles`). A table
+`triton` needs a tile per kernel: from the GPU's own table, else the shipped ones (`hyctas.attention.triton.tiles`). A table
 (`tables/<gpu>.json`, written by `python -m benchmarks.gpu_suite`) wins over the shipped tiles, and may say that `sdpa` is faster
 for a shape. It is looked up at every call (by name, time and size of the file; read only when these change), so that one
 written while a process runs, by whomever, counts from the next call on.
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from export.errors import InvalidInput, Unavailable
 from hyctas.attention.measured import Entry, TableFile, find_table, read_table
-from hyctas.attention.tiles import TWO_STEP, Tile, architecture, shipped
+from hyctas.attention.triton.tiles import TWO_STEP, Tile, architecture, shipped
 
 VARIABLE = "HYCTAS_ATTENTION"
 SMALL_BLOCK = 32
@@ -44,7 +44,7 @@ GRID_LIMIT = 65535
 IMPLEMENTATIONS: dict[str, Callable[[], ModuleType]] = {
     "chunked": lambda: importlib.import_module("hyctas.attention.chunked"),
     "sdpa": lambda: importlib.import_module("hyctas.attention.sdpa"),
-    "triton": lambda: importlib.import_module("hyctas.attention.launch"),
+    "triton": lambda: importlib.import_module("hyctas.attention.triton.launch"),
 }
 
 
@@ -122,10 +122,10 @@ def explain(q: Tensor, k: Tensor, v: Tensor, *, backward: bool = False) -> Choic
     """Say how `self_attention` would compute these tensors, and why; nothing is computed.
 
     Raises:
-        ValueError, TypeError: as `hyctas.attention.check.check`.
+        ValueError, TypeError: as `hyctas.attention.arguments.check`.
         InvalidInput, Unavailable, CorruptFile: as `choose`.
     """
-    from hyctas.attention.check import check
+    from hyctas.attention.arguments import check
 
     check(q, k, v)
     return choose(Problem.of(q, k, v), q.device, backward=backward)

@@ -15,7 +15,7 @@ from typing import Any
 
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json
-from hyctas.attention.tiles import KERNELS, Tile
+from hyctas.attention.triton.tiles import KERNELS, Tile
 
 FORMAT_VERSION = 1
 FOLDER = Path(__file__).parent / "tables"

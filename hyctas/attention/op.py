@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from hyctas.attention import chunked
-from hyctas.attention.check import check
+from hyctas.attention.arguments import check
 from hyctas.attention.dispatch import IMPLEMENTATIONS, Problem, choose
 
 LIBRARY = torch.library.Library("hyctas", "DEF")

@@ -41,11 +41,11 @@ def main() -> None:
 
 def bench_models(job: BenchJob) -> None:
     """Time the models and write the report."""
-    from export.bench import bench
+    from export.bench_timing import bench
     from export.errors import InvalidInput
     from export.paced import PacedReport, pace
     from hyctas.cli.show import say
-    from hyctas.engine.table import open_target
+    from hyctas.engine.table_attention import open_target
     from latency.lock import measuring
 
     if job.kit is not None or job.ingest is not None:
@@ -162,9 +162,9 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
 
 def _engine_of_bundles(folders: Sequence[Path]) -> Path | None:
     """Return the engine of the first bundle that has one, where TensorRT can be used."""
-    from export.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
+    from export.bundle.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
+    from export.trt.cuda.guard import unavailable_reason
     from export.trt.engine_file import read_manifest
-    from export.trt.guard import unavailable_reason
 
     engines = {path: read_manifest(path) for path in (folder / ENGINE_NAME for folder in folders) if bundle_of(path)}
     usable = {name: unavailable_reason(name) is None for name in {built.machine.runtime for built in engines.values() if built}}
@@ -201,8 +201,8 @@ def load_images(spec: str) -> list[bytes]:
     Raises:
         InvalidInput: no images there, or a file that is none.
     """
+    from export.bundle.imaging import is_photograph
     from export.errors import InvalidInput
-    from export.imaging import is_photograph
     from hyctas.data import open_source
     from hyctas.data.images import read_image
 
@@ -291,7 +291,7 @@ def bench_model(path: Path, kind: str, name: str, target: Target, size: tuple[in
 
     if kind != RUN and not (kind == BUNDLE and target.runtime.startswith("torch-")):
         return BenchModel(name, path=path, size=size)
-    from hyctas.bundling import load_trained
+    from hyctas.artifacts.bundling import load_trained
 
     trained = load_trained(path)
     own = trained.size

@@ -98,9 +98,9 @@ def check_limit(run: Path, space: str, size: str, limit: tuple[str, ...], num_cl
         Infeasible: with the predicted latency of the smallest network.
     """
     from export.target import parse_size
+    from hyctas.cost.workloads import CostModel
     from hyctas.search.limits import Limits
-    from hyctas.space_file import load_space
-    from hyctas.workloads import CostModel
+    from hyctas.spaces.space_file import load_space
     from latency import LatencyTable
 
     table = LatencyTable.load(run / "latency.json")
@@ -126,7 +126,7 @@ def working_size(data: DataSet) -> tuple[int, int]:
 def finish(run: Path, data: DataSet, size: str, target: str, threads: int, seconds: float) -> None:
     """Export the trained network as a bundle, time it, and write the report."""
     from export.target import parse_size
-    from hyctas.bundling import bundle_network, load_trained
+    from hyctas.artifacts.bundling import bundle_network, load_trained
     from hyctas.cli.bench import bench_models
     from hyctas.cli.search import show_front
     from hyctas.cli.show import bar, say

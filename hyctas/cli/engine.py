@@ -14,9 +14,9 @@ from hyctas.cli.jobs import ExportJob, image_size
 if TYPE_CHECKING:
     from export.target import Target
     from export.trt.options import BuildOptions
-    from hyctas.bundling import Trained
+    from hyctas.artifacts.bundling import Trained
+    from hyctas.engine.engine_export import EngineReport
     from hyctas.engine.settings import EngineSettings
-    from hyctas.engine.write import EngineReport
 
 KEPT = ("file", "cuda_backend", "threads", "rebuild")
 """Flags that go with --rebuild; the manifest says everything else."""
@@ -74,9 +74,9 @@ def check_bundle(job: ExportJob, folder: Path) -> str:
         InvalidInput: something else is asked for.
         CorruptFile: the bundle's manifest is damaged.
     """
+    from export.bundle.manifest import read_manifest
     from export.errors import InvalidInput
     from export.files import real_path
-    from export.manifest import read_manifest
 
     manifest = read_manifest(folder)
     if job.network is not None and real_path(job.network) != real_path(folder):
@@ -93,7 +93,7 @@ def write_engine_file(
     job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path
 ) -> None:
     """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there."""
-    from export.bundle_engine import bundle_of
+    from export.bundle.bundle_engine import bundle_of
     from hyctas.cli.show import say
 
     asked = ["--network", str(source), "--target", str(target), "--output", output, "--size", format_size(size)]
@@ -123,7 +123,7 @@ def rebuild(job: ExportJob, path: Path) -> None:
         EngineRefused: it has no manifest.
         CorruptFile: the manifest, the bundle or the ONNX file is damaged.
     """
-    from export.bundle_engine import bundle_of, engine_listed, engine_replaced
+    from export.bundle.bundle_engine import bundle_of, engine_listed, engine_replaced
     from export.trt.engine_file import needs_rebuild, required_manifest
     from export.trt.from_onnx import open_place, options_of, rebuild_engine
     from hyctas.cli.show import bar, say
@@ -161,10 +161,10 @@ def _check_alone(job: ExportJob, path: Path) -> None:
 
 
 def _rebuild_from_bundle(job: ExportJob, path: Path, home: Path, options: BuildOptions) -> None:
-    from export.manifest import read_manifest
+    from export.bundle.manifest import read_manifest
     from export.target import Target
     from export.trt.options import target_precision
-    from hyctas.bundling import load_trained
+    from hyctas.artifacts.bundling import load_trained
 
     trained, about, mixed = load_trained(home), read_manifest(home), options.precision == "mixed"
     settings = {"preset": options.preset, "workspace_mib": options.workspace_mib, "tf32": options.tf32, "mixed": mixed}
@@ -187,7 +187,7 @@ def _built(
     from hyctas.cli.export import EXAMPLES, street_scenes
     from hyctas.cli.show import bar, say
     from hyctas.engine.context import named_context, open_context
-    from hyctas.engine.write import write_engine
+    from hyctas.engine.engine_export import write_engine
 
     context = named_context(capabilities_of(job)) if target.runtime == "tensorrt-rtx" else open_context(settings)
     with bar(f"export {path.name}") as shown:

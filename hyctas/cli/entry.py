@@ -21,7 +21,7 @@ from export.errors import HyctasError, InvalidInput
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import field_names, flag_arguments
-from hyctas.processes import is_first
+from hyctas.training.processes import is_first
 
 T = TypeVar("T")
 DEFECT = 70

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from export.target import Target
-    from hyctas.bundling import Trained
+    from hyctas.artifacts.bundling import Trained
 
 BUNDLE, ENGINE = "bundle", ".engine"
 RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
@@ -50,13 +50,13 @@ def kind_of(file: str) -> str:
 
 def export_network(job: ExportJob) -> None:
     """Write OUTPUT."""
-    from export.bundle_engine import ENGINE_NAME, bundle_of
+    from export.bundle.bundle_engine import ENGINE_NAME, bundle_of
     from export.errors import InvalidInput
     from export.runtimes import open_runtime
-    from hyctas.bundling import check_free, load_trained
+    from hyctas.artifacts.bundling import check_free, load_trained
+    from hyctas.artifacts.runs import newest_run
     from hyctas.cli.engine import check_bundle, check_engine, rebuild, write_engine_file
     from hyctas.cli.show import say
-    from hyctas.runs import newest_run
 
     kind, path = kind_of(job.file), Path(job.file)
     check_writable(path)
@@ -124,8 +124,8 @@ def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
 
 
 def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int], target: Target) -> None:
-    from export.bundle_engine import ENGINE_NAME
-    from hyctas.bundling import bundle_network
+    from export.bundle.bundle_engine import ENGINE_NAME
+    from hyctas.artifacts.bundling import bundle_network
     from hyctas.cli.show import bar, say
 
     had_engine = (folder / ENGINE_NAME).exists()
@@ -146,7 +146,7 @@ def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int
 
 
 def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target) -> None:
-    from hyctas.bundling import write_file
+    from hyctas.artifacts.bundling import write_file
     from hyctas.cli.show import bar, say
 
     examples = street_scenes(size, EXAMPLES)
@@ -161,7 +161,7 @@ def _prove_on_target(
     trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, examples: Sequence[np.ndarray]
 ) -> None:
     """Check parity once more where the file will run, if that is not the CPU target that it was proven on."""
-    from hyctas.bundling import PROOF, prove
+    from hyctas.artifacts.bundling import PROOF, prove
     from hyctas.cli.show import say
 
     kind = path.suffix.lower()

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import onnx
 
     from export.target import Target
-    from hyctas.genotype import Genotype
-    from hyctas.search_space import SearchSpace
+    from hyctas.arch.genotype import Genotype
+    from hyctas.spaces.search_space import SearchSpace
     from latency import LatencyTable
     from latency.calibration import Calibration
-    from latency.ingest import Ingested
-    from latency.kit import Kit
+    from latency.kit.format import Kit
+    from latency.kit.ingest import Ingested
 
 DEFAULT_TARGET = "tensorrt:fp16"
 ALONE = ("selfattention",)
@@ -34,9 +34,9 @@ def write_profile_kit(job: ProfileJob) -> None:
     from export.errors import InvalidInput
     from hyctas.cli.profile import check_networks, num_classes
     from hyctas.cli.show import bar, say
-    from hyctas.space_file import load_space
-    from hyctas.workloads import workloads
-    from latency.kit_write import write_kit
+    from hyctas.cost.workloads import workloads
+    from hyctas.spaces.space_file import load_space
+    from latency.kit.write import write_kit
 
     assert job.kit is not None
     refuse(job, "shard", "merge", "check")
@@ -82,13 +82,13 @@ def ingest_profile(job: ProfileJob) -> None:
         TableMismatch: results of different devices, or the space has changed since.
     """
     from export.errors import InvalidInput, MissingKeys
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.profile import show
     from hyctas.cli.show import say
-    from hyctas.runs import Run
-    from hyctas.space_file import recorded_space
+    from hyctas.spaces.space_file import recorded_space
     from latency import LatencyTable
-    from latency.ingest import ALONE as APART
-    from latency.ingest import ingest
+    from latency.kit.ingest import ALONE as APART
+    from latency.kit.ingest import ingest
 
     assert job.ingest is not None
     refuse(job, "kit", "shard", "merge", "check")
@@ -149,7 +149,7 @@ def estimate_ms(key: str) -> float:
 
     1 TMAC/s, 50 GB/s at two bytes per element, and 10 us of launches.
     """
-    from hyctas.operators import from_key
+    from hyctas.arch.operators import from_key
 
     operator, shapes = from_key(key)
     return 0.01 + operator.macs(shapes) / 1e9 + operator.bytes_moved(shapes) / 2 / 50e6
@@ -160,8 +160,8 @@ def network_models(
     genotypes: Sequence[Genotype], size: tuple[int, int], classes: int
 ) -> Iterator[dict[str, Callable[[], onnx.ModelProto]]]:
     """Give fp32 models with native output and random weights by genotype id; exported in batches, on first use."""
-    from export.onnx_file import export_modules
-    from hyctas.workloads import native_modules
+    from export.onnx.exporter import export_modules
+    from hyctas.cost.workloads import native_modules
 
     with tempfile.TemporaryDirectory(prefix="hyctas-kit-") as temporary:
 
@@ -186,7 +186,7 @@ def _networks(
 ) -> list[Genotype]:
     """Choose calibration networks as `hyctas-profile` does, by estimated times: the table is not there yet."""
     from hyctas.cli.profile import CALIBRATE
-    from hyctas.workloads import calibration_networks, family
+    from hyctas.cost.workloads import calibration_networks, family
     from latency import LatencyTable
     from latency.identity import Identity
     from latency.table import Row
@@ -219,10 +219,10 @@ def _calibrated(
     space: SearchSpace, table: LatencyTable, size: tuple[int, int], classes: int, count: int
 ) -> tuple[Calibration | None, str]:
     """Fit the calibration on the networks measured so far; and say what is lacking."""
-    from hyctas.genotype import Genotype
+    from hyctas.arch.genotype import Genotype
+    from hyctas.cost.workloads import calibration_name, units
     from hyctas.plan import lower
-    from hyctas.workloads import calibration_name, units
-    from latency.predict import MIN_NETWORKS, fit
+    from latency.predictor import MIN_NETWORKS, fit
 
     networks = _measured_networks(table)
     lacking = ""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
     from export.bench_report import BenchReport, BenchResult
-    from latency.ingest import Ingested
+    from latency.kit.ingest import Ingested
 
 ROUNDS = 5
 WARMUP_MS = 500
@@ -30,8 +30,8 @@ def write_bench_kit(job: BenchJob) -> None:
     """Write a kit for the models given."""
     from export.errors import InvalidInput
     from hyctas.cli.show import bar, say
-    from latency.kit import Timing
-    from latency.kit_write import write_kit
+    from latency.kit.format import Timing
+    from latency.kit.write import write_kit
 
     assert job.kit is not None
     refuse(job, "data", "out")
@@ -67,7 +67,7 @@ def ingest_bench(job: BenchJob) -> None:
     from export.errors import InvalidInput
     from hyctas.cli.bench import check_out, print_report, write_report
     from hyctas.cli.show import say
-    from latency.ingest import ingest
+    from latency.kit.ingest import ingest
 
     assert job.ingest is not None
     refuse(job, "kit", "models", "data")
@@ -143,9 +143,9 @@ def _models(paths: Sequence[Path], size: tuple[int, int] | None) -> Iterator[Mod
 def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) -> tuple[Path, dict[str, Any]]:
     from export.errors import InvalidInput
     from export.files import sha256
-    from export.onnx_load import graph_inputs
-    from export.onnx_shape import static_onnx
-    from export.onnx_split import spec_of
+    from export.onnx.foreign import graph_inputs
+    from export.onnx.graph_split import spec_of
+    from export.onnx.static_shape import static_onnx
     from export.target import format_size
     from export.tensor_layout import image_input
     from hyctas.cli.bench import BUNDLE, RUN
@@ -156,7 +156,7 @@ def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) ->
     if kind == RUN:
         source = _exported(path, size, folder)
     elif kind == BUNDLE:
-        from export.bundle import read_bundle
+        from export.bundle.bundle import read_bundle
 
         source = read_bundle(path).model
     else:
@@ -174,8 +174,8 @@ def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) ->
 
 def _exported(run: Path, size: tuple[int, int] | None, folder: Path) -> Path:
     from export.errors import InvalidInput
-    from export.onnx_file import export_onnx
-    from hyctas.bundling import load_trained
+    from export.onnx.exporter import export_onnx
+    from hyctas.artifacts.bundling import load_trained
 
     trained = load_trained(run)
     if (size or trained.size) is None:
@@ -186,6 +186,6 @@ def _exported(run: Path, size: tuple[int, int] | None, folder: Path) -> Path:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    from export.onnx_load import load_model
+    from export.onnx.foreign import load_model
 
     return load_model(path)

@@ -19,9 +19,9 @@ from hyctas.cli.entry import command
 from hyctas.cli.jobs import PredictJob, check_writable, image_size
 
 if TYPE_CHECKING:
-    from export.frame_source import FrameSource
-    from export.segment import Segmenter
-    from export.stage_times import StageTimes
+    from export.prediction.frame_source import FrameSource
+    from export.prediction.segment import Segmenter
+    from export.prediction.stage_times import StageTimes
 
 DEFAULT_MODEL = Path("models/balanced")
 LOOPBACK = "127.0.0.1"
@@ -38,14 +38,14 @@ def main() -> None:
 
 def predict_sources(job: PredictJob) -> None:
     """Segment the sources and say how fast that was."""
-    from export.bench import named
     from export.bench_models import open_models
-    from export.frame_source import open_sources
-    from export.segment import Segmenter
-    from export.stage_times import StageTimes
+    from export.bench_timing import named
+    from export.prediction.frame_source import open_sources
+    from export.prediction.segment import Segmenter
+    from export.prediction.stage_times import StageTimes
     from hyctas.cli.show import say
     from hyctas.engine.settings import LoadSettings
-    from hyctas.engine.table import open_target
+    from hyctas.engine.table_attention import open_target
 
     path = chosen_model(job.model)
     kind, size = kind_of(path), image_size(job.size) if job.size else None
@@ -131,7 +131,7 @@ def write_files(
     job: PredictJob, sources: Sequence[FrameSource], segmenter: Segmenter, times: StageTimes, unreadable: Unreadable
 ) -> None:
     """Write the overlays of every source into a folder. Ctrl-C is how a camera ends."""
-    from export.prediction import OutputNames, VideoSink, predict, read_paths, sink_for
+    from export.prediction.prediction import OutputNames, VideoSink, predict, read_paths, sink_for
     from hyctas.cli.show import say
 
     names, colours = OutputNames(job.out, read_paths(sources)), segmenter.model.colours
@@ -154,8 +154,8 @@ def serve(
     address: tuple[str, int], sources: Sequence[FrameSource], segmenter: Segmenter, times: StageTimes, unreadable: Unreadable
 ) -> None:
     """Show the sources on a live page until Ctrl-C; files begin again at their end."""
-    from export.live_page import LivePage, is_local
-    from export.prediction import predict
+    from export.prediction.live_page import LivePage, is_local
+    from export.prediction.prediction import predict
     from hyctas.cli.show import say
 
     live = any(source.rate is None for source in sources)
@@ -194,7 +194,7 @@ def paced(show: Callable[[], None], rate: float | None) -> Callable[[], None]:
 @contextmanager
 def progress(sources: Sequence[FrameSource], times: StageTimes, endless: bool = False) -> Iterator[Callable[[], None]]:
     """Show how far the sources are, but for one image; yields what is called after each frame."""
-    from export.stage_times import RECENT
+    from export.prediction.stage_times import RECENT
     from hyctas.cli.show import bar
 
     totals = [source.total or 0 for source in sources]

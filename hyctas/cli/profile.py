@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.target import TENSORRT
+from hyctas.arch.operators import from_key
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import ProfileJob, image_size, parse_target
-from hyctas.operators import from_key
 
 if TYPE_CHECKING:
     from export.runtime import Runtime
     from export.target import Target
     from hyctas.cli.show import Bar
-    from hyctas.search_space import SearchSpace
+    from hyctas.spaces.search_space import SearchSpace
     from latency import LatencyTable, Protocol, Workload
     from latency.calibration import Calibration
     from latency.table import Row
@@ -40,11 +40,11 @@ def main() -> None:
 
 def profile_space(job: ProfileJob) -> None:
     """Measure RUN/latency.json."""
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.show import bar, say
-    from hyctas.engine.table import open_target
-    from hyctas.runs import Run
-    from hyctas.space_file import load_space
-    from hyctas.workloads import workloads
+    from hyctas.cost.workloads import workloads
+    from hyctas.engine.table_attention import open_target
+    from hyctas.spaces.space_file import load_space
     from latency import LatencyTable, profile
 
     if job.kit is not None or job.ingest is not None:
@@ -111,12 +111,12 @@ def protocol_of(job: ProfileJob, target: Target) -> Protocol:
 def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> tuple[int, str]:
     """Count the engines to be built for what a table and its journal lack, and say how long that may take."""
     from export.trt.grouped import count_engines, estimate, rough_ms
+    from hyctas.arch.operators import BYTES_PER_ELEMENT
     from hyctas.cli.kit import ALONE
-    from hyctas.engine.table import TRIALS, attention_shapes
-    from hyctas.operators import BYTES_PER_ELEMENT
+    from hyctas.engine.table_attention import TRIALS, attention_shapes
     from latency import LatencyTable
     from latency.journal import journal_path, read_journal
-    from latency.profile import BATCH, in_order
+    from latency.profiling import BATCH, in_order
 
     known = set(LatencyTable.load(path).rows) if path.exists() else set()
     journal = read_journal(journal_path(path), lambda said: None) if journal_path(path).exists() else None
@@ -133,7 +133,7 @@ def engines_ahead(wanted: Sequence[Workload], builds: int, path: Path) -> tuple[
 
 def follow(runtime: Runtime, shown: Bar, engines: int) -> None:
     """Have a runtime that builds engines tell of each; before the first operator is measured, they foretell the time left."""
-    from export.trt.runtime import TensorRTRuntime
+    from export.trt.tensorrt_runtime import TensorRTRuntime
 
     if isinstance(runtime, TensorRTRuntime):
 
@@ -147,7 +147,7 @@ def follow(runtime: Runtime, shown: Bar, engines: int) -> None:
 def show_attention(runtime: Runtime) -> None:
     """Print which implementations attention got, where a runtime chooses one per shape."""
     from hyctas.cli.show import say
-    from hyctas.engine.table import MeasuredAttention
+    from hyctas.engine.table_attention import MeasuredAttention
 
     attention = getattr(runtime, "attention", None)
     if isinstance(attention, MeasuredAttention) and attention.taken:
@@ -171,7 +171,7 @@ def check_networks(job: ProfileJob) -> None:
         InvalidInput: above 0, and too few.
     """
     from export.errors import InvalidInput
-    from latency.predict import MIN_NETWORKS
+    from latency.predictor import MIN_NETWORKS
 
     if job.networks and job.networks < MIN_NETWORKS:
         raise InvalidInput(f"--networks {job.networks}: a calibration needs at least {MIN_NETWORKS} networks, or 0 for none")
@@ -190,9 +190,9 @@ def calibrated(
     job: ProfileJob, space: SearchSpace, table: LatencyTable, runtime: Runtime, size: tuple[int, int], classes: int, path: Path
 ) -> Calibration:
     """Return the table's calibration; where it has none on that many networks, measure them and write it into the table."""
-    from hyctas.calibrate import calibrate
     from hyctas.cli.show import bar
-    from hyctas.workloads import find_calibration
+    from hyctas.cost.calibrate import calibrate
+    from hyctas.cost.workloads import find_calibration
 
     found = find_calibration(space, table, size)
     if found is not None and found.n == job.networks:
@@ -249,8 +249,8 @@ def check(job: ProfileJob) -> None:
     from export.errors import CheckFailed, CorruptFile
     from export.target import Target
     from hyctas.cli.show import bar, say
-    from hyctas.engine.table import open_target
-    from hyctas.workloads import workloads
+    from hyctas.cost.workloads import workloads
+    from hyctas.engine.table_attention import open_target
     from latency import LatencyTable
     from latency.check import check_table, sample_keys
 

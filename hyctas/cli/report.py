@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import InvalidInput
+from hyctas.artifacts.runs import Record
 from hyctas.cli.show import say
-from hyctas.runs import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ EXAMPLES = 5
 def report_run(run: Path) -> Path:
     """Write RUN/report.md, report.html and pareto.svg; return the page's path. Without its data set, it has no predictions."""
     from hyctas.cli.datasets import open_dataset
-    from hyctas.report.write import write_report
+    from hyctas.report.report_files import write_report
 
     record = Record.read(run, "train-network")
     try:
@@ -38,7 +38,7 @@ def _predictions(
     """Return a few images of val with their labels, and the network's predictions for them."""
     import torch
 
-    from hyctas.bundling import load_trained
+    from hyctas.artifacts.bundling import load_trained
     from hyctas.data import Frames
     from hyctas.training.evaluate import whole_images
 

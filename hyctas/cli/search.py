@@ -12,15 +12,15 @@ from hyctas.cli.jobs import SearchJob, image_size
 from hyctas.cli.show import Show, bar, say
 
 if TYPE_CHECKING:
-    from export.imaging import Preprocessing
+    from export.bundle.imaging import Preprocessing
+    from hyctas.artifacts.inherit import SupernetRecord
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.datasets import DataSet
-    from hyctas.inherit import SupernetRecord
-    from hyctas.runs import Run
+    from hyctas.cost.workloads import CostModel
     from hyctas.search.history import Evaluation, History
     from hyctas.search.limits import Limits
     from hyctas.search.score import Scorer
-    from hyctas.search_space import SearchSpace
-    from hyctas.workloads import CostModel
+    from hyctas.spaces.search_space import SearchSpace
     from latency import LatencyTable
 
 SCORE_THREADS, NORM_BATCHES = 2, 2
@@ -38,16 +38,16 @@ def main() -> None:
 def run_search(job: SearchJob) -> None:
     """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
     from export.files import sha256
-    from hyctas.choice import HANDMADE
+    from hyctas.artifacts.choice import HANDMADE
+    from hyctas.artifacts.inherit import SupernetRecord
+    from hyctas.artifacts.runs import Run, recorded_preprocessing
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.train_finalists import choose_by_training
-    from hyctas.inherit import SupernetRecord
-    from hyctas.members import members_of
-    from hyctas.runs import Run, recorded_preprocessing
+    from hyctas.cost.workloads import CostModel
     from hyctas.search.driver import search
     from hyctas.search.history import History
     from hyctas.search.limits import Limits
-    from hyctas.workloads import CostModel
+    from hyctas.spaces.members import members_of
     from latency import LatencyTable
 
     limits = Limits.parse(job.limit)
@@ -151,7 +151,7 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
 def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
     """Return the size asked for, or the one that the table was calibrated for."""
     from export.errors import InvalidInput
-    from hyctas.workloads import calibrated_sizes
+    from hyctas.cost.workloads import calibrated_sizes
 
     if job.size:
         return image_size(job.size)
@@ -184,8 +184,8 @@ def measure_evaluations(what: str, evaluations: Sequence[Evaluation], model: Cos
     from export.errors import Unavailable
     from export.machine import hardware
     from export.target import Target
-    from hyctas.calibrate import measure_networks
-    from hyctas.engine.table import open_target
+    from hyctas.cost.calibrate import measure_networks
+    from hyctas.engine.table_attention import open_target
 
     identity = model.table.identity
     if not evaluations:
@@ -214,7 +214,7 @@ def show_front(run: Path) -> str:
     """
     from export.errors import CorruptFile
     from export.files import read_json
-    from hyctas.choice import READ_VERSIONS
+    from hyctas.artifacts.choice import READ_VERSIONS
 
     outcome = read_json(run / "pareto.json", *READ_VERSIONS)
     try:

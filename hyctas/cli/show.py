@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hyctas.cli.streams import printable
-from hyctas.processes import is_first
+from hyctas.training.processes import is_first
 
 LINE_SECONDS = 15.0
 console = Console(stderr=True, highlight=False)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from hyctas.cli.entry import command
 from hyctas.cli.jobs import TrainNetworkJob, TrainSupernetJob
 from hyctas.cli.show import Show, bar, say
-from hyctas.processes import first_goes_first, group_closed, is_first, processes
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
+from hyctas.training.processes import first_goes_first, group_closed, is_first, processes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from export.imaging import Preprocessing
+    from export.bundle.imaging import Preprocessing
+    from hyctas.arch.genotype import Genotype
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.datasets import DataSet
-    from hyctas.genotype import Genotype
     from hyctas.pretrained.start import Start
     from hyctas.pretrained.weights import Loaded
-    from hyctas.runs import Run
     from hyctas.training.loop import Trainer
     from hyctas.training.sandwich import Sandwich
     from hyctas.training.single import Single
@@ -64,11 +64,11 @@ def main() -> None:
 def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     from export.errors import InvalidInput
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.datasets import open_dataset
     from hyctas.cli.trained_networks import networks_to_train
     from hyctas.pretrained.start import default_supernet_source, find_start
-    from hyctas.runs import Run
-    from hyctas.space_file import load_space
+    from hyctas.spaces.space_file import load_space
 
     recipe, space = job.recipe(), load_space(job.space)
     start = find_start(job.init or default_supernet_source(space), job.run, job.space)
@@ -93,7 +93,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
 
     from hyctas.data import Frames
     from hyctas.network import save_weights
-    from hyctas.supernet import Supernet
+    from hyctas.nn.supernet import Supernet
     from hyctas.training.fitting import STEPS, fit, places, summary
     from hyctas.training.loop import Trainer, is_first_process
     from hyctas.training.sandwich import Sandwich
@@ -126,10 +126,10 @@ def train_supernet(job: TrainSupernetJob) -> None:
 
 def train_network(job: TrainNetworkJob) -> None:
     """Train RUN/network.safetensors."""
-    from hyctas.choice import chosen_genotype, chosen_weights, read_genotype
+    from hyctas.artifacts.choice import chosen_genotype, chosen_weights, read_genotype
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.datasets import open_dataset
     from hyctas.pretrained.start import default_source, find_start
-    from hyctas.runs import Run
 
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
     recipe = job.recipe()
@@ -183,8 +183,8 @@ def fit_network(
     """
     import torch
 
+    from export.backends.torch_session import torch_threads
     from export.files import write_json, write_text
-    from export.torch_session import torch_threads
     from hyctas.data import Frames
     from hyctas.network import build, save_weights
     from hyctas.training.evaluate import estimation_batches, reestimate_norms
@@ -239,8 +239,8 @@ def _score(
     show: Show = bar,
 ) -> dict[str, float]:
     """Write RUN/scores.json, and return the mIoU of each part."""
+    from export.backends.torch_session import torch_threads
     from export.files import write_json
-    from export.torch_session import torch_threads
     from hyctas.data import Frames
     from hyctas.training.evaluate import evaluate
 
@@ -257,7 +257,7 @@ def _score(
 
 def _score_again(run: Run, data: DataSet, recipe: NetworkRecipe) -> None:
     """Score a trained network on a val that has changed since."""
-    from hyctas.bundling import load_trained
+    from hyctas.artifacts.bundling import load_trained
 
     if not is_first():
         return

@@ -13,14 +13,14 @@ from hyctas.cli.show import Bar, Show, Shown, bar, say
 from hyctas.cli.train import TRAINING
 
 if TYPE_CHECKING:
+    from hyctas.artifacts.runs import Run
     from hyctas.cli.datasets import DataSet
+    from hyctas.cost.workloads import CostModel
     from hyctas.pretrained.start import Start
-    from hyctas.runs import Run
     from hyctas.search.finalists import Finalist, Turn
     from hyctas.search.history import History
     from hyctas.search.limits import Limits
     from hyctas.training.config import NetworkRecipe
-    from hyctas.workloads import CostModel
 
 
 def choose_by_training(
@@ -41,10 +41,10 @@ def choose_by_training(
         CheckFailed: the trainings of all finalists failed.
     """
     from export.files import read_json, write_text
-    from hyctas.choice import FORMAT_VERSION
+    from hyctas.artifacts.choice import FORMAT_VERSION
+    from hyctas.artifacts.runs import Record, Run
     from hyctas.report.collect import collect
     from hyctas.report.plot import pareto_figure, svg
-    from hyctas.runs import Record, Run
     from hyctas.search.finalists import choose_finalists, halve
     from hyctas.search.history import SEARCH
     from hyctas.search.outcome import add_finalists
@@ -97,8 +97,8 @@ class _Work:
 
     def train(self, finalist: Finalist, turn: Turn) -> float:
         """Train a finalist; return its mIoU on the choosing split."""
+        from hyctas.artifacts.runs import Run
         from hyctas.cli.train import NETWORK_FILES, fit_network, network_config
-        from hyctas.runs import Run
         from hyctas.search.outcome import weights_folder
 
         genotype, recipe = finalist.evaluation.genotype, replace(self.recipe, steps=turn.steps)

@@ -10,7 +10,7 @@ from hyctas.cli.jobs import TrainSupernetJob, image_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hyctas.search_space import SearchSpace
+    from hyctas.spaces.search_space import SearchSpace
     from hyctas.training.band import Drawer, TrainedBand
     from hyctas.training.config import SupernetRecipe
     from latency import LatencyTable
@@ -37,10 +37,10 @@ def networks_to_train(
     from export.files import sha256
     from export.target import format_size
     from hyctas.cli.show import say
-    from hyctas.members import members
+    from hyctas.cost.workloads import CostModel
     from hyctas.search.limits import Limits
+    from hyctas.spaces.members import members
     from hyctas.training.band import Drawer, TrainedBand, latency_band, macs_band
-    from hyctas.workloads import CostModel
     from latency import LatencyTable
 
     if not job.limit:
@@ -73,7 +73,7 @@ def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: Late
     """Return the image size that latency counts for: the one trained at where the table is calibrated for it, else the only one."""
     from export.errors import InvalidInput
     from export.target import format_size
-    from hyctas.workloads import calibrated_sizes
+    from hyctas.cost.workloads import calibrated_sizes
 
     found = calibrated_sizes(space, table)
     if given is not None and (format_size(given) in found or not found):

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from export.bundle.imaging import IMAGE_SUFFIXES, is_photograph
 from export.errors import CorruptFile, InvalidInput
-from export.imaging import IMAGE_SUFFIXES, is_photograph
 from hyctas.data.classes_file import has_classes, read_classes
 from hyctas.data.coding import Coding
 from hyctas.data.images import is_turned_sideways, read_image, read_label, read_palette

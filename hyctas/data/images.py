@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from export.bundle.imaging import DAMAGE, opened, upright_rgb
 from export.errors import InvalidInput
-from export.imaging import DAMAGE, opened, upright_rgb
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class LabelFile:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as uint8 (H, W, 3) RGB, upright; see `export.imaging.upright_rgb`.
+    """Read an image as uint8 (H, W, 3) RGB, upright; see `export.bundle.imaging.upright_rgb`.
 
     Raises:
         InvalidInput: missing, truncated, undecodable, too large to be opened, or of another kind of pixels.

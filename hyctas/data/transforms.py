@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from PIL import Image
 
+from export.bundle.imaging import Preprocessing
 from export.errors import InvalidInput
-from export.imaging import Preprocessing
 from export.ranges import Range, Settings
 from hyctas.data.labels import IGNORE
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from export.trt.attention_case import AttentionCase
     from export.trt.build import BuildResult
     from export.trt.choose import Judge
+    from export.trt.cuda.guard import Gpu
     from export.trt.engine_file import Machine
-    from export.trt.guard import Gpu
     from export.trt.options import BuildOptions
     from export.trt.progress import Progress
     from export.trt.runner import EngineSession
@@ -52,9 +52,9 @@ def open_context(
     """
     from export.trt.attention_benchmark import Benchmarks, EngineBackend
     from export.trt.build import build_engine
-    from export.trt.device import open_backend
+    from export.trt.cuda.device import open_backend
+    from export.trt.cuda.guard import import_tensorrt, require_gpu
     from export.trt.engine_file import machine_of
-    from export.trt.guard import import_tensorrt, require_gpu
     from export.trt.plugin import PLUGINS
     from export.trt.runner import EngineSession
     from export.trt.versions import is_rtx, number_of
@@ -106,7 +106,7 @@ def compiled(case: AttentionCase, gpu: Gpu) -> PluginKernel:
     """
     from export.trt.plugin import PLAIN_SHARED_BYTES
     from export.trt.versions import number_of
-    from hyctas.attention.plugin import plugin_kernel
+    from hyctas.attention.triton.plugin_compile import plugin_kernel
 
     channels = case.qk_channels, case.value_channels
     return plugin_kernel(

@@ -56,7 +56,7 @@ class LoadSettings(Settings):
     """Who talks to CUDA: torch, cuda-bindings or pycuda; default: the first that works."""
 
     def arguments(self) -> dict[str, Any]:
-        """Return them as `export.trt.runtime.TensorRTRuntime` takes them."""
+        """Return them as `export.trt.tensorrt_runtime.TensorRTRuntime` takes them."""
         return {"trust": self.trust, "backend": self.cuda_backend}
 
 

@@ -14,9 +14,9 @@ that lead from each pixel to its instance's centre: (dy, dx) in pixels.
 """
 
 from hyctas.panoptic.grouping import Panoptic, assign_pixels, find_centres, panoptic, resize_outputs, split
-from hyctas.panoptic.losses import centre_loss, offset_loss
+from hyctas.panoptic.panoptic_losses import centre_loss, offset_loss
 from hyctas.panoptic.quality import PanopticQuality, QualityMean, QualityResult
-from hyctas.panoptic.targets import Targets, make_targets
+from hyctas.panoptic.target_maps import Targets, make_targets
 
 __all__ = [
     "Panoptic",

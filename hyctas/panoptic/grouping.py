@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from export.bundle.imaging import exact_stride
 from export.errors import InvalidInput
-from export.imaging import exact_stride
-from hyctas.blocks import upsample
+from hyctas.nn.blocks import upsample
 
 THRESHOLD, NMS_KERNEL, TOP_K, STUFF_AREA = 0.1, 7, 200, 2048
 """The released configuration for Cityscapes; the released one for COCO has an NMS kernel of 41 and a stuff area of 4096."""

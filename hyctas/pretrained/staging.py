@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from export.errors import InvalidInput
-from hyctas.genotype import STAGES, Arithmetic, Cell, Fusion, Genotype, Head
+from hyctas.arch.genotype import STAGES, Arithmetic, Cell, Fusion, Genotype, Head
 from hyctas.plan import lower
 from hyctas.pretrained.trunk import EPS, NormedConv, SourceBlock, SourceTrunk
 from hyctas.pretrained.weights import SlotWeights, Weights

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.bundle.imaging import Preprocessing
+from export.bundle.manifest import NAME as BUNDLE_MARK
 from export.errors import InvalidInput
 from export.files import real_path, sha256
-from export.imaging import Preprocessing
-from export.manifest import NAME as BUNDLE_MARK
-from hyctas.genotype import Cell, Genotype, final_stride
-from hyctas.grid import Space
+from hyctas.arch.genotype import Cell, Genotype, final_stride
 from hyctas.network import Network
+from hyctas.nn.supernet import Supernet
 from hyctas.pretrained.sources import read_source
 from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_weights
 from hyctas.pretrained.weights import Loaded, Weights, network_weights, start_network, start_supernet, supernet_weights
-from hyctas.search_space import SearchSpace
 from hyctas.space import edge
-from hyctas.supernet import Supernet
+from hyctas.spaces.grid import Space
+from hyctas.spaces.search_space import SearchSpace
 
 NONE = "none"
 DEFAULT = "efficientnet-lite0"
@@ -82,7 +82,7 @@ def find_start(source: str, run: Path, space: str | None = None) -> Start | None
 
 
 def _start_from_network(folder: Path) -> Start:
-    from hyctas.bundling import load_trained, weights_file
+    from hyctas.artifacts.bundling import load_trained, weights_file
 
     trained = load_trained(folder)
     record = {"source": folder.name, "sha256": sha256(weights_file(folder)), "genotype": trained.genotype.id}
@@ -91,8 +91,8 @@ def _start_from_network(folder: Path) -> Start:
 
 
 def _start_from_supernet(folder: Path, space: str | None) -> Start:
-    from hyctas.inherit import SupernetRecord
-    from hyctas.runs import recorded_preprocessing
+    from hyctas.artifacts.inherit import SupernetRecord
+    from hyctas.artifacts.runs import recorded_preprocessing
 
     record = {"source": folder.name, "sha256": sha256(folder / "supernet.safetensors")}
     preprocessing = recorded_preprocessing(folder / "train-supernet.json")

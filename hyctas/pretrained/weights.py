@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import InvalidInput
-from hyctas.blocks import Block
+from hyctas.arch.operators import InvertedResidual, Layer, Norm, Operator, Predict, Residual, Scalar
 from hyctas.network import Network
-from hyctas.operators import InvertedResidual, Layer, Norm, Operator, Predict, Residual, Scalar
+from hyctas.nn.blocks import Block
+from hyctas.nn.supernet import Supernet
 from hyctas.plan import Node
-from hyctas.supernet import Supernet
 
 STATISTICS = ("running_mean", "running_var")
 LAST_LAYER: dict[type[Operator], str] = {InvertedResidual: "project", Residual: "second"}

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import InvalidInput
-from hyctas.blocks import Block
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import FeatureFusion
 from hyctas.network import Network, attach
-from hyctas.operators import FeatureFusion
+from hyctas.nn.blocks import Block
 from hyctas.plan import lower
 from hyctas.published.names import Key, keys, unsupported
+from hyctas.published.released import genotype
 
 SHOWN = 5
 """Most keys that an error names."""
@@ -143,13 +144,11 @@ def load_checkpoint(
         InvalidInput: an unknown name or head, or a key that is unknown, missing, wrongly shaped, not finite, or an alias of a
             different value; the text names it.
     """
-    from hyctas import published
-
     classes = _leading("sem_head.predictor.weight", state_dict)
     if isinstance(network, str):
         base = _leading("backbone.stem1.0.weight", state_dict) // 4
         panoptic = any(name.startswith("ins_head.") for name in state_dict)
-        network = published.genotype(network, base, head, panoptic=panoptic)
+        network = genotype(network, base, head, panoptic=panoptic)
     module = PublishedNetwork(network, classes, auxiliary=auxiliary)
     module.load_state_dict(state_dict)
     return module.eval()

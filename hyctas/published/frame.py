@@ -7,8 +7,8 @@ A base width F (the code's `Fch`: 16 in its configuration for Cityscapes) sets e
 from __future__ import annotations
 
 from export.errors import InvalidInput
-from hyctas.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
-from hyctas.heads import middle_channels
+from hyctas.arch.genotype import Arithmetic, Attention, Cell, Fusion, Genotype, Head
+from hyctas.arch.heads import middle_channels
 
 SCALES = (8, 16, 32)
 """Strides of the grid's rows; the released files call them 0, 1, 2."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from export.errors import InvalidInput
 from export.files import parse_json
-from hyctas.genotype import Branch, Genotype, normal_form
+from hyctas.arch.genotype import Branch, Genotype, normal_form
 from hyctas.published.frame import OPERATORS, SCALES, WIDTHS, cell, channels, complete
 
 FIELDS = ("ops", "paths", "downs", "widths", "lasts")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hyctas.genotype import Genotype
-from hyctas.node import Node
-from hyctas.operators import DownUp, FeatureFusion, Layer, Norm, SelfAttention
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.node import Node
+from hyctas.arch.operators import DownUp, FeatureFusion, Layer, Norm, SelfAttention
 from hyctas.plan import Plan
 
 STEM = ("backbone.stem1.0", "backbone.stem1.1.conv1", "backbone.stem1.1.conv2", "backbone.stem2.conv1", "backbone.stem2.conv2")

@@ -14,7 +14,7 @@ The report is written once, as blocks; Markdown and HTML only differ in how they
 """
 
 from hyctas.report.collect import collect
+from hyctas.report.report_files import write_report
 from hyctas.report.run_data import RunData
-from hyctas.report.write import write_report
 
 __all__ = ["RunData", "collect", "write_report"]

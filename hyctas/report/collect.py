@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 
 from export.bench_report import FORMAT_VERSION as BENCH_VERSION
 from export.bench_report import BenchReport, BenchResult
+from export.bundle.manifest import read_manifest
 from export.errors import CorruptFile, InvalidInput
 from export.files import parse_json, read_json
-from export.manifest import read_manifest
 from export.parity import ParityReport
 from export.ranges import check_types
 from export.target import parse_size
-from hyctas.choice import READ_VERSIONS as PARETO_VERSIONS
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.choice import READ_VERSIONS as PARETO_VERSIONS
+from hyctas.artifacts.runs import FORMAT_VERSION as RECORD_VERSION
 from hyctas.data.labels import Labels
 from hyctas.data.metric import POLICY, Score
-from hyctas.genotype import Genotype
 from hyctas.report.run_data import FILES, SPLITS, Ended, Member, Outcome, Record, RunData
-from hyctas.runs import FORMAT_VERSION as RECORD_VERSION
 from hyctas.search.history import READ_VERSIONS as HISTORY_VERSIONS
 from hyctas.search.history import SCREEN, SEARCH, Evaluation
 from hyctas.search.limits import Limits

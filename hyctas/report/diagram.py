@@ -14,7 +14,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hyctas.operators import Conv, InvertedResidual
+from hyctas.arch.operators import Conv, InvertedResidual
 from hyctas.plan import IMAGE, Node, Plan
 
 BOX_W, BOX_H, GAP_X, GAP_Y = 66, 36, 22, 12

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.bench_report import BenchReport, BenchResult
-from export.manifest import Manifest
+from export.bundle.manifest import Manifest
 from export.parity import ParityReport
 from export.target import parse_size
+from hyctas.arch.genotype import Genotype
 from hyctas.data.labels import Labels
 from hyctas.data.metric import Score
-from hyctas.genotype import Genotype
 from hyctas.plan import Plan, lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits

@@ -13,13 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.cost.workloads import CostModel
 from hyctas.search.front import hypervolume, pareto
 from hyctas.search.history import SCREEN, SEARCH, Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.search.optimise import Optimiser, RandomDraws
 from hyctas.search.surrogate import SurrogateNsga2
-from hyctas.workloads import CostModel
 
 STALE_GENERATIONS = 20
 """A search that finds no new network for this many generations has seen what it can reach, and ends."""

@@ -17,10 +17,10 @@ from typing import Any
 from export.errors import CheckFailed, CorruptFile
 from export.files import read_json, write_json
 from export.ranges import check_types
-from hyctas.members import family
 from hyctas.search.front import pareto
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
+from hyctas.spaces.members import family
 
 FORMAT_VERSION = 1
 HANDMADE_SHARE = 3

@@ -17,8 +17,8 @@ from typing import Any
 from export.errors import CorruptFile, InvalidInput
 from export.files import parse_json, write_text
 from export.ranges import check_types
-from hyctas.genotype import Genotype
-from hyctas.workloads import Costs
+from hyctas.arch.genotype import Genotype
+from hyctas.cost.workloads import Costs
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (FORMAT_VERSION, 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from export.errors import Infeasible, InvalidInput
-from hyctas.workloads import CostModel, Costs
+from hyctas.cost.workloads import CostModel, Costs
 
 NAMES = {"ms": "latency in milliseconds", "fps": "frames per second", "params": "number of parameters", "mib": "memory in MiB"}
 

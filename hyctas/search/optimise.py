@@ -17,11 +17,11 @@ from pymoo.core.survival import Survival
 from pymoo.problems.static import StaticProblem
 
 from export.errors import Infeasible
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.cost.workloads import CostModel
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
-from hyctas.search_space import SearchSpace
-from hyctas.workloads import CostModel
+from hyctas.spaces.search_space import SearchSpace
 
 RANDOM, EVOLVE = 21, 22
 """Purposes of random draws: default_rng([seed, purpose, ...])."""

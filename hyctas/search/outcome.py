@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.files import read_json, write_json
-from hyctas.choice import FORMAT_VERSION
+from hyctas.artifacts.choice import FORMAT_VERSION
 from hyctas.search.finalists import Finalist, Round, described
 from hyctas.search.front import hypervolume, pareto
 from hyctas.search.history import SCREEN, SEARCH, Evaluation, History

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.imaging import Preprocessing
-from export.torch_session import torch_threads
+from export.backends.torch_session import torch_threads
+from export.bundle.imaging import Preprocessing
+from hyctas.arch.genotype import Genotype
 from hyctas.data import Frames, Sample, score
-from hyctas.genotype import Genotype
 from hyctas.network import Network
-from hyctas.supernet import Supernet
+from hyctas.nn.supernet import Supernet
 from hyctas.training.evaluate import confusion_matrix, estimation_batches, reestimate_norms
 
 IMAGES = 23

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 from sklearn.ensemble import GradientBoostingRegressor
 
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.cost.workloads import CostModel
 from hyctas.search.front import pareto, spread
 from hyctas.search.history import SEARCH, Evaluation
 from hyctas.search.limits import Limits
 from hyctas.search.optimise import Nsga2
-from hyctas.workloads import CostModel
 
 SURROGATE = 24
 """Purpose of random draws: default_rng([seed, purpose, ...])."""

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from export.errors import Infeasible
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
+from hyctas.cost.workloads import CostModel
 from hyctas.plan import lower
-from hyctas.search_space import Genes, SearchSpace, genes_in
+from hyctas.spaces.search_space import Genes, SearchSpace, genes_in
 from hyctas.training.config import SupernetRecipe
-from hyctas.workloads import CostModel
 
 DRAW, LARGEST = 13, 14
 LOW, HIGH = 0.5, 1.2

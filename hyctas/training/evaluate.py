@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.imaging import Preprocessing
+from export.bundle.imaging import Preprocessing
 from hyctas.data import Frames, Score, confusion, normalise, score, to_batch
 from hyctas.data.cache import resized
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.imaging import Preprocessing
+from export.bundle.imaging import Preprocessing
 from hyctas.data import Augment, Frames, augment_view, draw_view, normalise, to_batch
 from hyctas.training.config import Recipe
 from hyctas.training.soft_labels import SoftLabels

@@ -18,19 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.imaging import Preprocessing
-from export.torch_session import torch_threads
+from export.backends.torch_session import torch_threads
+from export.bundle.imaging import Preprocessing
+from hyctas.arch.genotype import STAGES, Cell
+from hyctas.arch.lowering import ADDED
+from hyctas.arch.node import cell_operator, slot_name
+from hyctas.arch.operators import Layer, Operator
 from hyctas.data import Frames
-from hyctas.genotype import STAGES, Cell
-from hyctas.grid import ALIGNED
-from hyctas.lowering import ADDED
-from hyctas.node import cell_operator, slot_name
-from hyctas.operators import Layer, Operator
+from hyctas.nn.supernet import Slot, Supernet
 from hyctas.pretrained.weights import Loaded
-from hyctas.supernet import Slot, Supernet
+from hyctas.spaces.grid import ALIGNED
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
-from hyctas.training.loop import Progress, Trainer, average_numbers, default_device, start_processes, to_device
+from hyctas.training.loop import Progress, Trainer, average_numbers, to_device
+from hyctas.training.processes import default_device, start_processes
 
 FIT = 15
 """Purpose of the draw of widths."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from export.backends.torch_session import torch_threads
 from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.files import write_bytes
-from export.torch_session import torch_threads
-from hyctas.processes import processes
 from hyctas.training.average import WeightAverage
 from hyctas.training.config import Recipe
+from hyctas.training.processes import default_device
 
 FORMAT_VERSION = 2
 DIGEST_BYTES, END_OF_ZIP = 32, b"PK\5\6"
@@ -203,15 +202,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe, pretrained: Collection[st
     return [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
 
 
-def start_processes() -> tuple[int, int]:
-    """Join the other processes when started by torchrun; return (rank, number of processes)."""
-    if processes() > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(default_device())  # else every process talks to the first GPU, too
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def is_first_process() -> bool:
     """Say whether this process writes the results; under torchrun only the first one does."""
     return not dist.is_initialized() or dist.get_rank() == 0
@@ -239,13 +229,6 @@ def average_numbers(numbers: list[float]) -> list[float]:
     dist.all_reduce(shared)
     averaged: list[float] = (shared / dist.get_world_size()).tolist()
     return averaged
-
-
-def default_device() -> torch.device:
-    """Return the GPU of this process if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
 
 
 def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:

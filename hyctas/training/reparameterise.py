@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyctas.blocks import ConvNorm, initialise
-from hyctas.operators import Layer
+from hyctas.arch.operators import Layer
+from hyctas.nn.blocks import ConvNorm, initialise
 
 Child = TypeVar("Child", bound=nn.Module)
 

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.imaging import Preprocessing
+from export.bundle.imaging import Preprocessing
+from hyctas.arch.genotype import Genotype
 from hyctas.data import Frames
-from hyctas.genotype import Genotype
-from hyctas.supernet import Supernet
+from hyctas.nn.supernet import Supernet
 from hyctas.training.band import Drawer, macs_band
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
-from hyctas.training.loop import average_numbers, default_device, start_processes, to_device
+from hyctas.training.loop import average_numbers, to_device
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
+from hyctas.training.processes import default_device, start_processes
 
 ADAPT_RATE, ADAPT_STRENGTH = 0.02, 2.0
 """Adaptive ratios: weight of a new observation in the running lag, and how strongly a lag raises the ratio."""

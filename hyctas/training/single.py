@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export.imaging import Preprocessing
+from export.bundle.imaging import Preprocessing
 from hyctas.data import Frames
 from hyctas.network import Network
 from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
-from hyctas.training.loop import default_device, start_processes, to_device
+from hyctas.training.loop import to_device
 from hyctas.training.losses import class_weights, segmentation_loss, soft_label_loss
+from hyctas.training.processes import default_device, start_processes
 from hyctas.training.soft_labels import SoftLabels
 
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_bytes, write_json
 from hyctas.data import Frames, View
-from hyctas.training.loop import start_processes
+from hyctas.training.processes import start_processes
 from hyctas.training.soft_map import Grid, SoftMap, cut
 from hyctas.training.teacher import Teacher, TeacherFile, open_teachers
 

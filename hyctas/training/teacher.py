@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from export.bundle.imaging import Preprocessing, exact_stride
 from export.errors import CorruptFile, HyctasError, InvalidInput
 from export.files import parse_json, sha256
-from export.imaging import Preprocessing, exact_stride
-from export.onnx_load import graph_inputs, load_graph, metadata_of
-from export.onnx_shape import static_onnx
+from export.onnx.foreign import graph_inputs, load_graph, metadata_of
+from export.onnx.static_shape import static_onnx
 from export.runtimes import available_targets, open_runtime
 from export.target import Target, format_size
-from hyctas.bundling import RELEASED_PREPROCESSING, Trained, load_trained, weights_file
+from hyctas.artifacts.bundling import RELEASED_PREPROCESSING, Trained, load_trained, weights_file
 from hyctas.data import Labels
-from hyctas.training.loop import default_device
+from hyctas.training.processes import default_device
 from hyctas.training.soft_map import Grid, SoftMap, average, coarsened
 
 if TYPE_CHECKING:
-    from export.onnxruntime_session import OnnxSession
+    from export.backends.onnxruntime_session import OnnxSession
 
 ONNX_TARGETS = ("onnxruntime-cuda:fp32", "onnxruntime-cpu:fp32")
 """What an ONNX file runs on: the first that can run here."""

@@ -19,8 +19,8 @@ from benchmarks.gpu_suite import __main__ as gpu_suite
 from benchmarks.published import drawing, numbers
 from benchmarks.yardstick import Yardstick
 from hyctas import published
-from hyctas.members import member
 from hyctas.plan import lower
+from hyctas.spaces.members import member
 
 DOCS = Path(__file__).parents[2] / "docs"
 

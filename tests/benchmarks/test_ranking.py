@@ -13,10 +13,10 @@ import pytest
 from benchmarks import ranking
 from benchmarks.screening import read_results
 from export.errors import Infeasible, InvalidInput
-from hyctas.genotype import Genotype
+from hyctas.arch.genotype import Genotype
 from hyctas.plan import lower
 from hyctas.space import tiny
-from tests.hyctas.cli.test_cli_job import TRAIN, write_table
+from tests.hyctas.cli.conftest import TRAIN, made_table
 
 
 def line(name: str, seed: int, inherited: float, retrained: float) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_a_repeated_command_trains_what_is_missing(tmp_path: Path, monkeypatch: 
     run, results = tmp_path / "run", tmp_path / "ranking.jsonl"
     code = "from hyctas.cli.train import main; main()"
     subprocess.run([sys.executable, "-c", code, *TRAIN, "--run", str(run)], check=True, capture_output=True)
-    write_table(run / "latency.json")
+    made_table().save(run / "latency.json")
     trained: list[str] = []
     stop = [4]
 

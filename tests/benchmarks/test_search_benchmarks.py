@@ -13,17 +13,17 @@ from benchmarks import gate_camvid, search_against_random
 from benchmarks.gate_camvid import SEEDS, WINNER, GateCase, cases, opponents, table, widest
 from benchmarks.search_against_random import Draws, best_in_band, paired
 from export.errors import CheckFailed, InvalidInput
-from hyctas.genotype import Genotype
-from hyctas.members import family, member, members
-from hyctas.operators import from_key
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import from_key
+from hyctas.cost.workloads import CostModel
+from hyctas.cost.workloads import family as operator_family
 from hyctas.plan import lower
 from hyctas.search.driver import search
 from hyctas.search.front import hypervolume
 from hyctas.search.history import Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.space import edge, tiny
-from hyctas.workloads import CostModel
-from hyctas.workloads import family as operator_family
+from hyctas.spaces.members import family, member, members
 from latency.identity import Identity
 from latency.table import LatencyTable, Row
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import frame_source
 from export.errors import InvalidInput, Unavailable
-from export.frame_source import Camera, Frame, ImageFiles, Video, open_sources
-from export.live_page import LivePage
-from export.opencv import VideoFile
+from export.prediction import frame_source
+from export.prediction.frame_source import Camera, Frame, ImageFiles, Video, open_sources
+from export.prediction.live_page import LivePage
+from export.prediction.opencv import VideoFile
 
 GREY = np.full((20, 31, 3), 128, np.uint8)
 

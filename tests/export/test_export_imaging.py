@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from export.bundle.imaging import decode, is_photograph
 from export.errors import InvalidInput
-from export.imaging import decode, is_photograph
 
 ORIENTATION = 0x112
 
@@ -105,7 +105,7 @@ def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     folder.mkdir()
     subprocess.run([sys.executable, "-c", IDENTITY], check=True, cwd=folder)
-    template = Path(__file__).parents[2] / "export" / "run.py.txt"
+    template = Path(__file__).parents[2] / "export/bundle/run.py.txt"
     (folder / "run.py").write_text(template.read_text())
     return folder
 

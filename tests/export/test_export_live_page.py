@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import live_page
+from export.bundle.imaging import decode
 from export.errors import InvalidInput
-from export.frame_source import Frame
-from export.imaging import decode
-from export.live_page import VIEWERS, LivePage
+from export.prediction import live_page
+from export.prediction.frame_source import Frame
+from export.prediction.live_page import VIEWERS, LivePage
 
 FRAME = Frame(Image.new("RGB", (30, 20)), Path("x.png"), 0.0)
 TIMES = {"frames": 7, "fps": 3.5, "median_ms": {"running": 2.0}, "dropped": None}

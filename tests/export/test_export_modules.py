@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from export.backends.onnxruntime_session import OnnxRuntime
 from export.errors import InvalidInput
 from export.module_key import module_key
-from export.onnx_file import export_modules
-from export.onnxruntime_session import OnnxRuntime
+from export.onnx.exporter import export_modules
 from export.target import Target
 
 CPU = Target("onnxruntime-cpu", "fp32")

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import export
-from export import onnx_trace
+from export.bundle.manifest import OUTPUTS
 from export.errors import InvalidInput
-from export.manifest import OUTPUTS
-from export.onnx_file import export_onnx
+from export.onnx import tracing as onnx_trace
+from export.onnx.exporter import export_onnx
 
 
 class Net(nn.Module):

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, inliner
 from torch import nn
 
 from export.errors import InvalidInput
-from export.onnx_file import export_onnx
-from export.onnx_function import OnnxFunction, attach, nodes_of
-from export.onnx_trace import checked_bytes
+from export.onnx.exporter import export_onnx
+from export.onnx.functions import OnnxFunction, attach, nodes_of
+from export.onnx.tracing import checked_bytes
 
 ort = pytest.importorskip("onnxruntime")
 

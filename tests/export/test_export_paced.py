@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from export.bench_models import BenchModel, OpenModel
+from export.bundle.imaging import Preprocessing
 from export.errors import InvalidInput
-from export.imaging import Preprocessing
-from export.onnx_file import export_onnx
+from export.onnx.exporter import export_onnx
 from export.paced import PacedResult, pace, play, summarise
 from export.runtimes import open_runtime
 from export.target import Target

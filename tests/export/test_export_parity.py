@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from export.backends.torch_session import TorchRuntime
 from export.errors import CheckFailed, InvalidInput
-from export.onnx_file import export_onnx
+from export.onnx.exporter import export_onnx
 from export.parity import check_parity
 from export.runtime import TensorSpec
 from export.target import Target
-from export.torch_session import TorchRuntime
 
 
 class Fake:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from export.errors import InvalidInput, Unavailable
-from export.onnx_file import export_modules
-from export.precision import ERROR_BOUND, OPSETS, _converter, converted, opset
-from hyctas.operators import Conv, DownUp, FeatureFusion, SelfAttention
-from hyctas.workloads import build_block
+from export.onnx.exporter import export_modules
+from export.onnx.precision import ERROR_BOUND, OPSETS, _converter, converted, opset
+from hyctas.arch.operators import Conv, DownUp, FeatureFusion, SelfAttention
+from hyctas.cost.workloads import build_block
 
 ort = pytest.importorskip("onnxruntime")
 BLOCKS = {
@@ -29,7 +29,7 @@ BLOCKS = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
     folder = tmp_path_factory.mktemp("onnx")
     modules: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = []
-    from hyctas.operators import from_key
+    from hyctas.arch.operators import from_key
 
     torch.manual_seed(1)
     for key in BLOCKS.values():

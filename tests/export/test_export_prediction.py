@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from export.bench_models import BenchModel, OpenModel, open_models
+from export.bundle.imaging import overlay
 from export.errors import InvalidInput
-from export.frame_source import Frame, ImageFiles, Video, open_sources
-from export.imaging import overlay
-from export.opencv import VideoFile
-from export.prediction import ImageSink, OutputNames, VideoSink, label_png, predict, read_paths, sink_for
+from export.prediction.frame_source import Frame, ImageFiles, Video, open_sources
+from export.prediction.opencv import VideoFile
+from export.prediction.prediction import ImageSink, OutputNames, VideoSink, label_png, predict, read_paths, sink_for
+from export.prediction.segment import Segmenter
+from export.prediction.stage_times import STAGES, StageTimes
 from export.runtimes import open_runtime
-from export.segment import Segmenter
-from export.stage_times import STAGES, StageTimes
 from export.target import Target
 from tests.export import foreign_files as foreign
 

@@ -30,7 +30,7 @@ from hyctas.data.transforms import Augment
 from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.search.search_settings import SearchSettings
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
-from latency.kit import Timing
+from latency.kit.format import Timing
 from latency.protocol import Protocol
 
 KINDS = [

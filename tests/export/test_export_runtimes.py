@@ -14,7 +14,7 @@ from export.machine import fingerprint
 from export.platform import KINDS, install_line, platform_kind
 from export.runtime import Runtime
 from export.target import RUNTIMES, Target
-from export.trt import guard
+from export.trt.cuda import guard
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def test_tensorrt_is_answered_by_its_guard(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.target == "tensorrt:fp16"
     opened: list[tuple[object, ...]] = []
     monkeypatch.setattr(guard, "import_tensorrt", lambda **kind: None)
-    monkeypatch.setattr("export.trt.runtime.TensorRTRuntime", lambda *given, **named: opened.append((*given, named)))
+    monkeypatch.setattr("export.trt.tensorrt_runtime.TensorRTRuntime", lambda *given, **named: opened.append((*given, named)))
     runtimes.open_runtime(Target.parse("tensorrt:fp16"), 2, Path("cache"), trust=True)
     assert opened == [(Target("tensorrt", "fp16"), 2, Path("cache"), {"trust": True})]
     assert all(state.ok for state in runtimes.available_targets() if state.target.startswith("tensorrt:"))
@@ -67,7 +67,7 @@ def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "_installed", lambda package: False)
     with pytest.raises(Unavailable, match="torch is not installed"):
         runtimes.default_target()
-    monkeypatch.setattr("export.trt.guard.unavailable_reason", lambda runtime: None)
+    monkeypatch.setattr("export.trt.cuda.guard.unavailable_reason", lambda runtime: None)
     assert str(runtimes.default_target()) == "tensorrt:fp16", "where a GPU and TensorRT are proven"
 
 
@@ -75,9 +75,9 @@ def test_light_modules_import_neither_torch_nor_runtimes() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('error')\n"
         "for name in ('torch', 'rich', 'tyro', 'pymoo', 'matplotlib'): sys.modules[name] = None\n"
-        "import export, export.errors, export.target, export.files, export.runtime, export.bundle, export.manifest\n"
-        "import export.bench, export.runtimes, export.machine, export.imaging, export.platform\n"
-        "import export.onnxruntime_session, export.openvino_session\n"
+        "import export, export.errors, export.target, export.files, export.runtime, export.bundle.bundle, export.bundle.manifest\n"
+        "import export.bench_timing, export.runtimes, export.machine, export.bundle.imaging, export.platform\n"
+        "import export.backends.onnxruntime_session, export.backends.openvino_session\n"
         "assert not {'onnxruntime', 'onnx', 'openvino'} & set(sys.modules)\n"
         "states = {s.target: s for s in export.runtimes.available_targets()}\n"
         "assert states['onnxruntime-cpu:fp32'].ok and not states['torch-cpu:fp32'].ok\n"

@@ -171,17 +171,18 @@ def _gzip() -> dict[str, Any]:
 
 # What reads each kind. Imports stand inside, so that listing the kinds is quick.
 
+
 def _record(root: Path) -> Any:
+    from hyctas.artifacts.runs import recorded_preprocessing
     from hyctas.report.collect import collect
-    from hyctas.runs import recorded_preprocessing
 
     run = root / "run"
     return [recorded_preprocessing(run / f"train-{name}.json") for name in ("supernet", "network")], collect(run).records
 
 
 def _half_record(root: Path) -> Any:
+    from hyctas.artifacts.runs import recorded_preprocessing
     from hyctas.report.collect import collect
-    from hyctas.runs import recorded_preprocessing
 
     return recorded_preprocessing(root / "half" / "train-supernet.json"), collect(root / "half").records
 
@@ -229,7 +230,7 @@ def _costs(value: Any) -> None:
 
 
 def _front(root: Path) -> Any:
-    from hyctas.choice import chosen_genotype
+    from hyctas.artifacts.choice import chosen_genotype
     from hyctas.cli.search import show_front
 
     found = _collected(root)
@@ -248,13 +249,13 @@ def _front_holds(value: Any) -> None:
 
 
 def _supernet(root: Path) -> Any:
-    from hyctas.inherit import load_supernet
+    from hyctas.artifacts.inherit import load_supernet
 
     return _digest(load_supernet(root / "run").state_dict())
 
 
 def _network(root: Path) -> Any:
-    from hyctas.bundling import load_trained
+    from hyctas.artifacts.bundling import load_trained
 
     trained = load_trained(root / "run")
     weights = _digest(trained.network.state_dict())
@@ -291,14 +292,14 @@ def _times_hold(value: Any) -> None:
 
 
 def _checkpoint(root: Path) -> Any:
+    from hyctas.nn.supernet import Supernet
     from hyctas.space import tiny
-    from hyctas.supernet import Supernet
 
     return _resumed(_kept("supernet", lambda: Supernet(tiny(), CLASSES)), root / "half" / "supernet.checkpoint.pt", {"ratios": []})
 
 
 def _network_checkpoint(root: Path) -> Any:
-    from hyctas.choice import read_genotype
+    from hyctas.artifacts.choice import read_genotype
     from hyctas.network import build
 
     path = root.parent / "samples" / "run" / "genotype.json"
@@ -351,8 +352,8 @@ def _soft_record(root: Path) -> Any:
 
 
 def _bundle(root: Path) -> Any:
-    from export.bundle import read_bundle
-    from hyctas.bundling import load_trained
+    from export.bundle.bundle import read_bundle
+    from hyctas.artifacts.bundling import load_trained
 
     bundle, trained = read_bundle(root / "run" / "bundle"), load_trained(root / "run" / "bundle")
     return bundle, trained.genotype, trained.labels, trained.size, trained.preprocessing, _digest(trained.network.state_dict())
@@ -369,13 +370,13 @@ def _sign(path: Path) -> None:
 
 
 def _free(root: Path) -> Any:
-    from hyctas.bundling import check_free
+    from hyctas.artifacts.bundling import check_free
 
     return check_free(root / "run" / "model.onnx")
 
 
 def _genotype(root: Path) -> Any:
-    from hyctas.choice import read_genotype
+    from hyctas.artifacts.choice import read_genotype
     from hyctas.plan import lower
 
     genotype = read_genotype(root / "files" / "genotype.json")
@@ -385,7 +386,7 @@ def _genotype(root: Path) -> Any:
 
 def _released(root: Path) -> Any:
     from hyctas.plan import lower
-    from hyctas.published.source import read_source
+    from hyctas.published.spec import read_source
 
     genotype = read_source(f"published:{root}/files/released.json")
     return genotype, lower(genotype, (64, 64), 19).parameters
@@ -490,7 +491,7 @@ def _engine(root: Path) -> Any:
 
 
 def _kit(root: Path) -> Any:
-    from latency.ingest import ingest
+    from latency.kit.ingest import ingest
 
     found = ingest(root / "kit")
     return found.table.rows, found.table.identity, found.networks, found.lost

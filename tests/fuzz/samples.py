@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.launch import run_command, start, wait
+from tests.fuzz.fuzz_launch import run_command, start, wait
 
 HERE = Path(__file__).parent
 DATA = "scenes:train=16,val=4,size=32x32"
@@ -75,11 +75,11 @@ def write_tables(run: Path) -> None:
     """Write a fixed latency table, in which latency follows MACs, calibrated for `SIZE`; and its journal."""
     from export.runtimes import open_runtime
     from export.target import Target
-    from hyctas.operators import from_key
+    from hyctas.arch.operators import from_key
+    from hyctas.cost.workloads import family
     from hyctas.space import tiny
-    from hyctas.workloads import family
+    from latency.accuracy import Fidelity
     from latency.calibration import Calibration
-    from latency.fidelity import Fidelity
     from latency.identity import Identity
     from latency.journal import Journal, journal_path
     from latency.protocol import Protocol
@@ -141,9 +141,9 @@ def _data(root: Path) -> None:
 def _kit(root: Path) -> None:
     """Write a kit for a few operators, and have the stand-in of trtexec measure it."""
     from export.target import Target
+    from hyctas.cost.workloads import workloads
     from hyctas.space import tiny
-    from hyctas.workloads import workloads
-    from latency.kit_write import write_kit
+    from latency.kit.write import write_kit
 
     keys = list(tiny().keys(SIZE, CLASSES))[:3]
     about = {"purpose": "profile", "space": "tiny", "space_hash": tiny().hash, "size": [*SIZE], "classes": CLASSES, "count": 0,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from export.errors import Infeasible
-from hyctas.genotype import Genotype
-from hyctas.members import member, members
+from hyctas.arch.genotype import Genotype
 from hyctas.plan import lower
 from hyctas.space import edge, tiny
+from hyctas.spaces.members import member, members
 from hyctas.training.band import Band, Drawer, TrainedBand, macs_band
 from hyctas.training.config import SupernetRecipe
 

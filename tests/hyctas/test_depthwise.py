@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hyctas.depthwise import depthwise, fits
+from hyctas.nn.depthwise_gradients import depthwise, fits
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])

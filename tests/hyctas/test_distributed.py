@@ -13,9 +13,10 @@ import sys, torch
 from pathlib import Path
 from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.space import tiny
-from hyctas.supernet import Supernet
+from hyctas.nn.supernet import Supernet
 from hyctas.training.config import SupernetRecipe
-from hyctas.training.loop import Trainer, is_first_process, start_processes
+from hyctas.training.loop import Trainer, is_first_process
+from hyctas.training.processes import start_processes
 from hyctas.training.sandwich import Sandwich
 
 rank, world = start_processes()

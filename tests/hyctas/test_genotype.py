@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.errors import InvalidInput
-from hyctas.genotype import Cell, Genotype, normal_form, shared_length
+from hyctas.arch.genotype import Cell, Genotype, normal_form, shared_length
 from hyctas.space import edge, tiny
 
 EDGE, TINY = edge(), tiny()

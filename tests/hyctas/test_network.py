@@ -13,8 +13,8 @@ from torch import nn
 
 from export.errors import CorruptFile, InvalidInput
 from hyctas.attention import chunked
-from hyctas.blocks import average_down, upsample
 from hyctas.network import Network, build, load_weights, save_weights
+from hyctas.nn.blocks import average_down, upsample
 from hyctas.space import tiny
 
 TINY = tiny()

@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export import export_onnx
-from hyctas import blocks, operators
-from hyctas.blocks import Apply, Block
-from hyctas.genotype import Genotype
-from hyctas.grid import Space
+from hyctas.arch import operators
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import Layer, from_key
 from hyctas.network import build
-from hyctas.operators import Layer, from_key
+from hyctas.nn import blocks
+from hyctas.nn.blocks import Apply, Block
+from hyctas.nn.supernet import Supernet
 from hyctas.plan import lower
 from hyctas.report.diagram import diagram_svg
 from hyctas.space import tiny
-from hyctas.supernet import Supernet
+from hyctas.spaces.grid import Space
 from hyctas.training.evaluate import reestimate_norms
 
 

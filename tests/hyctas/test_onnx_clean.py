@@ -15,18 +15,18 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export import check_parity, export_onnx
-from export.onnx_file import export_modules
-from export.onnx_pads import merge_pads
-from export.precision import converted
-from export.precision import opset as opset_of
-from export.trt.precision import bf16
-from hyctas.blocks import Block
-from hyctas.members import members
+from export.onnx.exporter import export_modules
+from export.onnx.pads import merge_pads
+from export.onnx.precision import converted
+from export.onnx.precision import opset as opset_of
+from export.trt.engine_precision import bf16
+from hyctas.arch.operators import Conv, InvertedResidual, MaxPool, Operator, Residual
 from hyctas.network import Network, build
-from hyctas.operators import Conv, InvertedResidual, MaxPool, Operator, Residual
+from hyctas.nn.blocks import Block
+from hyctas.spaces.members import members
 
 NAMES = ("lite0-16", "resnet-w50", "plain")
-SIZES = ((360, 480), (45, 61))
+SIZES = ((72, 96), (45, 61))
 ALLOWED = {"Add", "Clip", "Concat", "Conv", "MaxPool", "Pad", "ReduceMean", "Relu", "Resize", "Slice"}
 
 

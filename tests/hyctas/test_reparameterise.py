@@ -13,9 +13,9 @@ from torch import nn
 from export import export_onnx
 from export.runtimes import open_runtime
 from export.target import Target
-from hyctas.blocks import ConvNorm
+from hyctas.arch.operators import Layer
 from hyctas.network import Network, build, load_weights, save_weights
-from hyctas.operators import Layer
+from hyctas.nn.blocks import ConvNorm
 from hyctas.space import edge, tiny
 from hyctas.training.config import Recipe
 from hyctas.training.evaluate import reestimate_norms

@@ -13,20 +13,20 @@ import pytest
 import torch
 
 from export.errors import CorruptFile, InvalidInput
-from hyctas.bundling import _scores
-from hyctas.genotype import Genotype
-from hyctas.inherit import SupernetRecord
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.bundling import _scores
+from hyctas.artifacts.inherit import SupernetRecord
+from hyctas.artifacts.runs import Run, check_output
+from hyctas.cost.workloads import Costs
 from hyctas.network import load_weights, save_weights
-from hyctas.runs import Run, check_output
 from hyctas.search.history import Evaluation, History
 from hyctas.space import tiny
-from hyctas.space_file import recorded_space
-from hyctas.workloads import Costs
+from hyctas.spaces.space_file import recorded_space
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hyctas.runs import Run
+from hyctas.artifacts.runs import Run
 run = Run(Path(sys.argv[1]), "search", {}, ())
 print("held", flush=True)
 time.sleep(60)

@@ -13,10 +13,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from export.errors import CorruptFile, Infeasible, InvalidInput, MissingKeys
-from hyctas.choice import chosen_genotype
-from hyctas.genotype import Genotype
-from hyctas.members import family, members, members_of
-from hyctas.operators import from_key
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import from_key
+from hyctas.artifacts.choice import chosen_genotype
+from hyctas.cost.workloads import CostModel
+from hyctas.cost.workloads import family as operator_family
 from hyctas.plan import lower
 from hyctas.report.collect import _history
 from hyctas.search.driver import first_generation, search
@@ -27,8 +28,7 @@ from hyctas.search.optimise import Nsga2, RandomDraws
 from hyctas.search.outcome import choose, write_outcome
 from hyctas.search.surrogate import Surrogate, worthwhile
 from hyctas.space import edge, tiny
-from hyctas.workloads import CostModel
-from hyctas.workloads import family as operator_family
+from hyctas.spaces.members import family, members, members_of
 from latency.identity import Identity
 from latency.table import LatencyTable, Row
 

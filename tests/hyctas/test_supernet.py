@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hyctas.blocks import ConvNorm, convolve
+from hyctas.arch.operators import Layer
 from hyctas.network import Network
-from hyctas.operators import Layer
+from hyctas.nn.blocks import ConvNorm, convolve
+from hyctas.nn.supernet import Supernet
 from hyctas.plan import lower
-from hyctas.slots import slots
 from hyctas.space import edge, tiny
-from hyctas.supernet import Supernet
+from hyctas.spaces.slots import slots
 from hyctas.training.evaluate import reestimate_norms
 
 TINY, EDGE = tiny(), edge()

@@ -10,7 +10,7 @@ import pytest
 from export.errors import MissingKeys, TableMismatch
 from latency.check import Check, check_table, sample_keys
 from latency.measure import Protocol
-from latency.profile import profile
+from latency.profiling import profile
 
 MACHINE = {"cpu": "here"}
 QUICK = Protocol(warmup_ms=0, min_samples=6, budget_ms=1)

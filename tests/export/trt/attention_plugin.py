@@ -10,7 +10,8 @@ from export.trt.plugin import PLUGINS
 ACCEPTED = {
     "small": ("hyctas::SelfAttention_d8_e64", [((2, 1, 8, 2700), "HALF"), ((2, 1, 8, 2700), "HALF"), ((2, 1, 64, 2700), "HALF")]),
     "other_dtype": (
-        "hyctas::SelfAttention_d8_e64", [((2, 1, 8, 2700), "BF16"), ((2, 1, 8, 2700), "BF16"), ((2, 1, 64, 2700), "BF16")]
+        "hyctas::SelfAttention_d8_e64",
+        [((2, 1, 8, 2700), "BF16"), ((2, 1, 8, 2700), "BF16"), ((2, 1, 64, 2700), "BF16")],
     ),
     "wide": ("hyctas::SelfAttention_d64_e512", [((1, 3, 64, 96), "BF16"), ((1, 3, 64, 16), "BF16"), ((1, 3, 512, 16), "BF16")]),
     "twice": ("hyctas::SelfAttention_d8_e64", [((1, 1, 8, 61), "FLOAT"), ((1, 1, 8, 61), "FLOAT"), ((1, 1, 64, 61), "FLOAT")]),
@@ -27,7 +28,7 @@ PTX = """.version 8.7
 
 
 def kernel(d: int = 8, e: int = 64, dtype: str = "float16", **changes: Any) -> PluginKernel:
-    """Return a kernel with the launch of `hyctas.attention.plugin`'s; `rows` and `channels` change it."""
+    """Return a kernel with the launch of `hyctas.attention.triton.plugin_compile`'s; `rows` and `channels` change it."""
     symbol = f"attend_{dtype}_{changes.get('query_multiple', 1)}_{changes.get('key_multiple', 1)}"
     rows, channels = changes.get("rows", 64), changes.get("channels", min(e, 256))
     values: dict[str, Any] = {
@@ -86,7 +87,7 @@ def compiled() -> None:
     """Register what Triton compiles for sm_80."""
     import tensorrt as trt
 
-    from hyctas.attention.plugin import plugin_kernel
+    from hyctas.attention.triton.plugin_compile import plugin_kernel
 
     PLUGINS.register([plugin_kernel(80, 8, 64, "float16", queries=2700, keys=2700)], trt)
 

@@ -92,7 +92,7 @@ def _stream_and_event(gpu: FakeGpu, raising: Callable[[Callable[..., Any]], Call
 
 
 def fake_torch(gpu: FakeGpu, available: bool = True, number: str = "2.11.0") -> ModuleType:
-    """What `export.trt.device_torch` uses of torch; tensors are bytes, on the host or on the GPU."""
+    """What `export.trt.cuda.device_torch` uses of torch; tensors are bytes, on the host or on the GPU."""
     raising = _raising(RuntimeError, "CUDA error: {}\nCUDA kernel errors might be reported later")
     Stream, Event = _stream_and_event(gpu, raising)
     current = [0]
@@ -182,7 +182,7 @@ _Error = IntEnum("_Error", {
 
 
 def fake_cuda_bindings(gpu: FakeGpu) -> ModuleType:
-    """What `export.trt.device_cuda_bindings` uses of `cuda.bindings.runtime`: every call returns (error, ...)."""
+    """What `export.trt.cuda.device_cuda_bindings` uses of `cuda.bindings.runtime`: every call returns (error, ...)."""
     to_device, to_host = "H2D", "D2H"
     texts: dict[int, str] = {}
     views: list[np.ndarray] = []
@@ -250,7 +250,7 @@ def fake_cuda_bindings(gpu: FakeGpu) -> ModuleType:
 
 
 def fake_pycuda(gpu: FakeGpu) -> ModuleType:
-    """What `export.trt.device_pycuda` uses of `pycuda.driver`: objects that free themselves, and exceptions."""
+    """What `export.trt.cuda.device_pycuda` uses of `pycuda.driver`: objects that free themselves, and exceptions."""
 
     class Error(Exception):
         pass

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto
 
-from export.trt import build, device, runtime
+from export.trt import build
+from export.trt import tensorrt_runtime as runtime
 from export.trt.build import BuildResult
+from export.trt.cuda import device
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
 from tests.export.trt.fakes_run import Rig, plan
@@ -27,6 +29,7 @@ class FakeBuilder:
 
     Attributes:
         graphs: what was built, in order.
+        options: how.
         caches: with which timing cache.
         layers: names a plan's layers; default one per node. The fake profiler gives the n-th layer n hundredths of a millisecond.
         fails: says of a graph whether TensorRT fails.
@@ -36,6 +39,7 @@ class FakeBuilder:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.graphs: list[onnx.ModelProto] = []
+        self.options: list[BuildOptions] = []
         self.caches: list[Path | None] = []
         self.layers: Callable[[onnx.ModelProto], list[Any]] = lambda model: [node.name for node in model.graph.node]
         self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False
@@ -44,6 +48,7 @@ class FakeBuilder:
     def __call__(self, graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **_: Any) -> BuildResult:
         model = onnx.ModelProto.FromString(graph)
         self.graphs.append(model)
+        self.options.append(options)
         self.caches.append(timing_cache)
         if self.fails(model):
             raise TensorRTFailed("building the engine", ["error: could not find any implementation"])

@@ -21,10 +21,11 @@ import numpy as np
 
 from export.errors import Unavailable
 from export.files import sha256
-from export.trt import engine_file, guard, log
-from export.trt.device import DeviceBackend
-from export.trt.device_cuda_bindings import CudaBindingsBackend
-from export.trt.guard import Gpu
+from export.trt import engine_file, log
+from export.trt.cuda import guard
+from export.trt.cuda.device import DeviceBackend
+from export.trt.cuda.device_cuda_bindings import CudaBindingsBackend
+from export.trt.cuda.guard import Gpu
 from export.trt.runner import EngineSession
 from tests.export.trt.fakes_cuda import fake_cuda_bindings, module
 from tests.export.trt.fakes_gpu import FakeGpu
@@ -347,8 +348,6 @@ class Context:
             twin, shape = self._twin(name)
             target = self._array(name, self.get_tensor_shape(name))
             target[...] = (np.resize(self._array(twin, shape), target.shape).astype(np.float64) * 2).astype(target.dtype)
-
-
 
 
 GPU = Gpu("Fake RTX", (8, 6), 8 << 30, 30, (12, 8))

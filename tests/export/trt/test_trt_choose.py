@@ -12,15 +12,15 @@ import onnx
 import pytest
 
 from export.errors import InvalidInput, Unavailable
-from export.onnx_function import attach
+from export.onnx.functions import attach
 from export.runtime import TensorSpec
 from export.trt.attention_benchmark import Benchmarks, CudaBroken, EngineBackend, Rounds
 from export.trt.attention_case import LIMITS, AttentionCase, as_fed, as_float, example, rounded
 from export.trt.choose import VARIABLE, AttentionChoice, Candidate, NoAttention, choose_attention, take_first
-from export.trt.device import CudaFailed
+from export.trt.cuda.device import CudaFailed
 from export.trt.log import TensorRTFailed
-from hyctas.attention.onnx_chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
-from hyctas.attention.onnx_function import self_attention_function
+from hyctas.attention.onnx.bodies import self_attention_function
+from hyctas.attention.onnx.chunks import MOST_CHUNKS, body_name, chunk_rows, with_chunks
 from tests.export.trt import attention_plugin as made
 from tests.export.trt.test_trt_plugin import graph
 

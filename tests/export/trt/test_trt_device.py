@@ -1,4 +1,4 @@
-"""One contract for all backends of `export.trt.device`, over fakes of the packages that they talk to.
+"""One contract for all backends of `export.trt.cuda.device`, over fakes of the packages that they talk to.
 
 `test_on_a_gpu` runs those for real that are installed, where there is a GPU.
 """
@@ -14,8 +14,8 @@ import pytest
 
 from export.errors import InvalidInput, Unavailable
 from export.platform import nvidia_driver
-from export.trt import device_cuda_bindings, device_pycuda, device_torch
-from export.trt.device import BACKENDS, CudaFailed, DeviceBackend, open_backend
+from export.trt.cuda import device_cuda_bindings, device_pycuda, device_torch
+from export.trt.cuda.device import BACKENDS, CudaFailed, DeviceBackend, open_backend
 from tests.export.trt.fakes_cuda import fake_cuda_bindings, fake_pycuda, fake_torch, module
 from tests.export.trt.fakes_gpu import OUT_OF_MEMORY, FakeGpu
 

@@ -13,31 +13,21 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.errors import HyctasError, InvalidInput
-from export.onnx_join import join
+from export.onnx.join import join
 from export.runtime import OperatorRuntime, Session
 from export.target import Target
-from export.trt import guard
 from export.trt.attribution import Layer, attribute, inputs_outputs, layer_facts
+from export.trt.cuda import guard
 from export.trt.grouped import GROUP, MAX_RATIO, cost_ms, count_engines, estimate, planned
 from export.trt.log import TensorRTFailed
-from export.trt.runtime import TensorRTRuntime
+from export.trt.tensorrt_runtime import TensorRTRuntime
 from export.trt.timing_cache import default_folder
-from tests.export.trt.fakes_engines import FakeBuilder, install_builder
+from tests.export.trt.fakes_engines import FakeBuilder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
-from tests.export.trt.fakes_run import VERSIONS, Rig, make_rig
+from tests.export.trt.fakes_run import Rig
 
 torch = pytest.importorskip("torch")
 FP16 = Target("tensorrt", "fp16")
-
-
-@pytest.fixture(params=VERSIONS[1:])
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    return make_rig(monkeypatch, request.param)
-
-
-@pytest.fixture
-def builder(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> FakeBuilder:
-    return install_builder(monkeypatch, rig)
 
 
 def conv(channels: int = 4) -> Any:
@@ -199,9 +189,7 @@ class TestFailure:
         del rig.gpu.fail["end_capture"]
         assert rig.gpu.leaks() == []
 
-    def test_an_interruption_closes_what_is_open(
-        self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interruption_closes_what_is_open(self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("export.trt.grouped.GROUP", 1)
 
         def interrupted(model: onnx.ModelProto) -> bool:
@@ -259,7 +247,7 @@ def test_the_estimate_says_what_it_is() -> None:
 
 
 def test_models_that_are_too_large_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from export import onnx_join
+    from export.onnx import join as onnx_join
 
     monkeypatch.setattr(onnx_join, "MAX_BYTES", 10)
     with pytest.raises(InvalidInput, match="2 models side by side would exceed 2 GiB"):

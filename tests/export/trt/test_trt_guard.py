@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from export.errors import Unavailable
-from export.trt import guard, versions
-from export.trt.guard import Gpu, cuda_runtime_version, driver_version, import_tensorrt, require_gpu, unavailable_reason
+from export.trt import versions
+from export.trt.cuda import guard
+from export.trt.cuda.guard import Gpu, cuda_runtime_version, driver_version, import_tensorrt, require_gpu, unavailable_reason
 from export.trt.log import KEPT, MESSAGES, Messages, TensorRTFailed, attempted, checked, logger_of
 from tests.export.trt.fakes_version import Severity, fake_tensorrt
 

@@ -15,13 +15,13 @@ import onnx
 import pytest
 
 from export.errors import InvalidInput, Unavailable
-from export.onnx_function import OnnxFunction
+from export.onnx.functions import OnnxFunction
 from export.plugin_kernel import PTX_OF_CUDA, newest_ptx, parameters
-from export.trt.guard import Gpu
+from export.trt.cuda.guard import Gpu
+from export.trt.engine_precision import check_graph, tensor_types
 from export.trt.plugin import NAMESPACE, Plugins, refusal, with_plugins
-from export.trt.precision import check_graph, tensor_types
-from hyctas.attention.onnx_function import self_attention_function
-from hyctas.attention.tiles import shipped
+from hyctas.attention.onnx.bodies import self_attention_function
+from hyctas.attention.triton.tiles import shipped
 from tests.export.trt import attention_plugin as made
 from tests.export.trt.bindings import Bindings
 from tests.export.trt.fakes_version import fake_tensorrt

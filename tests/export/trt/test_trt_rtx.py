@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from benchmarks.tensorrt_case import Built, build_all, build_one
 from benchmarks.tensorrt_matrix import BODIES, alone, chosen, graphs, in_types, matrix_table, networks, with_attention
 from export.errors import CheckFailed, CorruptFile, InvalidInput, Unavailable
 from export.runtimes import available_targets
 from export.target import Target
-from export.trt import guard, precision, rtx, versions
+from export.trt import engine_precision as precision
+from export.trt import rtx, versions
 from export.trt.attention_case import AttentionCase
 from export.trt.build import build_engine
+from export.trt.cuda import guard
 from export.trt.engine_file import (
     UNPROVEN,
     EngineRefused,
@@ -39,7 +41,8 @@ from export.trt.from_onnx import main as from_onnx
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
 from export.trt.proof import is_proven, prove
-from tests.export.trt.rtx import CAPABILITY, graph, module, needs_rtx, options
+from tests.export import foreign_files as foreign
+from tests.export.trt.rtx_builds import CAPABILITY, graph, module, needs_rtx, options
 
 SIZE = (96, 128)
 CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -128,10 +131,9 @@ def quantised(bias: bool, zero: int) -> bytes:
     ]
     if not bias:
         del nodes[3], constants["b"], constants["bz"]
-    ends = [helper.make_tensor_value_info(name, 1, [1, channels, 8, 8]) for name, channels in (("image", 3), ("y", 4))]
-    initializers = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
-    body = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
-    return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString())
+    image, y = foreign.info("image", [1, 3, 8, 8]), foreign.info("y", [1, 4, 8, 8])
+    held = {name: np.array(value) for name, value in constants.items()}
+    return bytes(foreign.model(nodes, [image], [y], held).SerializeToString())
 
 
 @needs_rtx
@@ -248,7 +250,7 @@ def test_an_engine_for_other_machines_and_its_manifest(engine: Path, capsys: pyt
 @needs_rtx
 def test_parity_is_proven_where_the_engine_first_runs(engine: Path) -> None:
     """The session stands in for the engine's: ONNX Runtime's on the same file, right and wrong."""
-    from export.onnxruntime_session import OnnxRuntime
+    from export.backends.onnxruntime_session import OnnxRuntime
 
     manifest = read_manifest(engine)
     assert manifest is not None

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hyctas import published
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import Conv, SelfAttention
 from hyctas.attention.block import in_steps
-from hyctas.blocks import Block, attend
-from hyctas.fused import FusedAttention, fits
-from hyctas.genotype import Genotype
 from hyctas.network import Native, build
-from hyctas.operators import Conv, SelfAttention
+from hyctas.nn.blocks import Block, attend
+from hyctas.nn.fused import FusedAttention, fits
+from hyctas.nn.fused import fused as fuse
 from hyctas.plan import lower
 from hyctas.space import edge, tiny
 
@@ -76,7 +77,7 @@ def test_middle_of_a_block(name: str) -> None:
 def test_whole_block(name: str) -> None:
     block = made(OPERATORS[name])
     x = torch.randn(2, block.operator.sources[0], 12, 10)
-    fused = block.fused()
+    fused = fuse(block)
     assert isinstance(fused, FusedAttention) and not any(p.requires_grad for p in fused.parameters())
     with torch.inference_mode():
         torch.testing.assert_close(fused(x), block(x), rtol=1e-4, atol=1e-4)
@@ -89,7 +90,7 @@ def test_whole_block(name: str) -> None:
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_what_does_not_fit_is_left_alone(name: str) -> None:
     block, x = made(LEFT_ALONE[name]), torch.randn(1, 16, 8, 8)
-    fused = block.fused()
+    fused = fuse(block)
     assert isinstance(fused, Block) and torch.equal(fused(x), block.folded()(x))
     with pytest.raises(ValueError, match="one head, keys at all positions"):
         FusedAttention(block)

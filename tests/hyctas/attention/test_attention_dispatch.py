@@ -17,7 +17,7 @@ from hyctas.attention import dispatch, explain, measured, op
 from hyctas.attention.block import in_steps
 from hyctas.attention.dispatch import Choice, Problem, choose, choose_block, triton_missing
 from hyctas.attention.measured import Entry, write_table
-from hyctas.attention.tiles import TWO_STEP, Tile
+from hyctas.attention.triton.tiles import TWO_STEP, Tile
 
 CUDA = torch.device("cuda", 0)
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16

@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from export.errors import CorruptFile, InvalidInput, Unavailable
-from hyctas.attention import cases, compiled, gate, resources
-from hyctas.attention.cases import FP16_ONLY, ODD_CHANNELS, RAGGED, Case, arguments, shipped_cases, source
-from hyctas.attention.resources import Resources, Row, Table, blocks_per_multiprocessor, judge, read_table, write_table
-from hyctas.attention.tiles import (
+from hyctas.attention.triton import cases, compiled, gate, resources
+from hyctas.attention.triton.cases import FP16_ONLY, ODD_CHANNELS, RAGGED, Case, arguments, shipped_cases, source
+from hyctas.attention.triton.resources import Resources, Row, Table, blocks_per_multiprocessor, judge, read_table, write_table
+from hyctas.attention.triton.tiles import (
     ARCHITECTURES,
     COMBINE,
     DELTA,
@@ -38,7 +38,7 @@ from hyctas.attention.tiles import (
 )
 
 ROOT = Path(__file__).parents[3]
-MEND = "run `make gate` (python -m hyctas.attention.gate --update) and commit resources.json"
+MEND = "run `make gate` (python -m hyctas.attention.triton.gate --update) and commit resources.json"
 BUDGET_S = 60
 """For compiling what changed; where that takes longer, the table has to be brought up to date first."""
 SPILLS = Tile(128, 64, 256, 4, 2)
@@ -48,9 +48,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 COMPILE = """
 import json, sys
-from hyctas.attention.cases import Case
-from hyctas.attention.compiled import compile_case
-from hyctas.attention.tiles import Tile
+from hyctas.attention.triton.cases import Case
+from hyctas.attention.triton.compiled import compile_case
+from hyctas.attention.triton.tiles import Tile
 for value in json.loads(sys.argv[1]):
     made = compile_case(Case(**value | {"tile": Tile(**value["tile"])}))
     about = {"name": made.name, "entry": f".entry {made.name}(" in made.ptx, "hidden": made.hidden_parameters}
@@ -128,7 +128,7 @@ def test_rows_that_are_stale_are_compiled(table: Table) -> None:
         return  # nothing changed: all were judged above
     if importlib.util.find_spec("triton") is None:
         pytest.skip(f"{len(stale)} rows of resources.json are of other source, and Triton is not installed")
-    done = process("-m", "hyctas.attention.gate", "--budget", str(BUDGET_S))
+    done = process("-m", "hyctas.attention.triton.gate", "--budget", str(BUDGET_S))
     assert done.returncode == 0, f"{len(stale)} rows are of other source: {MEND}\n{done.stderr}"
 
 
@@ -284,7 +284,7 @@ class Recorder:
 def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
     """Replace the launcher's kernels."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from hyctas.attention import launch
+    from hyctas.attention.triton import launch
 
     made = {kernel: Recorder() for kernel in ("forward", "combine", "delta", "grad_v", "grad_qk", "grad_q", "block")}
     for kernel, recorder in made.items():
@@ -315,7 +315,7 @@ def check_call(recorder: Recorder, expected: Case) -> None:
 def test_the_launcher_launches_what_the_gate_compiles(
     recorders: dict[str, Recorder], monkeypatch: pytest.MonkeyPatch, n: int, layout: dict[str, bool], qk_dtype: str, dtype: str
 ) -> None:
-    from hyctas.attention import launch
+    from hyctas.attention.triton import launch
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     c, d = 96, 12
@@ -342,7 +342,7 @@ def test_the_launcher_launches_what_the_gate_compiles(
 def test_the_block_is_launched_as_the_gate_compiles_it(
     recorders: dict[str, Recorder], monkeypatch: pytest.MonkeyPatch, dtype: str, project_k: bool
 ) -> None:
-    from hyctas.attention import launch
+    from hyctas.attention.triton import launch
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     c, d, tile = 96, 12, Tile(32, 64, 128, 4, 2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from export.backends.torch_session import TorchRuntime
 from export.target import Target
-from export.torch_session import TorchRuntime
 from hyctas.attention import self_attention
 from hyctas.network import Native, build
 from hyctas.space import tiny

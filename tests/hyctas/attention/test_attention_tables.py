@@ -12,7 +12,7 @@ import pytest
 from export.errors import CorruptFile, InvalidInput
 from hyctas.attention import measured
 from hyctas.attention.measured import Entry, find_table, read_table, slug, write_table
-from hyctas.attention.tiles import Tile
+from hyctas.attention.triton.tiles import Tile
 
 GPU = "NVIDIA Test-GPU 3000 (80GB)"
 TILE = Tile(64, 32, 64, 4, 2, 3)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.bundle.imaging import decode
 from export.errors import InvalidInput
-from export.imaging import decode
 from hyctas.cli.bench import load_images
 from hyctas.data import open_source, verify
 from hyctas.data.images import read_image, read_label

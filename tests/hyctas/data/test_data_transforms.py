@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from export.bundle.imaging import Preprocessing
 from export.errors import InvalidInput
-from export.imaging import Preprocessing
 from hyctas.data import PREPROCESSING, Augment, Frames, Scenes, augment, normalise, to_batch
 from hyctas.data.transforms import _adjust
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyctas.arch.genotype import Cell
 from hyctas.data import PREPROCESSING, Frames, Scenes
-from hyctas.genotype import Cell
+from hyctas.nn.supernet import Supernet
 from hyctas.plan import lower
 from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_weights
 from hyctas.pretrained.weights import Loaded, start_supernet
 from hyctas.space import tiny
-from hyctas.supernet import Supernet
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.evaluate import whole_images
 from hyctas.training.fitting import fit, places, summary

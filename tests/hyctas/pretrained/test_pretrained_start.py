@@ -20,16 +20,16 @@ from named_weights import DATA
 from torch import Tensor
 
 from export.errors import InvalidInput
-from hyctas.genotype import Cell, Genotype
-from hyctas.grid import AttentionVariant
-from hyctas.members import member
+from hyctas.arch.genotype import Cell, Genotype
 from hyctas.network import Network, build
+from hyctas.nn.supernet import Supernet
 from hyctas.pretrained import SourceTrunk, read_source
 from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_genotype, trunk_weights
 from hyctas.pretrained.start import DEFAULT, NONE, default_source, default_supernet_source, find_start
 from hyctas.pretrained.weights import network_weights, start_network, start_supernet
 from hyctas.space import edge, published, tiny
-from hyctas.supernet import Supernet
+from hyctas.spaces.grid import AttentionVariant
+from hyctas.spaces.members import member
 
 LIMIT = 1e-4
 """Allowed largest error of a feature, in standard deviations of the original's."""
@@ -128,8 +128,9 @@ def test_2_more_cells_than_the_source_has_start_as_identity() -> None:
     assert len(loaded.identity) == 1 and torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", ["lite0-16", "lite0-16-w75", "lite0-16-w50", "lite0-16-branch", "lite0-16-attention-w50"])
-@pytest.mark.parametrize("size", [(64, 96), (45, 61)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "size"), [("lite0-16-w75", (45, 61)), ("lite0-16-branch", (64, 96)), ("lite0-16-attention-w50", (64, 96))]
+)
 def test_3_slices_give_right_shapes_at_any_size(name: str, size: tuple[int, int]) -> None:
     trunk = sorted_by_importance(named_weights.trunk("timm_lite0"))
     network = started(member(name), trunk)

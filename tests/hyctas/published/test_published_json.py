@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from export.errors import InvalidInput
 from hyctas import published
-from hyctas.choice import read_genotype
-from hyctas.genotype import Arithmetic, Genotype
+from hyctas.arch.genotype import Arithmetic, Genotype
+from hyctas.artifacts.choice import read_genotype
 from hyctas.published import export_genotype, import_genotype, released_json
 from hyctas.space import edge
 from hyctas.space import published as published_space

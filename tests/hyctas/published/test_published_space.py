@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from export.errors import InvalidInput
 from hyctas import published
-from hyctas.genotype import Genotype
-from hyctas.operators import Layer
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import Layer
+from hyctas.nn.supernet import Supernet
 from hyctas.plan import lower
 from hyctas.published.compaction import broken, kept, least_length, segments
 from hyctas.published.frame import WIDTHS, channels
-from hyctas.search_space import SearchSpace
-from hyctas.slots import slots
 from hyctas.space import edge
 from hyctas.space import published as published_space
-from hyctas.supernet import Supernet
+from hyctas.spaces.search_space import SearchSpace
+from hyctas.spaces.slots import slots
 
 SPACE = published_space()
 SMALL = published_space(base_channels=3, layers=6, head=0)

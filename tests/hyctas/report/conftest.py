@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from export.bench_report import BenchReport, BenchResult
+from export.bundle.manifest import write_manifest
 from export.files import sha256, write_json, write_text
-from export.manifest import write_manifest
 from export.target import format_size
 from hyctas.data.labels import Labels
 from hyctas.data.painting import STREET
@@ -23,8 +23,8 @@ from hyctas.search.history import Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.search.outcome import add_finalists, write_outcome
 from hyctas.space import Space, tiny
+from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.fidelity import Fidelity
 from latency.identity import Identity
 from latency.table import LatencyTable, Row
 

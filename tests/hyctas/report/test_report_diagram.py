@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyctas.genotype import Attention, Branch, Cell, Fusion, Genotype, Head
-from hyctas.members import members
+from hyctas.arch.genotype import Attention, Branch, Cell, Fusion, Genotype, Head
 from hyctas.plan import Plan, lower
 from hyctas.report.diagram import BOX_H, BOX_W, FAMILIES, diagram_svg, family
 from hyctas.space import edge, tiny
+from hyctas.spaces.members import members
 
 EDGE, TINY = edge(), tiny()
 NS = "{http://www.w3.org/2000/svg}"

@@ -272,6 +272,6 @@ def test_only_the_figure_needs_matplotlib_and_nothing_needs_the_rest() -> None:
     code = (
         "import sys\n"
         "for name in ('rich', 'tyro', 'pymoo', 'matplotlib', 'torch'): sys.modules[name] = None\n"
-        "import hyctas.report, hyctas.report.collect, hyctas.report.write, hyctas.report.diagram, hyctas.report.overlays\n"
+        "import hyctas.report, hyctas.report.collect, hyctas.report.report_files, hyctas.report.diagram, hyctas.report.overlays\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -1,0 +1,1 @@
+"""Run models on PyTorch, ONNX Runtime and OpenVINO behind `export.runtime`."""

@@ -1,0 +1,1 @@
+"""Write and read bundles, and run them on images without torch."""

@@ -1,0 +1,1 @@
+"""Write, read and change ONNX graphs: standard operators only, static shapes."""

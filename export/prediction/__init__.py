@@ -1,0 +1,1 @@
+"""Segment images, videos and cameras, and show what comes out. No torch here."""

@@ -1,0 +1,1 @@
+"""Describe networks as data: operators, genotypes, and the nodes they are lowered to. No torch here."""

@@ -1,0 +1,1 @@
+"""Keep run folders, find what they chose, and write bundles."""

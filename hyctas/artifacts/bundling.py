@@ -1,0 +1,370 @@
+"""Load a trained network from where it lies, and write it as a bundle or as one file, each with the proof that it is right."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from export.bundle.bundle import BundleReport, read_bundle, write_bundle
+from export.bundle.imaging import Preprocessing
+from export.bundle.manifest import FORMAT_VERSION, Manifest, versions
+from export.bundle.manifest import NAME as BUNDLE_MARK
+from export.claims import building_folder
+from export.errors import CorruptFile, InvalidInput
+from export.files import check_own, read_json, sha256, write_bytes, write_json
+from export.target import Target, format_size, parse_size
+from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.choice import read_genotype
+from hyctas.artifacts.runs import check_output, recorded_preprocessing
+from hyctas.attention import self_attention_graph
+from hyctas.data import PREPROCESSING, Labels, default_colours
+from hyctas.network import Network, build, load_weights, weights_bytes
+from hyctas.published.spec import is_source
+
+if TYPE_CHECKING:
+    from export.parity import ParityReport
+
+RUN_FILES = ("network.safetensors", "genotype.json", "labels.json")
+RELEASED_PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""ImageNet's, which the released training code normalises with."""
+PROOF = {".onnx": Target("onnxruntime-cpu", "fp32"), ".pt2": Target("torch-cpu", "fp32")}
+"""Kinds of files that can be written, and where each is compared with PyTorch whatever target it is meant for."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, and what a user of it has to know."""
+
+    network: Network
+    genotype: Genotype
+    labels: Labels
+    size: tuple[int, int] | None
+    """(H, W) that it was made for, where that is known."""
+    preprocessing: Preprocessing = PREPROCESSING
+    """What its images need."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For manifests: genotype id, whether the weights are trained or random, and the scores where known."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What `write_file` wrote."""
+
+    path: Path
+    manifest: Path
+    size_bytes: int
+    parity: ParityReport
+
+
+def load_trained(
+    source: Path, classes: int | None = None, *, random_weights: bool = False, checkpoint: Path | None = None
+) -> Trained:
+    """Load a network from a run folder, a bundle (every file but its engine compared with its hash), or a genotype file.
+
+    Args:
+        source: RUN, BUNDLE/, GENOTYPE.json, or published:NAME.
+        classes: number of classes: for a genotype (default 19), and a check for the others.
+        random_weights: build a genotype with weights from a fixed seed: good for timing, not for segmenting.
+        checkpoint: weights of the released code, for a published genotype.
+
+    Raises:
+        InvalidInput: nothing of that kind there, a file of a run is missing, or the numbers of classes differ.
+        CorruptFile: a file is damaged, or the weights belong to another genotype.
+    """
+    if checkpoint is not None:
+        if source.is_dir() or random_weights:
+            raise InvalidInput("a checkpoint of the released code goes with a published network (--network published:S), "
+                               "without --random-weights")  # fmt: skip
+        trained = _from_checkpoint(read_genotype(source), checkpoint)
+        return _checked_classes(trained, source, classes)
+    if is_source(str(source)):
+        return _from_genotype(source, 19 if classes is None else classes, random_weights)
+    if not source.exists():
+        raise InvalidInput(f"no such file or folder: {source}; give a run folder, a bundle, a genotype (.json) or published:S")
+    if not source.is_dir():
+        return _from_genotype(source, 19 if classes is None else classes, random_weights)
+    if random_weights:
+        raise InvalidInput(f"random weights are for a genotype file; {source} has its own, so leave --random-weights out")
+    trained = _from_bundle(source) if (source / BUNDLE_MARK).exists() else _from_run(source)
+    return _checked_classes(trained, source, classes)
+
+
+def weights_file(folder: Path) -> Path:
+    """Return where the weights of a bundle, or else of a run's trained network, are."""
+    return folder / ("weights.safetensors" if (folder / BUNDLE_MARK).exists() else "network.safetensors")
+
+
+def _checked_classes(trained: Trained, source: Path, classes: int | None) -> Trained:
+    if classes not in (None, trained.labels.num_classes):
+        raise InvalidInput(f"{source} has {trained.labels.num_classes} classes, asked for {classes}; leave --classes out")
+    return trained
+
+
+def _from_checkpoint(genotype: Genotype, path: Path) -> Trained:
+    from hyctas.published import load_checkpoint
+    from hyctas.published.checkpoint import read_checkpoint
+
+    state = read_checkpoint(path)
+    module = load_checkpoint(genotype, state, auxiliary=any("_head_aux" in name for name in state))
+    network = module.network.finished()
+    facts = {"genotype": genotype.id, "weights": "released checkpoint", "checkpoint_sha256": sha256(path)}
+    labels = _numbered(network.num_classes)
+    return Trained(network.eval(), network.genotype, labels, None, RELEASED_PREPROCESSING, facts)
+
+
+def _numbered(classes: int) -> Labels:
+    return Labels(tuple(f"class {i}" for i in range(classes)), default_colours(classes))
+
+
+def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
+    if path.suffix != ".json" and not is_source(str(path)):
+        raise InvalidInput(f"{path} is no genotype (.json); give that, a run folder, or a bundle's folder")
+    genotype = read_genotype(path)
+    if not random_weights:
+        raise InvalidInput(
+            f"{path} is a genotype, which has no weights: give the run that trained it or a bundle, "
+            "or add --random-weights to export it for timing only"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build(genotype, classes)
+    facts = {"genotype": genotype.id, "weights": "random"}
+    return Trained(network.eval(), genotype, _numbered(classes), None, facts=facts)
+
+
+def _from_bundle(folder: Path) -> Trained:
+    bundle = read_bundle(folder, with_engine=False)
+    genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
+    facts = {"weights": "trained", **bundle.manifest.extra, "genotype": genotype.id}
+    network = _with_weights(genotype, labels, bundle.weights)
+    return Trained(network, genotype, labels, bundle.manifest.size, bundle.preprocessing, facts)
+
+
+def _from_run(folder: Path) -> Trained:
+    for name in RUN_FILES:
+        if not (folder / name).is_file():
+            raise InvalidInput(
+                f"{folder} holds neither {BUNDLE_MARK} (a bundle) nor {name} (a run with a trained network); "
+                f"hyctas-train network --run {folder} trains one"
+            )
+    for name in (*RUN_FILES, "scores.json"):
+        if (folder / name).exists():
+            check_output(folder / name, "train-network")
+    genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
+    network = _with_weights(genotype, labels, folder / "network.safetensors")
+    facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
+    if (folder / "scores.json").exists():
+        facts["miou"] = _scores(folder / "scores.json")
+    preprocessing = recorded_preprocessing(folder / "train-network.json")
+    return Trained(network, genotype, labels, _run_size(folder), preprocessing, facts)
+
+
+def _with_weights(genotype: Genotype, labels: Labels, path: Path) -> Network:
+    from safetensors import SafetensorError, safe_open
+
+    network = build(genotype, labels.num_classes)
+    load_weights(network, path)
+    try:
+        with safe_open(path, "pt") as opened:
+            written_for = (opened.metadata() or {}).get("genotype", genotype.id)
+    except SafetensorError as error:
+        raise CorruptFile(path, f"not a whole safetensors file ({error})") from None
+    if written_for != genotype.id:  # equal shapes do not make equal networks: an activation may differ
+        raise CorruptFile(path, f"was written for the genotype {written_for}; the one beside it is {genotype.id}")
+    return network.eval()
+
+
+def _labels(path: Path) -> Labels:
+    value = read_json(path)
+    if isinstance(value, dict) and value.get("ignore", 0) is None:
+        del value["ignore"]
+    try:
+        return Labels.from_json(value)
+    except InvalidInput as error:
+        raise CorruptFile(path, str(error)) from None
+
+
+def _scores(path: Path) -> dict[str, float]:
+    value = read_json(path, 1)
+    try:
+        scores = {split: float(value[split]["miou"]) for split in ("choose", "val") if split in value}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(path, f"lacks a score ({type(error).__name__}: {error})") from None
+    if not scores:
+        raise CorruptFile(path, "lacks a score of either part, choose or val")
+    for split, miou in scores.items():
+        if not 0 <= miou <= 1:  # not a number fails this too
+            raise CorruptFile(path, f"the mIoU on {split} is {miou}; it must be between 0 and 1")
+    return {split: round(miou, 4) for split, miou in scores.items()}
+
+
+def _run_size(folder: Path) -> tuple[int, int] | None:
+    """Return the size that a run was made for: the search's, else the training images', else the profile's."""
+    places = (
+        ("pareto.json", ("size",)), ("train-network.json", ("config", "recipe", "size")), ("profile.json", ("config", "size")),
+        ("train-network.json", ("config", "data", "size")),
+    )  # fmt: skip
+    for name, keys in places:
+        value = read_json(folder / name) if (folder / name).exists() else None
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            return parse_size(value)
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) for side in value):
+            return value[0], value[1]
+        if value is not None:
+            raise CorruptFile(folder / name, f"{'.'.join(keys)} is {value!r}; expected [height, width]")
+    return None
+
+
+def bundle_network(
+    trained: Trained,
+    folder: Path,
+    size: tuple[int, int],
+    output: str = "native",
+    target: str = "onnxruntime-cpu:fp32",
+    examples: Sequence[np.ndarray] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> BundleReport:
+    """Write a network as a bundle, or replace an older bundle whole.
+
+    Args:
+        trained: the network.
+        folder: the bundle.
+        size: (H, W) of its input; any size works.
+        output: `native`, `logits`, `labels` or `panoptic`.
+        target: what it is meant for.
+        examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
+        extra: noted in the manifest besides the facts of `trained`.
+
+    Raises:
+        CheckFailed: the exported model does not compute what the network computes.
+        InvalidInput: `folder` holds something that is not a bundle.
+        Unavailable: onnxruntime is missing, so parity cannot be proven.
+    """
+    return write_bundle(
+        folder, module=trained.network, size=size, labels=trained.labels.to_json(), preprocessing=trained.preprocessing.to_json(),
+        genotype_json=trained.genotype.to_json(), weights=weights_bytes(trained.network, {"genotype": trained.genotype.id}),
+        output=output, target=target, extra={**trained.facts, **(extra or {})}, examples=examples,
+    )  # fmt: skip
+
+
+def write_file(
+    trained: Trained,
+    path: Path,
+    size: tuple[int, int],
+    output: str = "native",
+    target: str = "onnxruntime-cpu:fp32",
+    examples: Sequence[np.ndarray] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> FileReport:
+    """Write a network as `x.onnx` or `x.pt2` (torch.export, BN folded) with `x.<suffix>.manifest.json` beside it.
+
+    The files take their places when parity is proven. The arguments are those of `bundle_network`; ONNX metadata, and the extra
+    files inside a `.pt2`, are those of a bundle's model.
+
+    Raises:
+        CheckFailed: the file does not compute what the network computes.
+        InvalidInput: another suffix, or the path is taken by a file that was not written here.
+        Unavailable: onnxruntime is missing, so parity cannot be proven.
+    """
+    with drafted_file(trained, path, size, output, target, examples, extra) as report:
+        return report
+
+
+@contextmanager
+def drafted_file(
+    trained: Trained,
+    path: Path,
+    size: tuple[int, int],
+    output: str,
+    target: str,
+    examples: Sequence[np.ndarray],
+    extra: Mapping[str, Any] | None,
+) -> Iterator[FileReport]:
+    """Write and prove what `write_file` does, and let it take its place once the block has ended without an exception."""
+    kind = path.suffix.lower()
+    if kind not in PROOF:
+        raise InvalidInput(f"{path}: one file is written as {' or '.join(PROOF)}")
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with building_folder(path) as temporary:
+        draft = temporary / path.name
+        _write_model(trained, draft, size, output)
+        parity = prove(trained, draft, PROOF[kind], size, output, examples)
+        parity.raise_if_failed()
+        size_bytes = draft.stat().st_size
+        manifest = Manifest(
+            target=target, size=size, output=output, versions=versions(),
+            files={path.name: {"sha256": sha256(draft), "size_bytes": size_bytes}},
+            extra={**trained.facts, **(extra or {}), "parity": parity.to_json()},
+        )  # fmt: skip
+        draft_manifest = manifest_of(draft)
+        write_json(draft_manifest, manifest.to_json())
+        yield FileReport(path, manifest_of(path), size_bytes, parity)
+        os.replace(draft, path)
+        os.replace(draft_manifest, manifest_of(path))
+
+
+def prove(
+    trained: Trained, path: Path, target: Target, size: tuple[int, int], output: str, examples: Sequence[np.ndarray] = ()
+) -> ParityReport:
+    """Compare a file on a target with the network in PyTorch.
+
+    Raises:
+        Unavailable: the target cannot run here.
+    """
+    from export.parity import check_parity
+    from export.runtimes import open_runtime
+
+    images = [trained.preprocessing.apply(Image.fromarray(example), size) for example in examples]
+    with open_runtime(target, threads=1).load_file(path) as session:
+        # parity reads from the output's name what to compare with; a .pt2 file does not keep the name
+        session.outputs = (replace(session.outputs[0], name=output),)
+        return check_parity(trained.network, session, images, size)
+
+
+def manifest_of(path: Path) -> Path:
+    """Return where the manifest of a single file stands."""
+    return path.with_name(f"{path.name}.manifest.json")
+
+
+def check_free(path: Path) -> None:
+    """Refuse to overwrite what `write_file` did not write.
+
+    Raises:
+        InvalidInput: something stands at `path` that no manifest beside it lists.
+    """
+    manifest = manifest_of(path)
+    check_own(path, manifest, lambda: path.name in read_json(manifest, FORMAT_VERSION)["files"])
+
+
+def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str) -> None:
+    from export.onnx.exporter import Output, export_onnx
+
+    about = {
+        "preprocessing": json.dumps(trained.preprocessing.to_json()), "labels": json.dumps(trained.labels.to_json()),
+        "genotype": trained.genotype.to_json(), "size": format_size(size), "output": output,
+    }  # fmt: skip
+    if path.suffix.lower() == ".onnx":
+        export_onnx(trained.network, size, path, output, about)
+        return
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch 2.13 about itself
+        program = torch.export.export(Output(trained.network.folded(), output).eval(), (torch.zeros(1, 3, *size),))
+        # our operator would make the file unreadable without this package
+        program = program.run_decompositions({torch.ops.hyctas.self_attention.default: self_attention_graph})
+    torch.export.save(program, buffer, extra_files=about)
+    write_bytes(path, buffer.getvalue())

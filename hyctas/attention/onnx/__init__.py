@@ -1,0 +1,1 @@
+"""Write self-attention into ONNX graphs."""

@@ -1,0 +1,1 @@
+"""Say what a network costs: workloads to profile, and predictions calibrated on whole networks."""

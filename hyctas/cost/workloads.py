@@ -1,0 +1,205 @@
+"""Give the latency package what it times (`workloads`) and what it sums (`units`), from operators and plans."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.errors import InvalidInput, TableMismatch
+from export.target import format_size
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import DownUp, from_key
+from hyctas.plan import Plan, lower
+from hyctas.space import SPACES
+from hyctas.spaces.search_space import SearchSpace
+from latency import LatencyTable, Unit, Workload
+from latency.calibration import Calibration
+from latency.judge import conformal_bound
+from latency.predictor import predict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_block(key: str) -> nn.Module:
+    """Build the module of a latency key, with fresh weights."""
+    from hyctas.nn.blocks import Block
+
+    return Block(from_key(key)[0])
+
+
+@functools.cache
+def family(key: str) -> str:
+    """Name an operator's family: what a calibration groups by."""
+    operator, _ = from_key(key)
+    return "downup" if isinstance(operator, DownUp) else type(operator).__name__.lower()
+
+
+def workloads(keys: Sequence[str]) -> list[Workload]:
+    """Return what has to be timed for a list of keys."""
+    return [
+        Workload(key, family(key), functools.partial(build_block, key), tuple((1, *shape) for shape in from_key(key)[1]))
+        for key in keys
+    ]
+
+
+def units(plan: Plan) -> list[Unit]:
+    """Return what a plan's latency is the calibrated sum of."""
+    keys = [node.key for node in plan.nodes]
+    return [Unit(key, family(key), n.branches, n.macs, n.bytes_moved) for key, n in zip(keys, plan.nodes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs at one input size."""
+
+    latency_ms: float
+    """Predicted; for native output (logits at the head's stride)."""
+    bound_ms: float
+    """What the latency stays below with the model's confidence; without one, the prediction itself."""
+    parameters: int
+    macs: int
+    memory_mib: float
+    """Weights and the largest sum of live activations, in fp32."""
+
+
+class CostModel:
+    """Predict the costs of networks of one space at one input size.
+
+    Args:
+        space: where the networks come from.
+        table: latency table that holds all operators of the space at the size.
+        size: height and width of the image.
+        num_classes: number of classes.
+        confidence: of the upper bound, above 0 and below 1; none: the bound is the prediction.
+
+    Raises:
+        MissingKeys: the table lacks operators.
+        TableMismatch: the table's calibration was made for another version of the space.
+        InvalidInput: a confidence that the calibration has too few networks for, or without a calibration.
+    """
+
+    def __init__(
+        self, space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, confidence: float | None = None
+    ) -> None:
+        self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
+        name = space.name if space.name in SPACES else "YOUR_SPACE.py"
+        command = (
+            f"hyctas-profile --run RUN --space {name} --size {format_size(size)} --classes {num_classes} "
+            f"--target {table.identity.target} --threads {table.identity.threads}"
+        )
+        table.require(space.keys(size, num_classes), command)
+        self.calibration = find_calibration(space, table, size)
+        self.confidence, self.bound_factor = confidence, _bound_factor(self.calibration, confidence, command)
+        self._known: dict[str, Costs] = {}
+
+    def costs(self, genotype: Genotype) -> Costs:
+        """Return the costs of a network."""
+        name = genotype.id
+        if name not in self._known:
+            plan = lower(genotype, self.size, self.num_classes)
+            memory = (plan.peak_bytes + plan.weight_bytes) / 2**20
+            latency_ms = predict(units(plan), self.table, self.calibration)
+            self._known[name] = Costs(latency_ms, self.bound_factor * latency_ms, plan.parameters, plan.macs, memory)
+        return self._known[name]
+
+
+def _bound_factor(calibration: Calibration | None, confidence: float | None, command: str) -> float:
+    """Return what turns a prediction into an upper bound: at least 1."""
+    if confidence is None:
+        return 1.0
+    if calibration is None:
+        raise InvalidInput(f"a bound of confidence {confidence} needs a calibrated table; measure whole networks: {command}")
+    try:
+        return max(1.0, conformal_bound(calibration.ratios, confidence))
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; measure more: {command} --networks N --restart") from None
+
+
+def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, int]) -> Calibration | None:
+    """Return a table's calibration for a space and size, or None.
+
+    Raises:
+        TableMismatch: it was made for another version of the space.
+    """
+    name = calibration_name(space, size)
+    calibration = table.calibrations.get(name)
+    if calibration is not None and calibration.space_hash != space.hash:
+        raise TableMismatch(
+            f"the table's calibration {name} was made for another version of space {space.name} "
+            f"(hash {calibration.space_hash}, now {space.hash}); repeat hyctas-profile with --restart"
+        )
+    return calibration
+
+
+def calibrated_sizes(space: SearchSpace, table: LatencyTable) -> list[str]:
+    """List the sizes, HEIGHTxWIDTH, that a table is calibrated for, of a space of this name."""
+    return [name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")]
+
+
+def calibration_name(space: SearchSpace, size: tuple[int, int]) -> str:
+    """Name a calibration: space and size."""
+    return f"{space.name}@{format_size(size)}"
+
+
+def draw_networks(space: SearchSpace, count: int, seed: int, purpose: int) -> list[Genotype]:
+    """Draw distinct networks of a space.
+
+    Args:
+        space: where they come from.
+        count: how many.
+        seed: of the draw.
+        purpose: keeps the networks of fits and of checks apart.
+    """
+    rng = np.random.default_rng([seed, purpose])
+    found: dict[str, Genotype] = {}
+    while len(found) < count:
+        genotype = space.sample(rng)
+        found.setdefault(genotype.id, genotype)
+    return list(found.values())
+
+
+POOL = 20
+"""Networks drawn per network that a calibration measures."""
+
+
+def calibration_networks(
+    space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, count: int, purpose: int
+) -> list[Genotype]:
+    """Choose the networks that a calibration measures: half as they are drawn, half evenly over the range of latencies.
+
+    A search works where limits are, and draws are thin there: small networks are rare among random ones. Every other network
+    is therefore taken from a large draw, at even steps of the logarithm of the plain sum of its operators.
+
+    Args:
+        space: where they come from.
+        table: holds all operators of the space at the size.
+        size: height and width of the image.
+        num_classes: number of classes.
+        count: how many.
+        purpose: of the random draw.
+    """
+    pool = draw_networks(space, POOL * count, 0, purpose)
+    drawn, rest = pool[: count - count // 2], pool[count - count // 2 :]
+    sums = np.log([predict(units(lower(genotype, size, num_classes)), table) for genotype in rest])
+    chosen: list[int] = []
+    for wanted in np.linspace(sums.min(), sums.max(), count // 2):
+        free = np.setdiff1d(np.arange(len(rest)), chosen)
+        chosen.append(int(free[np.argmin(np.abs(sums[free] - wanted))]))
+    networks = drawn + [rest[index] for index in chosen]
+    order = np.random.default_rng([0, purpose, 1]).permutation(len(networks))  # so that drift favours neither kind
+    return [networks[index] for index in order]
+
+
+def native_modules(genotypes: Sequence[Genotype], size: tuple[int, int], num_classes: int) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Build networks that compute native output, with example images, as `Runtime.load_modules` takes them."""
+    import torch
+
+    from hyctas.network import Native, build
+
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    return [(Native(build(genotype, num_classes).eval()), (image,)) for genotype in genotypes]

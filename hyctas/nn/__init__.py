@@ -1,0 +1,1 @@
+"""Compute networks in torch: blocks, the supernet, gradients."""

@@ -1,0 +1,1 @@
+"""Define search spaces and what they offer. No torch here."""
