@@ -217,16 +217,19 @@ def _roadside(pick: _Pick) -> list[Thing]:
         z, x = -6.0, side * (pick.road + pick.pavement + pick.between(0, 1.5))
         while z < FAR:
             length = pick.between(6, 18)
-            if pick.chance(built_up):
-                things.append(_house(pick, side, x, z, length))
-            elif pick.chance(0.7):
-                height, colour = pick.between(0.9, 1.9), pick.colour((*WALLS[:4], *GREYS[:3]))
-                starts = [(z, length)] if pick.chance(0.4) else [(z + i * 0.6, 0.4) for i in range(int(length / 0.6))]
-                pickets = [_wall(FENCE, colour, x, (0, height), (a, a + b)) for a, b in reversed(starts)]
-                things.append(pick.thing(x, z, 0.1, height, pickets, length))
-            things += [_tree(pick, x + side * pick.between(1.5, 6), z + pick.between(0, length), 0.5) for _ in range(2)]
+            things += [_house(pick, side, x, z, length)] if pick.chance(built_up) else _gap(pick, side, x, z, length)
             z += length + pick.rng.choice((0.0, 2.5))
     return things
+
+
+def _gap(pick: _Pick, side: int, x: float, z: float, length: float) -> list[Thing]:
+    trees = [_tree(pick, x + side * pick.between(0.5, 6), z + pick.between(0, length), 0.5) for _ in range(int(length / 2))]
+    if pick.chance(0.3):
+        return trees
+    height, colour = pick.between(0.9, 1.9), pick.colour((*WALLS[:4], *GREYS[:3]))
+    starts = [(z, length)] if pick.chance(0.4) else [(z + i * 0.6, 0.4) for i in range(int(length / 0.6))]
+    pickets = [_wall(FENCE, colour, x, (0, height), (start, start + extent)) for start, extent in reversed(starts)]
+    return [*trees, pick.thing(x, z, 0.1, height, pickets, length)]
 
 
 def _house(pick: _Pick, side: int, x: float, z: float, length: float) -> Thing:
@@ -257,7 +260,7 @@ def _tree(pick: _Pick, x: float, z: float, bush: float) -> Thing:
 
 def _furniture(pick: _Pick) -> list[Thing]:
     """Stand lamps, trees, signs, traffic lights and bins (which are ignored) on the pavements."""
-    things, spacing, trees_too = [], pick.between(12, 26), pick.chance(0.45)
+    things, spacing, trees_too = [], pick.between(12, 26), pick.chance(0.6)
     for side in (-1, 1):
         kerb, lamps = side * (pick.road + 0.5), pick.chance(0.75)
         for z in np.arange(pick.between(0, spacing), FAR * 0.8, spacing):
@@ -309,7 +312,7 @@ def _car(pick: _Pick, x: float, z: float, speed: float) -> Thing:
     van = pick.chance(0.2)
     length, height = (pick.between(4.6, 6.5), pick.between(1.9, 2.7)) if van else (pick.between(3.7, 4.7), pick.between(1.38, 1.65))
     width, belt, bonnet = pick.between(1.65, 2.0), 1.15 if van else 0.9, 0.05 if van else 0.15 * length
-    body, glass, cabin = pick.colour((*GREYS, *COATS, *BRIGHT)), pick.colour(GLASS), (z + bonnet, z + length - bonnet)
+    body, glass, cabin = pick.colour((*COATS, *BRIGHT[:2], *BRIGHT[4:])), pick.colour(GLASS), (z + bonnet, z + length - bonnet)
     faces = pick.box(CAR, body, x, width, (0.22, belt), (z, z + length))
     side = width / 2 if x < pick.camera[0] else -width / 2
     faces[1:1] = [_wall(CAR, DARK, x + side, (0, 0.6), (wheel, wheel + 0.6)) for wheel in (z + 0.15 * length, z + 0.75 * length)]
