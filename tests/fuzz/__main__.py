@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Annotated
 
 from export.ranges import Range, Seed, argument
+from tests.fuzz.fuzz_launch import preload, start
 from tests.fuzz.fuzzer import COMMAND, READ, Fault, Tally, fuzz_kind
 from tests.fuzz.kinds import Kind, kinds
 from tests.fuzz.known import known
-from tests.fuzz.launch import preload, start
 from tests.fuzz.reliability import facts, record
 from tests.fuzz.samples import make_samples
 

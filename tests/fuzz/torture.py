@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from export.ranges import Range, Seed, argument
-from tests.fuzz.launch import KILLED, kill, preload, run_command, start, start_command, wait
+from tests.fuzz.fuzz_launch import KILLED, kill, preload, run_command, start, start_command, wait
 from tests.fuzz.reliability import facts, record
 from tests.fuzz.samples import CLASSES, DATA, write_tables
 

@@ -47,7 +47,7 @@ from hyctas.network import build
 from hyctas.space import tiny
 from tests.export.trt import attention_plugin as made
 from tests.export.trt.fakes_version import fake_tensorrt
-from tests.export.trt.rtx import needs_rtx
+from tests.export.trt.rtx_builds import needs_rtx
 
 SIZE = (64, 96)
 GPU = Gpu("Fake A100", (8, 0), 40 << 30, 108, (13, 0))

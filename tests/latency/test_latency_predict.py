@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidInput, MissingKeys
-from latency import LatencyTable, Unit, fit, judge, predict
+from latency import LatencyTable, Unit, fit, predict
 from latency.accuracy import fidelity, kendall, ranks, spearman
 from latency.calibration import Calibration
 from latency.identity import Identity
-from latency.judge import conformal_bound
+from latency.judge import conformal_bound, judge
 from latency.predictor import _bounded, compare
 from latency.table import Row
 

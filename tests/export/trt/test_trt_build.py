@@ -21,7 +21,7 @@ from export.trt.build import BuildResult, build_engine
 from export.trt.engine_file import Machine
 from export.trt.log import MESSAGES, TensorRTFailed, checked
 from export.trt.options import BuildOptions, ShapeRange
-from tests.export.trt.rtx import graph, module, needs_rtx, options
+from tests.export.trt.rtx_builds import graph, module, needs_rtx, options
 
 pytestmark = needs_rtx
 MACHINE = Machine("1.7.1", "13.0", "580.1", "Some GPU", (8, 9), "Linux-x86_64", "tensorrt-rtx")

@@ -41,7 +41,7 @@ from export.trt.from_onnx import main as from_onnx
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
 from export.trt.proof import is_proven, prove
-from tests.export.trt.rtx import CAPABILITY, graph, module, needs_rtx, options
+from tests.export.trt.rtx_builds import CAPABILITY, graph, module, needs_rtx, options
 
 SIZE = (96, 128)
 CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {

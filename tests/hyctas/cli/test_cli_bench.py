@@ -27,7 +27,8 @@ from export.bundle.imaging import decode
 from export.errors import InvalidInput, Unavailable
 from hyctas.artifacts.bundling import bundle_network, load_trained
 from hyctas.cli import bench as cli
-from hyctas.cli import jobs
+from hyctas.commands import bench as bench_command
+from hyctas.commands import chosen_target, model_files, sample_images
 from hyctas.data import Labels, default_colours
 from hyctas.network import build, save_weights
 from hyctas.space import tiny
@@ -121,7 +122,7 @@ def test_ours_against_a_foreign_one(
         held.extend(latency.lock._held.values())
         return original(*arguments, **named)
 
-    monkeypatch.setattr(bench_module, "bench", watched)
+    monkeypatch.setattr(bench_command, "bench", watched)
     assert call(monkeypatch, bundle, foreign, bundle, "--size", "64x64", "--out", "deep/r.json") == 0
     assert held == [1] and not latency.lock._held
     out = capsys.readouterr().out
@@ -156,7 +157,7 @@ def test_end_to_end_paints_a_street(bundle: Path, monkeypatch: pytest.MonkeyPatc
         seen.extend(named["images"])
         return original(*arguments, **named)
 
-    monkeypatch.setattr(bench_module, "bench", watched)
+    monkeypatch.setattr(bench_command, "bench", watched)
     assert call(monkeypatch, bundle, "--mode", "end-to-end") == 0
     assert [decode(image).size for image in seen] == [(64, 64)] * 4
     assert "images: 4 from a generated street scene" in capsys.readouterr().out
@@ -274,7 +275,7 @@ def _scenes(folder: Path) -> str:
 @pytest.mark.parametrize(("make", "count", "size"), [(_pictures, 16, (10, 8)), (_one_png, 1, (10, 8)), (_scenes, 3, (40, 32))])
 def test_images(tmp_path: Path, make: Callable[[Path], str], count: int, size: tuple[int, int]) -> None:
     (tmp_path / "images").mkdir()
-    images = cli.load_images(make(tmp_path / "images"))
+    images = sample_images.load_images(make(tmp_path / "images"))
     assert len(images) == count and {decode(image).size for image in images} == {size}
     assert all(image[:2] == b"\xff\xd8" for image in images)
 
@@ -282,16 +283,16 @@ def test_images(tmp_path: Path, make: Callable[[Path], str], count: int, size: t
 def test_unusable_images(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(InvalidInput, match=r"a\.jpg"):
-        cli.load_images(str(tmp_path))
+        sample_images.load_images(str(tmp_path))
     with pytest.raises(InvalidInput, match="no images"):
-        cli.load_images("scenes:val=0")
+        sample_images.load_images("scenes:val=0")
 
 
 def test_names_differ(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "m.onnx", tmp_path / "b" / "m.onnx", tmp_path / "c.onnx", tmp_path / "b" / "m.onnx"]
-    a, b, c, again = cli.names(paths)
+    a, b, c, again = model_files.names(paths)
     assert (a, b, c, again) == (str(paths[0]), f"{paths[1]} (1)", "c.onnx", f"{paths[1]} (2)")
-    assert cli.names([Path("."), tmp_path])[0] == Path.cwd().name
+    assert model_files.names([Path("."), tmp_path])[0] == Path.cwd().name
 
 
 def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,16 +304,16 @@ def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
     def states() -> list[runtimes.Availability]:
         return [runtimes.Availability(name, name in able, "why", "how") for name in runtimes.PREFERRED]
 
-    monkeypatch.setattr(runtimes, "available_targets", states)
+    monkeypatch.setattr(chosen_target, "available_targets", states)
     bundle, file, program = (Path("b"), "bundle"), (Path("m.onnx"), ".onnx"), (Path("m.pt2"), ".pt2")
-    assert str(cli.choose_target(None, [bundle])) == "torch-cuda:fp32"
-    assert str(cli.choose_target(None, [bundle, file])) == "onnxruntime-cpu:fp32"
-    assert str(cli.choose_target(None, [program, bundle])) == "torch-cuda:fp32"
+    assert str(model_files.choose_target(None, [bundle])) == "torch-cuda:fp32"
+    assert str(model_files.choose_target(None, [bundle, file])) == "onnxruntime-cpu:fp32"
+    assert str(model_files.choose_target(None, [program, bundle])) == "torch-cuda:fp32"
     able.clear()
     with pytest.raises(Unavailable, match=r"onnxruntime-cpu:fp32 is unavailable: why"):
-        cli.choose_target(None, [file])
+        model_files.choose_target(None, [file])
     with pytest.raises(Unavailable, match="torch-cpu:fp32"):
-        jobs.best_target(("torch-",))
+        chosen_target.best_target(("torch-",))
 
 
 def test_bar_draws_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +323,7 @@ def test_bar_draws_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     console = Console(force_terminal=True, width=100)
     monkeypatch.setattr(show, "console", console)
-    with console.capture() as capture, cli.still_bar("time models") as progress:
+    with console.capture() as capture, show.still_bar("time models") as progress:
         progress(50, 100)
         progress(100, 100)
     assert "100%" in capture.get()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.errors import InvalidInput
 from export.files import write_json
-from hyctas.cli.datasets import open_dataset
+from hyctas.commands.datasets import open_dataset
 from hyctas.space import tiny
 from hyctas.training import evaluate
 

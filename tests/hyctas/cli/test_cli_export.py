@@ -24,6 +24,8 @@ from hyctas.arch.genotype import Arithmetic, Genotype
 from hyctas.artifacts import bundling
 from hyctas.artifacts.bundling import RUN_FILES, Trained, bundle_network, load_trained, prove, write_file
 from hyctas.cli import export as cli
+from hyctas.commands import export as export_command
+from hyctas.commands.sample_images import street_scenes
 from hyctas.data import Labels, default_colours
 from hyctas.network import build, save_weights
 from hyctas.space import tiny
@@ -399,7 +401,7 @@ def test_parity_is_the_exit_code(
             return network  # type: ignore[no-any-return]
 
     trained.network.__class__ = Drifting
-    monkeypatch.setattr(bundling, "load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr(export_command, "load_trained", lambda *_, **__: trained)
     assert call(monkeypatch, tmp_path / name, "--network", bundle) == 1
     assert "labels agree on" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -407,7 +409,7 @@ def test_parity_is_the_exit_code(
 
 def test_prove_counts_examples(bundle: Path) -> None:
     trained: Trained = load_trained(bundle)
-    images = cli.street_scenes((50, 70), 2)
+    images = street_scenes((50, 70), 2)
     assert images[0].shape == (50, 70, 3)
     report = prove(trained, bundle / "model.onnx", Target("onnxruntime-cpu", "fp32"), SIZE, "native", images)
     assert report.passed and report.inputs == 5

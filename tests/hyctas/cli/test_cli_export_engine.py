@@ -24,14 +24,16 @@ from export.trt.cuda import guard
 from export.trt.engine_file import read_manifest, save_engine
 from export.trt.from_onnx import Place
 from hyctas.cli import bench, export
-from hyctas.cli.jobs import BenchJob, ExportJob
+from hyctas.cli.bench import BenchJob
+from hyctas.cli.export import ExportJob
+from hyctas.commands import model_files
 from hyctas.engine import context as engine
 from hyctas.engine.settings import EngineSettings, LoadSettings
 from hyctas.space import tiny
 from latency.measure import measure
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
-from tests.export.trt.rtx import needs_rtx
+from tests.export.trt.rtx_builds import needs_rtx
 from tests.export.trt.test_trt_engine_file import ONNX, PLAN, manifest_of
 from tests.hyctas.test_engine import MACHINE, Shop
 
@@ -207,7 +209,7 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
 
     for reason, target in ((("no GPU", "a GPU"), "onnxruntime-cpu:fp32"), (None, "tensorrt:fp16")):
         monkeypatch.setattr(guard, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
-        assert str(bench.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
+        assert str(model_files.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
 
     assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
     assert "b/model.engine fits this machine; nothing to do" in capsys.readouterr().out and len(place.built) == 1
@@ -341,7 +343,7 @@ def test_bench_names_the_first_mismatch_of_an_engine(
 
 
 def test_settings_come_from_the_toml_file() -> None:
-    job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True}), cuda_backend="pycuda")
+    job = ExportJob(file="m.engine", build=EngineSettings(tf32=True), cuda_backend="pycuda")
     assert job.engine() == EngineSettings(tf32=True, cuda_backend="pycuda")
     assert BenchJob(trust=True).loading() == LoadSettings(trust=True)
     assert BenchJob(cuda_backend="pycuda").loading() == LoadSettings(cuda_backend="pycuda")

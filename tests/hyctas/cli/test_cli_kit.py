@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from hyctas.cli.kit import network_models
+from hyctas.commands.profile_kit import network_models
 from hyctas.cost.workloads import CostModel, draw_networks
 from hyctas.space import tiny
 from latency.kit.format import OPERATORS, Kit

@@ -22,7 +22,7 @@ from export.errors import InvalidInput
 from export.prediction.frame_source import Frame, Video
 from export.prediction.live_page import LivePage
 from export.prediction.opencv import VideoFile
-from hyctas.cli.predict import parse_address
+from hyctas.commands.predict import parse_address
 from hyctas.data import Labels
 from hyctas.network import build, save_weights
 from hyctas.space import tiny

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hyctas.arch.operators import from_key
-from hyctas.cli.profile import part
+from hyctas.commands.profile import part
 from hyctas.cost.workloads import CostModel, calibration_networks, family, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
@@ -97,7 +97,7 @@ def test_bounds_and_limits() -> None:
 
 
 def test_measured_front_is_counted(command: Command, run: Path) -> None:
-    from hyctas.cli.search import show_front
+    from hyctas.commands.front_table import show_front
 
     made_table(ratios=RATIOS).save(run / "latency.json")
     assert command("search", "--run", run, *SEARCH, "--limit", "ms=50", "--restart")[0] == 0

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from export.errors import InvalidInput
 from hyctas.artifacts.runs import Record
 from hyctas.cli.show import say
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from hyctas.cli.datasets import DataSet
+from hyctas.commands.datasets import DataSet, open_dataset
+from hyctas.data import Frames
+from hyctas.report.report_files import write_report
 
 EXAMPLES = 5
 
 
 def report_run(run: Path) -> Path:
     """Write RUN/report.md, report.html and pareto.svg; return the page's path. Without its data set, it has no predictions."""
-    from hyctas.cli.datasets import open_dataset
-    from hyctas.report.report_files import write_report
-
     record = Record.read(run, "train-network")
     try:
         data = open_dataset(record.results["data"], check=False)
@@ -39,7 +35,6 @@ def _predictions(
     import torch
 
     from hyctas.artifacts.bundling import load_trained
-    from hyctas.data import Frames
     from hyctas.training.evaluate import whole_images
 
     trained = load_trained(run, data.num_classes)
