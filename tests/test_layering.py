@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import ast
 import collections
+import dataclasses
 import graphlib
+import importlib
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from export.ranges import Settings
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("export", "latency", "hyctas", "benchmarks")
@@ -32,6 +38,8 @@ TORCH_FREE = """
 """Besides these, every module that says so itself is held to it. The commands among them work without torch."""
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "pymoo", "sklearn", "matplotlib", "PIL")
 """What no module of hyctas/cli imports: --help answers at once."""
+PROGRAMS = ("export.trt.run", "export.trt.from_onnx", "hyctas.attention.triton.gate")
+"""Modules with a command line of their own, which speak of its flags."""
 ONE_NAME = {"__init__.py", "__main__.py", "conftest.py", "README.md", "py.typed"}
 """Names that say what a file is for its folder: several may have them."""
 COMMANDS = ("hyctas.cli", "hyctas.commands")
@@ -140,6 +148,33 @@ def test_the_library_imports_no_command() -> None:
         if not name.startswith((*COMMANDS, "benchmarks"))
         for line, target in imported(ast.parse(path.read_text()))
         if target.startswith(COMMANDS)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) of every string of a module, docstrings and the parts of f-strings included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_libraries_name_no_command_and_no_flag() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    jobs = {
+        kind
+        for name in scripts.values()
+        for kind in vars(importlib.import_module(name.partition(":")[0])).values()
+        if isinstance(kind, type) and issubclass(kind, Settings) and dataclasses.is_dataclass(kind)
+    }
+    flags = {field.name.replace("_", "-") for job in jobs for field in dataclasses.fields(job)}
+    named = re.compile(rf"(?<![\w/-])({'|'.join(scripts)}|--({'|'.join(flags | {'config'})}))(?![\w-])")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} says {found[0]}; raise data, which hyctas/cli/advice.py puts into words"
+        for name, path in MODULES.items()
+        if not name.startswith((*COMMANDS, "benchmarks")) and name not in PROGRAMS
+        for line, text in texts(ast.parse(path.read_text()))
+        if (found := named.search(text))
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from export.errors import HyctasError, InvalidInput
+from hyctas.cli.advice import explain
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import read_toml
@@ -76,7 +77,7 @@ def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     if not is_first():
         time.sleep(FIRST_S)
     if isinstance(error, HyctasError):
-        print(f"error: {printable(shortened(str(error)))}", file=sys.stderr)
+        print(f"error: {printable(shortened(explain(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
     if isinstance(error, FileNotFoundError):
         print(f"error: no such file: {printable(str(error.filename))}", file=sys.stderr)

@@ -80,7 +80,7 @@ def fitting(name: str, value: object, hint: Any) -> Any:
             return form
     if isinstance(plain, str) and fits((32, 32), hint):
         return image_size(plain)
-    raise InvalidSetting(name, value, describe(hint))
+    raise InvalidSetting(name, plain, describe(hint))
 
 
 def bare(hint: Any) -> Any:

@@ -21,6 +21,7 @@ from export.prediction.prediction import OutputNames, VideoSink, predict, read_p
 from export.prediction.segment import Segmenter
 from export.prediction.stage_times import RECENT, StageTimes
 from export.target import TENSORRT
+from hyctas.cli.advice import explain
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.model_files import bench_model, choose_target, kind_of
@@ -89,7 +90,7 @@ class Unreadable:
     def __call__(self, error: InvalidInput) -> None:
         if str(error) not in self.texts:
             self.texts[str(error)] = None
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {explain(error)}", file=sys.stderr, flush=True)
 
 
 def chosen_model(given: Path | None) -> Path:

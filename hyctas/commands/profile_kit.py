@@ -124,7 +124,7 @@ def ingest_profile(job: ProfileJob) -> None:
         if found.lost and all(lost.remedy == APART for lost in found.lost):
             command = (f"hyctas-profile --run {job.run} --kit NEW_DIR --space {about['space']} --size {size[0]}x{size[1]} "
                        f"--classes {classes} --networks {about['count']} --target {found.kit.target}")  # fmt: skip
-        raise MissingKeys(missing, command)
+        raise MissingKeys(missing, f"measure them: {command}")
     if calibration is None and about["count"]:
         raise InvalidInput(lacking)
     run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None, kit=found.kit.id)

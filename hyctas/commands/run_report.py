@@ -8,6 +8,7 @@ import numpy as np
 
 from export.errors import InvalidInput
 from hyctas.artifacts.runs import Record
+from hyctas.cli.advice import command_line
 from hyctas.cli.show import say
 from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.data import Frames
@@ -23,9 +24,9 @@ def report_run(run: Path) -> Path:
         data = open_dataset(record.results["data"], check=False)
     except (InvalidInput, KeyError) as error:
         say(f"the report shows no predictions: the data set is not where it was ({error})")
-        return write_report(run)
+        return write_report(run, step_name=command_line)
     size = record.config["recipe"]["size"]
-    return write_report(run, *_predictions(run, data, (size[0], size[1]) if size else None))
+    return write_report(run, *_predictions(run, data, (size[0], size[1]) if size else None), command_line)
 
 
 def _predictions(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from export.errors import CorruptFile, InvalidInput, MissingKeys, TableMismatch
+from export.errors import CorruptFile, InvalidInput, MissingKeys, Perform, TableMismatch
 from latency.accuracy import Fidelity
 from latency.calibration import Calibration
 from latency.identity import Identity, IdentityMismatch
@@ -46,8 +46,9 @@ def test_latency_table_round_trip(tmp_path: Path) -> None:
 
 
 def test_latency_table_absent_file_says_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="hyctas-profile"):
+    with pytest.raises(InvalidInput) as caught:
         LatencyTable.load(tmp_path / "none.json")
+    assert caught.value.remedies == (Perform("profile"),)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
@@ -168,8 +169,8 @@ def test_latency_table_merge_refuses_a_foreign_identity(other: Identity, field: 
 def test_latency_table_requires_all_keys_at_once() -> None:
     table().require(["a", "b"], "run")
     with pytest.raises(MissingKeys) as caught:
-        table().require(["x", "a", "y", "x"], "hyctas-profile ...")
-    assert (caught.value.keys, caught.value.command) == (("x", "y"), "hyctas-profile ...")
+        table().require(["x", "a", "y", "x"], "measure them")
+    assert (caught.value.keys, caught.value.remedies) == (("x", "y"), ("measure them",))
 
 
 def write_journal(path: Path, identity: Identity = IDENTITY) -> Path:

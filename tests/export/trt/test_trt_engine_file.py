@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.errors import CorruptFile, InvalidInput, Perform, Unavailable
 from export.trt import engine_file, from_onnx
 from export.trt.cuda.guard import Gpu
 from export.trt.engine_file import (
@@ -110,7 +110,8 @@ def test_commands_that_a_refusal_names_can_be_pasted(tmp_path: Path) -> None:
     with pytest.raises(EngineRefused) as found:
         read_engine(folder / "model.engine", dataclasses.replace(HERE, gpu="other"))
     quoted = f"'{folder}/model.engine'"
-    assert f"hyctas-export {quoted} --rebuild (without torch: python3 -m export.trt.from_onnx {quoted})" in str(found.value)
+    assert f"python3 -m export.trt.from_onnx {quoted}" in str(found.value)
+    assert found.value.remedies == (Perform("export", {"rebuild": True}, f"{folder}/model.engine"),)
 
 
 def test_several_mismatches_name_the_one_that_matters_most(engine: Path) -> None:
@@ -134,7 +135,8 @@ def test_an_engine_without_a_manifest_needs_trust(engine: Path) -> None:
     manifest_path(engine).unlink()
     with pytest.raises(EngineRefused, match=r"no manifest \(model.engine.json\).*loading an engine executes code in it") as found:
         read_engine(engine, HERE)
-    assert found.value.field == "manifest" and found.value.command.startswith("hyctas-export model.engine --network BUNDLE")
+    assert found.value.field == "manifest" and "trust it" in found.value.command
+    assert Perform("bench", {"trust": True}, str(engine)) in found.value.remedies
     assert read_engine(engine, HERE, trust=True).manifest is None
     assert read_engine(engine, HERE, trust=True).notices == ("model.engine has no manifest and was trusted",)
     assert "no manifest" in (needs_rebuild(engine, HERE) or "")

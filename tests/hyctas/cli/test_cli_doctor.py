@@ -128,7 +128,7 @@ def test_install_lines_fit_the_machine(kind: str, monkeypatch: pytest.MonkeyPatc
     from export.backends import onnxruntime_session
     from export.trt.cuda import guard
 
-    for module in (onnxruntime_session, platform, runtimes, guard):
+    for module in (onnxruntime_session, platform, runtimes, guard, doctor):
         monkeypatch.setattr(module, "platform_kind", lambda **known: kind)
     monkeypatch.setattr(onnxruntime_session, "nvidia_driver", lambda: False)
     value = doctor.findings()

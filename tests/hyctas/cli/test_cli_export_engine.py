@@ -104,13 +104,14 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
         opened.append(settings)
         return made.context()
 
-    monkeypatch.setattr(engine, "open_context", context)
+    monkeypatch.setattr("hyctas.commands.export_engine.open_context", context)
     real = runtimes.open_runtime
 
     def open_runtime(target: Target, threads: int, **tensorrt: Any) -> Any:
         return None if target.runtime == "tensorrt" else real(target, threads)
 
-    monkeypatch.setattr(runtimes, "open_runtime", open_runtime)
+    for module in ("export", "export_engine"):
+        monkeypatch.setattr(f"hyctas.commands.{module}.open_runtime", open_runtime)
     made.opened = opened  # type: ignore[attr-defined]
     return made
 
@@ -183,7 +184,7 @@ def moved(path: Path, **facts: Any) -> None:
 def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
     fake = Place(None, MACHINE, object(), shop.folder)  # type: ignore[arg-type]
-    monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache, capabilities: fake)
+    monkeypatch.setattr("hyctas.commands.export_engine.open_place", lambda backend, cache, capabilities: fake)
     context: Any = shop.context()
     monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: context.build(graph, options, None))
     monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: context.open(plan))
@@ -208,7 +209,7 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert not (work / "b/model.onnx.manifest.json").exists(), "the bundle's own file is the one that it can be rebuilt from"
 
     for reason, target in ((("no GPU", "a GPU"), "onnxruntime-cpu:fp32"), (None, "tensorrt:fp16")):
-        monkeypatch.setattr(guard, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
+        monkeypatch.setattr(model_files, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
         assert str(model_files.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
 
     assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0

@@ -438,7 +438,7 @@ def test_training_on_all_of_train_from_another_run(command: Command, run: Path, 
         ("amp = 1", "amp is 1; allowed: true or false"),
         ("loss = 'mse'", "loss is 'mse'; allowed: cross_entropy, ohem"),
         ("steps = ", "not valid TOML"),
-        ("learning_rate = 1979-05-27", "not valid TOML, or holds what is no setting"),
+        ("learning_rate = 1979-05-27", "learning_rate is datetime.date(1979, 5, 27); allowed: a number"),
         ("learning_rate = " + "[" * 5000, "not valid TOML"),
     ],
 )
