@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from export.codec import convert, plain
 from export.errors import CorruptFile, InvalidInput, MissingKeys, TableMismatch
 from latency.accuracy import Fidelity
 from latency.calibration import Calibration
@@ -78,22 +79,22 @@ def test_latency_table_truncated(tmp_path: Path, share: float) -> None:
         (("rows", "a", "n"), 1.5, "n is 1.5"),
         (("rows", "a", "busy"), 0, "busy is 0"),
         (("rows", "a", "op"), "", "op is ''"),
-        (("rows", "a", "extra"), 1, "must hold exactly"),
-        (("rows", "a"), [], "must hold exactly"),
-        (("rows",), [], "rows is not a JSON object"),
-        (("provenance",), {}, "provenance is not a JSON array"),
-        (("provenance",), [1], "objects only"),
-        (("extra",), 1, "must hold exactly"),
+        (("rows", "a", "extra"), 1, "$.rows['a'] has unknown fields 'extra'"),
+        (("rows", "a"), [], "rows['a'] is []; expected `object`"),
+        (("rows",), [], "rows is []; expected `object`"),
+        (("provenance",), {}, "provenance is {}; expected `array`"),
+        (("provenance",), [1], "provenance[0] is [1]; expected `object`"),
+        (("extra",), 1, "unknown fields 'extra'"),
         (("identity", "threads"), "2", "threads is '2'"),
-        (("identity", "extra"), "2", "identity must hold exactly"),
+        (("identity", "extra"), "2", "$.identity has unknown fields"),
         (("calibrations", "edge", "model"), "forest", "model is 'forest'"),
         (("calibrations", "edge", "coefficients"), {"scale": float("nan")}, "NaN is no number"),
-        (("calibrations", "edge", "coefficients"), {"scale": 1.0, "op.conv": 1.0}, "must hold constant"),
-        (("calibrations", "edge", "holdout", "mape"), None, "mape is 'None', not a number, at least 0"),
-        (("calibrations", "edge", "holdout", "n"), 20.0, "n is '20.0', not an integer, at least 1"),
-        (("calibrations", "edge", "holdout", "within5"), 5, "within5 is '5'"),
-        (("calibrations", "edge", "ratios"), [0], "ratios must be positive"),
-        (("calibrations", "edge", "n"), -1, "calibration edge: n is -1"),
+        (("calibrations", "edge", "coefficients"), {"scale": 1.0, "op.conv": 1.0}, "lack constant, per_unit"),
+        (("calibrations", "edge", "holdout", "mape"), None, "mape is None; expected `float`"),
+        (("calibrations", "edge", "holdout", "n"), 20.0, "n is 20.0; expected `int`"),
+        (("calibrations", "edge", "holdout", "within5"), 5, "within5 is 5; expected `float` <= 1.0"),
+        (("calibrations", "edge", "ratios"), [0], "ratios[0] is [0]; expected `float` > 0.0"),
+        (("calibrations", "edge", "n"), -1, "$.calibrations['edge'].n is -1"),
         (("calibrations", "edge", "residual_sd"), -1, "residual_sd is -1"),
     ],
 )
@@ -125,12 +126,12 @@ def test_latency_table_spread_of_builds(tmp_path: Path) -> None:
 
     row = Row.of("conv", [built(4.0), built(5.0), built(4.5)])
     assert (row.median_ms, row.builds, row.n) == (4.5, 3, 30) and row.spread == pytest.approx(1 / 4.5)
-    assert row.scaled(2).spread == row.spread and Row.from_json(row.to_json()) == row
+    assert row.scaled(2).spread == row.spread and convert(Row, plain(row)) == row
     single = Row.of("conv", [built(4.0)])
-    assert single.spread is None and "spread" not in single.to_json() and Row.from_json(single.to_json()) == single
+    assert single.spread is None and "spread" not in plain(single) and convert(Row, plain(single)) == single
     for value in (-0.1, float("nan"), True, "0"):
         with pytest.raises(ValueError, match="spread is"):
-            Row.from_json(row.to_json() | {"spread": value})
+            convert(Row, plain(row) | {"spread": value})
 
 
 def test_latency_table_merge_prefers_quiet_then_new() -> None:
@@ -202,8 +203,8 @@ def test_latency_table_journal_torn_anywhere_loses_at_most_the_last_line(tmp_pat
         journal.write_bytes(data[:size])
         told: list[str] = []
         content = read_journal(journal, told.append)
-        whole = sum(end <= size for end in ends)  # a line that lacks only its newline is whole
-        torn = size not in (0, *ends, *(end + 1 for end in ends))
+        whole = sum(end < size for end in ends)
+        torn = size not in (0, *(end + 1 for end in ends))
         assert len(told) == torn
         assert (content is None) == (whole == 0)
         if content is not None:
@@ -218,9 +219,9 @@ def test_latency_table_journal_bad_line_in_the_middle(tmp_path: Path) -> None:
     lines = journal.read_text().splitlines(keepends=True)
     for bad, reason in [
         ("{torn\n", "not valid JSON"),
-        ("[]\n", "neither a row nor a note"),
+        ("[]\n", "is \\[\\]; expected `object`"),
         (lines[1].replace('"median_ms": 5.0', '"median_ms": NaN'), "NaN is no number"),
-        (lines[1].replace('"median_ms": 5.0', '"median_ms": -5.0'), "row a: median_ms is -5.0"),
+        (lines[1].replace('"median_ms": 5.0', '"median_ms": -5.0'), r"\$.row.median_ms is -5.0"),
         ("\n", "not valid JSON"),
     ]:
         journal.write_text("".join([lines[0], bad, *lines[2:]]))
