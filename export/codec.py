@@ -1,8 +1,9 @@
 """Decode every file that we read into frozen dataclasses, and encode them; what does not fit says its place in the file.
 
 A format is a dataclass beside its owner. Types, missing and unknown fields and the bounds below are checked here, by msgspec; what
-concerns several fields at once stands in the class's own `__post_init__`, as ValueError or InvalidInput. A class whose files looked
-otherwise once has a classmethod `from_earlier`, which brings the plain values of its object up to date.
+concerns several fields at once stands in the class's own `__post_init__`, as ValueError or InvalidInput. A class that is written in
+another way, or once was, has a classmethod `before_decoding`, which turns the plain values of its object into those of its fields.
+One that has `OPEN: ClassVar = True` describes a part of an object: other fields are passed over.
 
     @dataclass(frozen=True)
     class Row:
@@ -38,6 +39,7 @@ T = TypeVar("T")
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
+Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -46,7 +48,7 @@ Size = tuple[Count, Count]
 """Height and width."""
 
 
-class Misfit(ValueError):
+class Misfit(InvalidInput, ValueError):
     """Plain values are not of the format that they were read as.
 
     Attributes:
@@ -90,7 +92,7 @@ def convert(kind: type[T], value: Any, place: str = "$") -> T:
     Raises:
         Misfit: they are not of the format.
     """
-    return _converted(kind, _built(_structure(kind), value, place), place)
+    return _converted(kind, _built(_structure(kind), value, place), place)  # type: ignore[arg-type]  # mypy: type[T] has no hash
 
 
 def decode(kind: type[T], source: Path | str | bytes, *format_versions: int) -> T:
@@ -170,17 +172,25 @@ def _built(node: inspect.Type, value: Any, place: str) -> Any:
         case inspect.DataclassType(cls=kind, fields=fields):
             if not isinstance(value, dict):
                 return _converted(kind, value, place)
-            value = kind.from_earlier(value) if hasattr(kind, "from_earlier") else value
+            value = _rewritten(kind, value, place)
             known = {field.encode_name: field.type for field in fields}
-            if unknown := sorted(value.keys() - known.keys()):
+            unknown = sorted(value.keys() - known.keys())
+            if unknown and not getattr(kind, "OPEN", False):
                 raise Misfit(place, f"has unknown fields {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
-            inside = {name: _built(known[name], item, f"{place}.{name}") for name, item in value.items()}
+            inside = {name: _built(known[name], item, f"{place}.{name}") for name, item in value.items() if name in known}
             return _converted(kind, inside, place)
         case inspect.DictType(value_type=item) if isinstance(value, dict):
             return {name: _built(item, one, f"{place}[{name!r}]") for name, one in value.items()}
         case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item) if isinstance(value, list):
             return [_built(item, one, f"{place}[{index}]") for index, one in enumerate(value)]
     return value
+
+
+def _rewritten(kind: Any, value: dict[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return kind.before_decoding(value) if hasattr(kind, "before_decoding") else value
+    except (ValueError, InvalidInput) as error:
+        raise Misfit(place, f"is no {kind.__name__}: {error}") from None
 
 
 def _converted(kind: type[T], value: Any, place: str) -> T:
@@ -191,8 +201,9 @@ def _converted(kind: type[T], value: Any, place: str) -> T:
         if not inside and isinstance(value, dict):
             missing = reason.partition("missing required field ")[2]
             raise Misfit(place, f"lacks the field {missing}" if missing else f"is no {kind.__name__}: {reason}") from None
-        field = re.match(r"\.(\w+)", inside)
-        found = value[field[1]] if field else value
+        found = value
+        for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", inside.partition("[...]")[0]):
+            found = found[name or int(index)]
         raise Misfit(place + inside.rstrip("`"), f"is {found!r:.80}; {reason[0].lower()}{reason[1:]}") from None
     except InvalidInput as error:
         raise Misfit(place, f"is no {kind.__name__}: {error}") from None
