@@ -21,7 +21,8 @@ from PIL import Image
 from torch import nn
 
 from export import swap
-from export.bundle.bundle import CONTENT, BundleReport, bundle, read_bundle, write_bundle
+from export.bundle import bundle
+from export.bundle.bundle import CONTENT, BundleReport, read_bundle, write_bundle
 from export.bundle.imaging import head_stride, upsample_argmax
 from export.bundle.manifest import entry_of
 from export.errors import CheckFailed, CorruptFile, InvalidInput
@@ -172,21 +173,21 @@ def _metadata(**values: str) -> Callable[[Path], None]:
     ("change", "name", "reason"),
     [
         (_changed("parity.json", label_agreement=float("-inf")), "parity.json", "-Infinity is no number"),
-        (_changed("parity.json", label_agreement=-1), "parity.json", "label_agreement is -1, not a number from 0 to 1"),
+        (_changed("parity.json", label_agreement=-1), "parity.json", "label_agreement is -1.0, not a number from 0 to 1"),
         (_changed("parity.json", label_agreement=True), "parity.json", "label_agreement is True"),
-        (_changed("parity.json", label_agreement=None), "parity.json", "label_agreement is missing"),
+        (_changed("parity.json", label_agreement=None), "parity.json", "label_agreement is None; expected `float`"),
         (_changed("parity.json", label_agreement=0.5), "parity.json", "says that parity passed, and its numbers do not"),
         (_changed("parity.json", finite=False), "parity.json", "its numbers do not"),
         (_changed("parity.json", relative_error=0.5), "parity.json", "its numbers do not"),
         (_changed("parity.json", passed=False), "parity.json", "such a bundle is never written"),
-        (_changed("parity.json", passed="yes"), "parity.json", "neither true nor false"),
+        (_changed("parity.json", passed="yes"), "parity.json", "passed is 'yes'; expected `bool`"),
         (_changed("parity.json", inputs=0), "parity.json", "inputs is 0"),
         (_changed("parity.json", output="logits"), "parity.json", "about an output 'logits'"),
-        (_changed("parity.json", more=1), "parity.json", "has the fields"),
-        (_written("parity.json", b"[]"), "parity.json", "has the fields"),
+        (_changed("parity.json", more=1), "parity.json", "has unknown fields 'more'"),
+        (_written("parity.json", b"[]"), "parity.json", r"is \[\]; expected `object`"),
         (_changed("labels.json", colours="red"), "labels.json", "wrong all the same"),
-        (_changed("labels.json", ignore="none"), "labels.json", "label to ignore"),
-        (_written("labels.json", b"3"), "labels.json", "must have the keys"),
+        (_changed("labels.json", ignore="none"), "labels.json", "ignore is 'none'; expected `int"),
+        (_written("labels.json", b"3"), "labels.json", "is 3; expected `object`"),
         (_written("genotype.json", b"\xff"), "genotype.json", "not a text file"),
         (_written("genotype.json", b"{}"), "model.onnx", "in its metadata that its genotype"),
         (_written("model.onnx", b"\xff\xff"), "model.onnx", "not a whole ONNX file"),
@@ -227,8 +228,8 @@ def test_missing_or_torn_manifest(copied: Path) -> None:
         ({"output": "mask"}, "mask"),
         ({"target": "cpu"}, "precision"),
         ({"labels": {"names": ["a"], "colours": [[0, 0, 0]], "ignore": None}}, "5 classes; labels name 1"),
-        ({"labels": {**LABELS, "colours": [[0, 0, 300]] * 5}}, "0..255"),
-        ({"labels": {"names": []}}, "keys"),
+        ({"labels": {**LABELS, "colours": [[0, 0, 300]] * 5}}, r"colours\[0\]\[2\] is 300; expected `int` <= 255"),
+        ({"labels": {"names": []}}, "lacks the field `colours`"),
         ({"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 0], "layout": "NCHW"}}, "positive"),
         ({"preprocessing": {**PREPROCESSING, "layout": "NHWC"}}, "NHWC"),
         ({"preprocessing": {"mean": 1}}, "preprocessing"),

@@ -39,6 +39,12 @@ def genotype(seed: int = 16) -> Genotype:
     return tiny().sample(np.random.default_rng(seed))
 
 
+RECORD = {
+    "format_version": 1, "command": "train-network", "state": "running", "started": "", "command_line": [], "config": {},
+    "versions": {}, "machine": {},
+}  # fmt: skip
+
+
 def write_run(folder: Path, network: Genotype, size: list[int] | None) -> Path:
     """Write what hyctas-train network leaves, without the training."""
     torch.manual_seed(0)
@@ -46,9 +52,10 @@ def write_run(folder: Path, network: Genotype, size: list[int] | None) -> Path:
     (folder / "genotype.json").write_text(network.to_json())
     (folder / "labels.json").write_text(json.dumps(LABELS.to_json()))
     config = {"recipe": {"size": size}, "data": {}, "preprocessing": LITE.to_json()}
-    record = {"format_version": 1, "config": config}
+    record = RECORD | {"config": config}
     (folder / "train-network.json").write_text(json.dumps(record))
-    scores = {"format_version": 1, "choose": {"miou": 0.5}, "val": {"miou": 0.25}}
+    choose, val = ({"miou": miou, "iou": [miou] * 5, "pixel_accuracy": 0.5} for miou in (0.5, 0.25))
+    scores = {"format_version": 1, "choose": choose, "val": val}
     (folder / "scores.json").write_text(json.dumps(scores))
     return folder
 
@@ -290,12 +297,12 @@ def _odd_scores(work: Path) -> str:
         (_truncated_weights, "not a whole safetensors file"),
         (_other_genotype, "network.safetensors: "),
         (_other_activation, f"was written for the genotype {genotype().id}"),
-        (_wrong_json, "lacks the fields"),
+        (_wrong_json, "lacks the field"),
         (_no_json, "not a text file"),
         (_onnx_as_source, "is no genotype"),
         (_odd_labels, "labels.json: "),
-        (_odd_size, "size is [64]"),
-        (_odd_scores, "lacks a score"),
+        (_odd_size, "$.size is [64]"),
+        (_odd_scores, "a score of neither part"),
     ],
 )
 def test_unusable_sources(
@@ -337,7 +344,7 @@ def test_size_of_a_run(run_folder: Path, tmp_path: Path, files: dict[str, dict[s
     for name in RUN_FILES:
         shutil.copy(run_folder / name, tmp_path)
     for name, value in files.items():
-        (tmp_path / name).write_text(json.dumps({"format_version": 1, **value}))
+        (tmp_path / name).write_text(json.dumps(RECORD | value))
     assert load_trained(tmp_path, 5).size == size
 
 
