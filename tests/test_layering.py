@@ -28,7 +28,7 @@ LAYERS = ("export", "latency", "hyctas", "benchmarks")
 
 TORCH_FREE = """
     hyctas.training.config hyctas.arch.genotype hyctas.plan hyctas.arch.operators hyctas.space hyctas.spaces.space_file
-    hyctas.artifacts.runs hyctas.artifacts.choice hyctas.spaces.grid hyctas.spaces.members hyctas.arch.canonical hyctas.arch.node
+    hyctas.artifacts.runs hyctas.artifacts.choice hyctas.spaces.grid hyctas.spaces.members export.codec hyctas.arch.node
     hyctas.arch.lowering hyctas.arch.heads hyctas.spaces.slots hyctas.spaces.search_space hyctas.presets hyctas.report.diagram
     hyctas.data export export.errors export.target export.files export.bundle.bundle export.bundle.manifest export.swap
     export.bundle.imaging export.machine export.runtime export.runtimes export.bench_report

@@ -244,7 +244,7 @@ def _front_holds(value: Any) -> None:
     for member in outcome.front:
         if recorded.get((member.evaluation.kind, member.id)) != member.evaluation:
             raise Wrong(f"front: network {member.id} is not what history.jsonl says: mIoU {member.evaluation.miou}")
-    if outcome.chosen.evaluation.genotype != chosen:
+    if outcome.choice.evaluation.genotype != chosen:
         raise Wrong("the report and the training take different networks of the front")
 
 
