@@ -105,8 +105,3 @@ class SupernetRecord:
         supernet.to_empty(device="cpu")
         load_weights(supernet, self.path)
         return supernet
-
-
-def load_supernet(run: Path, space: str | None = None) -> Supernet:
-    """Load RUN/supernet.safetensors; arguments and errors as of `SupernetRecord.read` and `SupernetRecord.load`."""
-    return SupernetRecord.read(run).load(space)

@@ -249,9 +249,9 @@ def _front_holds(value: Any) -> None:
 
 
 def _supernet(root: Path) -> Any:
-    from hyctas.artifacts.inherit import load_supernet
+    from hyctas.artifacts.inherit import SupernetRecord
 
-    return _digest(load_supernet(root / "run").state_dict())
+    return _digest(SupernetRecord.read(root / "run").load().state_dict())
 
 
 def _network(root: Path) -> Any:
