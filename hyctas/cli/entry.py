@@ -110,7 +110,7 @@ def _parse(job: type[T], description: str, arguments: list[str], name: str, exam
         arguments = arguments[:at] + arguments[at + 2 :]
     else:  # with a file, --no-FLAG takes back what that sets
         marks.append(tyro.conf.FlagCreatePairsOff)
-    text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
+    text = f"{description}\n--config FILE.toml fills the same settings; what is on the command line wins."
     try:
         return tyro.cli(
             job, prog=name or None, args=arguments, description=text, config=tuple(marks), registry=registry(job, given)
