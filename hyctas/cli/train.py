@@ -25,9 +25,6 @@ USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
 hyctas-train supernet --help and hyctas-train network --help list the options.
 """
 
-BUDGETS = ("minutes", "steps")
-"""Settings of a recipe of which exactly one is given."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(Settings):
@@ -60,6 +57,7 @@ efficientnet-lite0 for space edge, else none."""
     """Settings of the recipe that are no flags, as a TOML file has them: what they leave out comes from the preset."""
 
     RECIPE: ClassVar[type[Recipe]] = Recipe
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("minutes", "steps")
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "training": ("preset", "minutes", "steps", "batch", "seed"), "image": ("size", "crop"),
     }  # fmt: skip
@@ -73,8 +71,8 @@ efficientnet-lite0 for space edge, else none."""
         flags = ("minutes", "steps", "size", "crop", "batch", "seed")
         given = self.settings | {name: value for name in flags if (value := getattr(self, name)) is not None}
         values: dict[str, Any] = {"minutes": 30.0} if self.preset is None else read_preset(self.preset)
-        if not given.keys().isdisjoint(BUDGETS):  # a budget of one kind replaces a budget of the other
-            values = {name: value for name, value in values.items() if name not in BUDGETS}
+        if not given.keys().isdisjoint(self.ALTERNATIVES):  # a budget of one kind replaces a budget of the other
+            values = {name: value for name, value in values.items() if name not in self.ALTERNATIVES}
         return fill(self.RECIPE, values | given)
 
 

@@ -311,7 +311,8 @@ except ImportError:
     pass
 else:
     raise AssertionError("the block does not work")
-from export.trt import engine_file, guard, log, options, progress, versions, timing_cache
+from export.trt import engine_file, log, options, progress, versions, timing_cache
+from export.trt.cuda import guard
 
 path = Path(sys.argv[1]) / "model.engine"
 machine = engine_file.Machine("10.3.0", "12.6", "540.4.0", "Orin", (8, 7), "Linux-aarch64")
