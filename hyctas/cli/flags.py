@@ -46,7 +46,8 @@ def registry(job: type, given: Mapping[str, Any]) -> ConstructorRegistry:
             found.clear()
         for field in spec.fields:
             inside.get(home.get(field.name), plain).append(_readable(field, given))
-        boxes = (StructFieldSpec(group.__name__, tyro.conf.OmitArgPrefixes[group], tyro.MISSING) for group in groups)
+        titled: Any = tyro.conf.OmitArgPrefixes
+        boxes = (StructFieldSpec(group.__name__, titled[group], tyro.MISSING) for group in groups)
         return StructConstructorSpec(lambda **values: spec.instantiate(**_flat(values, groups)), (*plain, *boxes))
 
     return rules
