@@ -230,7 +230,7 @@ def script(kit: Kit, then: str) -> str:
         "AVGTIMING": timing.avg_timing, "WORKSPACE": timing.workspace_mib,
         "STEPS": "\n".join(" ".join(map(str, row)) for row in columns),
     }  # fmt: skip
-    text = resources("latency").joinpath("kit_run.sh.txt").read_text()
+    text = resources("latency.kit").joinpath("kit_run.sh.txt").read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", str(value))
     return text

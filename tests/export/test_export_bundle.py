@@ -21,7 +21,8 @@ from PIL import Image
 from torch import nn
 
 from export import swap
-from export.bundle.bundle import CONTENT, BundleReport, bundle, read_bundle, write_bundle
+from export.bundle import bundle
+from export.bundle.bundle import CONTENT, BundleReport, read_bundle, write_bundle
 from export.bundle.imaging import head_stride, upsample_argmax
 from export.bundle.manifest import entry_of
 from export.errors import CheckFailed, CorruptFile, InvalidInput

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from export.errors import InvalidInput, Unavailable
+from export.prediction import frame_source
 from export.prediction.frame_source import Camera, Frame, ImageFiles, Video, open_sources
 from export.prediction.live_page import LivePage
 from export.prediction.opencv import VideoFile
-from export.prediction.prediction import frame_source
 
 GREY = np.full((20, 31, 3), 128, np.uint8)
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from export.bundle.imaging import decode
 from export.errors import InvalidInput
+from export.prediction import live_page
 from export.prediction.frame_source import Frame
 from export.prediction.live_page import VIEWERS, LivePage
-from export.prediction.prediction import live_page
 
 FRAME = Frame(Image.new("RGB", (30, 20)), Path("x.png"), 0.0)
 TIMES = {"frames": 7, "fps": 3.5, "median_ms": {"running": 2.0}, "dropped": None}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.trt.attribution import Layer, LayerInfo, attribute
-from latency.kit.format import trtexec_json
+from latency.kit import trtexec_json
 from latency.kit.trtexec_json import Unusable, read_layers, read_profile, read_times
 
 ENDS = re.compile(r"(?:k0001|k0002)_\d+_[xy]\d+")
