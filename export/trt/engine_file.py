@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 from export.bundle.bundle_engine import bundle_of, engine_replaced
 from export.errors import CorruptFile, HyctasError, InvalidInput, Perform, Remedy
-from export.files import json_text, read_json, sha256, write_together
+from export.files import check_own, json_text, read_json, sha256, write_together
 from export.parity import check_claim
 from export.ranges import Range, check_types
 from export.trt import rtx
@@ -183,16 +183,7 @@ def required_manifest(path: Path) -> EngineManifest:
 
 def check_free(path: Path) -> None:
     """Refuse to overwrite what is no engine of ours: `InvalidInput` where something stands at `path` without a manifest."""
-    if not path.exists():
-        return
-    try:
-        ours = path.is_file() and read_manifest(path) is not None
-    except CorruptFile:
-        ours = False
-    if not ours:
-        beside = manifest_path(path).name
-        raise InvalidInput(f"{path} exists and was not written by this command (no {beside} beside it that can be read); "
-                           "choose another name or move it away")  # fmt: skip
+    check_own(path, manifest_path(path), lambda: read_manifest(path) is not None)
 
 
 def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:

@@ -22,7 +22,7 @@ from export.bundle.manifest import FORMAT_VERSION, Manifest, versions
 from export.bundle.manifest import NAME as BUNDLE_MARK
 from export.claims import building_folder
 from export.errors import CorruptFile, Give, InvalidInput, LeaveOut, Perform
-from export.files import read_json, sha256, write_bytes, write_json
+from export.files import check_own, read_json, sha256, write_bytes, write_json
 from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_genotype
@@ -346,16 +346,8 @@ def check_free(path: Path) -> None:
     Raises:
         InvalidInput: something stands at `path` that no manifest beside it lists.
     """
-    if not path.exists():
-        return
     manifest = manifest_of(path)
-    try:
-        ours = path.is_file() and path.name in read_json(manifest, FORMAT_VERSION)["files"]
-    except (OSError, CorruptFile, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise InvalidInput(f"{path} exists and was not written by this command (no {manifest.name} beside it); "
-                           "choose another name or move it away")  # fmt: skip
+    check_own(path, manifest, lambda: path.name in read_json(manifest, FORMAT_VERSION)["files"])
 
 
 def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CorruptFile, Give, InvalidInput, Unavailable
+from export.files import sha256
 from hyctas.pretrained.reading import Provenance, read_trunk, unsupported
-from hyctas.pretrained.state_file import file_sha256, read_state, summary, tensors_sha256
+from hyctas.pretrained.state_file import read_state, summary, tensors_sha256
 from hyctas.pretrained.trunk import SourceTrunk
 
 TIMM = "timm:"
@@ -95,7 +96,7 @@ def _read_wheel(name: str, wheel: Wheel) -> SourceTrunk:
     if not path.is_file():
         reason = f"the package {wheel.distribution} does not hold {wheel.file}; version {wheel.version} does"
         raise Unavailable(name, reason, wheel.install, WITHOUT)
-    digest = file_sha256(path)
+    digest = sha256(path)
     if digest != wheel.sha256:
         found = f"is not the published file (sha256 {digest}, expected {wheel.sha256})"
         raise CorruptFile(path, f"{found}; install it again: {wheel.install}", None, WITHOUT)
@@ -105,7 +106,7 @@ def _read_wheel(name: str, wheel: Wheel) -> SourceTrunk:
 
 def _read_file(path: Path) -> SourceTrunk:
     state = read_state(path)
-    return read_trunk(state, str(path), Provenance(sha256=file_sha256(path), licence="unknown", origin=f"file {path}"))
+    return read_trunk(state, str(path), Provenance(sha256=sha256(path), licence="unknown", origin=f"file {path}"))
 
 
 def _read_timm(name: str) -> SourceTrunk:

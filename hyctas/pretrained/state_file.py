@@ -44,12 +44,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(PARALLEL): tensor for name, tensor in value.items()}
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     """Return the sha256 of tensors that came in no file of ours: names, types, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()

@@ -22,7 +22,6 @@ from hyctas.search.history import SEARCH, Evaluation
 
 INK = "#75808f"
 """Text and axes: readable on white and on black. In a page it becomes the colour of the page's text."""
-GREY = "#8e98a6"
 BRANCHES = {1: ("o", "#d98a00"), 2: ("^", "#109a76"), 3: ("s", "#3f86d6")}
 LIMIT, CHOSEN = "#c2487f", "#d9480f"
 STYLE: Any = {

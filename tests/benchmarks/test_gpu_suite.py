@@ -86,9 +86,7 @@ def test_1_a_killed_rehearsal_goes_on(tmp_path: Path) -> None:
         pytest.param((), 3, "finds no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")),
     ],
 )
-def test_2_bad_options(
-    tmp_path: Path, options: tuple[str, ...], code: int, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_2_bad_options(tmp_path: Path, options: tuple[str, ...], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(["--out", str(tmp_path / "out"), *options])
     assert ended.value.code == code and not (tmp_path / "out").exists()

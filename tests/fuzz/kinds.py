@@ -171,6 +171,7 @@ def _gzip() -> dict[str, Any]:
 
 # What reads each kind. Imports stand inside, so that listing the kinds is quick.
 
+
 def _record(root: Path) -> Any:
     from hyctas.artifacts.runs import recorded_preprocessing
     from hyctas.report.collect import collect

@@ -325,6 +325,7 @@ def _read_only(torture: Torture) -> str:
 
 def _few_files(torture: Torture) -> str:
     """Do the job with `OPEN_FILES` open files."""
+
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
 

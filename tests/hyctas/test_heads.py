@@ -77,11 +77,6 @@ def test_auxiliary_losses_train_what_only_they_reach(tmp_path: Path) -> None:
     assert {"auxiliary", "head", "trunk", "stem"} <= moved[0.4]
 
 
-def test_auxiliary_weight_is_checked() -> None:
-    with pytest.raises(InvalidInput, match="auxiliary is"):
-        NetworkRecipe(steps=1, auxiliary=-0.2)
-
-
 @pytest.mark.parametrize("head", [0, 1, 2])
 def test_joined_output_comes_apart(head: int) -> None:
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from hyctas.nn.blocks import Block
 from hyctas.spaces.members import members
 
 NAMES = ("lite0-16", "resnet-w50", "plain")
-SIZES = ((360, 480), (45, 61))
+SIZES = ((72, 96), (45, 61))
 ALLOWED = {"Add", "Clip", "Concat", "Conv", "MaxPool", "Pad", "ReduceMean", "Relu", "Resize", "Slice"}
 
 

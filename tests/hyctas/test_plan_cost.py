@@ -43,11 +43,7 @@ OPERATORS: list[Operator] = [
     *(Conv((8,), 16, kernel, 2, aligned=True) for kernel in (1, 3, 5, 7)),
     Conv((8, 8, 8), 16, 3, add=True),
     *(Residual((8,), *shape) for shape in SHAPES),
-    *(
-        InvertedResidual((8,), *shape, kernel, expansion)
-        for shape in SHAPES
-        for kernel, expansion in ((3, 1), (3, 6), (5, 3))
-    ),
+    *(InvertedResidual((8,), *shape, kernel, expansion) for shape in SHAPES for kernel, expansion in ((3, 1), (3, 6), (5, 3))),
     *(MaxPool((8,), 8, aligned=aligned) for aligned in (False, True)),
     Context((8,), 8),
     Skip((8,), 16),

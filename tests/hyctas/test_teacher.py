@@ -23,7 +23,7 @@ from export.files import write_json, write_text
 from hyctas.data import PREPROCESSING, Augment, Frames, Labels, Scenes, View, augment_view, default_colours, draw_view, normalise
 from hyctas.network import Network, build, save_weights
 from hyctas.space import tiny
-from hyctas.training.config import NetworkRecipe, Recipe
+from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Trainer
 from hyctas.training.losses import soft_label_loss
@@ -281,9 +281,3 @@ def test_crops_do_not_depend_on_the_teacher(run_folder: Path, frames: Frames, tm
     assert all(torch.equal(one, two) for one, two in zip(plain.batch(7), taught.batch(7), strict=False))
     plain.close()
     taught.close()
-
-
-@pytest.mark.parametrize("bad", [{"distillation": 1.5}, {"temperature": 0.0}, {"temperature": float("nan")}])
-def test_bad_recipes(bad: dict[str, float]) -> None:
-    with pytest.raises(InvalidInput, match=next(iter(bad))):
-        NetworkRecipe(steps=1, **bad)  # type: ignore[arg-type]

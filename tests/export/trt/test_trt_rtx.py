@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from benchmarks.tensorrt_case import Built, build_all, build_one
 from benchmarks.tensorrt_matrix import BODIES, alone, chosen, graphs, in_types, matrix_table, networks, with_attention
@@ -41,6 +41,7 @@ from export.trt.from_onnx import main as from_onnx
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
 from export.trt.proof import is_proven, prove
+from tests.export import foreign_files as foreign
 from tests.export.trt.rtx_builds import CAPABILITY, graph, module, needs_rtx, options
 
 SIZE = (96, 128)
@@ -130,10 +131,9 @@ def quantised(bias: bool, zero: int) -> bytes:
     ]
     if not bias:
         del nodes[3], constants["b"], constants["bz"]
-    ends = [helper.make_tensor_value_info(name, 1, [1, channels, 8, 8]) for name, channels in (("image", 3), ("y", 4))]
-    initializers = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
-    body = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
-    return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString())
+    image, y = foreign.info("image", [1, 3, 8, 8]), foreign.info("y", [1, 4, 8, 8])
+    held = {name: np.array(value) for name, value in constants.items()}
+    return bytes(foreign.model(nodes, [image], [y], held).SerializeToString())
 
 
 @needs_rtx
