@@ -146,7 +146,7 @@ def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) ->
 
 
 def _exported(run: Path, size: tuple[int, int] | None, folder: Path) -> Path:
-    from export.onnx.exporter import export_onnx
+    from export.onnx.exporter import export_onnx  # torch, which ONNX files and bundles do without
     from hyctas.artifacts.bundling import load_trained
 
     trained = load_trained(run)
