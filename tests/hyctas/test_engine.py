@@ -171,6 +171,7 @@ def written(path: Path, network: Trained, shop: Shop, precision: str = "fp16", *
     return write_engine(network, path, SIZE, "native", precision, command, given, shop.context(), scenes, {"threads": 1})
 
 
+@pytest.mark.slow
 def test_an_engine_with_its_manifest_and_its_onnx_file(attending: Trained, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     shop, path = Shop(tmp_path / "scratch"), tmp_path / "deep" / "m.engine"

@@ -110,6 +110,7 @@ def check_rows(found: Ingested, kit: Path, tolerance: float = 0.01) -> None:
         assert row.p10_ms <= row.median_ms <= row.p90_ms and row.n >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "precision"), [(8601, "fp16"), (100300, "fp32"), (101600, "fp16"), (110000, "fp16")])
 def test_the_whole_loop_recovers_every_time(tmp_path: Path, version: int, precision: str) -> None:
     folder = tmp_path / "kit"
@@ -452,6 +453,7 @@ def test_conversions_at_the_ends_are_left_out(kit: Path) -> None:
         assert row.median_ms == pytest.approx(want[key] / 1.2, rel=0.01)
 
 
+@pytest.mark.slow
 def test_drift_marks_the_block(tmp_path: Path) -> None:
     folder = tmp_path / "kit"
     kit = write(folder, keys=KEYS[:3], nets=4, rounds=6, alone=("conv",))

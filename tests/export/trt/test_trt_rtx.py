@@ -60,6 +60,7 @@ CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 SINGLE = AttentionCase(1, 1, 16, 32, 345, 345, "float16", 0.5)
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize("name", CHOSEN)
 def test_networks_are_parsed_and_built(name: str, tmp_path: Path) -> None:

@@ -221,8 +221,7 @@ def test_checkpoint_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(512, 1024), (360, 480)], ids=lambda size: f"{size[0]}x{size[1]}")
-@every
+@pytest.mark.parametrize(("name", "size"), [("S", (128, 256)), ("M", (90, 120))])
 def test_onnx_runtime_agrees(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     """With weights that make every attention count (fresh ones start at the shortcut)."""
     network = published.load_checkpoint(name, fill.state_dict(name)).network
