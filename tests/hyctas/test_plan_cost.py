@@ -62,7 +62,7 @@ OPERATORS: list[Operator] = [
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(7, 9), (1, 1)], ids=str)
 def test_closed_forms_equal_torch(operator: Operator, size: tuple[int, int]) -> None:
     shapes = tuple((channels, *size) for channels in operator.sources)
     with torch.device("meta"):

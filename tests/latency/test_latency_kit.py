@@ -333,10 +333,11 @@ def test_a_broken_file_is_reported_and_the_rest_goes_on(kit: Path, fail: str, st
     assert [lost.name for lost in found.lost] == [broken.name] and reason in found.lost[0].reason
     assert found.missing == [o.key for o in broken.operators] and len(found.table) == len(SMALL) - len(found.missing)
     assert found.table.provenance[0]["lost"][0]["name"] == broken.name
-    before = len(calls(kit))
-    run_script(kit, 1 if fail == "unsupported" else 0)
-    assert (len(calls(kit)) - before == 1) == (fail == "unsupported"), "only what cannot work is not tried again"
-    assert len(ingest(kit).lost) == (fail == "unsupported")
+    if fail in ("oom", "unsupported"):
+        before = len(calls(kit))
+        run_script(kit, 1 if fail == "unsupported" else 0)
+        assert (len(calls(kit)) - before == 1) == (fail == "unsupported"), "only what cannot work is not tried again"
+        assert len(ingest(kit).lost) == (fail == "unsupported")
 
 
 def test_what_helps_against_failures_that_pass(kit: Path) -> None:
