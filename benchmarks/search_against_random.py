@@ -113,10 +113,10 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     """
     from hyctas.artifacts.inherit import SupernetRecord
     from hyctas.artifacts.runs import recorded_preprocessing
-    from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.jobs import SearchJob
-    from hyctas.cli.search import NORM_BATCHES, SCORE_THREADS, open_scorer
+    from hyctas.cli.search import SearchJob
     from hyctas.cli.show import bar
+    from hyctas.commands.datasets import open_dataset
+    from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
     from hyctas.data import Frames
     from hyctas.search.driver import SURVIVING, search
     from hyctas.search.history import SEARCH, History
@@ -133,7 +133,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     size = parse_size(calibrated_sizes(space, latency)[0])
     case = {
         "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
-        "evaluations": job.evaluations, "images": job.images, **asdict(job.search()),
+        "evaluations": job.evaluations, "images": job.images, **asdict(job.settings),
     }  # fmt: skip
     if case in [line["case"] for line in read_results(arguments.results)]:
         return
@@ -142,7 +142,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
         raise InvalidInput(f"all {len(data.choose)} images of the choosing split are scored on; give fewer --images")
     model = CostModel(space, latency, size, data.num_classes)
     scorer = open_scorer(job, supernet, data, preprocessing)
-    settings = job.search()
+    settings = job.settings
     batch = round(max(2, settings.population // 3) / SURVIVING)
     makers = {"search": None, "random": lambda first: Draws(model, limits, seed, batch)}
     answers = {}

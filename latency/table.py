@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile, InvalidInput, MissingKeys
+from export.errors import CorruptFile, InvalidInput, MissingKeys, Perform, Remedy
 from export.files import read_json, write_json
 from latency.calibration import Calibration
 from latency.identity import Identity
@@ -119,7 +119,7 @@ class LatencyTable:
         try:
             value = read_json(path, FORMAT_VERSION)
         except FileNotFoundError:
-            raise InvalidInput(f"there is no latency table at {path}; hyctas-profile makes one") from None
+            raise InvalidInput(f"there is no latency table at {path}", Perform("profile")) from None
         except CorruptFile:
             raise
         except (ValueError, RecursionError) as error:  # an integer of thousands of digits, endless nesting
@@ -184,18 +184,18 @@ class LatencyTable:
         """List the keys that have no row, each once, in the order given."""
         return [key for key in dict.fromkeys(keys) if key not in self.rows]
 
-    def require(self, keys: Iterable[str], command: str) -> None:
+    def require(self, keys: Iterable[str], remedy: Remedy) -> None:
         """Require a row for every key.
 
         Args:
             keys: what is needed.
-            command: the command that measures them, for the error.
+            remedy: what measures them, for the error.
 
         Raises:
             MissingKeys: with all the missing keys.
         """
         if missing := self.missing(keys):
-            raise MissingKeys(missing, command)
+            raise MissingKeys(missing, remedy)
 
 
 def join_rows(old: Mapping[str, Row], new: Mapping[str, Row]) -> dict[str, Row]:

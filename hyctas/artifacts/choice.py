@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput, Perform
 from export.files import read_json
 from hyctas.arch.genotype import Genotype
 from hyctas.published.spec import is_source, read_source
@@ -44,7 +44,7 @@ def chosen_genotype(run: Path) -> Genotype:
     """
     path = run / "pareto.json"
     if not path.exists():
-        raise InvalidInput(f"there is no {path}; run hyctas-search --run {run} first, or give a genotype with --network")
+        raise InvalidInput(f"there is no {path}", Perform("search", {"run": run}), Give("network", "GENOTYPE.json"))
     outcome = read_json(path, *READ_VERSIONS)
     try:
         candidates = (*outcome["front"], *outcome.get("finalists", ()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, Perform
 from hyctas.artifacts.runs import Record
 from hyctas.network import load_weights
 from hyctas.nn.supernet import Supernet
@@ -45,8 +45,8 @@ class SupernetRecord:
         """
         path = run / "supernet.safetensors"
         if not path.exists():
-            raise InvalidInput(f"there is no trained supernet in {run} ({path.name}); run hyctas-train supernet --run {run} first, "
-                               "or let it finish")  # fmt: skip
+            raise InvalidInput(f"there is no trained supernet in {run} ({path.name}), or it has not finished",
+                               Perform("train supernet", {"run": run}))  # fmt: skip
         record = Record.of_finished(run, COMMAND)
         try:
             config, size = record.config, record.config["recipe"]["size"]

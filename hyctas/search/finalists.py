@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import CheckFailed, CorruptFile
+from export.errors import CheckFailed, CorruptFile, Give, StartOver
 from export.files import read_json, write_json
 from export.ranges import check_types
 from hyctas.search.front import pareto
@@ -171,7 +171,8 @@ def _train_round(
     if not found:
         raise CheckFailed(
             f"the trainings of all {len(taking_part)} finalists failed, the last one because: {list(failed.values())[-1]}. What "
-            "the search found is kept; with --finalists 0 the choice stays the one by shared weights"
+            "the search found is kept",
+            Give("finalists", "0", "keep the choice by shared weights"),
         )
     best = sorted(taking_part, key=lambda f: (-found.get(f.id, -1.0), f.evaluation.predicted_ms, f.id))
     kept = [finalist.id for finalist in best if finalist.id in found][: max(1, len(taking_part) // 2)]
@@ -195,7 +196,7 @@ def read_rounds(path: Path, known: Collection[str]) -> list[Round]:
             if found.steps < 1 or not all(0 <= share <= 1 for share in shares) or not all(ms > 0 for ms in times):
                 raise ValueError("steps, an mIoU or a time is out of range")
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(path, f"holds no rounds of finalists ({error}); start over with --restart") from None
+        raise CorruptFile(path, f"holds no rounds of finalists ({error})", None, StartOver()) from None
     return rounds
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput, StartOver
 from export.files import parse_json, write_text
 from export.ranges import check_types
 from hyctas.arch.genotype import Genotype
@@ -127,8 +127,8 @@ class History:
                 else:
                     self._take(Evaluation.from_json(value))
             except ValueError as error:
-                reason = f"bad line ({error}); mend or remove it, or start over with --restart"
-                raise CorruptFile(self.path, reason, number) from None
+                reason = f"bad line ({error}); mend or remove it"
+                raise CorruptFile(self.path, reason, number, StartOver()) from None
         if torn:
             notice(f"{self.path}: dropped a torn last line ({len(torn)} bytes)")
             write_text(self.path, "".join(line.decode() + "\n" for line in lines) or json.dumps(self.header) + "\n")
@@ -162,7 +162,7 @@ class History:
             for name, (read, computed) in pairs.items():
                 if not math.isclose(read, computed, rel_tol=1e-6):
                     reason = f"{name} of network {found.id} is {read:g}, and {computed:g} by the latency table"
-                    raise CorruptFile(self.path, f"{reason}; mend or remove the line, or start over with --restart", number)
+                    raise CorruptFile(self.path, f"{reason}; mend or remove the line", number, StartOver())
 
     def keep(self, asked: Set[tuple[str, str]]) -> int:
         """Forget, in memory, the evaluations of networks that a search has not asked for; return their number."""
@@ -177,8 +177,7 @@ class History:
         differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]
         if differing and found != self._formerly:
             shown = "\n  ".join(f"{name}: was {found.get(name)!r}, now {self.header.get(name)!r}" for name in sorted(differing))
-            advice = "Give another --run, or start over with --restart"
-            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}\n{advice}")
+            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}", Give("run"), StartOver())
 
 
 def _with_version(header: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.errors import InvalidInput, MissingKeys
-from latency import LatencyTable, Unit, fit, judge, predict
+from export.errors import InvalidInput, MissingKeys, Perform
+from latency import LatencyTable, Unit, fit, predict
 from latency.accuracy import fidelity, kendall, ranks, spearman
 from latency.calibration import Calibration
 from latency.identity import Identity
-from latency.judge import conformal_bound
+from latency.judge import conformal_bound, judge
 from latency.predictor import _bounded, compare
 from latency.table import Row
 
@@ -68,8 +68,8 @@ def test_latency_predict_plain_sum_counts_each_unit() -> None:
 def test_latency_predict_reports_all_missing_keys() -> None:
     units = [Unit(key, "conv", (8,), 0, 0) for key in ("conv0", "x", "y", "x")]
     with pytest.raises(MissingKeys) as caught:
-        predict(units, make_table(), command="hyctas-profile --space tiny")
-    assert (caught.value.keys, caught.value.command) == (("x", "y"), "hyctas-profile --space tiny")
+        predict(units, make_table(), remedy=Perform("profile", {"space": "tiny"}))
+    assert (caught.value.keys, caught.value.remedies) == (("x", "y"), (Perform("profile", {"space": "tiny"}),))
     with pytest.raises(MissingKeys) as caught:
         fit([units, [*units, Unit("z", "conv", (8,), 0, 0)]] * 3, [1.0] * 6, make_table(), space_hash="", name="")
     assert caught.value.keys == ("x", "y", "z")

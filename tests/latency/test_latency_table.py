@@ -132,8 +132,8 @@ def test_latency_table_merge_refuses_a_foreign_identity(other: Identity, field: 
 def test_latency_table_requires_all_keys_at_once() -> None:
     table().require(["a", "b"], "run")
     with pytest.raises(MissingKeys) as caught:
-        table().require(["x", "a", "y", "x"], "hyctas-profile ...")
-    assert (caught.value.keys, caught.value.command) == (("x", "y"), "hyctas-profile ...")
+        table().require(["x", "a", "y", "x"], "measure them")
+    assert (caught.value.keys, caught.value.remedies) == (("x", "y"), ("measure them",))
 
 
 def write_journal(path: Path, identity: Identity = IDENTITY) -> Path:

@@ -202,7 +202,7 @@ def test_without_a_gpu_the_target_says_that_it_builds_for_others(monkeypatch: py
     monkeypatch.setattr(guard, "require_gpu", no_gpu)
     found = next(state for state in available_targets() if state.target == "tensorrt-rtx:fp16")
     assert not found.ok and "its builder is here, and builds engines for other machines" in found.reason
-    assert "--gpu sm_86" in found.install
+    assert "exported here, for tensorrt-rtx:fp16" in found.install
 
 
 def test_where_it_is_not_installed_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from export.bench_report import BenchReport
 from export.bundle.imaging import decode
 from export.errors import InvalidInput, Unavailable
 from hyctas.cli import bench as cli
-from hyctas.cli import jobs
+from hyctas.commands import chosen_target, model_files, sample_images
 from tests.export import foreign_files
 from tests.hyctas.cli.conftest import SIZE, Command, expect, write_run
 
@@ -191,16 +191,16 @@ def test_images(tmp_path: Path, pictures: list[str], count: int) -> None:
 def test_unusable_images(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(InvalidInput, match=r"a\.jpg"):
-        cli.load_images(str(tmp_path))
+        sample_images.load_images(str(tmp_path))
     with pytest.raises(InvalidInput, match="no images"):
-        cli.load_images("scenes:val=0")
+        sample_images.load_images("scenes:val=0")
 
 
 def test_names_differ(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "m.onnx", tmp_path / "b" / "m.onnx", tmp_path / "c.onnx", tmp_path / "b" / "m.onnx"]
-    a, b, c, again = cli.names(paths)
+    a, b, c, again = model_files.names(paths)
     assert (a, b, c, again) == (str(paths[0]), f"{paths[1]} (1)", "c.onnx", f"{paths[1]} (2)")
-    assert cli.names([Path("."), tmp_path])[0] == Path.cwd().name
+    assert model_files.names([Path("."), tmp_path])[0] == Path.cwd().name
 
 
 def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,16 +212,16 @@ def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
     def states() -> list[runtimes.Availability]:
         return [runtimes.Availability(name, name in able, "why", "how") for name in runtimes.PREFERRED]
 
-    monkeypatch.setattr(runtimes, "available_targets", states)
+    monkeypatch.setattr(chosen_target, "available_targets", states)
     bundle, file, program = (Path("b"), "bundle"), (Path("m.onnx"), ".onnx"), (Path("m.pt2"), ".pt2")
-    assert str(cli.choose_target(None, [bundle])) == "torch-cuda:fp32"
-    assert str(cli.choose_target(None, [bundle, file])) == "onnxruntime-cpu:fp32"
-    assert str(cli.choose_target(None, [program, bundle])) == "torch-cuda:fp32"
+    assert str(model_files.choose_target(None, [bundle])) == "torch-cuda:fp32"
+    assert str(model_files.choose_target(None, [bundle, file])) == "onnxruntime-cpu:fp32"
+    assert str(model_files.choose_target(None, [program, bundle])) == "torch-cuda:fp32"
     able.clear()
     with pytest.raises(Unavailable, match=r"onnxruntime-cpu:fp32 is unavailable: why"):
-        cli.choose_target(None, [file])
+        model_files.choose_target(None, [file])
     with pytest.raises(Unavailable, match="torch-cpu:fp32"):
-        jobs.best_target(("torch-",))
+        chosen_target.best_target(("torch-",))
 
 
 def test_bar_draws_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_bar_draws_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     console = Console(force_terminal=True, width=100)
     monkeypatch.setattr(show, "console", console)
-    with console.capture() as capture, cli.still_bar("time models") as progress:
+    with console.capture() as capture, show.still_bar("time models") as progress:
         progress(50, 100)
         progress(100, 100)
     assert "100%" in capture.get()

@@ -11,9 +11,9 @@ from PIL import Image
 
 from export.errors import InvalidInput
 from export.files import write_json
-from hyctas.cli.datasets import open_dataset
+from hyctas.commands import network_training
+from hyctas.commands.datasets import open_dataset
 from hyctas.space import tiny
-from hyctas.training import evaluate
 from tests.hyctas.cli.conftest import Command, expect
 
 CLIPS = ("a", "b", "c", "d")
@@ -124,7 +124,7 @@ def test_a_training_ends_in_a_checkpoint_and_a_failed_scoring_is_repeated_alone(
     command: Command, data: Path, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(evaluate, "evaluate", lambda *_, **__: (_ for _ in ()).throw(InvalidInput("the disk is gone")))
+        broken.setattr(network_training, "evaluate", lambda *_, **__: (_ for _ in ()).throw(InvalidInput("the disk is gone")))
         code, text = train(command, data, network)
     run = data.parent / "run"
     assert code == 2 and "the disk is gone" in text and (run / "network.safetensors").exists()

@@ -14,14 +14,14 @@ import pytest
 from export.platform import KINDS, install_line
 from export.runtimes import available_targets, default_target
 from export.target import RUNTIMES
-from hyctas.cli import doctor as cli
+from hyctas.commands import doctor
 from tests.hyctas.cli.conftest import Command, expect
 from tests.test_help import ask
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return cli.findings()
+    return doctor.findings()
 
 
 def test_json_covers_every_target(command: Command) -> None:
@@ -62,11 +62,11 @@ def test_nothing_can_run(command: Command, found: dict[str, Any], monkeypatch: p
     value |= {"default_target": None, "virtual_environment": False}
     value["versions"]["onnx"] = None
     value["machine"] |= {"memory_available_gib": 0.5, "disk_free_gib": 1.0, "load": 99.0}
-    lines = cli.advice(value)
+    lines = doctor.advice(value)
     for text in ("pip install onnx", "no target can run", "python3 -m venv", "memory", "disk", "load average"):
         assert any(text in line for line in lines)
     value["advice"] = lines
-    monkeypatch.setattr(cli, "findings", lambda: value)
+    monkeypatch.setattr(doctor, "findings", lambda: value)
     expect(command("doctor"), 0, "No target can run on this machine.")
 
 
@@ -74,7 +74,7 @@ def test_text_of_files_is_escaped(found: dict[str, Any], capsys: pytest.CaptureF
     value, bad = copy.deepcopy(found), "\x1b]0;x\x07[red]"
     value["machine"] |= {"cpu": bad, "os": bad, "gpus": [{"name": bad, "driver": bad, "memory": bad}]}
     value["targets"] = [{**state, "ok": False, "reason": bad, "install": bad} for state in value["targets"]]
-    cli._show(value | {"versions": {"torch": bad}, "advice": [bad]})
+    doctor._show(value | {"versions": {"torch": bad}, "advice": [bad]})
     out = capsys.readouterr().out
     assert "\x1b]0" not in out and "\x07" not in out and "\\x1b]0;x\\x07[red]" in out
 
@@ -82,9 +82,9 @@ def test_text_of_files_is_escaped(found: dict[str, Any], capsys: pytest.CaptureF
 def test_quiet_machine_needs_no_advice(found: dict[str, Any]) -> None:
     value = copy.deepcopy(found)
     value |= {"default_target": "onnxruntime-cpu:fp32", "virtual_environment": True}
-    value["versions"] = dict.fromkeys(value["versions"], "1.0") | dict.fromkeys(cli.OPTIONAL)
+    value["versions"] = dict.fromkeys(value["versions"], "1.0") | dict.fromkeys(doctor.OPTIONAL)
     value["machine"] |= {"memory_available_gib": None, "disk_free_gib": 50.0, "load": None}
-    assert cli.advice(value) == []
+    assert doctor.advice(value) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,10 +93,10 @@ def test_install_lines_fit_the_machine(command: Command, kind: str, monkeypatch:
     from export.backends import onnxruntime_session
     from export.trt.cuda import guard
 
-    for module in (onnxruntime_session, platform, runtimes, guard):
+    for module in (onnxruntime_session, platform, runtimes, guard, doctor):
         monkeypatch.setattr(module, "platform_kind", lambda **known: kind)
     monkeypatch.setattr(onnxruntime_session, "nvidia_driver", lambda: False)
-    value = cli.findings()
+    value = doctor.findings()
     assert value["machine"]["platform"] == kind and value["machine"]["jetson"] == (kind == "jetson")
     states = {state["target"]: state for state in value["targets"]}
     expected = install_line("onnxruntime-cuda", kind)
@@ -104,14 +104,14 @@ def test_install_lines_fit_the_machine(command: Command, kind: str, monkeypatch:
     if kind == "jetson":
         lines = [state["install"] for state in value["targets"] if "-cpu" not in state["target"]]
         assert not any("pip install" in line for line in lines)
-    monkeypatch.setattr(cli, "findings", lambda: value)
+    monkeypatch.setattr(doctor, "findings", lambda: value)
     expect(command("doctor"), 0, f"→ {expected}")
 
 
 def test_memory_is_optional(tmp_path: Path) -> None:
     unknown = {"memory_gib": None, "memory_available_gib": None}
-    assert cli._memory(tmp_path / "missing") == unknown
+    assert doctor._memory(tmp_path / "missing") == unknown
     (tmp_path / "meminfo").write_text("MemTotal: 2097152 kB\n")
-    assert cli._memory(tmp_path / "meminfo") == unknown
+    assert doctor._memory(tmp_path / "meminfo") == unknown
     (tmp_path / "meminfo").write_text("MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\n")
-    assert cli._memory(tmp_path / "meminfo") == {"memory_gib": 2.0, "memory_available_gib": 1.0}
+    assert doctor._memory(tmp_path / "meminfo") == {"memory_gib": 2.0, "memory_available_gib": 1.0}

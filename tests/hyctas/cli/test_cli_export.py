@@ -21,7 +21,7 @@ from export.target import Target
 from hyctas.arch.genotype import Arithmetic, Genotype
 from hyctas.artifacts import bundling
 from hyctas.artifacts.bundling import RUN_FILES, Trained, load_trained, prove, write_file
-from hyctas.cli import export as cli
+from hyctas.commands.sample_images import street_scenes
 from tests.hyctas.cli.conftest import LABELS, LITE, SIZE, Command, expect, small_genotype
 
 OTHER = replace(small_genotype(), arithmetic=Arithmetic(linear_stem=True))  # equal shapes, another network
@@ -264,7 +264,7 @@ def test_parity_is_the_exit_code(
 
 def test_prove_counts_examples(bundle: Path) -> None:
     trained: Trained = load_trained(bundle)
-    images = cli.street_scenes((50, 70), 2)
+    images = street_scenes((50, 70), 2)
     assert images[0].shape == (50, 70, 3)
     report = prove(trained, bundle / "model.onnx", Target("onnxruntime-cpu", "fp32"), SIZE, "native", images)
     assert report.passed and report.inputs == 5

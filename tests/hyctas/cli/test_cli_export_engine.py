@@ -22,8 +22,9 @@ from export.trt.choose import take_first
 from export.trt.cuda import guard
 from export.trt.engine_file import read_manifest, save_engine
 from export.trt.from_onnx import Place
-from hyctas.cli import bench
-from hyctas.cli.jobs import BenchJob, ExportJob
+from hyctas.cli.bench import BenchJob
+from hyctas.cli.export import ExportJob
+from hyctas.commands import model_files
 from hyctas.engine import context as engine
 from hyctas.engine.settings import EngineSettings, LoadSettings
 from latency.measure import measure
@@ -86,13 +87,14 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
         opened.append(settings)
         return made.context()
 
-    monkeypatch.setattr(engine, "open_context", context)
+    monkeypatch.setattr("hyctas.commands.export_engine.open_context", context)
     real = runtimes.open_runtime
 
     def open_runtime(target: Target, threads: int, **tensorrt: Any) -> Any:
         return None if target.runtime == "tensorrt" else real(target, threads)
 
-    monkeypatch.setattr(runtimes, "open_runtime", open_runtime)
+    for module in ("export", "export_engine"):
+        monkeypatch.setattr(f"hyctas.commands.{module}.open_runtime", open_runtime)
     made.opened = opened  # type: ignore[attr-defined]
     return made
 
@@ -138,7 +140,7 @@ def moved(path: Path, **facts: Any) -> None:
 def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
     fake = Place(None, MACHINE, object(), shop.folder)  # type: ignore[arg-type]
-    monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache, capabilities: fake)
+    monkeypatch.setattr("hyctas.commands.export_engine.open_place", lambda backend, cache, capabilities: fake)
     context: Any = shop.context()
     monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: context.build(graph, options, None))
     monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: context.open(plan))
@@ -162,8 +164,8 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert not (work / "b/model.onnx.manifest.json").exists(), "the bundle's own file is the one that it can be rebuilt from"
 
     for reason, target in ((("no GPU", "a GPU"), "onnxruntime-cpu:fp32"), (None, "tensorrt:fp16")):
-        monkeypatch.setattr(guard, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
-        assert str(bench.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
+        monkeypatch.setattr(model_files, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
+        assert str(model_files.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
 
     expect(command("export", "b/model.engine", "--rebuild"), 0, "b/model.engine fits this machine; nothing to do")
     assert len(place.built) == 1
@@ -296,7 +298,7 @@ def test_bench_names_the_first_mismatch_of_an_engine(
 
 
 def test_settings_come_from_the_toml_file() -> None:
-    job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True}), cuda_backend="pycuda")
+    job = ExportJob(file="m.engine", build=EngineSettings(tf32=True), cuda_backend="pycuda")
     assert job.engine() == EngineSettings(tf32=True, cuda_backend="pycuda")
     assert BenchJob(trust=True).loading() == LoadSettings(trust=True)
     assert BenchJob(cuda_backend="pycuda").loading() == LoadSettings(cuda_backend="pycuda")

@@ -18,10 +18,9 @@ from export.files import sha256, write_json
 from export.target import format_size
 from hyctas.artifacts.bundling import load_trained
 from hyctas.artifacts.runs import recorded_preprocessing
-from hyctas.cli.datasets import open_dataset
 from hyctas.cli.entry import command as parse
-from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
-from hyctas.cli.values import field_names
+from hyctas.cli.train import TrainJob, TrainNetworkJob, TrainSupernetJob
+from hyctas.commands.datasets import open_dataset
 from hyctas.data import PREPROCESSING
 from hyctas.presets import preset_names
 from hyctas.space import tiny
@@ -236,7 +235,7 @@ def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: 
 
 def test_other_preprocessing_gives_other_scores(run: Path) -> None:
     from hyctas.artifacts.inherit import load_supernet
-    from hyctas.cli.datasets import open_dataset
+    from hyctas.commands.datasets import open_dataset
     from hyctas.data import Frames
     from hyctas.search.score import Scorer
 
@@ -358,7 +357,7 @@ def test_training_on_all_of_train_from_another_run(command: Command, run: Path, 
         ("amp = 1", "amp is 1; allowed: true or false"),
         ("loss = 'mse'", "loss is 'mse'; allowed: cross_entropy, ohem"),
         ("steps = ", "not valid TOML"),
-        ("learning_rate = 1979-05-27", "not valid TOML, or holds what is no setting"),
+        ("learning_rate = 1979-05-27", "learning_rate is datetime.date(1979, 5, 27); allowed: a number"),
         ("learning_rate = " + "[" * 5000, "not valid TOML"),
     ],
 )
@@ -373,7 +372,6 @@ def test_toml_fills_flags_and_recipe(command: Command, tmp_path: Path) -> None:
     expect(command("train", "supernet", "--data", DATA, "--run", tmp_path, "--config", tmp_path / "c.toml", "--steps", 1), 0)
     recipe = json.loads((tmp_path / "train-supernet.json").read_text())["config"]["recipe"]
     assert (recipe["steps"], recipe["learning_rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
-    assert {"learning_rate", "run", "ratios"} <= field_names(TrainSupernetJob)
 
 
 def parsed(kind: type[TrainJob], *arguments: str) -> Recipe:
@@ -548,7 +546,7 @@ def test_unexpected_errors_are_ours(command: Command, run: Path, monkeypatch: py
 
 
 def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:
-    from hyctas.cli.demo import sharing_size
+    from hyctas.commands.demo import sharing_size
 
     assert sharing_size((96, 128)) == (96, 128) and sharing_size((360, 480)) == (180, 240)
     assert sharing_size((1024, 2048)) == (128, 256) and sharing_size((33, 9999)) == (33, 9999)
@@ -556,7 +554,7 @@ def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:
 
 def test_the_demo_stops_at_an_impossible_frame_rate_before_it_trains(run: Path) -> None:
     from export.errors import Infeasible
-    from hyctas.cli.demo import check_limit
+    from hyctas.commands.demo import check_limit
 
     check_limit(run, "tiny", "64x64", ("fps=100",), CLASSES)
     with pytest.raises(Infeasible, match="smallest network"):

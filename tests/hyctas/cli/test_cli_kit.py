@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
-from hyctas.cli.kit import network_models
+from hyctas.commands.profile_kit import network_models
 from hyctas.cost.workloads import CostModel, draw_networks
 from hyctas.space import SPACES, Space, tiny
 from latency.kit.format import OPERATORS, Kit

@@ -21,7 +21,7 @@ from export.errors import InvalidInput
 from export.prediction.frame_source import Frame, Video
 from export.prediction.live_page import LivePage
 from export.prediction.opencv import VideoFile
-from hyctas.cli.predict import parse_address
+from hyctas.commands.predict import parse_address
 from hyctas.data import Labels
 from tests.export import foreign_files as foreign
 from tests.hyctas.cli.conftest import Command, expect, write_run

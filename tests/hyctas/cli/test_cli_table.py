@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hyctas.cli.profile import part
+from hyctas.commands.profile import part
 from hyctas.cost.workloads import CostModel, calibration_networks, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny

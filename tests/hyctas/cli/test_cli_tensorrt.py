@@ -33,8 +33,9 @@ from export.trt.cuda import guard
 from export.trt.cuda.guard import Gpu
 from export.trt.engine_precision import check_graph
 from export.trt.tensorrt_runtime import TensorRTRuntime
-from hyctas.cli.jobs import ProfileJob
-from hyctas.cli.profile import engines_ahead, part, protocol_of
+from hyctas.cli.profile import ProfileJob
+from hyctas.commands.profile import part
+from hyctas.commands.profile_tensorrt import engines_ahead, protocol_of
 from hyctas.cost.calibrate import measure_networks
 from hyctas.cost.workloads import draw_networks, workloads
 from hyctas.engine import context
@@ -260,7 +261,7 @@ class TestProfile:
     def test_builds(self) -> None:
         cpu = Target("onnxruntime-cpu", "fp32")
         assert [protocol_of(ProfileJob(), target).builds for target in (FP16, cpu)] == [3, 1]
-        assert protocol_of(ProfileJob(expert=json.dumps({"builds": 1})), FP16).builds == 1
+        assert protocol_of(ProfileJob(builds=1), FP16).builds == 1
 
 
 @pytest.mark.gpu

@@ -190,7 +190,7 @@ def test_3_a_network_of_ours_starts_another_exactly() -> None:
 
 @pytest.mark.parametrize("name", ["plain", "hyctas", "resnet"])
 def test_4_a_network_of_other_operators(name: str) -> None:
-    with pytest.raises(InvalidInput, match="--init none"):
+    with pytest.raises(InvalidInput, match="other operators than the source"):
         start_network(build(member(name), CLASSES), trunk_weights(named_weights.trunk("timm_lite0")), same_classes=False)
     assert default_source(member(name)) == NONE
 
