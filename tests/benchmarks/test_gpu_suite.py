@@ -210,7 +210,7 @@ def test_5_what_is_compiled_ahead_is_what_a_launch_asks_for() -> None:
     script = """
 import json, torch, triton, types
 from benchmarks.gpu_suite.launches import Device, Launch, compile_launches, shipped_tiles
-from hyctas.attention import launch as launcher
+from hyctas.attention.triton import launch as launcher
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 launch = Launch(step="forward", dtype="float16", d=8, e=64, queries=100, keys=320,

@@ -153,8 +153,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 12), ("N", 3, "H", "W")], ids=["static", "dynamic"])
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize(("case", "shape"), [*((case, (1, 3, 8, 12)) for case in WRONG), ("truncated", ("N", 3, "H", "W"))])
 def test_weights_in_other_files_that_cannot_be_read(tmp_path: Path, case: str, shape: foreign.Shape) -> None:
     """Whether ONNX Runtime, OpenVINO or this package reads it: the file and what to do are named."""
     location, more, reason = WRONG[case]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import torch
 
 from export.errors import CheckFailed, InvalidInput, Unavailable
 from export.files import sha256
+from export.onnx import exporter
 from export.onnx.functions import attach, nodes_of
 from export.plugin_kernel import PluginKernel
 from export.runtime import Session
@@ -156,6 +157,25 @@ class Shop:
         return BuildContext(trt, MACHINE, judge, build, gpu, opened, compile_kernel)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[None]:
+    """Let a network be exported once in every form that the tests here ask for."""
+    real, done = exporter.export_onnx, dict[str, tuple[exporter.OnnxReport, bytes]]()
+
+    def export_onnx(module: torch.nn.Module, size: tuple[int, int], path: Path, *more: Any, **named: Any) -> exporter.OnnxReport:
+        form = repr((id(module), size, more, named))
+        if form not in done:
+            done[form] = (real(module, size, path, *more, **named), path.read_bytes())
+        report, data = done[form]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return replace(report, path=path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "export_onnx", export_onnx)
+        yield
+
+
 @pytest.fixture(scope="module")
 def attending() -> Trained:
     """Give a network with attention; the exporter's first call, which takes seconds, is here."""
@@ -171,6 +191,7 @@ def written(path: Path, network: Trained, shop: Shop, precision: str = "fp16", *
     return write_engine(network, path, SIZE, "native", precision, command, given, shop.context(), scenes, {"threads": 1})
 
 
+@pytest.mark.slow
 def test_an_engine_with_its_manifest_and_its_onnx_file(attending: Trained, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     shop, path = Shop(tmp_path / "scratch"), tmp_path / "deep" / "m.engine"

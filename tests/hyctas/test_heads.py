@@ -112,6 +112,7 @@ def test_instance_heads_are_part_of_the_genotype() -> None:
     assert Genotype.from_json(text) == SEMANTIC, "a field with a default may be left out"
 
 
+@pytest.mark.slow
 def test_panoptic_onnx_and_its_parity(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build(PANOPTIC, 5).eval()

@@ -45,7 +45,7 @@ def test_random_networks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["native", "labels"])
 def test_outputs_of_an_edge_network(tmp_path: Path, output: str) -> None:
-    network = random_network(3, edge())
+    network = build(edge().smallest(), 5).eval()
     export_onnx(network, (75, 90), tmp_path / "n.onnx", output=output)
     report = check_parity(network, tmp_path / "n.onnx", size=(75, 90), count=1)
     assert report.passed, report.summary()

@@ -62,7 +62,7 @@ OPERATORS: list[Operator] = [
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(7, 9), (1, 1)], ids=str)
 def test_closed_forms_equal_torch(operator: Operator, size: tuple[int, int]) -> None:
     shapes = tuple((channels, *size) for channels in operator.sources)
     with torch.device("meta"):
@@ -77,7 +77,7 @@ def test_closed_forms_equal_torch(operator: Operator, size: tuple[int, int]) -> 
 
 
 @given(seeds, st.integers(33, 200), st.integers(33, 200))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_network_costs_equal_torch(seed: int, height: int, width: int) -> None:
     genotype = EDGE.sample(np.random.default_rng(seed))
     plan = lower(genotype, (height, width), 7)

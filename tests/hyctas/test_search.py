@@ -97,9 +97,8 @@ def test_missing_keys_are_all_reported_with_the_command() -> None:
     assert set(caught.value.keys) == set(gone) and "--space tiny --size 64x64 --classes 4" in advice(remedy)
 
 
-def test_numbers_of_evaluations_and_replay(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    history = run(path)
+def test_numbers_of_evaluations_and_replay(whole: History) -> None:
+    path, history = whole.path, whole
     scored, screened = ([e.id for e in history.of(kind)] for kind in ("search", "screen"))
     assert len(set(scored)) == len(scored) == 24 and set(scored) < set(screened)
     assert len(set(screened)) == len(screened) == 40, "8 of the first generation, of the others twice as many as are scored"
@@ -112,10 +111,15 @@ def test_numbers_of_evaluations_and_replay(tmp_path: Path) -> None:
     assert path.read_text() == first and len(again.evaluations) == len(history.evaluations)
 
 
-@pytest.mark.parametrize("stop", [3, 15, 30, 55])
-def test_a_killed_search_continues_to_the_same_result(tmp_path: Path, stop: int) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> History:
+    """A search that ran through."""
+    return run(tmp_path_factory.mktemp("whole") / "history.jsonl")
+
+
+@pytest.mark.parametrize("stop", [15, 55])
+def test_a_killed_search_continues_to_the_same_result(tmp_path: Path, whole: History, stop: int) -> None:
     """Whether it is killed while it screens or while it scores."""
-    whole = run(tmp_path / "a")
     calls = 0
 
     def dying(function: Callable[[Genotype], float]) -> Callable[[Genotype], float]:
@@ -136,7 +140,7 @@ def test_a_killed_search_continues_to_the_same_result(tmp_path: Path, stop: int)
     History(tmp_path / "b", HEADER, notices.append)
     assert len(notices) == 1 and "torn" in notices[0] and (tmp_path / "b").read_text() == text
     continued = run(tmp_path / "b")
-    assert continued.evaluations == whole.evaluations and (tmp_path / "b").read_text() == (tmp_path / "a").read_text()
+    assert continued.evaluations == whole.evaluations and (tmp_path / "b").read_text() == whole.path.read_text()
 
 
 def test_a_history_with_a_random_baseline_is_read(tmp_path: Path) -> None:

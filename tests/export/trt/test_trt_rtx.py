@@ -54,12 +54,12 @@ CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "edge:lite0-16-attention-w50": (["chosen"], ["bf16"]),
     "published:S": (["chosen"], ["fp16"]),
     "tiny sample 194": (["standard"], ["fp32", "fp16", "bf16"]),
-    "edge sample 9": (["standard"], ["fp32", "fp16"]),
 }
 """Network: with which attention, in which precisions. All of them, and M and L, are in the matrix."""
 SINGLE = AttentionCase(1, 1, 16, 32, 345, 345, "float16", 0.5)
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize("name", CHOSEN)
 def test_networks_are_parsed_and_built(name: str, tmp_path: Path) -> None:

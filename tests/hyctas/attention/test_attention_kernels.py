@@ -50,6 +50,7 @@ def too_wrong(cases: Results, key: str = "error") -> dict[str, float]:
     return {name: case[key] for name, case in cases.items() if not case[key] <= LIMITS[case["dtype"]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", CASES)
 def test_kernels_equal_float64(results: dict[str, Results], group: str) -> None:
     assert len(results[group]) == CASES[group]

@@ -30,7 +30,7 @@ from hyctas.space import edge
 ort = pytest.importorskip("onnxruntime")
 FUNCTION = self_attention_function()
 BODIES = tuple(FUNCTION.bodies)
-EDGE = {"edge-a": 0, "edge-c": 11}
+EDGE = {"edge-a": 0}
 """Genotypes drawn with these seeds, all with attention."""
 SIZE = (64, 96)
 

@@ -119,6 +119,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PluginKernel]
     return {name: convert(PluginKernel, line) for name, line in zip(KERNELS, lines, strict=True)}
 
 
+@pytest.mark.slow
 def test_kernels_are_what_their_data_say(kernels: dict[str, PluginKernel]) -> None:
     for name, kernel in kernels.items():
         arguments, _ = KERNELS[name]

@@ -19,7 +19,7 @@ from export import bench_timing as bench_module
 from export.bench_report import BenchReport
 from export.bundle.imaging import decode
 from export.errors import InvalidInput, Unavailable
-from hyctas.commands import bench as bench_command
+from hyctas.commands import bench as work
 from hyctas.commands import chosen_target, model_files, sample_images
 from tests.export import foreign_files
 from tests.hyctas.cli.conftest import SIZE, Command, expect, write_run
@@ -55,13 +55,13 @@ def call(command: Command) -> Command:
 
 def test_ours_against_a_foreign_one(call: Command, bundle: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    original = bench_module.bench
+    original = work.bench
 
     def watched(*arguments: Any, **named: Any) -> BenchReport:
         held.extend(latency.lock._held.values())
         return original(*arguments, **named)
 
-    monkeypatch.setattr(bench_command, "bench", watched)
+    monkeypatch.setattr(work, "bench", watched)
     code, out = call(bundle, foreign, bundle, "--size", "64x64", "--out", "deep/r.json")
     assert code == 0 and held == [1] and not latency.lock._held
     assert "target: onnxruntime-cpu:fp32, 1 thread; mode model; 3 models" in out
@@ -82,19 +82,19 @@ def test_paced(call: Command, bundle: Path, foreign: Path) -> None:
     assert all(text in out for text in ("400 frames per second", "missed", "dropped", "age p99 ms", "wrote paced.html"))
     report = json.loads(Path("paced.json").read_text())
     assert [(model["name"], model["frames"]) for model in report["models"]] == [("b", 20), ("theirs.onnx", 20)]
-    assert "--seconds" in call(bundle, "--pace", "10")[1]
+    assert "less than 10 frames" in call(bundle, "--pace", "10")[1]
     assert "leave --pace out" in call(bundle, "--pace", "10", "--kit", "kit")[1]
 
 
 def test_end_to_end_paints_a_street(call: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    original = bench_module.bench
+    original = work.bench
 
     def watched(*arguments: Any, **named: Any) -> BenchReport:
         seen.extend(named["images"])
         return original(*arguments, **named)
 
-    monkeypatch.setattr(bench_command, "bench", watched)
+    monkeypatch.setattr(work, "bench", watched)
     expect(call(bundle, "--mode", "end-to-end"), 0, "images: 4 from a generated street scene")
     assert [decode(image).size for image in seen] == [(64, 64)] * 4
     assert json.loads(Path("bench.json").read_text())["mode"] == "end-to-end"

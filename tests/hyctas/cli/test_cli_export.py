@@ -21,7 +21,7 @@ from export.target import Target
 from hyctas.arch.genotype import Arithmetic, Genotype
 from hyctas.artifacts import bundling
 from hyctas.artifacts.bundling import RUN_FILES, Trained, load_trained, prove, write_file
-from hyctas.commands import export as export_command
+from hyctas.commands import export as work
 from hyctas.commands.sample_images import street_scenes
 from tests.hyctas.cli.conftest import LABELS, LITE, RECORD, SIZE, Command, expect, small_genotype
 
@@ -258,7 +258,7 @@ def test_parity_is_the_exit_code(
             return network  # type: ignore[no-any-return]
 
     trained.network.__class__ = Drifting
-    monkeypatch.setattr(export_command, "load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr(work, "load_trained", lambda *_, **__: trained)
     expect(command("export", tmp_path / name, "--network", bundle), 1, "labels agree on")
     assert list(tmp_path.iterdir()) == []
 

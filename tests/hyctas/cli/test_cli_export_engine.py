@@ -353,7 +353,7 @@ def test_an_engine_of_a_bundle_for_gpus_that_are_not_here(command: Command, geno
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--target", "tensorrt-rtx:fp16"), "name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120"),
+        (("--target", "tensorrt-rtx:fp16"), "the GPUs that the engine is for are not named; give --gpu sm_86,sm_89,sm_120"),
         (("--target", "tensorrt-rtx:fp16", "--gpu", "sm_90"), "'sm_90' is no compute capability that TensorRT-RTX builds for"),
         (("--target", "tensorrt-rtx:bf16", "--gpu", "sm_75"), "sm_75 has no bf16"),
         (("--target", "tensorrt:fp16", "--gpu", "sm_89"), "--gpu is for tensorrt-rtx"),

@@ -36,6 +36,7 @@ AGAIN = (*SEARCH, "--limit", "ms=5")
 """The search that `searched` holds."""
 
 
+@pytest.mark.slow
 def test_search_and_its_repetition(command: Command, searched: Path) -> None:
     front = json.loads((searched / "pareto.json").read_text())
     assert front["chosen"] in {member["id"] for member in front["front"]}
@@ -50,6 +51,7 @@ def test_search_and_its_repetition(command: Command, searched: Path) -> None:
     assert (searched / "old-1" / "history.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_space_of_ones_own(command: Command, tmp_path: Path) -> None:
     """Its file is run only where this command line names it."""
     own, run = tmp_path / "own.py", tmp_path / "run"
@@ -436,6 +438,7 @@ def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tup
     assert code in (1, 2) and says in text and "Traceback" not in text, text
 
 
+@pytest.mark.slow
 def test_a_supernet_for_a_limit(command: Command, run: Path) -> None:
     """What is trained stands in the record: another limit is refused by name, and a search outside of it is warned."""
     expect(command("train", *TRAIN, "--run", run, "--limit", "ms=0.3"), 2, "band: was None, now")
