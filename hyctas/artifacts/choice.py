@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from export.codec import Count, Number, Positive, Share, Size, decode
-from export.errors import Give, InvalidInput, Perform
+from export.errors import CorruptFile, Give, InvalidInput, Perform
 from export.target import parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.published.spec import is_source, read_source
@@ -150,11 +150,9 @@ def read_genotype(path: Path) -> Genotype:
     if is_source(str(path)):
         return read_source(str(path))
     try:
-        return Genotype.from_json(path.read_text())
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is not a text file; expected genotype JSON") from None
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from None
+        return decode(Genotype, path)
+    except CorruptFile as error:
+        raise InvalidInput(f"{path} is no genotype: {error.reason}") from None
 
 
 def chosen_genotype(run: Path) -> Genotype:
