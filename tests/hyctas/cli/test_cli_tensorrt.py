@@ -172,7 +172,7 @@ class TestProfile:
         told: list[str] = []
         runtime = open_target(Target("tensorrt", precision), 1)
         assert isinstance(runtime, TensorRTRuntime)
-        runtime.tell = told.append
+        runtime.on_status = told.append
         measure_networks([network], runtime, (64, 64), 4, rounds=1)
         assert (kept.parent / f"{kept.name}.unusable").exists() and json.loads(kept.read_text())
         assert f"{kept.name} cannot be read and was moved to {kept.name}.unusable" in told[1] and "attention 1 of 1" in told[0]
