@@ -8,7 +8,6 @@ Without --table, the space is profiled and calibrated first (into a temporary fo
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Annotated
 import numpy as np
 
 from benchmarks.failures import one_sentence
+from export import codec
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -95,11 +95,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out:
         points = [{"id": g.id, "predicted_ms": p, "sum_ms": s, "measured_ms": m, "repeat_ms": r}
                   for g, p, s, m, r in zip(networks, predicted, sums, first.tolist(), second.tolist(), strict=True)]  # fmt: skip
-        result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": table.identity.to_json(),
+        result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": codec.plain(table.identity),
                   "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
                   "bound": {"confidence": CONFIDENCE, "coverage": bound[0], "factor": bound[1]} if bound else None,
                   "models": {name: asdict(score) for name, score in models.items()}, "networks": points}  # fmt: skip
-        write_json(arguments.out.with_suffix(".json"), json.loads(json.dumps(result)))
+        write_json(arguments.out.with_suffix(".json"), codec.plain(result))
         command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
         write_text(arguments.out.with_suffix(".md"), f"{text}\n```\n{command}\n```\n")
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 from benchmarks.failures import one_sentence
 from benchmarks.screening import BASE_INIT, Case, noted, read_results, run
 from benchmarks.search_against_random import paired
+from export.codec import decode_toml
 from export.errors import Infeasible, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -176,7 +176,7 @@ def main() -> None:
             return
         if arguments.data is None:
             raise InvalidInput("give --data, or --prepare or --table")
-        settings = tomllib.loads(arguments.config.read_text()) if arguments.config else {}
+        settings = decode_toml(dict[str, Any], arguments.config) if arguments.config else {}
         teachers = tuple((name, int(seed)) for name, _, seed in (text.rpartition(":") for text in arguments.teacher))
         for case in cases(found, arguments.init, settings, teachers):
             if not noted(case, arguments.results):

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results, train
+from export.codec import convert, plain
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text
 from export.target import format_size
@@ -100,7 +101,7 @@ def judge(arguments: argparse.Namespace) -> None:
     scores = {}
     for line in read_results(arguments.results):
         if "inherited" in line and matches(line, subject):
-            scores[Genotype.from_json(json.dumps(line["genotype"])).id] = line["inherited"]
+            scores[convert(Genotype, line["genotype"]).id] = line["inherited"]
     chosen = spread_evenly([scores[genotype.id] for genotype in candidates], arguments.networks)
     how = {"steps": arguments.steps, "crop": arguments.crop, "init": arguments.init}
     for seed, index in itertools.product(range(arguments.seeds), chosen):  # seed by seed, so that a part says something
@@ -161,7 +162,7 @@ def noted(results: Path, key: dict[str, Any]) -> bool:
 
 def matches(line: dict[str, Any], key: dict[str, Any]) -> bool:
     """Say whether a line has all of a key, as JSON has it."""
-    return json.loads(json.dumps(key)).items() <= line.items()
+    return plain(key).items() <= line.items()
 
 
 def report(lines: Sequence[dict[str, Any]]) -> str:

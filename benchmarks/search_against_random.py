@@ -26,10 +26,20 @@ from export.errors import CheckFailed, InvalidInput
 from export.files import sha256, write_text
 from export.target import parse_size
 from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.inherit import SupernetRecord
+from hyctas.artifacts.runs import recorded_preprocessing
+from hyctas.cli.search import SearchJob
+from hyctas.cli.show import bar
+from hyctas.commands.datasets import open_dataset
+from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
 from hyctas.cost.workloads import CostModel, calibrated_sizes
-from hyctas.search.history import Evaluation
+from hyctas.data import Frames
+from hyctas.search.driver import SURVIVING, search
+from hyctas.search.history import SEARCH, Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.search.optimise import RandomDraws
+from hyctas.search.score import Scorer, drawn_samples
+from latency import LatencyTable
 
 RESULTS = Path(__file__).parent / "results/cpu/search_against_random.jsonl"
 BAND = (0.85, 1.0)
@@ -111,18 +121,6 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
         InvalidInput: no limit on latency, or no image of the choosing split is left unseen.
         CheckFailed: a side found nothing near the limit.
     """
-    from hyctas.artifacts.inherit import SupernetRecord
-    from hyctas.artifacts.runs import recorded_preprocessing
-    from hyctas.cli.search import SearchJob
-    from hyctas.cli.show import bar
-    from hyctas.commands.datasets import open_dataset
-    from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
-    from hyctas.data import Frames
-    from hyctas.search.driver import SURVIVING, search
-    from hyctas.search.history import SEARCH, History
-    from hyctas.search.score import Scorer, drawn_samples
-    from latency import LatencyTable
-
     job = SearchJob(run=arguments.run, evaluations=arguments.evaluations, images=arguments.images, seed=seed)
     limits = Limits.parse([arguments.limit])
     if limits.latency_ms is None:

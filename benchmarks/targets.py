@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.failures import one_sentence
+from export.codec import convert
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -61,7 +62,7 @@ def read_run(run: Path) -> Found:
     if not path.exists():
         raise InvalidInput(f"there is no {path}; run hyctas-search --run {run} first")
     outcome: dict[str, Any] = read_json(path, *READ_VERSIONS)
-    genotypes = {member["id"]: Genotype.from_json(json.dumps(member["genotype"])) for member in outcome["front"]}
+    genotypes = {member["id"]: convert(Genotype, member["genotype"]) for member in outcome["front"]}
     miou = {member["id"]: float(member["miou"]) for member in outcome["front"]}
     return Found(Target.parse(outcome["target"]), int(outcome["threads"]), outcome, genotypes, miou)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
 from export.bundle.imaging import Preprocessing, palette
+from export.codec import Byte, decode
 from export.errors import CorruptFile, InvalidInput, Perform
 from export.files import sha256
 from export.runtime import Runtime, Session, TensorSpec
@@ -193,11 +194,19 @@ def _preprocessing(metadata: Mapping[str, str], notes: list[str]) -> Preprocessi
         notes.append("no preprocessing metadata: images are scaled to 0..1 and not normalised")
         return Preprocessing()
     try:
-        return Preprocessing.from_json(_parsed(metadata["preprocessing"]))
-    except InvalidInput:
+        return decode(Preprocessing, metadata["preprocessing"])
+    except ValueError:
         found = metadata["preprocessing"][:80]
         notes.append(f"its metadata preprocessing is not of hyctas ({found!r}): images are scaled to 0..1 and not normalised")
         return Preprocessing()
+
+
+@dataclass(frozen=True)
+class _Coloured:
+    """What of a file's labels is painted with."""
+
+    OPEN: ClassVar = True
+    colours: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Meta(min_length=1)]
 
 
 def _colours(metadata: Mapping[str, str], notes: list[str]) -> np.ndarray:
@@ -205,22 +214,11 @@ def _colours(metadata: Mapping[str, str], notes: list[str]) -> np.ndarray:
     if "labels" not in metadata:
         return palette(256)
     try:
-        labels = _parsed(metadata["labels"])
-        colours = np.asarray(labels["colours"])
-        if colours.dtype.kind == "i" and colours.ndim == 2 and colours.shape[1] == 3 and 0 <= colours.min() <= colours.max() <= 255:
-            return colours.astype(np.uint8)
-    except (InvalidInput, TypeError, KeyError, ValueError):
-        pass
-    found = metadata["labels"][:80]
-    notes.append(f"its metadata labels has no RGB colours as hyctas writes them ({found!r}): colours are generated")
-    return palette(256)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidInput(f"not JSON: {text[:80]!r}") from None
+        return np.array(decode(_Coloured, metadata["labels"]).colours, np.uint8)
+    except ValueError:
+        found = metadata["labels"][:80]
+        notes.append(f"its metadata labels has no RGB colours as hyctas writes them ({found!r}): colours are generated")
+        return palette(256)
 
 
 def listed(specs: Sequence[TensorSpec]) -> str:

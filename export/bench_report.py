@@ -5,10 +5,14 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
+
+from export.codec import Count, NotNegative, Positive, Share, elided, plain
+from export.target import parse_size
 
 FORMAT_VERSION = 1
 MAX_CV = 0.05
@@ -38,23 +42,31 @@ class BenchResult:
     """HEIGHTxWIDTH of the image; None for a model without one."""
     output: str
     """Name, dtype and shape of the first output."""
-    n: int
+    n: Count
     """Samples."""
     rounds: int
-    median_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    min_ms: float
-    cv: float
+    median_ms: Positive
+    p90_ms: Positive
+    p95_ms: Positive
+    p99_ms: Positive
+    min_ms: Positive
+    cv: NotNegative
     """Standard deviation by mean."""
-    fps: float
+    fps: Positive
     """1000 / median."""
     ratio_median: float | None
     """Time of this model by that of the first, per round; None for the first."""
     ratio_p10: float | None
     ratio_p90: float | None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            parse_size(self.size)
+        if not self.min_ms <= self.median_ms <= self.p90_ms <= self.p95_ms <= self.p99_ms:
+            raise ValueError(f"the times of {self.name!r} are not in ascending order")
+        if abs(self.fps * self.median_ms / 1000 - 1) > 0.01:
+            raise ValueError(f"{self.name!r} has {self.fps} FPS at a median of {self.median_ms} ms")
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,15 @@ class BenchReport:
     """Asked for, per model."""
     versions: dict[str, str]
     machine: dict[str, Any]
-    others_share: float | None
+    others_share: Share | None
     """Share of the cores, 0 to 1, that other processes used meanwhile; None where the machine does not tell."""
-    models: tuple[BenchResult, ...]
+    models: Annotated[tuple[BenchResult, ...], Meta(min_length=1)]
     warnings: tuple[str, ...] = ()
+    command_line: tuple[str, ...] = elided(())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        return {"format_version": FORMAT_VERSION, **plain(self)}
 
     def to_markdown(self) -> str:
         """Return a table and the circumstances, GitHub flavour."""

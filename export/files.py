@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +88,47 @@ def move_aside(path: Path) -> Path:
     return aside
 
 
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8 text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CorruptFile: it is no such text, or symbolic links stand in a circle.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CorruptFile(path, "not a text file") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise CorruptFile(path, "is a symbolic link, and links stand in a circle") from None
+
+
 def read_json(path: Path, *format_versions: int) -> Any:
-    """Read a JSON file of ours.
+    """Read a JSON file of ours as plain values; `export.codec.decode` also checks what they are.
 
     Raises:
         FileNotFoundError: no such file.
         CorruptFile: not JSON, a number that is not finite, or its `format_version` is none of those given.
     """
+    text = read_text(path)
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(text)
+        if format_versions:
+            check_version(value, format_versions)
     except json.JSONDecodeError as error:
         raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
-    except UnicodeDecodeError:
-        raise CorruptFile(path, "not a text file") from None
     except ValueError as error:
-        raise CorruptFile(path, f"not usable JSON ({error})") from None
-    if format_versions:
-        found = value.get("format_version") if isinstance(value, dict) else None
-        if found not in format_versions:
-            raise CorruptFile(path, f"has format_version {found!r}; this release reads {' and '.join(map(str, format_versions))}")
+        raise CorruptFile(path, str(error)) from None
     return value
+
+
+def check_version(value: Any, format_versions: Sequence[int]) -> None:
+    """Refuse a `format_version` that is not read, naming both; ValueError."""
+    found = value.get("format_version") if isinstance(value, dict) else None
+    if found not in format_versions or isinstance(found, bool):
+        raise ValueError(f"has format_version {found!r}; this release reads {' and '.join(map(str, format_versions))}")
 
 
 def parse_json(text: str | bytes) -> Any:

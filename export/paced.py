@@ -184,7 +184,7 @@ def pace(
     if frames_per_second * seconds < 10:
         raise InvalidInput(
             f"{seconds:g} s at {frames_per_second:g} frames per second are less than 10 frames",
-            Give("seconds", "MORE"),
+            Give("seconds"),
         )
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
         opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,30 +40,8 @@ class ParityReport:
     min_agreement: float
     passed: bool
 
-    @classmethod
-    def from_json(cls, value: Any) -> ParityReport:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InvalidInput: a field is missing, unknown or of another type, or `check_claim` refuses it.
-        """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(value, Mapping) or sorted(value) != sorted(names):
-            found = sorted(value) if isinstance(value, Mapping) else value
-            raise InvalidInput(f"a parity report has the fields {', '.join(names)}; found {found!r}")
-        check_claim(value)
-        if not isinstance(value["output"], str):
-            raise InvalidInput(f"output is {value['output']!r}, not a name")
-        for name in ("inputs", "seed"):
-            if isinstance(value[name], bool) or not isinstance(value[name], int):
-                raise InvalidInput(f"{name} is {value[name]!r}, not an integer")
-        for name in ("finite", "passed"):
-            if not isinstance(value[name], bool):
-                raise InvalidInput(f"{name} is {value[name]!r}, neither true nor false")
-        for name in ("label_agreement", "tolerance", "min_agreement"):
-            if value[name] is None:
-                raise InvalidInput(f"{name} is missing")
-        return cls(**value)
+    def __post_init__(self) -> None:
+        check_claim(vars(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

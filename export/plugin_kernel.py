@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
 from export.errors import InvalidInput
+from export.files import check_version
 
 FORMAT_VERSION = 1
 INPUTS, OUTPUTS = ("q", "k", "v"), ("o",)
@@ -172,25 +173,10 @@ class PluginKernel:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, value: Any) -> PluginKernel:
-        """Read what `to_json` wrote, from JSON or not.
-
-        Raises:
-            InvalidInput: another format version, missing or unknown fields, or impossible values.
-        """
-        names = {item.name for item in fields(cls)}
-        version = value.get("format_version") if isinstance(value, dict) else None
-        if version != FORMAT_VERSION:
-            raise InvalidInput(f"a plugin kernel has format_version {FORMAT_VERSION}; got {version!r}")
-        if odd := sorted(names ^ (set(value) - {"format_version"})):
-            raise InvalidInput(f"a plugin kernel has the fields {', '.join(sorted(names))}; missing or unknown: {', '.join(odd)}")
-        content = {name: value[name] for name in names}
-        try:
-            content["grid_rule"] = tuple(tuple(CeilDiv(**factor) for factor in axis) for axis in content["grid_rule"])
-            content["scalars"] = tuple(content["scalars"])
-            return cls(**content)
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"a plugin kernel cannot have such values: {error}") from None
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Take the version off."""
+        check_version(value, (FORMAT_VERSION,))
+        return {name: item for name, item in value.items() if name != "format_version"}
 
 
 def newest_ptx(driver_cuda: tuple[int, int]) -> tuple[int, int]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
+from export.codec import Count, NotNegative, Share
 from export.errors import InvalidInput
-from export.ranges import Range
 
 Values = Sequence[float] | np.ndarray
-Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """How well predictions agree with measurements. Shares are 0 to 1, not per cent."""
 
-    mape: Annotated[float, Range(0)]
+    mape: NotNegative
     """Mean absolute error as a share of the measured value."""
     within5: Share
     """Share of the networks predicted within 5 % of the measured value."""
@@ -29,7 +27,7 @@ class Fidelity:
     """Rank correlation; 0 where undefined (fewer than two networks, or all equal)."""
     kendall: float
     """Kendall's tau-b; 0 where undefined."""
-    n: Annotated[int, Range(1)]
+    n: Count
     """Number of networks."""
 
 

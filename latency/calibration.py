@@ -26,12 +26,11 @@ A group that the fit never saw takes `scale`.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from export.ranges import check_types
+from export.codec import Count, NotNegative, Positive
 from latency.accuracy import Fidelity
 from latency.workload import Unit
 
@@ -51,15 +50,15 @@ class Calibration:
     """One of `MODELS`."""
     coefficients: Mapping[str, float]
     """`constant`, `per_unit`, `per_branch`, `per_gmac`, `per_mib` (ms; the last three may be absent: 0), `scale`, `op.<group>`."""
-    n: int
+    n: Count
     """Networks it was fitted on."""
     holdout: Fidelity
     """Error of out-of-fold predictions (cross-validation)."""
     space_hash: str
     """Space that the networks were drawn from."""
-    residual_sd: float
+    residual_sd: NotNegative
     """Standard deviation of measured / predicted - 1, out of fold."""
-    ratios: tuple[float, ...] = ()
+    ratios: tuple[Positive, ...] = ()
     """measured / predicted of each network, out of fold; for `conformal_bound`."""
     candidates: Mapping[str, float] | None = None
     """Cross-validated MAPE of each model tried."""
@@ -70,39 +69,11 @@ class Calibration:
         total = math.fsum(by_group.values())
         return max(linear(self.coefficients, by_group, extent(units)), FLOOR * total)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data for JSON."""
-        return asdict(self) | {"ratios": list(self.ratios)}
-
-    @classmethod
-    def from_json(cls, value: object) -> Calibration:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing, unknown or impossible; the text says which.
-        """
-        if not isinstance(value, dict) or set(value) != {f.name for f in fields(cls)}:
-            raise ValueError(f"must hold exactly {', '.join(f.name for f in fields(cls))}")
-        for name in ("name", "space_hash"):
-            if not isinstance(value[name], str):
-                raise ValueError(f"{name} is {value[name]!r}, not text")
-        if value["model"] not in MODELS:
-            raise ValueError(f"model is {value['model']!r}, not one of {', '.join(MODELS)}")
-        for name in ("coefficients", "candidates"):
-            if not (isinstance(value[name], dict) and all(map(_number, value[name].values()))) and (
-                name == "coefficients" or value[name] is not None
-            ):
-                raise ValueError(f"{name} must map names to finite numbers")
-        if not {"constant", "per_unit", "scale"} <= set(value["coefficients"]):
-            raise ValueError("coefficients must hold constant, per_unit and scale")
-        if not isinstance(value["n"], int) or isinstance(value["n"], bool) or value["n"] < 1:
-            raise ValueError(f"n is {value['n']!r}, not a positive integer")
-        if not _number(value["residual_sd"]) or value["residual_sd"] < 0:
-            raise ValueError(f"residual_sd is {value['residual_sd']!r}, not a number of at least 0")
-        ratios = value["ratios"]
-        if not isinstance(ratios, list) or not all(_number(ratio) and ratio > 0 for ratio in ratios):
-            raise ValueError("ratios must be positive finite numbers")
-        return cls(**value | {"holdout": _fidelity(value["holdout"]), "ratios": tuple(ratios)})
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"model is {self.model!r}, not one of {', '.join(MODELS)}")
+        if lacking := sorted({"constant", "per_unit", "scale"} - set(self.coefficients)):
+            raise ValueError(f"its coefficients lack {', '.join(lacking)}")
 
 
 def group(model: str, unit: Unit) -> str:
@@ -143,16 +114,3 @@ def linear(coefficients: Mapping[str, float], by_group: Mapping[str, Any], exten
     for name, ms in by_group.items():
         value = value + coefficients.get(f"op.{name}", scale) * ms
     return value
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _fidelity(value: object) -> Fidelity:
-    names = [f.name for f in fields(Fidelity)]
-    if not isinstance(value, dict) or set(value) != set(names):
-        raise ValueError(f"holdout must hold exactly {', '.join(names)}")
-    found = Fidelity(**value)
-    check_types(found)
-    return found

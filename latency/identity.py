@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from export.codec import plain
 from export.errors import TableMismatch
-from export.ranges import check_types
 from export.runtime import OperatorRuntime, Runtime
 from latency.measure import Protocol
 
@@ -51,31 +50,9 @@ class Identity:
         value = {
             "device": dict(machine),
             "versions": {**runtime.versions(), **extra},
-            "protocol": asdict(protocol),
+            "protocol": protocol,
         }
-        plain = json.loads(json.dumps(value, allow_nan=False))
-        return cls(target=str(runtime.target), threads=runtime.threads, **plain)
-
-    @classmethod
-    def from_json(cls, value: object) -> Identity:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: something is missing, unknown or of the wrong type; the text says what.
-        """
-        kinds = {"target": str, "device": dict, "versions": dict, "threads": int, "protocol": dict}
-        if not isinstance(value, dict) or set(value) != set(kinds):
-            raise ValueError(f"identity must hold exactly {', '.join(kinds)}")
-        for name, kind in kinds.items():
-            if not isinstance(value[name], kind) or isinstance(value[name], bool):
-                raise ValueError(f"identity: {name} is {value[name]!r}, not of type {kind.__name__}")
-        identity = cls(**value)
-        check_types(identity)
-        return identity
-
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data for JSON."""
-        return asdict(self)
+        return cls(target=str(runtime.target), threads=runtime.threads, **plain(value))
 
     def check(self, other: Identity, where: str) -> None:
         """Require that `other` is equal.
@@ -83,7 +60,7 @@ class Identity:
         Raises:
             IdentityMismatch: naming the first field that differs; `where` starts the text.
         """
-        ours, theirs = flatten(self.to_json()), flatten(other.to_json())
+        ours, theirs = flatten(vars(self)), flatten(vars(other))
         for name in [*ours, *(name for name in theirs if name not in ours)]:
             a, b = ours.get(name, "absent"), theirs.get(name, "absent")
             if a != b:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile
-from export.files import parse_json
+from export.codec import Text, decode, elided, plain, reading, whole_lines
 from latency.identity import Identity
 from latency.table import LatencyTable, Row, join_rows
 
@@ -42,6 +41,25 @@ class JournalContent:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Header:
+    identity: Identity
+    run: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row or a note."""
+
+    key: Text | None = elided(None)
+    row: Row | None = elided(None)
+    note: str | None = elided(None)
+
+    def __post_init__(self) -> None:
+        if (self.key is None) != (self.row is None) or (self.row is None) == (self.note is None):
+            raise ValueError("neither a row nor a note")
+
+
 class Journal:
     """Appends to a new journal. Use as a context manager."""
 
@@ -49,16 +67,16 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._unsynced = 0
-        self._write({"format_version": FORMAT_VERSION, "identity": identity.to_json(), "run": run})
+        self._write({"format_version": FORMAT_VERSION, **plain(_Header(identity, run))})
         self.sync()
 
     def row(self, key: str, row: Row) -> None:
         """Keep a row; one for the same key that comes later replaces it."""
-        self._write({"key": key, "row": row.to_json()})
+        self._write(plain(_Entry(key, row)))
 
     def note(self, text: str) -> None:
         """Keep a remark for the table's provenance."""
-        self._write({"note": text})
+        self._write(plain(_Entry(note=text)))
 
     def sync(self) -> None:
         """Bring everything to the disk."""
@@ -86,56 +104,28 @@ class Journal:
 def read_journal(path: Path, notice: Callable[[str], None] = log.warning) -> JournalContent | None:
     """Read a journal; None where not even its header was completed.
 
-    A last line that is not JSON was torn by a kill and is dropped; `notice` is told.
+    What follows the last whole line was torn by a kill and is dropped; `notice` is told.
 
     Raises:
         FileNotFoundError: there is none.
         CorruptFile: any other bad line, with its number.
     """
-    lines = path.read_bytes().split(b"\n")
-    if not lines[-1]:
-        lines.pop()
+    lines, torn = whole_lines(path)
     content: JournalContent | None = None
-    for number, line in enumerate(lines, 1):
-        try:
-            value = parse_json(line.decode())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            if number == len(lines):
-                notice(f"{path}, line {number}: dropped, it was torn when the last run was stopped")
-                break
-            raise CorruptFile(path, "not valid JSON", number) from None
-        except ValueError as error:  # whole, and no number that is written here
-            raise CorruptFile(path, str(error), number) from None
-        try:
+    for number, line in lines:
+        with reading(path, number):
             if content is None:
-                content = _header(value)
-            else:
-                _entry(value, content)
-        except ValueError as error:
-            raise CorruptFile(path, str(error), number) from None
+                header = decode(_Header, line, FORMAT_VERSION)
+                content = JournalContent(header.identity, header.run)
+                continue
+            entry = decode(_Entry, line)
+            if entry.key is not None and entry.row is not None:
+                content.rows[entry.key] = entry.row
+            elif entry.note is not None:
+                content.notes.append(entry.note)
+    if torn:
+        notice(f"{path}, line {len(lines) + 1}: dropped, it was torn when the last run was stopped")
     return content
-
-
-def _header(value: Any) -> JournalContent:
-    if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
-        found = value.get("format_version") if isinstance(value, dict) else None
-        raise ValueError(f"has format_version {found!r}; this release reads {FORMAT_VERSION}")
-    if not isinstance(value.get("run"), dict):
-        raise ValueError("the header has no run")
-    return JournalContent(Identity.from_json(value.get("identity")), value["run"])
-
-
-def _entry(value: Any, content: JournalContent) -> None:
-    match value:
-        case {"note": str(note), **rest} if not rest:
-            content.notes.append(note)
-        case {"key": str(key), "row": row, **rest} if not rest and key:
-            try:
-                content.rows[key] = Row.from_json(row)
-            except ValueError as error:
-                raise ValueError(f"row {key}: {error}") from None
-        case _:
-            raise ValueError("neither a row nor a note")
 
 
 def fold(path: Path, identity: Identity, notice: Callable[[str], None] = log.warning) -> LatencyTable:

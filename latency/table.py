@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile, InvalidInput, MissingKeys, Perform, Remedy
-from export.files import read_json, write_json
+from export.codec import Count, NotNegative, Positive, Text, decode, elided, encode
+from export.errors import InvalidInput, MissingKeys, Perform, Remedy
 from latency.calibration import Calibration
 from latency.identity import Identity
 from latency.measure import Measurement
 
 FORMAT_VERSION = 1
-FIELDS = ("format_version", "identity", "provenance", "rows", "calibrations")
 
 
 @dataclass(frozen=True)
 class Row:
     """The latency of one key."""
 
-    op: str
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    n: int
+    op: Text
+    median_ms: Positive
+    p10_ms: Positive
+    p90_ms: Positive
+    n: Count
     """Samples of all builds together."""
-    builds: int
+    builds: Count
     busy: bool
     """Measured beside other processes because no quiet time came."""
-    spread: float | None = None
+    spread: NotNegative | None = elided(None)
     """Of several builds: the range of their medians, as a share of `median_ms`; None for a single build."""
 
     @classmethod
@@ -49,46 +46,25 @@ class Row:
         times = {name: factor * getattr(self, name) for name in ("median_ms", "p10_ms", "p90_ms")}
         return replace(self, **times)
 
-    @classmethod
-    def from_json(cls, value: object) -> Row:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing, unknown or impossible; the text says which.
-        """
-        names = tuple(cls.__dataclass_fields__)
-        if not isinstance(value, dict) or {*value, "spread"} != set(names):  # tables of a single build may lack it
-            raise ValueError(f"a row must hold exactly {', '.join(names)}")
-        if not isinstance(value["op"], str) or not value["op"]:
-            raise ValueError(f"op is {value['op']!r}, not a name")
-        for name in ("median_ms", "p10_ms", "p90_ms"):
-            ms = value[name]
-            if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 < ms <= sys.float_info.max:
-                raise ValueError(f"{name} is {ms!r}, not a positive finite number")
-        if not value["p10_ms"] <= value["median_ms"] <= value["p90_ms"]:
-            raise ValueError(
-                f"p10 {value['p10_ms']}, median {value['median_ms']}, p90 {value['p90_ms']} are not in ascending order"
-            )
-        for name in ("n", "builds"):
-            if isinstance(value[name], bool) or not isinstance(value[name], int) or value[name] < 1:
-                raise ValueError(f"{name} is {value[name]!r}, not a positive integer")
-        if not isinstance(value["busy"], bool):
-            raise ValueError(f"busy is {value['busy']!r}, neither true nor false")
-        spread = value.get("spread")
-        if spread is not None and (isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread < math.inf):
-            raise ValueError(f"spread is {spread!r}, neither null nor a finite number of at least 0")
-        return cls(**value)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data for JSON."""
-        value = asdict(self)
-        return value if self.spread is not None else {name: item for name, item in value.items() if name != "spread"}
+    def __post_init__(self) -> None:
+        if not self.p10_ms <= self.median_ms <= self.p90_ms:
+            raise ValueError(f"p10 {self.p10_ms}, median {self.median_ms}, p90 {self.p90_ms} are not in ascending order")
 
 
 def _median(values: list[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A table's file, in the order in which it is written."""
+
+    identity: Identity
+    provenance: list[dict[str, Any]]
+    calibrations: dict[str, Calibration]
+    rows: dict[str, Row]
 
 
 @dataclass
@@ -117,54 +93,15 @@ class LatencyTable:
             CorruptFile: truncated, of an unknown format version, or holding an impossible value.
         """
         try:
-            value = read_json(path, FORMAT_VERSION)
+            content = decode(_Content, path, FORMAT_VERSION)
         except FileNotFoundError:
             raise InvalidInput(f"there is no latency table at {path}", Perform("profile")) from None
-        except CorruptFile:
-            raise
-        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, endless nesting
-            raise CorruptFile(path, f"not a latency table ({error})") from None
-        try:
-            return cls._from_json(value)
-        except ValueError as error:
-            raise CorruptFile(path, str(error)) from None
-
-    @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> LatencyTable:
-        if set(value) != set(FIELDS):
-            raise ValueError(
-                f"a latency table must hold exactly {', '.join(FIELDS)}; found {', '.join(map(str, value))}"
-            )
-        for name, kind in (("provenance", list), ("rows", dict), ("calibrations", dict)):
-            if not isinstance(value[name], kind):
-                raise ValueError(f"{name} is not a JSON {'array' if kind is list else 'object'}")
-        if not all(isinstance(entry, dict) for entry in value["provenance"]):
-            raise ValueError("provenance must hold objects only")
-        table = cls(Identity.from_json(value["identity"]), provenance=value["provenance"])
-        for key, row in value["rows"].items():
-            try:
-                table.rows[key] = Row.from_json(row)
-            except ValueError as error:
-                raise ValueError(f"row {key}: {error}") from None
-        for name, calibration in value["calibrations"].items():
-            try:
-                table.calibrations[name] = Calibration.from_json(calibration)
-            except ValueError as error:
-                raise ValueError(f"calibration {name}: {error}") from None
-        return table
+        return cls(content.identity, content.rows, content.calibrations, content.provenance)
 
     def save(self, path: Path) -> None:
         """Write the table so that a kill leaves the old file or the new one."""
-        write_json(
-            path,
-            {
-                "format_version": FORMAT_VERSION,
-                "identity": self.identity.to_json(),
-                "provenance": self.provenance,
-                "calibrations": {name: self.calibrations[name].to_json() for name in sorted(self.calibrations)},
-                "rows": {key: self.rows[key].to_json() for key in sorted(self.rows)},
-            },
-        )
+        calibrations, rows = dict(sorted(self.calibrations.items())), dict(sorted(self.rows.items()))
+        encode(path, _Content(self.identity, self.provenance, calibrations, rows), FORMAT_VERSION)
 
     def merge(self, other: LatencyTable) -> LatencyTable:
         """Join two tables of the same identity. Where both have a key, a quiet row beats a busy one, then `other` wins.

@@ -28,7 +28,7 @@ LAYERS = ("export", "latency", "hyctas", "benchmarks")
 
 TORCH_FREE = """
     hyctas.training.config hyctas.arch.genotype hyctas.plan hyctas.arch.operators hyctas.space hyctas.spaces.space_file
-    hyctas.artifacts.runs hyctas.artifacts.choice hyctas.spaces.grid hyctas.spaces.members hyctas.arch.canonical hyctas.arch.node
+    hyctas.artifacts.runs hyctas.artifacts.choice hyctas.spaces.grid hyctas.spaces.members export.codec hyctas.arch.node
     hyctas.arch.lowering hyctas.arch.heads hyctas.spaces.slots hyctas.spaces.search_space hyctas.presets hyctas.report.diagram
     hyctas.data export export.errors export.target export.files export.bundle.bundle export.bundle.manifest export.swap
     export.bundle.imaging export.machine export.runtime export.runtimes export.bench_report
@@ -43,6 +43,8 @@ PROGRAMS = ("export.trt.run", "export.trt.from_onnx", "hyctas.attention.triton.g
 ONE_NAME = {"__init__.py", "__main__.py", "conftest.py", "README.md", "py.typed"}
 """Names that say what a file is for its folder: several may have them."""
 COMMANDS = ("hyctas.cli", "hyctas.commands")
+TORCH_LATER = {f"hyctas.commands.{name}" for name in ("bench_kit", "model_files", "run_report")}
+"""What they use of torch they import inside functions, so that the commands above do without it."""
 CLAIM = "No torch here"
 
 BARE = ("arch", "nn", "plan", "spaces", "network", "attention", "training", "pretrained")
@@ -177,6 +179,17 @@ def test_libraries_name_no_command_and_no_flag() -> None:
         if (found := named.search(text))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_commands_import_at_the_top() -> None:
+    inside = {
+        name
+        for name, path in MODULES.items()
+        if name.startswith("hyctas.commands")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef) and list(imported(ast.Module(function.body, [])))
+    }
+    assert inside == TORCH_LATER
 
 
 def test_no_import_circles() -> None:

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_suite.launches import KERNELS, Device, Launch, Session, compile_launches, floor_ms, shipped_tiles
 from benchmarks.gpu_suite.records import BrokenContext, describe
+from export.codec import convert
 from hyctas.attention import sdpa
 from hyctas.attention.block import in_steps
 from hyctas.attention.measured import VARIABLE, Entry, slug, write_table
@@ -92,7 +93,7 @@ def launch_of(session: Session, step: str, dtype: str, c: int, n: int) -> Launch
     """Return a launch with the best tiles known; a block of more channels than any tile holds has none."""
     tiles = shipped_tiles(session.device.architecture, step, c, dtype, n)
     found = {kernel: session.records.found(_tuning(kernel, c, n)) for kernel in KERNELS[step]}
-    tiles |= {kernel: Tile.from_json(record["best"]) for kernel, record in found.items() if record is not None}
+    tiles |= {kernel: convert(Tile, record["best"]) for kernel, record in found.items() if record is not None}
     if step == "backward":
         tiles |= launch_of(session, "forward", dtype, c, n).tiles
     return Launch(step=step, dtype=dtype, d=max(1, c // 8), e=c, queries=n, keys=n, tiles=tiles)
@@ -343,7 +344,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry | None:
         return None
     best = min(names, key=lambda name: record["times"][name]["median_ms"])
     ours = best == WAYS[step][0]
-    tiles = {name: Tile.from_json(tile) for name, tile in record["tiles"].items() if ours and name in KERNELS[step]}
+    tiles = {name: convert(Tile, tile) for name, tile in record["tiles"].items() if ours and name in KERNELS[step]}
     return Entry(
         backward=step == "backward", block=step == "block", dtype=record["dtype"], qk_channels=record["d"],
         value_channels=record["C"], batch=1, queries=record["N"], keys=record["N"], ms=record["times"][best]["median_ms"],

@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.gpu_suite.attention import table_path
 from benchmarks.gpu_suite.launches import Session
 from benchmarks.gpu_suite.records import TIME_OVER, LeftOut, describe
+from export import codec
 from export.backends.torch_session import TorchRuntime
 from export.errors import Unavailable
 from export.runtime import Runtime
@@ -99,7 +100,7 @@ def _judge_target(session: Session, scale: Scale, text: str, runtime: Runtime) -
         calibration = fit(plans[:half], ms[:half], table, space_hash=space.hash, name=name)
         judgement = judge([predict(plan, table, calibration) for plan in plans[half:]], ms[half:], repeat[half:])
         plain = judge([predict(plan, table) for plan in plans[half:]], ms[half:])
-        return {"calibration": calibration.to_json(), "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
+        return {"calibration": codec.plain(calibration), "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
                 "text": judgement.to_markdown()}  # fmt: skip
 
     if records.attempt(f"{text} profile", profiled, needs=5.0)["state"] != "ok":

@@ -8,11 +8,12 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from export.codec import decode, encode
 from export.errors import InvalidInput
 from export.files import read_json, write_json
 from export.machine import fingerprint
@@ -70,14 +71,13 @@ def open_suite(folder: Path, device: str, gpu: str, command: str) -> Suite:
             raise InvalidInput(f"{path} was made under other conditions ({'; '.join(other)}); give another --out")
         return known
     made = Suite(identity, {**machine, "packages": versions}, secrets.randbelow(2**31), command)
-    write_json(path, {"format_version": FORMAT_VERSION, **asdict(made)})
+    encode(path, made, FORMAT_VERSION)
     return made
 
 
 def read_suite(folder: Path) -> Suite:
     """Read what `open_suite` wrote."""
-    value = read_json(folder / "suite.json", FORMAT_VERSION)
-    return Suite(value["identity"], value["machine"], value["seed"], value["command"])
+    return decode(Suite, folder / "suite.json", FORMAT_VERSION)
 
 
 def sources(folders: Sequence[str] = SOURCES) -> str:

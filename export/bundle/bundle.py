@@ -6,18 +6,21 @@ A bundle is built in a sibling folder and swapped in whole (`export/swap.py`), s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
+from msgspec import Meta
 
 from export.bundle.bundle_engine import ENGINE_NAME, without_engine
 from export.bundle.imaging import Preprocessing
 from export.bundle.manifest import NAME, Manifest, read_manifest, verify, write_manifest
+from export.codec import Byte, convert, decode, plain
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, real_path, write_bytes, write_json, write_text
+from export.files import parse_json, read_json, real_path, write_bytes, write_json, write_text
+from export.parity import ParityReport
 from export.swap import previous_of, replaced_folder
 from export.target import Target, format_size
 
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from export.onnx.exporter import OnnxReport
-    from export.parity import ParityReport
 
 T = TypeVar("T")
 CONTENT = ("model.onnx", "genotype.json", "weights.safetensors", "labels.json", "parity.json", "run.py")
@@ -117,7 +119,8 @@ def write_bundle(
     """
     folder = real_path(folder)
     _check_arguments(genotype_json, weights, examples)
-    labels, prepare, target = _checked_labels(labels), Preprocessing.from_json(preprocessing), str(Target.parse(target))
+    labels, prepare = plain(convert(_Labels, dict(labels), "labels")), convert(Preprocessing, dict(preprocessing), "preprocessing")
+    target = str(Target.parse(target))
     _check_replaceable(folder)
     metadata = {"preprocessing": json.dumps(prepare.to_json()), "labels": json.dumps(labels)}
     metadata |= {"genotype": genotype_json, "size": format_size(size), "output": output}
@@ -155,31 +158,27 @@ def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
     if not with_engine:
         manifest = without_engine(manifest)
     verify(folder, manifest)
-    parity = _believed(folder / "parity.json", lambda value: _proof(value, manifest))
-    labels = _believed(folder / "labels.json", _checked_labels)
+    parity, labels = _believed(ParityReport, folder / "parity.json"), plain(_believed(_Labels, folder / "labels.json"))
+    _check_proof(folder / "parity.json", parity, manifest)
     read_json(folder / "genotype.json")
     genotype_json = (folder / "genotype.json").read_text(encoding="utf-8")
     preprocessing = _described(folder / "model.onnx", manifest, genotype_json, labels)
     return Bundle(folder, manifest, genotype_json, labels, parity, preprocessing)
 
 
-def _believed(path: Path, check: Callable[[Any], T]) -> T:
-    """Read a file of a bundle whose hash fits, and check what it says."""
+def _believed(kind: type[T], path: Path) -> T:
+    """Read a file of a bundle whose hash fits."""
     try:
-        return check(read_json(path))
-    except (InvalidInput, TypeError, ValueError) as error:
-        raise CorruptFile(path, f"has the hash that the manifest names, and is wrong all the same: {error}") from None
+        return decode(kind, path)
+    except CorruptFile as error:
+        raise CorruptFile(path, f"has the hash that the manifest names, and is wrong all the same: {error.reason}") from None
 
 
-def _proof(value: Any, manifest: Manifest) -> ParityReport:
-    from export.parity import ParityReport
-
-    report = ParityReport.from_json(value)
+def _check_proof(path: Path, report: ParityReport, manifest: Manifest) -> None:
     if not report.passed:
-        raise InvalidInput(f"it says that parity failed ({report.summary()}); such a bundle is never written")
+        raise CorruptFile(path, f"says that parity failed ({report.summary()}); such a bundle is never written")
     if report.output != manifest.output:
-        raise InvalidInput(f"it is about an output {report.output!r}; the manifest says {manifest.output!r}")
-    return report
+        raise CorruptFile(path, f"is about an output {report.output!r}; the manifest says {manifest.output!r}")
 
 
 def _described(path: Path, manifest: Manifest, genotype_json: str, labels: Mapping[str, Any]) -> Preprocessing:
@@ -194,10 +193,10 @@ def _described(path: Path, manifest: Manifest, genotype_json: str, labels: Mappi
             raise CorruptFile(path, f"says in its metadata that its {name} is {found!r}, and the bundle's other files {here!r}; "
                                     "export it again")  # fmt: skip
     try:
-        if _checked_labels(json.loads(metadata["labels"])) != labels:
-            raise InvalidInput("they are not those of labels.json")
-        return Preprocessing.from_json(json.loads(metadata["preprocessing"]))
-    except (InvalidInput, KeyError, TypeError, ValueError, RecursionError) as error:
+        if plain(decode(_Labels, metadata["labels"])) != labels:
+            raise ValueError("they are not those of labels.json")
+        return decode(Preprocessing, metadata["preprocessing"])
+    except (KeyError, ValueError) as error:
         raise CorruptFile(path, f"its metadata labels or preprocessing are wrong ({type(error).__name__}: {error})") from None
 
 
@@ -245,8 +244,8 @@ def _check_replaceable(folder: Path) -> None:
 
 def _check_arguments(genotype_json: str, weights: bytes, examples: Sequence[np.ndarray]) -> None:
     try:
-        json.loads(genotype_json)
-    except json.JSONDecodeError as error:
+        parse_json(genotype_json)
+    except ValueError as error:
         raise InvalidInput(f"genotype_json is not JSON: {error}") from None
     if not weights:
         raise InvalidInput("weights are empty; give the content of a safetensors file")
@@ -255,18 +254,17 @@ def _check_arguments(genotype_json: str, weights: bytes, examples: Sequence[np.n
             raise InvalidInput(f"examples are (h, w, 3) uint8; got {example.dtype} of shape {example.shape}")
 
 
-def _checked_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(labels, Mapping) or set(labels) != {"names", "colours", "ignore"}:
-        found = sorted(labels) if isinstance(labels, Mapping) else labels
-        raise InvalidInput(f"labels must have the keys names, colours, ignore; got {found!r}")
-    names = [str(name) for name in labels["names"]]
-    colours = [[int(value) for value in colour] for colour in labels["colours"]]
-    if len(names) != len(colours) or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in colours):
-        raise InvalidInput(f"{len(names)} names need as many RGB colours in 0..255; got {colours}")
-    ignore = labels["ignore"]
-    if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int) or not 0 <= ignore <= 65535):
-        raise InvalidInput(f"the label to ignore is {ignore!r}; write a label's number or null")
-    return {"names": names, "colours": colours, "ignore": ignore}
+@dataclass(frozen=True)
+class _Labels:
+    """Names and colours of the classes, and the label of pixels that count for nothing."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[Byte, Byte, Byte], ...]
+    ignore: Annotated[int, Meta(ge=0, le=65535)] | None
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colours):
+            raise ValueError(f"{len(self.names)} names need as many colours; got {len(self.colours)}")
 
 
 def _check_classes(onnx: OnnxReport, labels: Mapping[str, Any], output: str) -> None:

@@ -6,7 +6,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,15 +48,11 @@ class Preprocessing:
             raise InvalidInput(f"layout {self.layout!r} is unknown; exported networks take NCHW")
 
     @classmethod
-    def from_json(cls, value: Any) -> Preprocessing:
-        """Read `{"mean": [r, g, b], "std": [r, g, b], "layout": "NCHW"}`; unknown keys are errors."""
-        if not isinstance(value, Mapping) or set(value) - {"mean", "std", "layout"}:
-            raise InvalidInput(f"preprocessing must have the keys mean, std and layout; got {value!r}")
-        try:
-            mean, std = (tuple(float(x) for x in value[key]) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(f"preprocessing needs lists of numbers under mean and std; got {value!r}") from error
-        return cls(mean=mean, std=std, layout=value.get("layout", "NCHW"))  # type: ignore[arg-type]
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what leaves out mean or std: nobody means 0 and 1 by that."""
+        if not {"mean", "std"} <= value.keys():
+            raise InvalidInput(f"it needs three numbers each under mean and std; got {', '.join(value)}")
+        return value
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

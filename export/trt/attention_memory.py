@@ -10,17 +10,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from export.codec import decode, elided, encode, plain
 from export.errors import CorruptFile
-from export.files import move_aside, read_json, write_json
+from export.files import move_aside
 from export.trt.attention_case import AttentionCase
 
 FORMAT_VERSION = 1
-_FIELDS: dict[str, type] = {"implementation": str, "reason": str, "times_ms": dict, "refused": dict}
-"""What is kept of a `export.trt.choose.Choice`."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of a `export.trt.choose.Choice`."""
+
+    implementation: str
+    reason: str
+    times_ms: dict[str, Any] | None = elided(None)
+    refused: dict[str, Any] | None = elided(None)
+
+
+@dataclass(frozen=True)
+class _Content:
+    choices: dict[str, _Kept]
 
 
 class AttentionMemory:
@@ -32,38 +46,33 @@ class AttentionMemory:
     def __init__(self, path: Path, conditions: Mapping[str, Any], tell: Callable[[str], None]) -> None:
         self.path, self._tell = path, tell
         self._conditions = json.dumps(dict(conditions), sort_keys=True)
-        self._used: dict[str, dict[str, Any]] = {}
+        self._used: dict[str, _Kept] = {}
 
     def get(self, case: AttentionCase, offered: Sequence[str]) -> dict[str, Any] | None:
         """Return what was chosen for a case among some implementations; None where nothing was."""
         name = self._name(case, offered)
         if name not in self._used and (found := self._read().get(name)) is not None:
             self._used[name] = found
-        return {**self._used[name], "parity": {}} if name in self._used else None
+        return {**plain(self._used[name]), "parity": {}} if name in self._used else None
 
     def put(self, case: AttentionCase, offered: Sequence[str], chosen: Mapping[str, Any]) -> None:
         """Keep what was chosen, beside what other processes kept meanwhile; a file that cannot be written is told."""
         name = self._name(case, offered)
-        self._used[name] = {field: chosen[field] for field in _FIELDS if field in chosen}
+        self._used[name] = _Kept(**{field.name: chosen[field.name] for field in fields(_Kept) if field.name in chosen})
         try:
-            write_json(self.path, {"format_version": FORMAT_VERSION, "choices": {**self._read(), name: self._used[name]}})
+            encode(self.path, _Content({**self._read(), name: self._used[name]}), FORMAT_VERSION)
         except OSError as error:
             self._tell(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention anew")
 
     def _name(self, case: AttentionCase, offered: Sequence[str]) -> str:
         return f"{json.dumps(asdict(case), sort_keys=True)} {self._conditions} of {','.join(offered)}"
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[str, _Kept]:
         if not self.path.is_file():
             return {}
         try:
-            choices = read_json(self.path, FORMAT_VERSION)["choices"]
-            for entry in choices.values():
-                typed = all(isinstance(entry.get(name, kind()), kind) for name, kind in _FIELDS.items())
-                if not (typed and {"implementation", "reason"} <= set(entry) <= set(_FIELDS)):
-                    raise CorruptFile(self.path, "holds an entry with other fields")
-            return dict(choices)
-        except (CorruptFile, OSError, KeyError, TypeError, AttributeError) as error:
+            return decode(_Content, self.path, FORMAT_VERSION).choices
+        except (CorruptFile, OSError) as error:
             moved = ""
             with suppress(OSError):
                 moved = f" and was moved to {move_aside(self.path).name}"

@@ -18,9 +18,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from export.codec import decode, elided, plain
 from export.errors import InvalidInput
-from export.files import parse_json
-from hyctas.arch.canonical import elided, written
+from export.files import check_version
 from hyctas.arch.operators import CELLS
 
 FORMAT_VERSION = 1
@@ -161,7 +161,7 @@ class Genotype:
 
     def to_json(self) -> str:
         """Write canonical JSON: sorted keys, no spaces."""
-        value = {"format_version": FORMAT_VERSION, **written(self)}
+        value = {"format_version": FORMAT_VERSION, **plain(self)}
         for cell in value["stem"]:  # a plain convolution of the stem is its channels and its stride
             if cell["op"] == "conv":
                 del cell["op"], cell["attention"]
@@ -176,26 +176,17 @@ class Genotype:
                 describe no network; the text names the place.
         """
         try:
-            value = parse_json(text)
+            return decode(cls, text)
         except ValueError as error:
-            raise InvalidInput(f"genotype is not valid JSON: {error}") from None
-        if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
-            found = value.get("format_version") if isinstance(value, dict) else None
-            raise InvalidInput(f"genotype has format_version {found!r}; this release reads {FORMAT_VERSION}")
-        del value["format_version"]
-        fields = _fields(cls, value, "genotype")
-        branches = _list(fields["branches"], "branches")
-        return cls(
-            stem=tuple(_read_stem(item, f"stem[{i}]") for i, item in enumerate(_list(fields["stem"], "stem"))),
-            branches=tuple(
-                tuple(_read_cell(cell, f"branches[{b}][{i}]") for i, cell in enumerate(_list(branch, f"branches[{b}]")))
-                for b, branch in enumerate(branches)
-            ),
-            fusion=_read(Fusion, fields["fusion"], "fusion"),
-            head=_read(Head, fields["head"], "head"),
-            arithmetic=_read(Arithmetic, fields.get("arithmetic", {}), "arithmetic"),
-            instance_head=_read_optional(Head, fields.get("instance_head"), "instance_head"),
-        )
+            raise InvalidInput(f"genotype is not valid: {error}") from None
+
+    @classmethod
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Take the version off, and complete the stem's plain convolutions; ValueError for a version that is not read."""
+        check_version(value, (FORMAT_VERSION,))
+        stem = value.get("stem")
+        cells = [{"op": "conv", **cell} if isinstance(cell, dict) else cell for cell in stem] if isinstance(stem, list) else stem
+        return {name: cells if name == "stem" else item for name, item in value.items() if name != "format_version"}
 
 
 def final_stride(branch: Branch) -> int:
@@ -295,52 +286,3 @@ def _check_head(name: str, head: Head) -> None:
 def normal_branches(genotype: Genotype) -> tuple[Branch, ...]:
     """Return the branches without their stride-1 skips."""
     return tuple(tuple(c for c in branch if c.op != "skip" or c.stride == 2) for branch in genotype.branches)
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise InvalidInput(f"genotype: {where} must be a list, found {type(value).__name__}")
-    return value
-
-
-def _fields(kind: type, value: Any, where: str) -> dict[str, Any]:
-    """Check that a JSON object has the fields of a dataclass, and no others."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    needed = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
-    if not isinstance(value, dict):
-        raise InvalidInput(f"genotype: {where} must be an object, found {type(value).__name__}")
-    if unknown := sorted(set(value) - set(names)):
-        raise InvalidInput(f"genotype: {where} has unknown fields {unknown}; known: {names}")
-    if missing := [name for name in needed if name not in value]:
-        raise InvalidInput(f"genotype: {where} lacks the fields {missing}")
-    return value
-
-
-def _read(kind: type, value: Any, where: str) -> Any:
-    """Build a dataclass of scalars (and an optional Attention) from a JSON object, checking every type."""
-    fields = dict(_fields(kind, value, where))
-    for field in dataclasses.fields(kind):
-        if field.name not in fields:
-            continue
-        item, allowed = fields[field.name], str(field.type)
-        if allowed.startswith("Attention"):
-            fields[field.name] = _read_optional(Attention, item, f"{where}.{field.name}")
-            continue
-        fits: tuple[type, ...] = {"int": (int,), "str": (str,), "bool": (bool,), "float": (int, float)}[allowed.split(" ")[0]]
-        boolean = isinstance(item, bool) and allowed != "bool"
-        if not (item is None and "None" in allowed) and (boolean or not isinstance(item, fits)):
-            raise InvalidInput(f"genotype: {where}.{field.name} must be {allowed}, found {item!r}")
-    return kind(**fields)
-
-
-def _read_optional(kind: type, value: Any, where: str) -> Any:
-    return None if value is None else _read(kind, value, where)
-
-
-def _read_stem(value: Any, where: str) -> Cell:
-    return _read_cell({"op": "conv", **value} if isinstance(value, dict) else value, where)
-
-
-def _read_cell(value: Any, where: str) -> Cell:
-    cell: Cell = _read(Cell, value, where)
-    return cell

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hyctas.arch.canonical import elided, written
+from export.codec import convert, decode, elided, plain
 
 Shape = tuple[int, int, int]
 BYTES_PER_ELEMENT = 4
@@ -176,7 +176,7 @@ class Operator:
     def key(self, shapes: Sequence[Shape]) -> str:
         """Return the row of the latency table: canonical JSON of the class name, all fields, and the input shapes."""
         self.input_size(shapes)
-        value = {"operator": type(self).__name__, **written(self), "inputs": list(shapes)}
+        value = {"operator": type(self).__name__, **plain(self), "inputs": list(shapes)}
         return json.dumps(value, separators=(",", ":"))
 
 
@@ -518,12 +518,11 @@ def from_key(key: str) -> tuple[Operator, tuple[Shape, ...]]:
         ValueError: not a key that `Operator.key` writes.
     """
     try:
-        fields: dict[str, Any] = json.loads(key)
-        kind, shapes = OPERATORS[fields.pop("operator")], fields.pop("inputs")
-        fields["sources"] = tuple(fields["sources"])
-        operator, inputs = kind(**fields), tuple((c, h, w) for c, h, w in shapes)
+        fields = decode(dict[str, Any], key)
+        kind, inputs = OPERATORS[fields.pop("operator")], convert(tuple[Shape, ...], fields.pop("inputs"))
+        operator = convert(kind, fields)
         canonical = operator.key(inputs) == key
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not the key of an operator of this release ({error}): {key}") from None
     if not canonical:
         raise ValueError(f"not the key of an operator of this release, which writes it otherwise: {key}")

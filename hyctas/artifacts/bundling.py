@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from export.bundle.imaging import Preprocessing
 from export.bundle.manifest import FORMAT_VERSION, Manifest, versions
 from export.bundle.manifest import NAME as BUNDLE_MARK
 from export.claims import building_folder
+from export.codec import Size, decode
 from export.errors import CorruptFile, Give, InvalidInput, LeaveOut, Perform
 from export.files import check_own, read_json, sha256, write_bytes, write_json
 from export.target import Target, format_size, parse_size
@@ -29,12 +30,14 @@ from hyctas.artifacts.choice import read_genotype
 from hyctas.artifacts.runs import check_output, recorded_preprocessing
 from hyctas.attention import self_attention_graph
 from hyctas.data import PREPROCESSING, Labels, default_colours
+from hyctas.data.metric import SCORES_VERSION, Scores
 from hyctas.network import Network, build, load_weights, weights_bytes
 from hyctas.published.spec import is_source
 
 if TYPE_CHECKING:
     from export.parity import ParityReport
 
+T = TypeVar("T")
 RUN_FILES = ("network.safetensors", "genotype.json", "labels.json")
 RELEASED_PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """ImageNet's, which the released training code normalises with."""
@@ -145,7 +148,7 @@ def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
 
 def _from_bundle(folder: Path) -> Trained:
     bundle = read_bundle(folder, with_engine=False)
-    genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
+    genotype, labels = read_genotype(folder / "genotype.json"), decode(Labels, folder / "labels.json")
     facts = {"weights": "trained", **bundle.manifest.extra, "genotype": genotype.id}
     network = _with_weights(genotype, labels, bundle.weights)
     return Trained(network, genotype, labels, bundle.manifest.size, bundle.preprocessing, facts)
@@ -161,11 +164,12 @@ def _from_run(folder: Path) -> Trained:
     for name in (*RUN_FILES, "scores.json"):
         if (folder / name).exists():
             check_output(folder / name, "train-network")
-    genotype, labels = read_genotype(folder / "genotype.json"), _labels(folder / "labels.json")
+    genotype, labels = read_genotype(folder / "genotype.json"), decode(Labels, folder / "labels.json")
     network = _with_weights(genotype, labels, folder / "network.safetensors")
     facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
     if (folder / "scores.json").exists():
-        facts["miou"] = _scores(folder / "scores.json")
+        scores = decode(Scores, folder / "scores.json", SCORES_VERSION).by_split
+        facts["miou"] = {split: round(scores[split].miou, 4) for split in sorted(scores)}
     preprocessing = recorded_preprocessing(folder / "train-network.json")
     return Trained(network, genotype, labels, _run_size(folder), preprocessing, facts)
 
@@ -185,47 +189,40 @@ def _with_weights(genotype: Genotype, labels: Labels, path: Path) -> Network:
     return network.eval()
 
 
-def _labels(path: Path) -> Labels:
-    value = read_json(path)
-    if isinstance(value, dict) and value.get("ignore", 0) is None:
-        del value["ignore"]
-    try:
-        return Labels.from_json(value)
-    except InvalidInput as error:
-        raise CorruptFile(path, str(error)) from None
+@dataclass(frozen=True)
+class _Sized:
+    """What may say a size, in the files of a run."""
+
+    OPEN: ClassVar = True
+    size: Size | None = None
+
+    @classmethod
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Take HEIGHTxWIDTH, too."""
+        return {**value, "size": list(parse_size(value["size"]))} if isinstance(value.get("size"), str) else value
 
 
-def _scores(path: Path) -> dict[str, float]:
-    value = read_json(path, 1)
-    try:
-        scores = {split: float(value[split]["miou"]) for split in ("choose", "val") if split in value}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(path, f"lacks a score ({type(error).__name__}: {error})") from None
-    if not scores:
-        raise CorruptFile(path, "lacks a score of either part, choose or val")
-    for split, miou in scores.items():
-        if not 0 <= miou <= 1:  # not a number fails this too
-            raise CorruptFile(path, f"the mIoU on {split} is {miou}; it must be between 0 and 1")
-    return {split: round(miou, 4) for split, miou in scores.items()}
+@dataclass(frozen=True)
+class _Config(_Sized):
+    recipe: _Sized = _Sized()
+    data: _Sized = _Sized()
+
+
+@dataclass(frozen=True)
+class _Record:
+    OPEN: ClassVar = True
+    config: _Config = _Config()
 
 
 def _run_size(folder: Path) -> tuple[int, int] | None:
     """Return the size that a run was made for: the search's, else the training images', else the profile's."""
-    places = (
-        ("pareto.json", ("size",)), ("train-network.json", ("config", "recipe", "size")), ("profile.json", ("config", "size")),
-        ("train-network.json", ("config", "data", "size")),
-    )  # fmt: skip
-    for name, keys in places:
-        value = read_json(folder / name) if (folder / name).exists() else None
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            return parse_size(value)
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) for side in value):
-            return value[0], value[1]
-        if value is not None:
-            raise CorruptFile(folder / name, f"{'.'.join(keys)} is {value!r}; expected [height, width]")
-    return None
+
+    def read(kind: type[T], name: str) -> T:
+        return decode(kind, folder / name) if (folder / name).exists() else kind()
+
+    trained = read(_Record, "train-network.json").config
+    sizes = (read(_Sized, "pareto.json").size, trained.recipe.size, read(_Record, "profile.json").config.size, trained.data.size)
+    return next((size for size in sizes if size is not None), None)
 
 
 def bundle_network(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-from export.errors import CorruptFile, InvalidInput, Perform
+from export.codec import Size, convert, reading
+from export.errors import InvalidInput, Perform
 from hyctas.artifacts.runs import Record
 from hyctas.network import load_weights
 from hyctas.nn.supernet import Supernet
@@ -16,6 +18,30 @@ from hyctas.spaces.space_file import recorded_space
 from hyctas.training.band import TrainedBand
 
 COMMAND = "train-supernet"
+
+
+@dataclass(frozen=True)
+class _Data:
+    OPEN: ClassVar = True
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    OPEN: ClassVar = True
+    size: Size | None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What of a supernet's configuration is read again."""
+
+    OPEN: ClassVar = True
+    space: str
+    space_hash: str
+    data: _Data
+    recipe: _Recipe
+    band: TrainedBand | None = None
 
 
 @dataclass(frozen=True)
@@ -48,16 +74,10 @@ class SupernetRecord:
             raise InvalidInput(f"there is no trained supernet in {run} ({path.name}), or it has not finished",
                                Perform("train supernet", {"run": run}))  # fmt: skip
         record = Record.of_finished(run, COMMAND)
-        try:
-            config, size = record.config, record.config["recipe"]["size"]
-            found = cls(
-                path, str(config["space"]), str(config["space_hash"]), tuple(map(str, config["data"]["classes"])),
-                str(record.results["data"]), None if size is None else (int(size[0]), int(size[1])),
-                TrainedBand.from_json(config["band"]) if config.get("band") else None,
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            what = f"lacks the space, the data set, the size or the band ({type(error).__name__}: {error})"
-            raise CorruptFile(record.path, what) from None
+        with reading(run / f"{COMMAND}.json"):
+            config = convert(_Config, record.config, "$.config")
+            data = convert(str, record.results.get("data"), "$.results.data")
+        found = cls(path, config.space, config.space_hash, config.data.classes, data, config.recipe.size, config.band)
         record.check_file(path)
         return found
 
@@ -85,8 +105,3 @@ class SupernetRecord:
         supernet.to_empty(device="cpu")
         load_weights(supernet, self.path)
         return supernet
-
-
-def load_supernet(run: Path, space: str | None = None) -> Supernet:
-    """Load RUN/supernet.safetensors; arguments and errors as of `SupernetRecord.read` and `SupernetRecord.load`."""
-    return SupernetRecord.read(run).load(space)

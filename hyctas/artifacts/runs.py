@@ -7,20 +7,20 @@ fields; a restart moves what it had written aside.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 import sys
 import time
 import weakref
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from export.bundle.imaging import Preprocessing
 from export.claims import claim, owner, release
+from export.codec import decode, plain
 from export.errors import CorruptFile, Give, InvalidInput, Perform, StartOver
-from export.files import read_json, real_path, sha256, write_json
+from export.files import real_path, sha256, write_json
 from export.machine import fingerprint
 from hyctas.data import PREPROCESSING
 
@@ -52,9 +52,8 @@ class Run:
         self.path = folder / f"{command}.json"
         if folder.exists() and not folder.is_dir():
             raise InvalidInput(f"the run folder {folder} is a file; give a folder")
-        values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-        self.config: dict[str, Any] = json.loads(json.dumps(values, default=str))
-        self._formerly = json.loads(json.dumps(formerly, default=str))
+        self.config: dict[str, Any] = plain(config)
+        self._formerly = plain(formerly)
         self._hold = _hold(folder)
         if restart:
             self._move_aside()
@@ -87,17 +86,16 @@ class Run:
 
     def _claim(self) -> dict[str, Any]:
         if self.path.exists():
-            record: dict[str, Any] = read_json(self.path, FORMAT_VERSION)
-            known = Record.of(self.path, record)
+            known = decode(Record, self.path, FORMAT_VERSION)
             differing = _differences(known.config, self.config)
             if differing and (self._formerly is None or known.config != self._formerly):
                 raise InvalidInput(
                     f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing),
                     "repeat it with the old values to continue", Give("run"), StartOver(),
                 )  # fmt: skip
-            if record.get("state") == "done":
+            if known.state == "done":
                 self._remove_private()
-                return record | {"results": known.results}
+                return {"format_version": FORMAT_VERSION, **plain(known)}
         record = {
             "format_version": FORMAT_VERSION, "command": self.command, "state": "running", "started": _now(),
             "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]], "config": self.config,
@@ -149,16 +147,22 @@ def _hold(folder: Path) -> _Hold | None:
     return hold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a command has noted of itself in a run folder."""
+    """What a command notes of itself in a run folder: `<command>.json`."""
 
-    path: Path
+    OPEN: ClassVar = True
+    command: str
     state: str
+    started: str
+    command_line: tuple[str, ...]
     config: dict[str, Any]
-    results: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    finished: str | None = None
+    results: dict[str, Any] = field(default_factory=dict)
     """Empty until it is done."""
-    files: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
     """sha256 of what it wrote, by name; empty in records from before this was noted."""
 
     @classmethod
@@ -169,20 +173,7 @@ class Record:
             FileNotFoundError: there is none.
             CorruptFile: it is damaged.
         """
-        path = folder / f"{command}.json"
-        return cls.of(path, read_json(path, FORMAT_VERSION))
-
-    @classmethod
-    def of(cls, path: Path, value: dict[str, Any]) -> Record:
-        """Take a record that was read.
-
-        Raises:
-            CorruptFile: a part of it is no table of values.
-        """
-        parts = {name: value.get(name, {}) for name in ("config", "results", "files")}
-        if wrong := [name for name, part in parts.items() if not isinstance(part, dict)]:
-            raise CorruptFile(path, f"its {wrong[0]} is no table of values")
-        return cls(path, str(value.get("state")), **parts)
+        return decode(cls, folder / f"{command}.json", FORMAT_VERSION)
 
     @classmethod
     def of_finished(cls, folder: Path, command: str) -> Record:
@@ -210,7 +201,7 @@ class Record:
         noted = self.files.get(path.name)
         if noted is not None and sha256(path) != noted:
             raise CorruptFile(
-                path, f"has another sha256 than {self.path.name} noted when it was written: it was damaged or changed since; "
+                path, f"has another sha256 than {self.command}.json noted when it was written: it was damaged or changed since; "
                 "take it from where the run was made", None, StartOver(),
             )  # fmt: skip
 
@@ -239,6 +230,20 @@ def newest_run(root: Path = Path("runs")) -> Path:
     return found[-1].parent
 
 
+@dataclass(frozen=True)
+class _Config:
+    OPEN: ClassVar = True
+    preprocessing: Preprocessing = PREPROCESSING
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What of a training's record is read alone."""
+
+    OPEN: ClassVar = True
+    config: _Config
+
+
 def recorded_preprocessing(path: Path) -> Preprocessing:
     """Read how a training job normalised its images.
 
@@ -251,13 +256,7 @@ def recorded_preprocessing(path: Path) -> Preprocessing:
     """
     if not path.exists():
         return PREPROCESSING
-    try:
-        config = read_json(path, FORMAT_VERSION)["config"]
-        return Preprocessing.from_json(config["preprocessing"]) if "preprocessing" in config else PREPROCESSING
-    except (KeyError, TypeError):
-        raise CorruptFile(path, "lacks the configuration of its job") from None
-    except InvalidInput as error:
-        raise CorruptFile(path, str(error)) from None
+    return decode(_Training, path, FORMAT_VERSION).config.preprocessing
 
 
 def package_versions() -> dict[str, str]:

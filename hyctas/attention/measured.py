@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from export.codec import decode, encode
 from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, write_json
 from hyctas.attention.triton.tiles import KERNELS, Tile
 
 FORMAT_VERSION = 1
@@ -44,33 +44,28 @@ class Entry:
     """Tile by kernel, for `triton`; kernels that are not named take the shipped ones. Of a block: `block`."""
 
     def __post_init__(self) -> None:
-        if type(self.backward) is not bool or type(self.block) is not bool or (self.block and self.backward):
-            raise InvalidInput(f"backward and block are true or false, not both true; got {self.backward!r} and {self.block!r}")
+        if self.block and self.backward:
+            raise InvalidInput("backward and block are not both true")
         allowed = ("triton", "steps") if self.block else ("triton", "sdpa")
         if self.implementation not in allowed or self.dtype not in DTYPES:
             found = f"got {self.implementation!r} of {self.dtype!r}"
             raise InvalidInput(f"an implementation is {' or '.join(allowed)}, a dtype one of {', '.join(DTYPES)}; {found}")
         sizes = (self.qk_channels, self.value_channels, self.batch, self.queries, self.keys)
-        if not all(type(size) is int and size > 0 for size in sizes):
+        if min(sizes) < 1:
             raise InvalidInput(f"sizes are whole numbers above 0; got {sizes}")
-        if type(self.ms) not in (int, float) or not 0 < self.ms < float("inf"):
+        if not 0 < self.ms < float("inf"):
             raise InvalidInput(f"a time is a number of milliseconds above 0; got {self.ms!r}")
         if unknown := sorted(set(self.tiles) - set(KERNELS)):
             raise InvalidInput(f"there are tiles for the unknown kernels {unknown}; kernels are {', '.join(KERNELS)}")
         if self.block and self.implementation == "triton" and "block" not in self.tiles:
             raise InvalidInput("a block computed by triton needs the tile of the kernel `block`")
 
-    @classmethod
-    def from_json(cls, value: Any) -> Entry:
-        """Read one entry.
 
-        Raises:
-            InvalidInput: a field is missing, unknown or impossible.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or set(value) != names or not isinstance(value["tiles"], dict):
-            raise InvalidInput(f"an entry has the fields {', '.join(sorted(names))}; got {value!r}")
-        return cls(**value | {"tiles": {name: Tile.from_json(tile) for name, tile in value["tiles"].items()}})
+@dataclass(frozen=True)
+class _Content:
+    gpu: str
+    provenance: dict[str, Any]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +92,7 @@ def write_table(path: Path, gpu: str, entries: Sequence[Entry], provenance: Mapp
         entries: one per shape.
         provenance: versions and command, for readers.
     """
-    data = {"format_version": FORMAT_VERSION, "gpu": gpu, "provenance": dict(provenance), "entries": [asdict(e) for e in entries]}
-    write_json(path, data)
+    encode(path, _Content(gpu, dict(provenance), tuple(entries)), FORMAT_VERSION)
 
 
 def find_table(gpu: str) -> TableFile | None:
@@ -134,16 +128,10 @@ def read_table(table: TableFile, gpu: str) -> tuple[Entry, ...]:
         CorruptFile: the file cannot be read, or is of another GPU.
     """
     path = Path(table.path)
-    data = read_json(path, FORMAT_VERSION)
-    names = {"format_version", "gpu", "provenance", "entries"}
-    if set(data) != names or not isinstance(data["entries"], list):
-        raise CorruptFile(path, f"an attention table has the fields {', '.join(sorted(names))}; got {', '.join(sorted(data))}")
-    if data["gpu"] != gpu:
-        raise CorruptFile(path, f"is the table of {data['gpu']!r}, not of {gpu!r}")
-    entries = []
-    for number, value in enumerate(data["entries"]):
-        try:
-            entries.append(Entry.from_json(value))
-        except (InvalidInput, TypeError) as error:
-            raise CorruptFile(path, f"entry {number} is impossible: {error}; measure again or remove the file") from None
-    return tuple(entries)
+    try:
+        found = decode(_Content, path, FORMAT_VERSION)
+    except CorruptFile as error:
+        raise CorruptFile(path, f"{error.reason}; measure again or remove the file", error.line) from None
+    if found.gpu != gpu:
+        raise CorruptFile(path, f"is the table of {found.gpu!r}, not of {gpu!r}")
+    return found.entries

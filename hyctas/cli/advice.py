@@ -13,7 +13,8 @@ def explain(error: HyctasError) -> str:
     if not ways:
         return str(error)
     joined = f"{', '.join(ways[:-1])}, or {ways[-1]}" if len(ways) > 1 else ways[0]
-    return f"{error}\n{joined[0].upper()}{joined[1:]}" if "\n" in str(error) else f"{error}; {joined}"
+    listed = str(error).splitlines()[-1].startswith(" ")
+    return f"{error}\n{joined[0].upper()}{joined[1:]}" if listed else f"{error}; {joined}"
 
 
 def advice(remedy: Remedy) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -18,7 +19,7 @@ class BenchJob(Settings):
     """What hyctas-bench times."""
 
     models: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[MODEL ...]")] = ()
-    """.onnx files (anybody's), .pt2 files, .engine files, bundles, run folders; the first is what the others are compared with."""
+    """ONNX files of any origin, .pt2 files, .engine files, bundles, run folders; the others are compared with the first."""
     target: str | None = None
     """Where to time, for instance onnxruntime-cpu:fp32; default: the best available one that runs the models, printed."""
     threads: Threads = 1
@@ -26,7 +27,7 @@ class BenchJob(Settings):
     seconds: Annotated[float, Range(above=0, at_most=86400)] = 3.0
     """Measured time per model."""
     pace: Annotated[float, Range(above=0, at_most=1e4)] | None = None
-    """Let that many frames per second arrive by the clock, as from a camera, and report what is missed and how old outputs are."""
+    """Feed this many frames per second, as a camera does, and report how many are missed and how old the outputs are."""
     mode: Literal["model", "labels", "end-to-end"] = "model"
     """model: the network alone; labels: tensor in memory to labels; end-to-end: JPEG bytes to overlay."""
     size: str | None = None
@@ -36,15 +37,21 @@ class BenchJob(Settings):
     data: str | None = None
     """Images to time with: a folder of images, or a data set (see hyctas-train); default: a generated street scene."""
     run: Path | None = None
-    """Run folder for the reports (RUN/report.html too); its trained network is timed where no models are given."""
+    """Run folder for the reports (RUN/report.html too); without models, its trained network is timed."""
     kit: Path | None = None
-    """Write a folder that times the models with trtexec on a device without Python; target tensorrt:fp16 or :fp32."""
+    """Write a folder that times the models with trtexec on a device without Python (target tensorrt:fp16 or :fp32)."""
     ingest: Path | None = None
     """Make the report from a kit's folder that came back from the device."""
     cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
-    """Who talks to CUDA for engines; default: the first that works."""
+    """Library that talks to CUDA for engines; default: the first that works."""
     trust: bool = False
-    """Load .pt2 files, and engines without a manifest or changed since it was written: executes code in them."""
+    """Load .pt2 files, and engines that have no manifest or differ from it; this executes code in them."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "report": ("out", "run"),
+        "device kit": ("kit", "ingest"),
+        "loading": ("cuda_backend", "trust"),
+    }
 
     def loading(self) -> LoadSettings:
         """Return how TensorRT engines are loaded."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from export.errors import HyctasError, InvalidInput
-from hyctas.cli.advice import explain
+from hyctas.cli.advice import explain, flag
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import read_toml
@@ -108,9 +108,12 @@ def _parse(job: type[T], description: str, arguments: list[str], name: str, exam
             raise InvalidInput("--config takes a TOML file")
         given = read_toml(Path(arguments[at + 1]), job)
         arguments = arguments[:at] + arguments[at + 2 :]
+        alternatives = getattr(job, "ALTERNATIVES", ())  # one of them on the command line replaces any in the file
+        if {argument.partition("=")[0] for argument in arguments} & set(map(flag, alternatives)):
+            given = {name: value for name, value in given.items() if name not in alternatives}
     else:  # with a file, --no-FLAG takes back what that sets
         marks.append(tyro.conf.FlagCreatePairsOff)
-    text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
+    text = f"{description}\n--config FILE.toml fills the same settings; what is on the command line wins."
     try:
         return tyro.cli(
             job, prog=name or None, args=arguments, description=text, config=tuple(marks), registry=registry(job, given)

@@ -5,9 +5,10 @@ No torch here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -35,17 +36,19 @@ class ExportJob(Settings):
     classes: Classes | None = None
     """Number of classes of a genotype; default 19."""
     threads: Threads = 1
-    """Threads that it is meant to run with, for the manifest and the hyctas-bench command that is printed."""
+    """Threads that it is meant to run with, as the manifest notes and the printed hyctas-bench command uses."""
     random_weights: bool = False
     """Export a genotype with random weights: to time it, not to segment with it."""
     rebuild: bool = False
-    """Build an engine anew as its manifest says, from its bundle or the ONNX file beside it, if it does not fit this machine."""
+    """Rebuild an engine that does not fit this machine, as its manifest says, from its bundle or the ONNX file beside it."""
     gpu: str | None = None
-    """GPUs that a tensorrt-rtx engine is for, for instance sm_86,sm_89,sm_120: none of them need be here."""
+    """GPUs that a tensorrt-rtx engine is for, for instance sm_86,sm_89,sm_120; none of them has to be in this machine."""
     cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
-    """Who talks to CUDA for an engine; default: the first that works."""
+    """Library that talks to CUDA for an engine; default: the first that works."""
     build: tyro.conf.Fixed[EngineSettings] = field(default_factory=EngineSettings)
     """How an engine is built, but for `cuda_backend`."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"engine": ("rebuild", "gpu", "cuda_backend")}
 
     def engine(self) -> EngineSettings:
         """Return how an engine is built."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,25 +22,43 @@ def registry(job: type, given: Mapping[str, Any]) -> ConstructorRegistry:
     """Return tyro's rules with ours for a job: every field as tyro would have it, but for its default, its group, and its help.
 
     Args:
-        job: a dataclass.
+        job: a dataclass; its `GROUPS`, where it has them, name the fields that stand under a title of their own in the help.
         given: values by field that take the place of the dataclass's defaults.
     """
-    rules, inside = ConstructorRegistry(), False
+    rules, asked = ConstructorRegistry(), False
+    groups = {type(title, (), {}): names for title, names in getattr(job, "GROUPS", {}).items()}
+    inside: dict[Any, list[StructFieldSpec]] = {group: [] for group in groups}
 
     @rules.struct_rule
-    def readable(info: StructTypeInfo) -> StructConstructorSpec | None:
-        nonlocal inside
-        if inside or info.type is not job:
+    def grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asked
+        if info.type in inside:
+            return StructConstructorSpec(instantiate=dict, fields=tuple(inside[info.type]))
+        if asked or info.type is not job:
             return None
-        inside = True
-        try:
-            spec = ConstructorRegistry.get_struct_spec(info)
-        finally:
-            inside = False
+        asked = True
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asked = False
         assert isinstance(spec, StructConstructorSpec)
-        return dataclasses.replace(spec, fields=tuple(_readable(field, given) for field in spec.fields))
+        home = {name: group for group, names in groups.items() for name in names}
+        plain: list[StructFieldSpec] = []
+        for found in inside.values():
+            found.clear()
+        for field in spec.fields:
+            inside.get(home.get(field.name), plain).append(_readable(field, given))
+        titled: Any = tyro.conf.OmitArgPrefixes
+        boxes = (StructFieldSpec(group.__name__, titled[group], tyro.MISSING) for group in groups)
+        return StructConstructorSpec(lambda **values: spec.instantiate(**_flat(values, groups)), (*plain, *boxes))
 
     return rules
+
+
+def _flat(values: Mapping[str, Any], groups: Collection[type]) -> dict[str, Any]:
+    """Return values by field, those of groups among them."""
+    flat = dict(values)
+    for group in groups:
+        flat |= flat.pop(group.__name__)
+    return flat
 
 
 def _readable(field: StructFieldSpec, given: Mapping[str, Any]) -> StructFieldSpec:

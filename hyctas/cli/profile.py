@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -32,23 +33,25 @@ class ProfileJob(Settings):
     data: str | None = None
     """Data set, to take the number of classes from."""
     networks: Annotated[int, Range(0, 1000)] = 60
-    """Whole networks measured to calibrate the prediction; 0: none."""
+    """Whole networks that are measured to calibrate the prediction; 0: none."""
     shard: str | None = None
-    """Measure one part of the operators, for instance 2/4: several equal machines share the work; then --merge."""
+    """Measure one part of the operators, for instance 2/4, so that identical machines share the work; join them with --merge."""
     merge: tuple[Path, ...] = ()
-    """Tables of equal machines that are joined to RUN/latency.json first; what none of them has is measured."""
+    """Tables of identical machines, merged into RUN/latency.json first; only what none of them has is measured."""
     check: Path | None = None
-    """Measure a sample of this table again and say whether it still describes this machine; nothing else happens."""
+    """Only measure a sample of this table again, and say whether it still describes this machine."""
     kit: Path | None = None
-    """Write a folder that measures all this with trtexec on a device without Python; target tensorrt:fp16 or :fp32."""
+    """Write a folder that measures all this with trtexec on a device without Python (target tensorrt:fp16 or :fp32)."""
     ingest: Path | None = None
-    """Take the table from a kit's folder that came back from the device; --space, --size, --target are the kit's."""
+    """Read the table from a kit's folder that came back from the device; space, size and target are the kit's."""
     restart: bool = False
     """Move the old table aside and start over."""
     builds: tyro.conf.Fixed[Annotated[int, Range(1, 1000)] | None] = None
     """Builds of each operator, of which the median is kept; default: 3 where TensorRT chooses kernels anew in each, else 1."""
     protocol: tyro.conf.Fixed[Protocol] = field(default_factory=Protocol)
     """How operators are timed."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"sharing": ("shard", "merge"), "device kit": ("kit", "ingest")}
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -20,21 +21,21 @@ class SearchJob(Settings):
     run: Path = Path("runs/new")
     """Run folder with supernet.safetensors and latency.json."""
     space: str | None = None
-    """Your own space file, where the supernet was trained on one: no run folder has code run."""
+    """Your own space file, if the supernet was trained on one: code that a run folder names is not run unasked."""
     data: str | None = None
-    """Data set; default: the one that the supernet was trained on, where it was then."""
+    """Data set; default: the one that the supernet was trained on, at the path that it had then."""
     table: Path | None = None
     """Latency table; default RUN/latency.json."""
     size: str | None = None
     """Image size that latency counts for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
     limit: tuple[str, ...] = ()
-    """Limits that every network must keep, for instance: fps=30 ms=33 params=2e6 mib=64."""
+    """Limits that every network must keep, for instance fps=30 ms=33 params=2e6 mib=64."""
     confidence: Annotated[float, Range(50, below=100)] | None = None
-    """Keep the latency limit with this confidence in per cent (95), by an upper bound; default: by the prediction."""
+    """Hold an upper bound of this confidence, in per cent (95), against the latency limit; default: the prediction itself."""
     max_error: Annotated[float, Range(0, 1e6)] = 10.0
-    """Refuse a latency table whose hold-out error (MAPE) exceeds this many per cent."""
+    """Stop if the hold-out error (MAPE) of the latency table exceeds this many per cent."""
     evaluations: Annotated[int, Range(2, 10**6)] = 200
-    """Networks scored; twice as many are screened on a few images first."""
+    """Networks to score; twice as many are screened on a few images first."""
     images: Annotated[int, Range(2, 10**6)] = 60
     """Images of the choosing split that a network is scored on."""
     seed: Seed = 0
@@ -42,13 +43,19 @@ class SearchJob(Settings):
     measure: Annotated[int, Range(0, 1000)] = 8
     """Networks of the front that are measured whole on the target; 0: none."""
     finalists: Annotated[int, Range(0, 1000)] = 12
-    """Networks that train for a while before one is chosen, the best hand-made ones among them; 0: choose by shared weights."""
+    """Networks trained for a while before one is chosen, the best hand-made ones among them; 0: choose by shared weights."""
     finalist_steps: Annotated[int, Range(1, 10**6)] = 100
-    """Training steps of each finalist in the first round; then the worse half goes, and the next round has twice as many."""
+    """Training steps of each finalist in the first round; after each round the worse half drops out, and the steps double."""
     restart: bool = False
     """Move the old results aside and start over."""
     settings: tyro.conf.Fixed[SearchSettings] = field(default_factory=SearchSettings)
     """How networks are proposed and scored."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "latency": ("table", "size", "limit", "confidence", "max_error"),
+        "search": ("evaluations", "images", "seed", "measure"),
+        "finalist": ("finalists", "finalist_steps"),
+    }
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -24,9 +25,6 @@ USAGE = """usage: hyctas-train {supernet,network} [OPTIONS]
 hyctas-train supernet --help and hyctas-train network --help list the options.
 """
 
-BUDGETS = ("minutes", "steps")
-"""Settings of a recipe of which exactly one is given."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(Settings):
@@ -40,11 +38,11 @@ class TrainJob(Settings):
     """Weights to start from: efficientnet-lite0 (1, 2), a .pth or .safetensors file, timm:NAME, a run or bundle, none; default: \
 efficientnet-lite0 for space edge, else none."""
     preset: str | None = None
-    """Settings to start from: quick, standard or best; what a TOML file or another flag sets wins."""
+    """Settings to start from: quick, standard or best; a TOML file and other flags override them."""
     minutes: Minutes | None = None
     """Time budget in minutes; default 30."""
     steps: Annotated[int, Range(1, 10**9)] | None = None
-    """Number of steps instead of a time budget: equal seeds then give equal weights."""
+    """Number of steps instead of a time budget; the same seed then gives the same weights."""
     size: str | None = None
     """Resize all images to HEIGHTxWIDTH first."""
     crop: str | None = None
@@ -59,6 +57,10 @@ efficientnet-lite0 for space edge, else none."""
     """Settings of the recipe that are no flags, as a TOML file has them: what they leave out comes from the preset."""
 
     RECIPE: ClassVar[type[Recipe]] = Recipe
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("minutes", "steps")
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "training": ("preset", "minutes", "steps", "batch", "seed"), "image": ("size", "crop"),
+    }  # fmt: skip
 
     def recipe(self) -> Recipe:
         """Return the recipe: defaults, then the preset, then the TOML file, then the command line.
@@ -69,8 +71,8 @@ efficientnet-lite0 for space edge, else none."""
         flags = ("minutes", "steps", "size", "crop", "batch", "seed")
         given = self.settings | {name: value for name in flags if (value := getattr(self, name)) is not None}
         values: dict[str, Any] = {"minutes": 30.0} if self.preset is None else read_preset(self.preset)
-        if not given.keys().isdisjoint(BUDGETS):  # a budget of one kind replaces a budget of the other
-            values = {name: value for name, value in values.items() if name not in BUDGETS}
+        if not given.keys().isdisjoint(self.ALTERNATIVES):  # a budget of one kind replaces a budget of the other
+            values = {name: value for name, value in values.items() if name not in self.ALTERNATIVES}
         return fill(self.RECIPE, values | given)
 
 
@@ -81,11 +83,12 @@ class TrainSupernetJob(TrainJob):
     space: str = "edge"
     """Search space: edge, tiny, published, or a Python file with a function `space()`."""
     limit: tuple[str, ...] = ()
-    """Latency that the networks are for (ms=12 or fps=80): those predicted at 0.5 to 1.2 times it are trained, and no others."""
+    """Latency to aim at (ms=12 or fps=80): only networks predicted at 0.5 to 1.2 times it are trained."""
     table: Path | None = None
     """Latency table for --limit; default RUN/latency.json."""
 
     RECIPE: ClassVar[type[Recipe]] = SupernetRecipe
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {**TrainJob.GROUPS, "latency": ("limit", "table")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +96,13 @@ class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
     space: str | None = None
-    """Your own space file, where --init names a supernet that was trained on one: no run folder has code run."""
+    """Your own space file, if --init names a supernet that was trained on one: code that a run folder names is not run unasked."""
     network: Path | None = None
     """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
     all_of_train: bool = False
-    """Train on all of train, the part that networks are chosen by included: only val tells then how good it is."""
+    """Train on the whole train split, with the part that networks are chosen by: only val then tells how good the network is."""
     teacher: tuple[Path, ...] = ()
-    """Follow a trained network too: a run folder, bundle or ONNX file of the same classes; several are averaged."""
+    """Learn from trained networks too (distillation): run folders, bundles or ONNX files with the same classes; averaged."""
 
     RECIPE: ClassVar[type[Recipe]] = NetworkRecipe
 

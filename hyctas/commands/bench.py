@@ -15,9 +15,8 @@ from hyctas.cli.show import say, still_bar
 from hyctas.cli.values import image_size
 from hyctas.commands.bench_kit import ingest_bench, write_bench_kit
 from hyctas.commands.model_files import bench_model, choose_target, kind_of, names
-from hyctas.commands.run_report import report_run
 from hyctas.commands.sample_images import load_images, painted_street
-from hyctas.commands.timing_report import check_out, print_paced, print_report, write_report
+from hyctas.commands.timing_report import check_out, publish
 from hyctas.engine.table_attention import open_target
 from latency.lock import measuring
 
@@ -59,14 +58,7 @@ def bench_models(job: BenchJob) -> None:
             )
         else:
             report = pace(models, runtime, job.pace, job.seconds, job.mode, images, show)
-    if isinstance(report, PacedReport):
-        print_paced(report)
-    else:
-        print_report(report)
-    for path in write_report(report, out):
-        say(f"wrote {path}")
-    if job.run and (job.run / "train-network.json").exists():
-        say(f"wrote {report_run(job.run)}")
+    publish(report, out, job.run)
 
 
 def check_trust(trust: bool, paths: Sequence[Path]) -> None:

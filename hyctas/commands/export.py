@@ -15,6 +15,7 @@ from export.runtimes import open_runtime
 from export.target import TENSORRT, Target, format_size
 from hyctas.artifacts.bundling import PROOF, Trained, bundle_network, check_free, load_trained, prove, write_file
 from hyctas.artifacts.runs import newest_run
+from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.chosen_target import best_target
@@ -79,8 +80,7 @@ def export_network(job: ExportJob) -> None:
     if engine is not None:
         write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
     there = "" if target.runtime != "tensorrt-rtx" else ", on a machine with such a GPU: it proves parity first"
-    trust = " --trust" * (kind == ".pt2")
-    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}{trust}{there}")
+    say(f"next: {command_line('bench', path, target=target, threads=job.threads, trust=kind == '.pt2')}{there}")
 
 
 def choose_target(text: str | None, kind: str, path: Path, gpu: str | None = None) -> Target:
@@ -113,8 +113,8 @@ def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int
     if target.runtime not in TENSORRT:  # its engine, which follows, is compared by itself
         _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
     if had_engine and target.runtime not in TENSORRT and not (folder / ENGINE_NAME).exists():
-        engine = shlex.quote(str(folder / ENGINE_NAME))
-        say(f"note: the engine was of the bundle that was replaced, and is gone with it; a new one: hyctas-export {engine}")
+        again = command_line("export", folder / ENGINE_NAME)
+        say(f"note: the engine was of the bundle that was replaced, and is gone with it; a new one: {again}")
     say(f"try it: python {shlex.quote(str(folder / 'run.py'))} IMAGE_OR_FOLDER")
 
 

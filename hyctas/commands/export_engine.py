@@ -18,6 +18,7 @@ from export.trt.from_onnx import open_place, options_of, rebuild_engine
 from export.trt.options import BuildOptions, target_precision
 from export.trt.rtx import RUNTIME, capabilities, check_buildable, import_rtx
 from hyctas.artifacts.bundling import Trained, load_trained
+from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.sample_images import EXAMPLES, street_scenes
@@ -91,20 +92,21 @@ def write_engine_file(
     job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path
 ) -> None:
     """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there."""
-    asked = ["--network", str(source), "--target", str(target), "--output", output, "--size", format_size(size)]
-    asked += ["--checkpoint", str(job.checkpoint)] if job.checkpoint else []
-    asked += ["--classes", str(job.classes)] if job.classes else []
-    asked += ["--random-weights"] if job.random_weights else []
-    asked += ["--gpu", job.gpu] if job.gpu else []
     settings, home = job.engine(), bundle_of(path)
     if home is None:
-        again = shlex.join(["hyctas-export", path.name, *asked])
-        report = _built(job, trained, path, size, output, target, again, settings)
-        beside = f"{path.name}.json; and {report.onnx.name}"
+        again = command_line(
+            "export", path.name, network=source, target=target, output=output, size=format_size(size), checkpoint=job.checkpoint,
+            classes=job.classes, random_weights=job.random_weights, gpu=job.gpu,
+        )  # fmt: skip
     else:
-        again = shlex.join(["hyctas-export", str(path), "--target", str(target), *(["--gpu", job.gpu] if job.gpu else [])])
-        report = _built(job, trained, path, size, output, target, again, settings, home / "model.onnx")
-        beside = f"{path.name}.json"
+        again = command_line("export", path, target=target, gpu=job.gpu)
+    context = named_context(capabilities_of(job)) if target.runtime == RUNTIME else open_context(settings)
+    with bar(f"export {path.name}") as shown:
+        report = write_engine(
+            trained, path, size, output, target.precision, again, settings, context, street_scenes(size, EXAMPLES),
+            {"threads": job.threads}, say, shown.count, home and home / "model.onnx",
+        )  # fmt: skip
+    beside = f"{path.name}.json" + (f"; and {report.onnx.name}" if home is None else "")
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
     _tell(report)
@@ -156,25 +158,6 @@ def _rebuild_from_bundle(job: ExportJob, path: Path, home: Path, options: BuildO
     gpu = ",".join(f"sm_{number}" for number in options.capabilities) or None
     target = Target("tensorrt-rtx" if gpu else "tensorrt", target_precision(options.precision))
     write_engine_file(replace(job, gpu=gpu, build=build), trained, path, about.size, about.output, target, home)
-
-
-def _built(
-    job: ExportJob,
-    trained: Trained,
-    path: Path,
-    size: tuple[int, int],
-    output: str,
-    target: Target,
-    again: str,
-    settings: EngineSettings,
-    portable: Path | None = None,
-) -> EngineReport:
-    context = named_context(capabilities_of(job)) if target.runtime == "tensorrt-rtx" else open_context(settings)
-    with bar(f"export {path.name}") as shown:
-        return write_engine(
-            trained, path, size, output, target.precision, again, settings, context,
-            street_scenes(size, EXAMPLES), {"threads": job.threads}, say, shown.count, portable,
-        )  # fmt: skip
 
 
 def _tell(report: EngineReport) -> None:

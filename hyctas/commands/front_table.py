@@ -8,6 +8,7 @@ from typing import Any
 from export.errors import CorruptFile
 from export.files import read_json
 from hyctas.artifacts.choice import READ_VERSIONS
+from hyctas.cli.advice import command_line
 
 
 def show_front(run: Path) -> str:
@@ -50,7 +51,7 @@ def _finalist_lines(outcome: dict[str, Any], run: Path) -> list[str]:
         return [*lines, "warning: no finalist keeps the limit when measured; the choice is the one by shared weights"]
     if winner["handmade"]:
         lines.append(f"the hand-made network {winner['handmade']} beat all that the search found, and is the answer")
-    return [*lines, f"to train it on: hyctas-train network --run {run} --init {run}"]
+    return [*lines, f"to train it on: {command_line('train network', run=run, init=run)}"]
 
 
 def _limit_lines(outcome: dict[str, Any]) -> list[str]:

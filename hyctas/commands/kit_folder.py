@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ def advise(folder: Path, kit: Kit, then: str) -> None:
     say(f"  4. here: {then}")
 
 
-def report_lost(found: Ingested, say: Callable[[str], None]) -> None:
+def report_lost(found: Ingested) -> None:
     """Print every file without a usable result."""
     for lost in found.lost:
         say(f"  {lost.name}: {lost.reason}; {lost.remedy}")

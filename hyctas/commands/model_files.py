@@ -96,7 +96,7 @@ def bench_model(path: Path, kind: str, name: str, target: Target, size: tuple[in
     """
     if kind != RUN and not (kind == BUNDLE and target.runtime.startswith("torch-")):
         return BenchModel(name, path=path, size=size)
-    from hyctas.artifacts.bundling import load_trained
+    from hyctas.artifacts.bundling import load_trained  # torch, which other files are run without
 
     trained = load_trained(path)
     own = trained.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ import torch
 
 from export.errors import InvalidInput, MissingKeys
 from export.onnx.exporter import export_modules
-from export.target import Target
+from export.target import Target, format_size
 from hyctas.arch.genotype import Genotype
 from hyctas.arch.operators import from_key
 from hyctas.artifacts.runs import Run
+from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.kit_folder import advise, kit_target, purpose, refuse, report_lost
@@ -72,7 +72,7 @@ def write_profile_kit(job: ProfileJob) -> None:
             raise InvalidInput(f"{job.run / 'latency.json'} is complete: there is nothing to measure")
     about = {"purpose": "profile", "space": job.space, "space_hash": space.hash, "size": list(size), "classes": classes,
              "count": job.networks, "networks": {genotype.id: genotype.to_json() for genotype in genotypes}}  # fmt: skip
-    then = shlex.join(["hyctas-profile", "--run", str(job.run), "--ingest", str(job.kit)])
+    then = command_line("profile", run=job.run, ingest=job.kit)
     title = f"write {len(keys)} operators, {len(genotypes)} networks"
     with network_models(genotypes, size, classes) as networks, bar(title) as shown:
         kit = write_kit(
@@ -112,7 +112,7 @@ def ingest_profile(job: ProfileJob) -> None:
     busy = sum(row.busy for row in table.rows.values())
     say(f"wrote {path}: {len(keys) - len(missing)} of {len(keys)} operators, TensorRT {table.identity.versions['tensorrt']} on "
         f"{table.identity.device['gpus'][0]['name']}")  # fmt: skip
-    report_lost(found, say)
+    report_lost(found)
     if busy:
         say(f"warning: {busy} operators were timed while the device's speed moved, or without a CUDA graph; lock its clocks "
             "(run.sh says how), move results/ away and measure again")  # fmt: skip
@@ -120,10 +120,12 @@ def ingest_profile(job: ProfileJob) -> None:
     if drifted:
         say(f"warning: {drifted} calibration networks were disturbed: {next(notes[0] for notes in found.notes.values() if notes)}")
     if missing:
-        command = f"on the device: sh run.sh; then here: hyctas-profile --run {job.run} --ingest {job.ingest}"
+        command = f"on the device: sh run.sh; then here: {command_line('profile', run=job.run, ingest=job.ingest)}"
         if found.lost and all(lost.remedy == APART for lost in found.lost):
-            command = (f"hyctas-profile --run {job.run} --kit NEW_DIR --space {about['space']} --size {size[0]}x{size[1]} "
-                       f"--classes {classes} --networks {about['count']} --target {found.kit.target}")  # fmt: skip
+            command = command_line(
+                "profile", run=job.run, kit="NEW_DIR", space=about["space"], size=format_size(size), classes=classes,
+                networks=about["count"], target=found.kit.target,
+            )  # fmt: skip
         raise MissingKeys(missing, f"measure them: {command}")
     if calibration is None and about["count"]:
         raise InvalidInput(lacking)
@@ -131,7 +133,7 @@ def ingest_profile(job: ProfileJob) -> None:
     if lacking:
         say(f"warning: {lacking}")
     show(calibration)
-    say(f"next: hyctas-search --run {job.run}, or with another run: --table {path}")
+    say(f"next: {command_line('search', run=job.run)}, or with another run: --table {path}")
 
 
 def estimate_ms(key: str) -> float:

@@ -33,7 +33,7 @@ def _predictions(
     run: Path, data: DataSet, size: tuple[int, int] | None
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
     """Return a few images of val with their labels, and the network's predictions for them."""
-    import torch
+    import torch  # hyctas-bench does without it, but for a run's report
 
     from hyctas.artifacts.bundling import load_trained
     from hyctas.training.evaluate import whole_images

@@ -101,7 +101,7 @@ def _conclude(
     members = spread(pareto(history.of(SEARCH)), measure) if measure else []
     measured = measure_evaluations("front", members, model)
     facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
-             "calibration": calibration.to_json() if calibration else None, "confidence": model.confidence,
+             "calibration": calibration, "confidence": model.confidence,
              "bound_factor": model.bound_factor}  # fmt: skip
     outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))

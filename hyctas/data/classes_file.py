@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from export.codec import convert, reading
 from export.errors import CorruptFile, InvalidInput
 from export.files import parse_json
 from hyctas.data.coding import LARGEST, Coding, numbered
@@ -97,7 +97,9 @@ def _from_text(path: Path, content: str) -> _ClassList:
             continue
         if setting := re.fullmatch(r"(ignore|palette)\s*=\s*(.*)", line):
             if setting[1] == "palette":
-                found.palettes = _palettes(path, setting[2], number)
+                if setting[2] not in PALETTES:
+                    raise CorruptFile(path, f"palette is {setting[2]!r}; allowed: {', '.join(PALETTES)}", number)
+                found.palettes = setting[2]
             elif setting[2].isascii() and setting[2].isdecimal():
                 found.ignored.append(int(setting[2]))
             elif setting[2].startswith("#"):
@@ -113,53 +115,43 @@ def _from_text(path: Path, content: str) -> _ClassList:
     return found
 
 
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    colour: str | None = None
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The content of classes.json, where it is not that of labels.json."""
+
+    classes: tuple[str | _Entry, ...]
+    ignore: tuple[int | str, ...] = ()
+    palette: Literal["indices", "colours"] = "indices"
+
+    @classmethod
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Take a single ignored value, too."""
+        return {**value, "ignore": [value["ignore"]]} if isinstance(value.get("ignore"), (int, str)) else value
+
+
 def _from_json(path: Path, content: str) -> _ClassList:
-    try:
+    with reading(path):
         value = parse_json(content)
-    except json.JSONDecodeError as error:
-        raise CorruptFile(path, f"not valid JSON ({error.msg})", error.lineno) from None
-    except ValueError as error:
-        raise CorruptFile(path, f"not usable JSON ({error})") from None
-    if isinstance(value, dict) and "names" in value:
-        labels = Labels.from_json(value)
-        return _ClassList(list(zip(labels.names, labels.colours, strict=True)), [labels.ignore])
-    value = value if isinstance(value, dict) else {"classes": value}
-    if unknown := set(value) - {"classes", "ignore", "palette"}:
-        raise CorruptFile(path, f"unknown keys {', '.join(sorted(unknown))}; allowed: classes, ignore, palette")
-    entries, ignored = value.get("classes"), value.get("ignore", [])
-    if not isinstance(entries, list):
-        raise CorruptFile(path, "wanted a list of class names")
+        if isinstance(value, dict) and "names" in value:
+            labels = convert(Labels, value)
+            return _ClassList(list(zip(labels.names, labels.colours, strict=True)), [labels.ignore])
+        listed = convert(_Listed, value if isinstance(value, dict) else {"classes": value})
+    entries = [_Entry(entry) if isinstance(entry, str) else entry for entry in listed.classes]
     return _ClassList(
-        [_entry(path, item) for item in entries],
-        [_ignored(path, item) for item in (ignored if isinstance(ignored, list) else [ignored])],
-        _palettes(path, value.get("palette", PALETTES[0])),
+        [(entry.name, None if entry.colour is None else _colour(path, entry.colour)) for entry in entries],
+        [_colour(path, value) if isinstance(value, str) else value for value in listed.ignore],
+        listed.palette,
     )
 
 
-def _ignored(path: Path, value: Any) -> int | Colour:
-    if isinstance(value, str) and value.startswith("#"):
-        return _colour(path, value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CorruptFile(path, f"ignore is {value!r}; wanted a whole number, or a colour #rrggbb")
-    return value
-
-
-def _palettes(path: Path, value: Any, line: int | None = None) -> str:
-    if value not in PALETTES:
-        raise CorruptFile(path, f"palette is {value!r}; allowed: {', '.join(PALETTES)}", line)
-    return str(value)
-
-
-def _entry(path: Path, item: Any) -> tuple[str, Colour | None]:
-    if isinstance(item, str):
-        return item, None
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str) or set(item) - {"name", "colour"}:
-        raise CorruptFile(path, f'{item!r} is no class; wanted a name or {{"name": ..., "colour": "#rrggbb"}}')
-    return item["name"], None if item.get("colour") is None else _colour(path, item["colour"])
-
-
-def _colour(path: Path, text: Any, line: int | None = None) -> Colour:
-    match = _COLOUR.fullmatch(text) if isinstance(text, str) else None
+def _colour(path: Path, text: str, line: int | None = None) -> Colour:
+    match = _COLOUR.fullmatch(text)
     if match is None:
         raise CorruptFile(path, f"{text!r} is no colour; wanted #rrggbb", line)
     return int(match[1], 16), int(match[2], 16), int(match[3], 16)

@@ -7,10 +7,10 @@ its labels on disk is the business of its layout (`hyctas.data.layouts`), which 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from export.codec import plain
 from export.errors import InvalidInput
 
 Colour = tuple[int, int, int]
@@ -55,25 +55,12 @@ class Labels:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `labels.json`."""
-        return {"names": list(self.names), "colours": [list(c) for c in self.colours], "ignore": self.ignore}
+        return plain(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Labels:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InvalidInput: a key is missing or unknown, or a value has the wrong type.
-        """
-        if not isinstance(value, Mapping) or not {"names", "colours"} <= set(value) <= {"names", "colours", "ignore"}:
-            raise InvalidInput("labels must be an object with the keys names, colours and (optional) ignore")
-        names, colours, ignore = value["names"], value["colours"], value.get("ignore", IGNORE)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InvalidInput("labels: names must be a list of strings")
-        if not isinstance(colours, list) or not all(isinstance(c, list) for c in colours):
-            raise InvalidInput("labels: colours must be a list of [red, green, blue]")
-        if not isinstance(ignore, int) or isinstance(ignore, bool):
-            raise InvalidInput(f"labels: ignore must be an integer, got {ignore!r}")
-        return cls(tuple(names), tuple(tuple(c) for c in colours), ignore)
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Take a bundle's labels, which may ignore nothing."""
+        return {name: item for name, item in value.items() if (name, item) != ("ignore", None)}
 
 
 def default_colours(count: int) -> tuple[Colour, ...]:

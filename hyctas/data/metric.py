@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from export.codec import Share
 from export.errors import InvalidInput
 from hyctas.data.labels import IGNORE
 
 POLICY = "mean over classes in truth or prediction; a class only predicted counts 0; a class in neither is left out"
 
 
+SCORES_VERSION = 1
+
+
 @dataclass(frozen=True)
 class Score:
     """The score of a whole split (one confusion matrix summed over it, not a mean over images)."""
 
-    miou: float
+    OPEN: ClassVar = True
+    miou: Share
     """Mean of the IoUs that are not None, 0..1."""
-    iou: tuple[float | None, ...]
+    iou: tuple[Share | None, ...]
     """IoU per class; None for a class that neither truth nor prediction holds anywhere in the split."""
-    pixel_accuracy: float
+    pixel_accuracy: Share
     """Fraction of the counted pixels that are right."""
     present: tuple[bool, ...]
     """Whether the truth holds the class."""
     policy: str = POLICY
     """How absent classes were treated, in words, for reports."""
+
+    @classmethod
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Complete what was written before `present` was."""
+        iou = value.get("iou")
+        return {"present": [share is not None for share in iou], **value} if isinstance(iou, list) else value
+
+    def __post_init__(self) -> None:
+        if len(self.present) != len(self.iou):
+            raise ValueError(f"present has {len(self.present)} classes, iou {len(self.iou)}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The content of scores.json."""
+
+    OPEN: ClassVar = True
+    genotype: str | None = None
+    """Id of the network."""
+    val: Score | None = None
+    choose: Score | None = None
+
+    def __post_init__(self) -> None:
+        if self.val is None and self.choose is None:
+            raise ValueError("it has a score of neither part, choose or val")
+
+    @property
+    def by_split(self) -> dict[str, Score]:
+        """The scores that are there; `val` comes first."""
+        return {split: score for split, score in (("val", self.val), ("choose", self.choose)) if score is not None}
 
 
 def confusion(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore: int = IGNORE) -> np.ndarray:

@@ -65,70 +65,29 @@ class Thing:
     """Along x and z, in metres per frame."""
 
 
-@dataclass(frozen=True)
 class Street:
-    """Everything that a clip shows, and how its camera moves."""
-
-    mirrored: bool
-    camera: Point
-    """Camera x and height."""
-    speed: float
-    horizon: float
-    """Height of the horizon as a fraction of the image from above."""
-    yaw: Point
-    """Shift of the vanishing point as a fraction of the width: at the first frame, per frame."""
-    curve: float
-    slope: float
-    sky: tuple[Colour, Colour]
-    """Colour above and at the horizon."""
-    haze: float
-    sun: float
-    """-1..1: where shadows fall; 0 = overcast."""
-    light: Colour
-    noise: float
-    ground: tuple[Face, ...]
-    roadside: tuple[Thing, ...]
-    objects: tuple[Thing, ...]
-
-
-def invent_street(rng: np.random.Generator) -> Street:
-    """Draw a street."""
-    pick = _Pick(rng)
-    overcast, gain, warmth = pick.chance(0.45), pick.between(0.62, 1.12), pick.between(-0.07, 0.08)
-    pick.road, pick.pavement, pick.sun = pick.between(2.9, 5.2), pick.between(1.6, 3.6), pick.between(0.35, 1) * (not overcast)
-    pick.sun *= pick.rng.choice((-1, 1))
-    pick.camera = (pick.between(0.3, 0.6) * pick.road, pick.between(1.25, 1.75))
-    top = ((150, 156, 164), (205, 208, 210)) if overcast else ((92, 136, 190), (128, 164, 204))
-    low = ((196, 200, 204),) if overcast else ((196, 200, 204), (226, 200, 168))
-    return Street(
-        mirrored=pick.chance(0.5),
-        camera=pick.camera,
-        speed=pick.between(0.25, 1.3),
-        horizon=pick.between(0.38, 0.52),
-        yaw=(pick.between(-0.09, 0.09), pick.between(-0.008, 0.008)),
-        curve=pick.between(-1, 1) ** 3 * 0.004,
-        slope=pick.between(-0.02, 0.03),
-        sky=(pick.colour(top), pick.colour(low)),
-        haze=pick.between(0.002, 0.012),
-        sun=pick.sun,
-        light=(gain * (1 + warmth), gain, gain * (1 - warmth)),
-        noise=pick.between(0.008, 0.035),
-        ground=tuple(_ground(pick)),
-        roadside=tuple(_roadside(pick)),
-        objects=tuple(_furniture(pick) + _traffic(pick) + _people(pick)),
-    )
-
-
-class _Pick:
-    """The draws of one street, and what all its parts must know of it."""
-
-    road: float
-    pavement: float
-    sun: float
-    camera: Point
+    """Everything that a clip shows, and how its camera moves, drawn by a generator."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
+        overcast, gain, warmth = self.chance(0.45), self.between(0.62, 1.12), self.between(-0.07, 0.08)
+        self.road, self.pavement = self.between(2.9, 5.2), self.between(1.6, 3.6)  # half the width of the road; of a pavement
+        self.sun = self.between(0.35, 1) * (not overcast) * rng.choice((-1, 1))  # where shadows fall; 0: nowhere
+        self.camera = (self.between(0.3, 0.6) * self.road, self.between(1.25, 1.75))  # x and height
+        top = ((150, 156, 164), (205, 208, 210)) if overcast else ((92, 136, 190), (128, 164, 204))
+        low = ((196, 200, 204),) if overcast else ((196, 200, 204), (226, 200, 168))
+        self.mirrored = self.chance(0.5)
+        self.speed = self.between(0.25, 1.3)
+        self.horizon = self.between(0.38, 0.52)  # share of the image that is above it
+        # the vanishing point's shift as a share of the width: at the first frame, per frame
+        self.yaw = (self.between(-0.09, 0.09), self.between(-0.008, 0.008))
+        self.curve, self.slope = self.between(-1, 1) ** 3 * 0.004, self.between(-0.02, 0.03)
+        self.sky = (self.colour(top), self.colour(low))  # above, and at the horizon
+        self.haze = self.between(0.002, 0.012)
+        self.light = (gain * (1 + warmth), gain, gain * (1 - warmth))
+        self.noise = self.between(0.008, 0.035)
+        self.ground, self.roadside = _ground(self), _roadside(self)
+        self.objects = _furniture(self) + _traffic(self) + _people(self)
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.rng.random()
@@ -188,157 +147,158 @@ def _shade(colour: Colour, factor: float) -> Colour:
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
-def _ground(pick: _Pick) -> list[Face]:
+def _ground(street: Street) -> list[Face]:
     """Lay pavement, grass, kerb and road from the far end on, then the markings, and the silhouettes behind it all."""
-    paving, asphalt = pick.colour((*GREYS[1:], (158, 140, 120)), 8), pick.colour(GREYS[:4], 8)
-    beside = (VEGETATION, pick.colour(LEAVES[:4])) if pick.chance(0.2) else (PAVEMENT, paving)
-    road, edge = pick.road, pick.road + pick.pavement
+    paving, asphalt = street.colour((*GREYS[1:], (158, 140, 120)), 8), street.colour(GREYS[:4], 8)
+    beside = (VEGETATION, street.colour(LEAVES[:4])) if street.chance(0.2) else (PAVEMENT, paving)
+    road, edge = street.road, street.road + street.pavement
     lanes = [(60.0, *beside), (edge, PAVEMENT, paving), (road + 0.18, PAVEMENT, _shade(paving, 1.15)), (road, ROAD, asphalt)]
     faces, x = [], -90.0
     while x < 90:
-        width, height, wood = pick.between(6, 20), pick.between(3, 14), pick.chance(0.5)
+        width, height, wood = street.between(6, 20), street.between(3, 14), street.chance(0.5)
         faces += [_disc(VEGETATION, LEAVES[1], x, 0, min(width, height) * 0.6, FAR) if wood else
                   _board(BUILDING, GREYS[2], x, width, (0, height), FAR)]  # fmt: skip
-        x += width * pick.between(0.6, 1.0)
+        x += width * street.between(0.6, 1.0)
     for near, far in reversed(list(pairwise(DEPTHS))):
         faces += [_flat(kind, colour, -half, half, near, far) for half, kind, colour in lanes]
-    if dash := pick.rng.choice((0.0, 2.0, 3.0)):
+    if dash := street.rng.choice((0.0, 2.0, 3.0)):
         faces += [_flat(ROAD, PALE, -0.08, 0.08, z, z + dash) for z in np.arange(0, 60, 2.5 * dash)]
-    if pick.chance(0.25):
-        z = pick.between(8, 26)
+    if street.chance(0.25):
+        z = street.between(8, 26)
         faces += [_flat(ROAD, PALE, x, x + 0.5, z, z + 3) for x in np.arange(0.3 - road, road - 0.4)]
     return faces
 
 
-def _roadside(pick: _Pick) -> list[Thing]:
+def _roadside(street: Street) -> list[Thing]:
     """Line both sides with houses, and the gaps between them with fences and trees."""
-    things, built_up = [], pick.between(0.45, 0.95)
+    things, built_up = [], street.between(0.45, 0.95)
     for side in (-1, 1):
-        z, x = -6.0, side * (pick.road + pick.pavement + pick.between(0, 1.5))
+        z, x = -6.0, side * (street.road + street.pavement + street.between(0, 1.5))
         while z < FAR:
-            length = pick.between(6, 18)
-            things += [_house(pick, side, x, z, length)] if pick.chance(built_up) else _gap(pick, side, x, z, length)
-            z += length + pick.rng.choice((0.0, 2.5))
+            length = street.between(6, 18)
+            things += [_house(street, side, x, z, length)] if street.chance(built_up) else _gap(street, side, x, z, length)
+            z += length + street.rng.choice((0.0, 2.5))
     return things
 
 
-def _gap(pick: _Pick, side: int, x: float, z: float, length: float) -> list[Thing]:
-    trees = [_tree(pick, x + side * pick.between(0.5, 6), z + pick.between(0, length), 0.5) for _ in range(int(length / 2))]
-    if pick.chance(0.3):
+def _gap(street: Street, side: int, x: float, z: float, length: float) -> list[Thing]:
+    trees = [_tree(street, x + side * street.between(0.5, 6), z + street.between(0, length), 0.5) for _ in range(int(length / 2))]
+    if street.chance(0.3):
         return trees
-    height, colour = pick.between(0.9, 1.9), pick.colour((*WALLS[:4], *GREYS[:3]))
-    starts = [(z, length)] if pick.chance(0.4) else [(z + i * 0.6, 0.4) for i in range(int(length / 0.6))]
+    height, colour = street.between(0.9, 1.9), street.colour((*WALLS[:4], *GREYS[:3]))
+    starts = [(z, length)] if street.chance(0.4) else [(z + i * 0.6, 0.4) for i in range(int(length / 0.6))]
     pickets = [_wall(FENCE, colour, x, (0, height), (start, start + extent)) for start, extent in reversed(starts)]
-    return [*trees, pick.thing(x, z, 0.1, height, pickets, length)]
+    return [*trees, street.thing(x, z, 0.1, height, pickets, length)]
 
 
-def _house(pick: _Pick, side: int, x: float, z: float, length: float) -> Thing:
-    storeys, columns, storey = int(pick.between(1.6, 6)), max(2, round(length / pick.between(2.4, 4))), pick.between(2.8, 3.6)
-    wall, glass, bay = pick.colour(WALLS, 14), pick.colour(GLASS), length / columns
-    faces = pick.box(BUILDING, wall, x + side * 7, 14, (0, storeys * storey + 0.8), (z, z + length))
+def _house(street: Street, side: int, x: float, z: float, length: float) -> Thing:
+    storeys, columns, storey = int(street.between(1.6, 6)), max(2, round(length / street.between(2.4, 4))), street.between(2.8, 3.6)
+    wall, glass, bay = street.colour(WALLS, 14), street.colour(GLASS), length / columns
+    faces = street.box(BUILDING, wall, x + side * 7, 14, (0, storeys * storey + 0.8), (z, z + length))
     for floor in range(storeys if z < 45 else 0):
         for column in reversed(range(columns)):
             low, start = 0.6 + (floor + 0.2) * storey, z + (column + 0.25) * bay
-            tint = _shade(glass, pick.between(0.8, 1.2))
+            tint = _shade(glass, street.between(0.8, 1.2))
             faces.insert(-1, _wall(BUILDING, tint, x, (low, low + 0.55 * storey), (start, start + bay / 2)))
-    if pick.chance(0.3):
-        faces.insert(-1, _wall(BUILDING, pick.colour(BRIGHT), x - side * 0.3, (2.3, 3.0), (z + 0.4, z + length - 0.4)))
-    return pick.thing(x, z, 0.1, storeys * storey, faces, length)
+    if street.chance(0.3):
+        faces.insert(-1, _wall(BUILDING, street.colour(BRIGHT), x - side * 0.3, (2.3, 3.0), (z + 0.4, z + length - 0.4)))
+    return street.thing(x, z, 0.1, storeys * storey, faces, length)
 
 
-def _tree(pick: _Pick, x: float, z: float, bush: float) -> Thing:
-    leaf, low = pick.colour(LEAVES), pick.chance(bush)
-    radius = pick.between(0.6, 1.4) if low else pick.between(1.2, 2.4)
-    middle = radius * 0.6 if low else pick.between(4, 8)
+def _tree(street: Street, x: float, z: float, bush: float) -> Thing:
+    leaf, low = street.colour(LEAVES), street.chance(bush)
+    radius = street.between(0.6, 1.4) if low else street.between(1.2, 2.4)
+    middle = radius * 0.6 if low else street.between(4, 8)
     faces = [_board(VEGETATION, BARK, x, 0.28, (0, middle), z)]
     for _ in range(5 if low else 9):
-        dx, dy, size = pick.between(-0.9, 0.9) * radius, pick.between(-0.5, 0.6) * radius, radius * pick.between(0.4, 0.8)
-        lit = 1.1 if dx * pick.sun < 0 else 0.9
-        faces.append(_disc(VEGETATION, _shade(pick.colour((leaf,)), lit), x + dx, max(0, middle + dy), size, z))
-    return pick.thing(x, z, radius, middle, faces, radius)
+        dx, dy, size = street.between(-0.9, 0.9) * radius, street.between(-0.5, 0.6) * radius, radius * street.between(0.4, 0.8)
+        lit = 1.1 if dx * street.sun < 0 else 0.9
+        faces.append(_disc(VEGETATION, _shade(street.colour((leaf,)), lit), x + dx, max(0, middle + dy), size, z))
+    return street.thing(x, z, radius, middle, faces, radius)
 
 
-def _furniture(pick: _Pick) -> list[Thing]:
+def _furniture(street: Street) -> list[Thing]:
     """Stand lamps, trees, signs, traffic lights and bins (which are ignored) on the pavements."""
-    things, spacing, trees_too = [], pick.between(12, 26), pick.chance(0.6)
+    things, spacing, trees_too = [], street.between(12, 26), street.chance(0.6)
     for side in (-1, 1):
-        kerb, lamps = side * (pick.road + 0.5), pick.chance(0.75)
-        for z in np.arange(pick.between(0, spacing), FAR * 0.8, spacing):
+        kerb, lamps = side * (street.road + 0.5), street.chance(0.75)
+        for z in np.arange(street.between(0, spacing), FAR * 0.8, spacing):
             if lamps:
-                height, arm, colour = pick.between(4.5, 8), pick.between(0.6, 1.8), pick.colour(GREYS)
-                post = [_board(POLE, colour, kerb, pick.between(0.12, 0.22), (0, height), z)]
+                height, arm, colour = street.between(4.5, 8), street.between(0.6, 1.8), street.colour(GREYS)
+                post = [_board(POLE, colour, kerb, street.between(0.12, 0.22), (0, height), z)]
                 post.append(_board(POLE, colour, kerb - side * arm / 2, arm, (height, height + 0.15), z))
-                things.append(pick.thing(kerb, z, 0.2, height, post))
-            if trees_too and pick.chance(0.7):
-                things.append(_tree(pick, side * (pick.road + min(1.0, pick.pavement / 2)), z + spacing / 2, 0.0))
-        things += [_sign(pick, kerb + pick.between(-0.2, 0.4), pick.between(5, 45)) for _ in range(pick.rng.integers(1, 5))]
-        if pick.chance(0.35):
-            x, z, width = side * (pick.road + pick.pavement * 0.75), pick.between(6, 30), pick.between(0.5, 1.2)
-            faces = pick.box(IGNORE, pick.colour((*GREYS, *LEAVES)), x, width, (0, 1), (z, z + 1))
-            things.append(pick.thing(x, z, width, 1, faces))
+                things.append(street.thing(kerb, z, 0.2, height, post))
+            if trees_too and street.chance(0.7):
+                things.append(_tree(street, side * (street.road + min(1.0, street.pavement / 2)), z + spacing / 2, 0.0))
+        things += [_sign(street, kerb + street.between(-0.2, 0.4), street.between(5, 45)) for _ in range(street.rng.integers(1, 5))]
+        if street.chance(0.35):
+            x, z, width = side * (street.road + street.pavement * 0.75), street.between(6, 30), street.between(0.5, 1.2)
+            faces = street.box(IGNORE, street.colour((*GREYS, *LEAVES)), x, width, (0, 1), (z, z + 1))
+            things.append(street.thing(x, z, width, 1, faces))
     return things
 
 
-def _sign(pick: _Pick, x: float, z: float) -> Thing:
+def _sign(street: Street, x: float, z: float) -> Thing:
     """Return a round, triangular or square sign, or a traffic light, on its pole."""
-    y, size, shape = pick.between(2.1, 2.9), pick.between(0.3, 0.5), int(pick.rng.choice((0, 3, 4, 12)))
-    faces = [_board(POLE, pick.colour(GREYS), x, pick.between(0.08, 0.14), (0, y + 0.5), z)]
+    y, size, shape = street.between(2.1, 2.9), street.between(0.3, 0.5), int(street.rng.choice((0, 3, 4, 12)))
+    faces = [_board(POLE, street.colour(GREYS), x, street.between(0.08, 0.14), (0, y + 0.5), z)]
     if shape:
-        faces.append(_disc(SIGN, pick.colour((*BRIGHT, PALE)), x, y, size * 1.2, z, shape))
+        faces.append(_disc(SIGN, street.colour((*BRIGHT, PALE)), x, y, size * 1.2, z, shape))
         faces.append(_disc(SIGN, PALE, x, y, size * 0.7, z, shape))
     else:
-        lamp = pick.rng.integers(3)
+        lamp = street.rng.integers(3)
         faces.append(_board(SIGN, (40, 42, 42), x, size, (y - 1.3 * size, y + 1.3 * size), z))
         faces.append(_disc(SIGN, SIGNALS[lamp], x, y + (1 - lamp) * 0.8 * size, size * 0.35, z))
-    return pick.thing(x, z, 0.2, y, faces)
+    return street.thing(x, z, 0.2, y, faces)
 
 
-def _traffic(pick: _Pick) -> list[Thing]:
+def _traffic(street: Street) -> list[Thing]:
     """Let cars drive on both lanes, and park at the kerb of a wide road."""
     cars = []
-    for direction, x, most in ((1, pick.road * 0.5, 3), (-1, -pick.road * 0.45, 4)):
-        z = pick.between(8, 20)
-        for _ in range(pick.rng.integers(most)):
-            cars.append(_car(pick, x + pick.between(-0.3, 0.3), z, direction * pick.between(0.2, 1.2)))
-            z += pick.between(9, 25)
+    for direction, x, most in ((1, street.road * 0.5, 3), (-1, -street.road * 0.45, 4)):
+        z = street.between(8, 20)
+        for _ in range(street.rng.integers(most)):
+            cars.append(_car(street, x + street.between(-0.3, 0.3), z, direction * street.between(0.2, 1.2)))
+            z += street.between(9, 25)
     for side in (-1, 1):
-        if pick.road > 3.8 and pick.chance(0.5):
-            starts = np.arange(pick.between(2, 12), 60, pick.between(5.5, 8))
-            cars += [_car(pick, side * (pick.road - 0.9), z, 0.0) for z in starts if pick.chance(0.65)]
+        if street.road > 3.8 and street.chance(0.5):
+            starts = np.arange(street.between(2, 12), 60, street.between(5.5, 8))
+            cars += [_car(street, side * (street.road - 0.9), z, 0.0) for z in starts if street.chance(0.65)]
     return cars
 
 
-def _car(pick: _Pick, x: float, z: float, speed: float) -> Thing:
-    van = pick.chance(0.2)
-    length, height = (pick.between(4.6, 6.5), pick.between(1.9, 2.7)) if van else (pick.between(3.7, 4.7), pick.between(1.38, 1.65))
-    width, belt, bonnet = pick.between(1.65, 2.0), 1.15 if van else 0.9, 0.05 if van else 0.15 * length
-    body, glass, cabin = pick.colour((*COATS, *BRIGHT[:2], *BRIGHT[4:])), pick.colour(GLASS), (z + bonnet, z + length - bonnet)
-    faces = pick.box(CAR, body, x, width, (0.22, belt), (z, z + length))
-    side = width / 2 if x < pick.camera[0] else -width / 2
+def _car(street: Street, x: float, z: float, speed: float) -> Thing:
+    van = street.chance(0.2)
+    length = street.between(4.6, 6.5) if van else street.between(3.7, 4.7)
+    height = street.between(1.9, 2.7) if van else street.between(1.38, 1.65)
+    width, belt, bonnet = street.between(1.65, 2.0), 1.15 if van else 0.9, 0.05 if van else 0.15 * length
+    body, glass, cabin = street.colour((*COATS, *BRIGHT[:2], *BRIGHT[4:])), street.colour(GLASS), (z + bonnet, z + length - bonnet)
+    faces = street.box(CAR, body, x, width, (0.22, belt), (z, z + length))
+    side = width / 2 if x < street.camera[0] else -width / 2
     faces[1:1] = [_wall(CAR, DARK, x + side, (0, 0.6), (wheel, wheel + 0.6)) for wheel in (z + 0.15 * length, z + 0.75 * length)]
     faces += [_board(CAR, DARK, x + dx, 0.22, (0, 0.3), z) for dx in (0.15 - width / 2, width / 2 - 0.15)]
     lamp = (228, 226, 206) if speed < 0 else (164, 30, 28)
     faces += [_board(CAR, lamp, x + dx, 0.24, (belt - 0.3, belt - 0.12), z) for dx in (0.2 - width / 2, width / 2 - 0.2)]
-    faces += pick.box(CAR, glass, x, width - 0.25, (belt, height), cabin)
-    faces += pick.box(CAR, body, x, width - 0.25, (height - 0.14, height), cabin)
-    return pick.thing(x, z, width, 0.5, faces, length, (0, speed))
+    faces += street.box(CAR, glass, x, width - 0.25, (belt, height), cabin)
+    faces += street.box(CAR, body, x, width - 0.25, (height - 0.14, height), cabin)
+    return street.thing(x, z, width, 0.5, faces, length, (0, speed))
 
 
-def _people(pick: _Pick) -> list[Thing]:
+def _people(street: Street) -> list[Thing]:
     """Let people walk along the pavements or cross, alone or by two."""
     people = []
-    for _ in range(pick.rng.integers(1, 9)):
-        crossing, side, speed = pick.chance(0.2), pick.rng.choice((-1, 1)), pick.between(-0.2, 0.2)
-        x = pick.between(-1, 1) * pick.road if crossing else side * (pick.road + pick.between(0.3, 0.95) * pick.pavement)
-        z = pick.between(5, 20 if crossing else 36)
-        for companion in range(1 + pick.chance(0.3)):
-            tall, trousers, stride = pick.between(1.45, 1.9), pick.colour(COATS[:4]), pick.between(0.1, 0.28)
+    for _ in range(street.rng.integers(1, 9)):
+        crossing, side, speed = street.chance(0.2), street.rng.choice((-1, 1)), street.between(-0.2, 0.2)
+        x = street.between(-1, 1) * street.road if crossing else side * (street.road + street.between(0.3, 0.95) * street.pavement)
+        z = street.between(5, 20 if crossing else 36)
+        for companion in range(1 + street.chance(0.3)):
+            tall, trousers, stride = street.between(1.45, 1.9), street.colour(COATS[:4]), street.between(0.1, 0.28)
             x, hip, neck = x + 0.6 * companion, 0.46 * tall, 0.84 * tall
             faces = [_face(PEDESTRIAN, trousers, (x - 0.13, x + 0.13, x + foot + 0.08, x + foot - 0.08), (hip, hip, 0, 0), z)
                      for foot in (-stride, stride)]  # fmt: skip
             coat = (x - 0.24, x + 0.24, x + 0.2, x - 0.2)
-            faces.append(_face(PEDESTRIAN, pick.colour((*COATS, *BRIGHT)), coat, (neck, neck, hip, hip), z))
-            faces.append(_disc(PEDESTRIAN, pick.colour(COATS[:4]), x, 0.94 * tall, 0.13, z))
-            faces.append(_disc(PEDESTRIAN, pick.colour(SKIN), x, 0.92 * tall, 0.11, z))
-            people.append(pick.thing(x, z, 0.3, tall, faces, speed=(speed, 0) if crossing else (0, speed)))
+            faces.append(_face(PEDESTRIAN, street.colour((*COATS, *BRIGHT)), coat, (neck, neck, hip, hip), z))
+            faces.append(_disc(PEDESTRIAN, street.colour(COATS[:4]), x, 0.94 * tall, 0.13, z))
+            faces.append(_disc(PEDESTRIAN, street.colour(SKIN), x, 0.92 * tall, 0.11, z))
+            people.append(street.thing(x, z, 0.3, tall, faces, speed=(speed, 0) if crossing else (0, speed)))
     return people

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
+from export.codec import decode_toml
 from export.errors import InvalidInput
 
 FOLDER = Path(__file__).parent
@@ -24,4 +24,4 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise InvalidInput(f"unknown preset {name!r}; known: {', '.join(preset_names())}")
-    return tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    return decode_toml(dict[str, Any], FOLDER / f"{name}.toml")

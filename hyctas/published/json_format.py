@@ -12,15 +12,29 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from export.codec import convert, decode
 from export.errors import InvalidInput
-from export.files import parse_json
 from hyctas.arch.genotype import Branch, Genotype, normal_form
 from hyctas.published.frame import OPERATORS, SCALES, WIDTHS, cell, channels, complete
 
 FIELDS = ("ops", "paths", "downs", "widths", "lasts")
-IGNORED = ("flops", "params")
-"""Fields that the released tools add to a file; they follow from the others."""
 TOLERANCE = 1e-6
+
+
+Rows = tuple[tuple[int | float, ...], ...]
+"""A list of numbers per branch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Released:
+    ops: Rows
+    paths: Rows
+    downs: Rows
+    widths: Rows
+    lasts: tuple[int | float, ...]
+    flops: Any = None
+    params: Any = None
+    """These two are added by the released tools; they follow from the others."""
 
 
 def import_genotype(
@@ -40,14 +54,17 @@ def import_genotype(
     Raises:
         InvalidInput: not that format, or a network that the released code could not build; the text names the place.
     """
-    value = _parse(source)
-    count = len(value["lasts"])
+    try:
+        value = decode(_Released, source) if isinstance(source, str) else convert(_Released, dict(source))
+    except ValueError as error:
+        raise _error(str(error)) from None
+    count = len(value.lasts)
     for field in FIELDS[:-1]:
-        if len(value[field]) != count:
-            raise _error(f"{field} has {len(value[field])} branches and lasts {count}; both need one entry per branch")
-    if not 1 <= count <= 3 or len(set(map(str, value["lasts"]))) != count:
+        if len(getattr(value, field)) != count:
+            raise _error(f"{field} has {len(getattr(value, field))} branches and lasts {count}; both need one entry per branch")
+    if not 1 <= count <= 3 or len(set(value.lasts)) != count:
         raise _error(
-            f"lasts is {value['lasts']}; it holds 1 to 3 final scales, each once (branches of equal final scale would "
+            f"lasts is {list(value.lasts)}; it holds 1 to 3 final scales, each once (branches of equal final scale would "
             "share the weights that bring them back to 1/8)"
         )
     branches = tuple(_branch(value, index, base_channels) for index in range(count))
@@ -101,28 +118,10 @@ def _error(text: str) -> InvalidInput:
     return InvalidInput(f"published genotype: {text}")
 
 
-def _parse(source: str | Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        value = parse_json(source) if isinstance(source, str) else dict(source)
-    except (TypeError, ValueError) as error:
-        raise _error(f"not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise _error(f"must be an object with the fields {list(FIELDS)}, found {type(value).__name__}")
-    if unknown := sorted(set(value) - {*FIELDS, *IGNORED}):
-        raise _error(f"unknown fields {unknown}; known: {list(FIELDS)}")
-    if missing := [field for field in FIELDS if field not in value]:
-        raise _error(f"lacks the fields {missing}")
-    for field in FIELDS:
-        if not isinstance(value[field], list):
-            raise _error(f"{field} must be a list with one entry per branch, found {type(value[field]).__name__}")
-    return value
-
-
-def _branch(value: Mapping[str, Any], index: int, base: int) -> Branch:
+def _branch(value: _Released, index: int, base: int) -> Branch:
     """Check one branch and return its cells."""
-    ops = _numbers(value, "ops", index)
-    path, downs, widths = (_numbers(value, field, index) for field in ("paths", "downs", "widths"))
-    last, length = value["lasts"][index], len(ops)
+    ops, path, downs, widths = value.ops[index], value.paths[index], value.downs[index], value.widths[index]
+    last, length = value.lasts[index], len(ops)
     for field, numbers, wanted in (("paths", path, length), ("downs", downs, length), ("widths", widths, length - 1)):
         if len(numbers) != wanted:
             raise _error(f"{field}[{index}] has {len(numbers)} entries; ops[{index}] has {length}, so {wanted} are needed")
@@ -146,13 +145,6 @@ def _branch(value: Mapping[str, Any], index: int, base: int) -> Branch:
     if last != path[-1]:
         raise _error(f"lasts[{index}] is {last}, but paths[{index}] ends at {path[-1]}")
     return tuple(cells)
-
-
-def _numbers(value: Mapping[str, Any], field: str, index: int) -> list[float]:
-    numbers = value[field][index]
-    if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
-        raise _error(f"{field}[{index}] must be a list of numbers, found {numbers!r}")
-    return numbers
 
 
 def _width(number: float, where: str) -> float:

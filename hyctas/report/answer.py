@@ -188,8 +188,8 @@ def warnings(data: RunData) -> list[str]:
     """List where the parts of a run do not fit together, and other reasons for care."""
     found = list(data.notices)
     genotype, outcome = data.genotype, data.outcome
-    if genotype and outcome and genotype.id != outcome.chosen.id:
-        found.append(f"the trained network {genotype.id} is not the one that the search chose ({outcome.chosen.id})")
+    if genotype and outcome and genotype.id != outcome.choice.id:
+        found.append(f"the trained network {genotype.id} is not the one that the search chose ({outcome.choice.id})")
     if genotype and data.scored and data.scored != genotype.id:
         found.append(f"scores.json belongs to network {data.scored}, not to {genotype.id}")
     if genotype and data.manifest and data.manifest.extra.get("genotype", genotype.id) != genotype.id:
@@ -204,7 +204,7 @@ def warnings(data: RunData) -> list[str]:
 
 
 def _search_warnings(outcome: Outcome) -> list[str]:
-    limit, chosen = outcome.limits.latency_ms, outcome.chosen
+    limit, chosen = outcome.limits.latency_ms, outcome.choice
     if limit is None or chosen.measured_ms is None or chosen.measured_ms <= limit:
         return []
     return [

@@ -76,11 +76,12 @@ def front_section(data: RunData, picture: Picture | None) -> Section | str:
     text += " Branches are the parallel paths of a network at different resolutions. ★: the chosen network."
     head = ("network", "branches", "mIoU", "predicted", "measured", "error", "parameters", "MACs")
     rows = tuple(_front_row(member, outcome) for member in outcome.front)
-    first = f" {plural(outcome.screened, 'network')} had been screened on a few images first." if outcome.screened else ""
+    scored, screened = outcome.evaluations.search, outcome.evaluations.screen
+    first = f" {plural(screened, 'network')} had been screened on a few images first." if screened else ""
     volume = (
-        f"{plural(outcome.scored, 'network')} {'was' if outcome.scored == 1 else 'were'} scored.{first} Hypervolume "
-        f"{outcome.hypervolume:.4f}: the share of the area between 0 and 100 % mIoU and between 0 and {ms(outcome.reference_ms)} "
-        "that they cover."
+        f"{plural(scored, 'network')} {'was' if scored == 1 else 'were'} scored.{first} Hypervolume "
+        f"{outcome.hypervolume.search:.4f}: the share of the area between 0 and 100 % mIoU and between 0 and "
+        f"{ms(outcome.reference_ms)} that they cover."
     )
     checks = Text(f"{_front_check(outcome)} {volume}")
     blocks: list[Block] = [Text(text), *([picture] if picture else []), Table(head, rows), checks]
@@ -88,7 +89,7 @@ def front_section(data: RunData, picture: Picture | None) -> Section | str:
 
 
 def _front_row(member: Member, outcome: Outcome) -> Row:
-    found, chosen = member.evaluation, member.id == outcome.chosen.id
+    found, chosen = member.evaluation, member.id == outcome.choice.id
     name = f"{member.id} ★" if chosen else member.id
     measured = "" if member.measured_ms is None else ms(member.measured_ms)
     cells = (name, str(member.branches), percent(found.miou), ms(found.predicted_ms), measured, signed(member.error),
@@ -224,7 +225,7 @@ def _calibration(data: RunData) -> Calibration | None:
     """Return the calibration that the search used; without a search, the table's only one."""
     found = data.table.calibrations if data.table else {}
     if data.outcome is not None:
-        return found.get(data.outcome.calibration or "")
+        return found.get(data.outcome.calibration.name) if data.outcome.calibration else None
     return next(iter(found.values())) if len(found) == 1 else None
 
 

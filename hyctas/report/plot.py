@@ -132,7 +132,7 @@ def _limit(axes: Axes, outcome: Outcome) -> list[Any]:
 
 
 def _chosen(axes: Axes, outcome: Outcome) -> Line2D:
-    member = outcome.chosen
+    member = outcome.choice
     x, y = member.latency_ms, 100 * member.evaluation.miou
     kind = "predicted" if member.measured_ms is None else "measured"
     star = axes.plot([x], [y], linestyle="none", marker="*", markersize=19, color=CHOSEN, markeredgecolor="white",

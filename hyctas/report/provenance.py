@@ -21,8 +21,8 @@ def reproduce_section(data: RunData) -> Section | str:
     if not data.records:
         return "How to reproduce: the folder holds no record of a command (train-supernet.json, search.json, ...)"
     lines = _commands(data.records)
-    if data.bench_command:
-        lines += ["# bench", shlex.join(data.bench_command)]
+    if data.bench is not None and data.bench.command_line:
+        lines += ["# bench", shlex.join(data.bench.command_line)]
     versions = {record.command: record.versions for record in data.records}
     machines = {record.command: {"machine": machine(record.machine)} for record in data.records}
     settings = ", ".join(f"{record.command}.json" for record in data.records)

@@ -101,7 +101,7 @@ def _figure(data: RunData) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="\S+" height="\S+"', r"\1", text, count=1)
-    label = html.escape(f"Accuracy over latency of {data.outcome.scored} networks, with the front", quote=True)
+    label = html.escape(f"Accuracy over latency of {data.outcome.evaluations.search} networks, with the front", quote=True)
     text = text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     for member in data.outcome.front:
         link = f'<a xlink:href="#{anchor(member.id)}"'

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from export.bench_report import BenchReport, BenchResult
 from export.bundle.manifest import Manifest
 from export.parity import ParityReport
 from export.target import parse_size
 from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.choice import Member, Outcome
+from hyctas.artifacts.runs import Record
 from hyctas.data.labels import Labels
 from hyctas.data.metric import Score
 from hyctas.plan import Plan, lower
 from hyctas.search.history import Evaluation
-from hyctas.search.limits import Limits
 from latency.table import LatencyTable
 
 SPLITS = ("val", "choose")
@@ -39,86 +40,6 @@ FILES: dict[str, str] = {
 """What a run folder may hold, and what it is."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What became of a finalist."""
-
-    handmade: str | None
-    """Its name, where it is a hand-made network."""
-    trained_miou: tuple[float, ...]
-    """On the choosing split, after each round that it was trained in."""
-    end: Literal["won", "worse", "slow", "failed"]
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class Member:
-    """A network of the front, or a finalist."""
-
-    evaluation: Evaluation
-    measured_ms: float | None
-    ended: Ended | None = None
-    """Of a finalist."""
-
-    @property
-    def id(self) -> str:
-        return self.evaluation.id
-
-    @property
-    def branches(self) -> int:
-        return len(self.evaluation.genotype.branches)
-
-    @property
-    def latency_ms(self) -> float:
-        """Measured where it was measured, else predicted."""
-        return self.evaluation.predicted_ms if self.measured_ms is None else self.measured_ms
-
-    @property
-    def error(self) -> float | None:
-        """Predicted / measured - 1."""
-        return None if self.measured_ms is None else self.evaluation.predicted_ms / self.measured_ms - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a search found (pareto.json)."""
-
-    target: str
-    size: tuple[int, int]
-    classes: int | None
-    limits: Limits
-    reference_ms: float
-    scored: int
-    """Networks scored on all images."""
-    screened: int
-    """Networks scored on a few images first."""
-    hypervolume: float
-    front: tuple[Member, ...]
-    finalists: tuple[Member, ...]
-    chosen: Member
-    calibration: str | None
-    """Name of the calibration that predictions used; None: plain sums."""
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """Finalists, and the front."""
-        return (*self.finalists, *self.front)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a command noted of itself (`<command>.json`)."""
-
-    command: str
-    state: str
-    started: str
-    finished: str | None
-    command_line: tuple[str, ...]
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    config: dict[str, Any]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunData:
     """All that a report says, as found in the run folder. What a folder lacks is None or empty."""
@@ -138,8 +59,6 @@ class RunData:
     labels: Labels | None = None
     bench: BenchReport | None = None
     """fps.json, or where that is absent bench.json."""
-    bench_command: tuple[str, ...] = ()
-    """Command line of the bench, where the file has it."""
     parity: ParityReport | None = None
     """How far the exported file agrees with the PyTorch network (bundle/parity.json)."""
     manifest: Manifest | None = None
@@ -154,7 +73,7 @@ class RunData:
         """The network that the report is about: the trained one, else the one that the search chose."""
         if self.trained is not None or self.outcome is None:
             return self.trained
-        return self.outcome.chosen.evaluation.genotype
+        return self.outcome.choice.evaluation.genotype
 
     @property
     def member(self) -> Member | None:
@@ -191,8 +110,8 @@ class RunData:
             return self.labels.num_classes
         if self.scores:
             return len(next(iter(self.scores.values())).iou)
-        if self.outcome is not None and self.outcome.classes is not None:
-            return self.outcome.classes
+        if self.outcome is not None and self.outcome.num_classes is not None:
+            return self.outcome.num_classes
         counts = [record.config.get("classes") for record in self.records if record.command == "profile"]
         return next((count for count in counts if isinstance(count, int) and count > 0), None)
 

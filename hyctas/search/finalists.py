@@ -7,16 +7,14 @@ replayed: a choice that was killed continues to the same result. No torch here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from export.codec import Count, Positive, Share, decode, encode
 from export.errors import CheckFailed, CorruptFile, Give, StartOver
-from export.files import read_json, write_json
-from export.ranges import check_types
 from hyctas.search.front import pareto
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
@@ -49,18 +47,25 @@ class Finalist:
 class Round:
     """What one round found, by genotype id."""
 
-    steps: int
+    steps: Count
     """Of this round's training."""
-    measured_ms: dict[str, float]
+    measured_ms: dict[str, Positive]
     """Empty where the device is not here."""
     slow: tuple[str, ...]
     """Those that break the limit when measured."""
-    miou: dict[str, float] = field(default_factory=dict)
+    miou: dict[str, Share] = field(default_factory=dict)
     """On the choosing split, after this round's training."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why a training failed."""
     kept: tuple[str, ...] = ()
     """The better half, the best first; empty until all are trained."""
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """The content of the journal."""
+
+    rounds: tuple[Round, ...]
 
 
 @dataclass(frozen=True)
@@ -185,24 +190,19 @@ def read_rounds(path: Path, known: Collection[str]) -> list[Round]:
     Raises:
         CorruptFile: it is damaged, or of others.
     """
-    value = read_json(path, FORMAT_VERSION)
     try:
-        rounds = [Round(**{**item, "slow": tuple(item["slow"]), "kept": tuple(item["kept"])}) for item in value["rounds"]]
+        rounds = decode(_Rounds, path, FORMAT_VERSION).rounds
         for found in rounds:
-            check_types(found)
             if strange := {*found.measured_ms, *found.slow, *found.miou, *found.failed, *found.kept} - set(known):
-                raise ValueError(f"{min(strange)} is no finalist")
-            shares, times = found.miou.values(), found.measured_ms.values()
-            if found.steps < 1 or not all(0 <= share <= 1 for share in shares) or not all(ms > 0 for ms in times):
-                raise ValueError("steps, an mIoU or a time is out of range")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(path, f"holds no rounds of finalists ({error})", None, StartOver()) from None
-    return rounds
+                raise CorruptFile(path, f"holds rounds of others: {min(strange)} is no finalist")
+    except CorruptFile as error:
+        raise CorruptFile(path, error.reason, None, StartOver()) from None
+    return list(rounds)
 
 
 def write_rounds(path: Path, rounds: Sequence[Round]) -> None:
     """Write the journal of the rounds."""
-    write_json(path, json.loads(json.dumps({"format_version": FORMAT_VERSION, "rounds": [asdict(found) for found in rounds]})))
+    encode(path, _Rounds(tuple(rounds)), FORMAT_VERSION)
 
 
 def described(finalist: Finalist, rounds: Sequence[Round]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from export.codec import NotNegative, Number, Share, decode, plain, reading, whole_lines
 from export.errors import CorruptFile, Give, InvalidInput, StartOver
-from export.files import parse_json, write_text
-from export.ranges import check_types
+from export.files import check_version, write_bytes, write_text
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.workloads import Costs
 
@@ -30,40 +32,42 @@ KINDS = (SEARCH, SCREEN, "random")
 class Evaluation:
     """One network with what was found of it."""
 
-    kind: str
+    kind: Annotated[str, Meta(pattern=f"^({'|'.join(KINDS)})$")]
     """"search": scored on all images; "screen": on the first few of them; "random", in files of version 1: of a baseline."""
-    generation: int
+    generation: Number
     id: str
     genotype: Genotype
-    miou: float
+    miou: Share
     """On the choosing split, with the supernet's weights."""
-    predicted_ms: float
-    parameters: int
-    macs: int
-    memory_mib: float
+    predicted_ms: NotNegative
+    parameters: Number
+    macs: Number
+    memory_mib: NotNegative
+
+    def __post_init__(self) -> None:
+        if self.id != self.genotype.id:
+            raise ValueError(f"the id {self.id!r} is not that of its genotype, {self.genotype.id}")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "genotype": json.loads(self.genotype.to_json())}
+        return {**vars(self), "genotype": json.loads(self.genotype.to_json())}
 
-    @classmethod
-    def from_json(cls, value: Any) -> Evaluation:
-        """Read what `to_json` wrote.
 
-        Raises:
-            ValueError: a field is missing or impossible.
-        """
-        try:
-            genotype = Genotype.from_json(json.dumps(value["genotype"]))
-            evaluation = cls(**{**value, "genotype": genotype})
-            check_types(evaluation)
-            numbers = (evaluation.miou, evaluation.predicted_ms, evaluation.parameters, evaluation.macs, evaluation.memory_mib)
-            if not all(math.isfinite(n) and n >= 0 for n in numbers) or evaluation.miou > 1:
-                raise ValueError("a number is negative, not finite, or an mIoU above 1")
-            if evaluation.kind not in KINDS or evaluation.id != genotype.id:
-                raise ValueError(f"kind {evaluation.kind!r}, or the id {evaluation.id!r} is not that of its genotype")
-        except (KeyError, TypeError, OverflowError, InvalidInput) as error:
-            raise ValueError(f"not an evaluation ({error})") from None
-        return evaluation
+def read_history(path: Path) -> tuple[dict[str, Any], list[Evaluation], bytes]:
+    """Return the header, the evaluations and a torn last line of a history; nothing is written.
+
+    Raises:
+        CorruptFile: a bad line.
+    """
+    lines, torn = whole_lines(path)
+    header, evaluations = dict[str, Any](), list[Evaluation]()
+    for number, line in lines:
+        with reading(path, number):
+            if number > 1:
+                evaluations.append(decode(Evaluation, line))
+            else:
+                header = decode(dict[str, Any], line)
+                check_version(header, READ_VERSIONS)
+    return header, evaluations, torn
 
 
 class History:
@@ -117,21 +121,18 @@ class History:
         return [evaluation for evaluation in self.evaluations if evaluation.kind == kind]
 
     def _read(self, notice: Callable[[str], None]) -> None:
-        lines = self.path.read_bytes().split(b"\n")
-        torn = lines.pop()  # what follows the last newline: empty in a whole file
-        for number, line in enumerate(lines, 1):
-            try:
-                value = parse_json(line)
-                if number == 1:
-                    self._check_header(value)
-                else:
-                    self._take(Evaluation.from_json(value))
-            except ValueError as error:
-                reason = f"bad line ({error}); mend or remove it"
-                raise CorruptFile(self.path, reason, number, StartOver()) from None
+        try:
+            found, evaluations, torn = read_history(self.path)
+            for number, evaluation in enumerate(evaluations, 2):
+                with reading(self.path, number):
+                    self._take(evaluation)
+        except CorruptFile as error:
+            raise CorruptFile(self.path, f"{error.reason}; mend or remove it", error.line, StartOver()) from None
+        if found:
+            self._check_header(found)
         if torn:
             notice(f"{self.path}: dropped a torn last line ({len(torn)} bytes)")
-            write_text(self.path, "".join(line.decode() + "\n" for line in lines) or json.dumps(self.header) + "\n")
+            write_bytes(self.path, self.path.read_bytes()[: -len(torn)] or json.dumps(self.header).encode() + b"\n")
 
     def _take(self, evaluation: Evaluation) -> None:
         """Take a line that was read.
@@ -170,10 +171,7 @@ class History:
         self.evaluations = [e for e in self.evaluations if (e.kind, e.id) in asked]
         return before - len(self.evaluations)
 
-    def _check_header(self, found: Any) -> None:
-        if not isinstance(found, dict) or found.get("format_version") not in READ_VERSIONS:
-            version = found.get("format_version") if isinstance(found, dict) else None
-            raise CorruptFile(self.path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}", 1)
+    def _check_header(self, found: dict[str, Any]) -> None:
         differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]
         if differing and found != self._formerly:
             shown = "\n  ".join(f"{name}: was {found.get(name)!r}, now {self.header.get(name)!r}" for name in sorted(differing))
@@ -181,4 +179,4 @@ class History:
 
 
 def _with_version(header: dict[str, Any]) -> dict[str, Any]:
-    return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(header))}
+    return {"format_version": FORMAT_VERSION, **plain(header)}

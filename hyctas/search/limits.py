@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from export.codec import Positive
 from export.errors import Infeasible, InvalidInput
 from hyctas.cost.workloads import CostModel, Costs
 
@@ -15,9 +16,9 @@ NAMES = {"ms": "latency in milliseconds", "fps": "frames per second", "params": 
 class Limits:
     """Upper limits of a network's costs; None: no limit."""
 
-    latency_ms: float | None = None
-    parameters: float | None = None
-    memory_mib: float | None = None
+    latency_ms: Positive | None = None
+    parameters: Positive | None = None
+    memory_mib: Positive | None = None
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Limits:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from export.codec import plain
 from export.files import read_json, write_json
 from hyctas.artifacts.choice import FORMAT_VERSION
 from hyctas.search.finalists import Finalist, Round, described
@@ -46,17 +45,17 @@ def write_outcome(
     """
     scored = history.of(SEARCH)
     front = pareto(scored)
-    outcome = {
+    outcome: dict[str, Any] = plain({
         "format_version": FORMAT_VERSION,
         **facts,
-        "limits": asdict(limits),
+        "limits": limits,
         "reference_ms": reference_ms,
         "evaluations": {SEARCH: len(scored), SCREEN: len(history.of(SCREEN))},
         "hypervolume": {SEARCH: hypervolume(scored, reference_ms)},
         "chosen": choose(front, measured_ms, limits).id,
         "front": [_member(e, measured_ms) for e in front],
-    }
-    write_json(path, json.loads(json.dumps(outcome)))
+    })
+    write_json(path, outcome)
     return outcome
 
 

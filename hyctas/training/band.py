@@ -7,13 +7,14 @@ networks near the limit as at half of it, at a few predictions each. Draws are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from export.codec import Size, plain
 from export.errors import Infeasible
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.workloads import CostModel
@@ -83,22 +84,13 @@ class TrainedBand:
     limit_ms: float
     low_ms: float
     high_ms: float
-    size: tuple[int, int]
+    size: Size
     """Height and width of the image that latency counts for."""
     table_sha256: str
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TrainedBand:
-        """Read what `to_json` wrote; TypeError, KeyError, ValueError or OverflowError where it did not."""
-        limit, low, high = (float(value[name]) for name in ("limit_ms", "low_ms", "high_ms"))
-        height, width = value["size"]
-        return cls(
-            limit_ms=limit, low_ms=low, high_ms=high, size=(int(height), int(width)), table_sha256=str(value["table_sha256"])
-        )
-
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return {**asdict(self), "size": list(self.size)}
+        return plain(self)
 
     def warning(self, limit_ms: float | None, size: tuple[int, int], table_sha256: str) -> str | None:
         """Say what of a search was not trained for, or return None."""

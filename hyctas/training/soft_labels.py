@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from export.codec import plain
 from export.errors import CorruptFile, InvalidInput, StartOver
 from export.files import read_json, write_bytes, write_json
 from hyctas.data import Frames, View
@@ -115,7 +116,7 @@ def _claim(folder: Path, content: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, {"format_version": FORMAT_VERSION, **content})
         return
-    found, wanted = read_json(path, FORMAT_VERSION), json.loads(json.dumps(content))
+    found, wanted = read_json(path, FORMAT_VERSION), plain(content)
     if different := [name for name in content if found.get(name) != wanted[name]]:
         words = {"teachers": "another teacher", "temperature": "another temperature", "data": "other images"}
         raise InvalidInput(f"{folder} holds soft labels of {' and '.join(words[name] for name in different)}", *AGAIN)

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
 from export.bundle.imaging import Preprocessing, exact_stride
+from export.codec import decode
 from export.errors import CorruptFile, HyctasError, InvalidInput
-from export.files import parse_json, sha256
+from export.files import sha256
 from export.onnx.foreign import graph_inputs, load_graph, metadata_of
 from export.onnx.static_shape import static_onnx
 from export.runtimes import available_targets, open_runtime
@@ -247,9 +248,17 @@ def _preprocessing(path: Path, metadata: dict[str, str]) -> Preprocessing:
             f"for instance {example}; in Python: model.metadata_props.add(key='preprocessing', value=...), then onnx.save"
         )
     try:
-        return Preprocessing.from_json(parse_json(metadata["preprocessing"]))
-    except (ValueError, InvalidInput) as error:
+        return decode(Preprocessing, metadata["preprocessing"])
+    except ValueError as error:
         raise CorruptFile(path, f"its metadata preprocessing is not usable ({error})") from None
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What of a file's labels is compared."""
+
+    OPEN: ClassVar = True
+    names: tuple[str, ...]
 
 
 def _names(path: Path, metadata: dict[str, str]) -> list[str] | None:
@@ -257,6 +266,6 @@ def _names(path: Path, metadata: dict[str, str]) -> list[str] | None:
     if "labels" not in metadata:
         return None
     try:
-        return [str(name) for name in parse_json(metadata["labels"])["names"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(path, f"its metadata labels is not usable ({type(error).__name__}: {error})") from None
+        return list(decode(_Names, metadata["labels"]).names)
+    except ValueError as error:
+        raise CorruptFile(path, f"its metadata labels is not usable ({error})") from None

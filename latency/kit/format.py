@@ -29,13 +29,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, write_json
-from export.ranges import Range, Settings, check_types
+from export.codec import Count, decode, plain
+from export.errors import InvalidInput
+from export.files import write_json
+from export.ranges import Range, Settings
 from export.target import Target
 
 FORMAT_VERSION = 1
@@ -65,7 +66,7 @@ class KitOperator:
     op: str
     prefix: str
     """Of its nodes and tensors; `_<copy>_` follows."""
-    copies: int
+    copies: Count
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class KitFile:
     operators: tuple[KitOperator, ...] = ()
     network: str | None = None
     """Name of the network, where it holds one."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or bool(self.operators) != (self.kind in (OPERATORS, CANARY)):
+            raise ValueError(f"{self.name!r} is of an unknown kind, or of another kind than what it holds: {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,9 @@ class Kit:
     """What it is for; opaque here."""
     request: str
     """Hash of all that was asked for: an equal request is the same kit."""
-    timing: Timing
     rounds: int
     """How often each network is timed, in turn with the others."""
+    timing: Timing
     files: tuple[KitFile, ...]
 
     @property
@@ -144,9 +149,12 @@ class Kit:
 
     def save(self, folder: Path) -> None:
         """Write DIR/kit.json."""
-        files = [asdict(file) for file in self.files]
-        value = {"target": str(self.target), "about": self.about, "request": self.request, "rounds": self.rounds}
-        write_json(folder / "kit.json", {"format_version": FORMAT_VERSION, **value, "timing": asdict(self.timing), "files": files})
+        write_json(folder / "kit.json", {"format_version": FORMAT_VERSION, **plain(self), "target": str(self.target)})
+
+    @classmethod
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Read the target, which is text."""
+        return {**value, "target": Target.parse(value["target"])} if isinstance(value.get("target"), str) else value
 
     @classmethod
     def load(cls, folder: Path) -> Kit:
@@ -156,29 +164,10 @@ class Kit:
             InvalidInput: there is none.
             CorruptFile: it cannot be read.
         """
-        path = folder / "kit.json"
         try:
-            value = read_json(path, FORMAT_VERSION)
+            return decode(cls, folder / "kit.json", FORMAT_VERSION)
         except (FileNotFoundError, NotADirectoryError):
             raise InvalidInput(f"{folder} is no device kit: it has no kit.json") from None
-        try:
-            files = tuple(
-                KitFile(**{**file, "operators": tuple(KitOperator(**operator) for operator in file["operators"])})
-                for file in value["files"]
-            )
-            kit = cls(
-                target=Target.parse(value["target"]), about=value["about"], request=value["request"],
-                timing=Timing(**value["timing"]), rounds=value["rounds"], files=files,
-            )  # fmt: skip
-            for part in (kit, *files, *(operator for file in files for operator in file.operators)):
-                check_types(part)
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
-            raise CorruptFile(path, f"is no description of a kit ({type(error).__name__}: {error})") from None
-        if any(file.kind not in KINDS or any(operator.copies < 1 for operator in file.operators) for file in files):
-            raise CorruptFile(path, "is no description of a kit (a file of unknown kind, or an operator that is nowhere)")
-        if wrong := [file.name for file in files if bool(file.operators) != (file.kind in (OPERATORS, CANARY))]:
-            raise CorruptFile(path, f"is no description of a kit ({wrong[0]!r} is of another kind than what it holds)")
-        return kit
 
 
 def digest(value: object) -> str:

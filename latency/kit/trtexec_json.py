@@ -6,16 +6,37 @@ import gzip
 import json
 import re
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar, TypeVar
 
+from msgspec import Meta
+
+from export.codec import convert
 from export.trt.attribution import Layer, LayerInfo, layer_facts
 
+T = TypeVar("T")
 MIN_SAMPLES = 5
 MAX_MS = 1e9
 """Above, it is no time: 11 days."""
 LARGEST = 64 * 2**20
 """Bytes of text that a result may have; a long one of ours has a tenth of it. A gzip file of 64 KiB may hold as much."""
+
+
+@dataclass(frozen=True)
+class _Query:
+    OPEN: ClassVar = True
+    computeMs: Annotated[float, Meta(gt=0, le=MAX_MS)]
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A layer of a profile."""
+
+    OPEN: ClassVar = True
+    name: str | None = None
+    medianMs: Annotated[float, Meta(ge=0, le=MAX_MS)] | None = None
+    averageMs: Annotated[float, Meta(ge=0, le=MAX_MS)] | None = None
 
 
 class Unusable(ValueError):
@@ -47,15 +68,10 @@ def read_times(path: Path) -> list[float]:
     Raises:
         Unusable: torn, without times, or with times that are not positive and finite.
     """
-    values = [query.get("computeMs") if isinstance(query, dict) else None for query in _array(path)]
-    if not values:
-        raise Unusable(f"{path.name} holds no times")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_MS:
-            raise Unusable(f"{path.name} holds the time {value!r}")
+    values = [query.computeMs for query in _array(_Query, path)]
     if len(values) < MIN_SAMPLES:
         raise Unusable(f"{path.name} holds {len(values)} times, fewer than {MIN_SAMPLES}")
-    return [float(value) for value in values if value is not None]
+    return values
 
 
 def read_profile(path: Path) -> list[Layer]:
@@ -65,13 +81,12 @@ def read_profile(path: Path) -> list[Layer]:
         Unusable: torn, or with times that are negative or not finite.
     """
     layers = []
-    for entry in _array(path):
-        if not isinstance(entry, dict) or "name" not in entry:
-            continue  # the first element counts the iterations
-        ms = entry.get("medianMs", entry.get("averageMs"))
-        if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 <= ms <= MAX_MS:
-            raise Unusable(f"{path.name}: layer {entry['name']!r} takes {ms!r} ms")
-        layers.append(Layer(str(entry["name"]), float(ms)))
+    for entry in _array(_Timed, path):
+        ms = entry.averageMs if entry.medianMs is None else entry.medianMs
+        if entry.name is not None:  # the first element counts the iterations
+            if ms is None:
+                raise Unusable(f"{path.name}: layer {entry.name!r} has no time")
+            layers.append(Layer(entry.name, ms))
     if not sum(layer.ms for layer in layers) > 0:
         raise Unusable(f"{path.name} holds no layer that takes time")
     return layers
@@ -92,8 +107,8 @@ def read_layers(path: Path, inputs_outputs: re.Pattern[str]) -> LayerInfo:
     return layer_facts(layers, inputs_outputs)
 
 
-def _array(path: Path) -> list[Any]:
-    """Parse the text between the first `[` and the last `]`."""
+def _array(kind: type[T], path: Path) -> tuple[T, ...]:
+    """Decode the text between the first `[` and the last `]`."""
     text = read_text(path)
     first, last = text.find("["), text.rfind("]")
     if first < 0 or last < first or text[last + 1 :].strip():
@@ -102,6 +117,7 @@ def _array(path: Path) -> list[Any]:
         value = json.loads(text[first : last + 1], strict=False)  # names hold separators (0x1E, 0x1F), perhaps not escaped
     except (ValueError, RecursionError):  # no JSON, a number too long for Python, endless nesting
         raise Unusable(f"{path.name} is torn: it is not JSON") from None
-    if not isinstance(value, list):
-        raise Unusable(f"{path.name} is no JSON array")
-    return value
+    try:
+        return convert(tuple[kind, ...], value)  # type: ignore[valid-type]
+    except ValueError as error:
+        raise Unusable(f"{path.name}: {error}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export.codec import convert, plain
 from export.errors import CorruptFile
 from export.files import parse_json, read_json
 from latency.journal import read_journal
@@ -31,9 +32,9 @@ def test_what_is(tmp_path: Path) -> None:
 
 
 def test_a_time_that_no_float_can_hold(tmp_path: Path) -> None:
-    row = Row(op="conv", median_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=20, builds=1, busy=False).to_json()
+    row = plain(Row(op="conv", median_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=20, builds=1, busy=False))
     with pytest.raises(ValueError, match="median_ms"):
-        Row.from_json({**row, "median_ms": 10**400})
+        convert(Row, {**row, "median_ms": 10**400})
     identity = {"target": "torch-cpu:fp32", "device": {}, "versions": {}, "threads": 1, "protocol": {}}
     lines = [{"format_version": 1, "identity": identity, "run": {}}, {"key": "a", "row": {**row, "p90_ms": 10**400}}, {"note": "b"}]
     (tmp_path / "j").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -124,3 +124,19 @@ def test_a_toml_file_writes_what_the_command_line_does(tmp_path: Path) -> None:
     jobs: list[SearchJob] = []
     command(jobs.append, SearchJob, "", ["--config", str(tmp_path / "a.toml")])
     assert jobs == [SearchJob(run=Path("x"), limit=("fps=30",), restart=True, max_error=5, confidence=95)]
+
+
+def test_the_command_line_wins_over_the_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('limit = ["ms=9", "mib=3"]\nrestart = true\nseed = 5\npopulation = 9\n')
+    jobs: list[SearchJob] = []
+    for given in ((), ("--limit", "fps=30", "--no-restart", "--seed", "0"), ("--restart",)):
+        command(jobs.append, SearchJob, "", ["--config", str(tmp_path / "a.toml"), *given])
+    in_file = SearchJob(limit=("ms=9", "mib=3"), restart=True, seed=5, settings=SearchSettings(population=9))
+    assert jobs == [in_file, dataclasses.replace(in_file, limit=("fps=30",), restart=False, seed=0), in_file]
+
+
+def test_a_budget_on_the_command_line_replaces_that_of_the_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("minutes = 5\n")
+    jobs: list[TrainSupernetJob] = []
+    command(jobs.append, TrainSupernetJob, "", ["--config", str(tmp_path / "a.toml"), "--steps", "7"])
+    assert (jobs[0].recipe().minutes, jobs[0].recipe().steps) == (None, 7)

@@ -244,14 +244,14 @@ def _front_holds(value: Any) -> None:
     for member in outcome.front:
         if recorded.get((member.evaluation.kind, member.id)) != member.evaluation:
             raise Wrong(f"front: network {member.id} is not what history.jsonl says: mIoU {member.evaluation.miou}")
-    if outcome.chosen.evaluation.genotype != chosen:
+    if outcome.choice.evaluation.genotype != chosen:
         raise Wrong("the report and the training take different networks of the front")
 
 
 def _supernet(root: Path) -> Any:
-    from hyctas.artifacts.inherit import load_supernet
+    from hyctas.artifacts.inherit import SupernetRecord
 
-    return _digest(load_supernet(root / "run").state_dict())
+    return _digest(SupernetRecord.read(root / "run").load().state_dict())
 
 
 def _network(root: Path) -> Any:

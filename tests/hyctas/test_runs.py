@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.codec import decode
 from export.errors import CorruptFile, Give, InvalidInput, Perform
 from hyctas.arch.genotype import Genotype
-from hyctas.artifacts.bundling import _scores
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import Run, check_output
 from hyctas.cost.workloads import Costs
+from hyctas.data.metric import Scores
 from hyctas.network import load_weights, save_weights
 from hyctas.search.history import Evaluation, History
 from hyctas.space import tiny
@@ -108,9 +109,10 @@ def test_a_kill_between_weights_and_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("miou", ["5", "-1", "NaN", '"high"'])
 def test_scores_are_shares(tmp_path: Path, miou: str) -> None:
-    (tmp_path / "scores.json").write_text(f'{{"format_version": 1, "val": {{"miou": {miou}}}}}')
-    with pytest.raises(CorruptFile):
-        _scores(tmp_path / "scores.json")
+    score = f'{{"miou": {miou}, "iou": [0.5], "pixel_accuracy": 0.5}}'
+    (tmp_path / "scores.json").write_text(f'{{"format_version": 1, "val": {score}}}')
+    with pytest.raises(CorruptFile, match=r"miou is|NaN"):
+        decode(Scores, tmp_path / "scores.json", 1)
 
 
 def evaluation(genotype: Genotype, kind: str = "search", miou: float = 0.5, ms: float = 2.0) -> Evaluation:
@@ -173,5 +175,5 @@ def test_what_is_private_goes_with_the_end_even_after_a_kill(tmp_path: Path, kil
 
 def test_a_record_without_its_configuration_is_not_taken_for_this_one(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text('{"format_version": 1, "command": "search", "state": "done"}')
-    with pytest.raises(InvalidInput, match="another configuration"):
+    with pytest.raises(CorruptFile, match="lacks the field"):
         Run(tmp_path, "search", {"seed": 0}, ())

@@ -20,10 +20,9 @@ from hyctas.cli.advice import advice
 from hyctas.cost.workloads import CostModel
 from hyctas.cost.workloads import family as operator_family
 from hyctas.plan import lower
-from hyctas.report.collect import _history
 from hyctas.search.driver import first_generation, search
 from hyctas.search.front import hypervolume, pareto, spread
-from hyctas.search.history import Evaluation, History
+from hyctas.search.history import Evaluation, History, read_history
 from hyctas.search.limits import Limits
 from hyctas.search.optimise import Nsga2, RandomDraws
 from hyctas.search.outcome import choose, write_outcome
@@ -150,8 +149,8 @@ def test_a_history_with_a_random_baseline_is_read(tmp_path: Path) -> None:
     run(path, 8, screen=None)
     lines = path.read_text().replace('"format_version": 2', '"format_version": 1').splitlines()
     path.write_text("\n".join([*lines, *(line.replace('"search"', '"random"') for line in lines[1:])]) + "\n")
-    points, notices = _history(path)
-    assert {point.kind for point in points} == {"search", "random"} and not notices
+    _, points, torn = read_history(path)
+    assert {point.kind for point in points} == {"search", "random"} and not torn
     with pytest.raises(InvalidInput, match="format_version: was 1, now 2"):
         History(path, HEADER, lambda text: None)
 
@@ -290,9 +289,9 @@ def test_choice_trusts_what_was_measured(tmp_path: Path) -> None:
     assert choose(front, slow, limits) == front[-2]
     assert choose(front, slow, Limits(latency_ms=1e-6)) == front[0]
     history = run(tmp_path / "history.jsonl", 4)
-    outcome = write_outcome(tmp_path / "pareto.json", history, Limits(), 20.0, {}, {})
+    outcome = write_outcome(tmp_path / "pareto.json", history, Limits(), 20.0, {}, {"target": "t", "size": (64, 64)})
     assert chosen_genotype(tmp_path).id == outcome["chosen"]
-    (tmp_path / "pareto.json").write_text('{"format_version": 2, "front": [], "chosen": "x"}')
+    (tmp_path / "pareto.json").write_text(json.dumps(outcome | {"chosen": "x"}))
     with pytest.raises(CorruptFile, match="chosen"):
         chosen_genotype(tmp_path)
     with pytest.raises(InvalidInput) as lacking:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.codec import decode, plain
 from export.errors import InvalidInput, MissingKeys, Perform
 from latency import LatencyTable, Unit, fit, predict
 from latency.accuracy import fidelity, kendall, ranks, spearman
@@ -164,7 +165,7 @@ def test_latency_predict_fit_is_reproducible_and_survives_json() -> None:
     measured = truth(networks, table, {"conv": 0.7}, noise=0.01)
     calibration = fitted(measured, networks, table)
     assert calibration == fitted(measured, networks, table)
-    assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    assert decode(Calibration, json.dumps(plain(calibration))) == calibration
 
 
 def test_latency_predict_fidelity_metrics() -> None:
@@ -231,7 +232,7 @@ def test_latency_predict_finds_a_cost_per_unit_and_per_branch() -> None:
     assert per_unit.model == "overhead" and per_unit.coefficients["per_unit"] == pytest.approx(0.2, abs=0.02)
     per_branch = fitted((base + 2.0 * (number - 1)) * noise, networks, table)
     assert per_branch.model == "branches" and per_branch.coefficients["per_branch"] == pytest.approx(2.0, abs=0.1)
-    again = Calibration.from_json(json.loads(json.dumps(per_branch.to_json())))
+    again = decode(Calibration, json.dumps(plain(per_branch)))
     assert predict(networks[2], table, again) == pytest.approx((base + 2.0 * (number - 1))[2], rel=0.02)
 
 

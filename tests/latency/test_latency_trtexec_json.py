@@ -31,14 +31,18 @@ def test_times_plain_and_packed(tmp_path: Path) -> None:
         ("", "torn"),
         (TIMES[:-20], "torn"),
         (TIMES.replace("0.83", "nan"), "torn"),
-        (TIMES.replace("0.83", "1e999"), "inf"),
+        (TIMES.replace("0.83", "-inf"), "torn"),
+        (TIMES.replace("0.83", "NaN"), "NaN|nan"),
+        (TIMES.replace("0.83", "1e999"), "computeMs is inf"),
+        (TIMES.replace("0.83", "9" * 400), "computeMs is 999"),
         (TIMES.replace("0.83", "9" * 5000), "torn"),
-        (TIMES.replace("0.83", "0"), "the time 0"),
-        (TIMES.replace("0.83", '"0.8"'), "the time '0.8'"),
-        (TIMES.replace("computeMs", "other"), "None"),
-        ("[]", "holds no times"),
+        (TIMES.replace("0.83", "0"), "computeMs is 0;"),
+        (TIMES.replace("0.83", "-1"), "computeMs is -1;"),
+        (TIMES.replace("0.83", '"0.8"'), "computeMs is '0.8';"),
+        (TIMES.replace("computeMs", "other"), "lacks the field `computeMs`"),
+        ("[]", "holds 0 times"),
         ('[{"computeMs": 1.0}]', "fewer than"),
-        ("[1, 2, 3]", "None"),
+        ("[1, 2, 3]", "is 1; expected `object`"),
         ("[" * 100_000 + "]" * 100_000, "torn"),
     ],
 )
@@ -69,7 +73,7 @@ def test_profiles(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="not JSON"):
         read_profile(path)
     path.write_text(f"[{entry.replace('0.04', '-3')}]")
-    with pytest.raises(Unusable, match="takes -3"):
+    with pytest.raises(Unusable, match="medianMs is -3"):
         read_profile(path)
     path.write_text('[{ "count" : 3 }]')
     with pytest.raises(Unusable, match="no layer"):

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from export.codec import decode
 from export.errors import CorruptFile
-from export.files import read_json, write_text
+from export.files import write_text
 from hyctas.attention.triton.cases import WITHOUT_DOT, Case, source
 from hyctas.attention.triton.tiles import SHARED_KIB, TENSOR_CORE
 
@@ -47,6 +48,12 @@ class Row:
     source: str
     """`hyctas.attention.triton.cases.source` when it was compiled."""
     resources: Resources
+
+    @classmethod
+    def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Part the resources from the source, beside which they stand in the file."""
+        source = {name: value[name] for name in value if name == "source"}
+        return {**source, "resources": {name: value[name] for name in value if name != "source"}}
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,11 @@ def read_table(path: Path = TABLE) -> Table:
         FileNotFoundError: there is no such file.
         CorruptFile: it is none of ours.
     """
-    value: Any = read_json(path, FORMAT_VERSION)
     try:
-        rows = {key: Row(row.pop("source"), Resources(**row)) for key, row in value["rows"].items()}
-        return Table(value["triton"], rows)
-    except (AttributeError, KeyError, TypeError) as error:
-        mend = "write it again: python -m hyctas.attention.triton.gate --update"
-        raise CorruptFile(path, f"is no table of resources ({error!r}); remove it and {mend}") from None
+        return decode(Table, path, FORMAT_VERSION)
+    except CorruptFile as error:
+        mend = "remove it and write it again: python -m hyctas.attention.triton.gate --update"
+        raise CorruptFile(path, f"is no table of resources ({error.reason}); {mend}", error.line) from None
 
 
 def write_table(table: Table, path: Path = TABLE) -> None:

@@ -9,8 +9,7 @@ over these (see `hyctas.attention.dispatch`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from export.errors import InvalidInput
 
@@ -44,25 +43,13 @@ class Tile:
     def __post_init__(self) -> None:
         for name in ("rows", "columns", "channels"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 16 or value & (value - 1):
+            if value < 16 or value & (value - 1):
                 raise InvalidInput(f"a tile's {name} is a power of two from 16 on, not {value!r}")
         if self.warps not in (1, 2, 4, 8, 16) or not 1 <= self.stages <= 8 or not 0 <= self.splits <= 64:
             raise InvalidInput(f"a tile has 1, 2, 4, 8 or 16 warps, 1-8 stages and 0-64 splits, not {self}")
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Tile:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InvalidInput: unknown or missing fields, or impossible numbers.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or not set(value) <= names or not names - {"splits"} <= set(value):
-            raise InvalidInput(f"a tile has the fields {', '.join(sorted(names))}; got {value!r}")
-        return cls(**value)
 
 
 COMBINE = Tile(64, 16, 16, 4, 3)

@@ -93,7 +93,7 @@ def test_the_first_thing_that_does_not_fit_is_named_trusted_or_not(engine: Path,
         with pytest.raises(EngineRefused) as found:
             read_engine(engine, machine, trust=trust)
         assert (found.value.field, found.value.reason, found.value.command) == (field, reason, COMMAND)
-        ways = f"hyctas-export '{engine}' --rebuild (without torch: python3 -m export.trt.from_onnx '{engine}')"
+        ways = f"python3 -m export.trt.from_onnx '{engine}'"
         refused = f"model.engine is refused: {reason}\nTo get one that fits: {COMMAND}"
         assert str(found.value) == f"{refused}\nor from model.onnx beside it: {ways}"
         assert found.value.exit_code == 2

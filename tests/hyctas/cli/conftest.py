@@ -114,6 +114,13 @@ def small_genotype(seed: int = 353) -> Genotype:
     return tiny().sample(np.random.default_rng(seed))
 
 
+RECORD = {
+    "format_version": 1, "command": "train-network", "state": "running", "started": "", "command_line": [], "config": {},
+    "versions": {}, "machine": {},
+}  # fmt: skip
+"""What every run's record holds."""
+
+
 def write_run(folder: Path, labels: Labels = LABELS) -> Path:
     """Write what hyctas-train network leaves of the network itself, without the training."""
     folder.mkdir(parents=True)
@@ -129,8 +136,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What hyctas-train network leaves, without the training."""
     folder = write_run(tmp_path_factory.mktemp("work") / "runs" / "one")
     config = {"recipe": {"size": list(SIZE)}, "data": {}, "preprocessing": LITE.to_json()}
-    (folder / "train-network.json").write_text(json.dumps({"format_version": 1, "config": config}))
-    scores = {"format_version": 1, "choose": {"miou": 0.5}, "val": {"miou": 0.25}}
+    (folder / "train-network.json").write_text(json.dumps(RECORD | {"config": config}))
+    choose, val = ({"miou": miou, "iou": [miou] * 5, "pixel_accuracy": 0.5} for miou in (0.5, 0.25))
+    scores = {"format_version": 1, "choose": choose, "val": val}
     (folder / "scores.json").write_text(json.dumps(scores))
     return folder
 

@@ -23,7 +23,7 @@ from hyctas.artifacts import bundling
 from hyctas.artifacts.bundling import RUN_FILES, Trained, load_trained, prove, write_file
 from hyctas.commands import export as work
 from hyctas.commands.sample_images import street_scenes
-from tests.hyctas.cli.conftest import LABELS, LITE, SIZE, Command, expect, small_genotype
+from tests.hyctas.cli.conftest import LABELS, LITE, RECORD, SIZE, Command, expect, small_genotype
 
 OTHER = replace(small_genotype(), arithmetic=Arithmetic(linear_stem=True))  # equal shapes, another network
 
@@ -151,12 +151,12 @@ def test_gpu_target_is_never_replaced(command: Command, bundle: Path, tmp_path: 
         ("r", "r/network.safetensors", lambda old: old[:-10], "not a whole safetensors file"),
         ("r", "r/genotype.json", small_genotype(7).to_json(), "network.safetensors: "),
         ("r", "r/genotype.json", OTHER.to_json(), f"was written for the genotype {small_genotype().id}"),
-        ("g.json", "g.json", '{"format_version": 1}', "lacks the fields"),
+        ("g.json", "g.json", '{"format_version": 1}', "lacks the field"),
         ("g.json", "g.json", "\udcff\udcfe", "not a text file"),
         ("b/model.onnx", "x", "", "is no genotype"),
         ("r", "r/labels.json", '{"names": ["a"]}', "labels.json: "),
         ("r", "r/pareto.json", '{"size": [64]}', "size is [64]"),
-        ("r", "r/scores.json", '{"format_version": 1}', "lacks a score"),
+        ("r", "r/scores.json", '{"format_version": 1}', "a score of neither part"),
     ],
 )
 def test_unusable_sources(
@@ -198,7 +198,7 @@ def test_size_of_a_run(run_folder: Path, tmp_path: Path, files: dict[str, dict[s
     for name in RUN_FILES:
         shutil.copy(run_folder / name, tmp_path)
     for name, value in files.items():
-        (tmp_path / name).write_text(json.dumps({"format_version": 1, **value}))
+        (tmp_path / name).write_text(json.dumps(RECORD | value))
     assert load_trained(tmp_path, 5).size == size
 
 

@@ -234,12 +234,12 @@ def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: 
 
 
 def test_other_preprocessing_gives_other_scores(run: Path) -> None:
-    from hyctas.artifacts.inherit import load_supernet
+    from hyctas.artifacts.inherit import SupernetRecord
     from hyctas.commands.datasets import open_dataset
     from hyctas.data import Frames
     from hyctas.search.score import Scorer
 
-    data, supernet = open_dataset(DATA), load_supernet(run)
+    data, supernet = open_dataset(DATA), SupernetRecord.read(run).load()
     train, choose = (Frames(data.source, "train", samples) for samples in (data.train, data.choose))
     means = {
         float(Scorer(supernet, train, choose, preprocessing=p, seed=0, norm_batches=1, threads=1).batches[0].mean())

@@ -2,13 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.codec import convert
 from export.errors import InvalidInput
 from hyctas.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_IDS, Labels, default_colours
 
 
 @pytest.mark.parametrize("labels", [CAMVID, CITYSCAPES])
 def test_json_round_trip(labels: Labels) -> None:
-    assert Labels.from_json(labels.to_json()) == labels
+    assert convert(Labels, labels.to_json()) == labels
 
 
 def test_tables() -> None:
@@ -27,17 +28,17 @@ def test_default_colours_differ(count: int) -> None:
     ("value", "words"),
     [
         ([], "object"),
-        ({"names": ["a"]}, "object"),
-        ({"names": "a", "colours": []}, "list of strings"),
-        ({"names": ["a"], "colours": [1]}, "red, green, blue"),
-        ({"names": ["a"], "colours": [[1, 2]]}, "three integers"),
+        ({"names": ["a"]}, "lacks the field `colours`"),
+        ({"names": "a", "colours": []}, "names is 'a'; expected `array`"),
+        ({"names": ["a"], "colours": [1]}, r"colours\[0\] is 1; expected `array`"),
+        ({"names": ["a"], "colours": [[1, 2]]}, "expected `array` of length 3"),
         ({"names": ["a"], "colours": [[1, 2, 300]]}, "three integers"),
         ({"names": [], "colours": []}, "1 to 255"),
         ({"names": ["a", "b"], "colours": [[1, 2, 3]]}, "as many colours"),
         ({"names": ["a"], "colours": [[1, 2, 3]], "ignore": 0}, "must lie above"),
-        ({"names": ["a"], "colours": [[1, 2, 3]], "ignore": "x"}, "integer"),
+        ({"names": ["a"], "colours": [[1, 2, 3]], "ignore": "x"}, "ignore is 'x'; expected `int`"),
     ],
 )
 def test_bad_labels(value: object, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
-        Labels.from_json(value)
+        convert(Labels, value)

@@ -114,10 +114,10 @@ def test_plain_reads_classes_json(plain: Path, text: str) -> None:
         ("classes.txt", "a\nignore=x\n", CorruptFile, "line 2.*whole number"),
         ("classes.txt", "a\nb\nignore=1\n", InvalidInput, "must lie above"),
         ("classes.json", "[", CorruptFile, "not valid JSON"),
-        ("classes.json", "3", CorruptFile, "list of class names"),
-        ("classes.json", '[{"nom": "a"}]', CorruptFile, "is no class"),
-        ("classes.json", '{"classes": ["a"], "void": 3}', CorruptFile, "unknown keys void"),
-        ("classes.json", '{"classes": ["a"], "ignore": "x"}', CorruptFile, "whole number"),
+        ("classes.json", "3", CorruptFile, "classes is 3; expected `array`"),
+        ("classes.json", '[{"nom": "a"}]', CorruptFile, "unknown fields 'nom'"),
+        ("classes.json", '{"classes": ["a"], "void": 3}', CorruptFile, "unknown fields 'void'"),
+        ("classes.json", '{"classes": ["a"], "ignore": "x"}', CorruptFile, "'x' is no colour"),
     ],
 )
 def test_bad_class_lists(plain: Path, name: str, text: str, error: type[Exception], words: str) -> None:

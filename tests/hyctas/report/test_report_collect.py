@@ -23,8 +23,8 @@ JSON_FILES = (
 def test_whole_run(whole_run: Path) -> None:
     data = collect(whole_run)
     assert data.outcome and data.table and data.bench and data.parity and data.manifest and data.labels and data.plan
-    assert data.genotype and data.genotype.id == data.outcome.chosen.id == data.scored
-    assert data.member == data.outcome.chosen
+    assert data.genotype and data.genotype.id == data.outcome.choice.id == data.scored
+    assert data.member == data.outcome.choice
     assert data.result == data.bench.models[0] and data.is_bundled(data.bench.models[0])
     assert (data.size, data.classes) == ((64, 96), 10)
     assert {e.kind for e in data.points} == {"search", "screen"}
@@ -116,7 +116,7 @@ def test_torn_last_line_is_left_out_and_told(run: Path) -> None:
 def test_sizes_and_calibrations_of_both_forms(run: Path, change: Change) -> None:
     change(run / "pareto.json", lambda v: v.update(size="64x96", calibration={"name": "tiny@64x96", "n": 40}))
     outcome = collect(run).outcome
-    assert outcome and (outcome.size, outcome.calibration) == ((64, 96), "tiny@64x96")
+    assert outcome and outcome.calibration and (outcome.size, outcome.calibration.name) == ((64, 96), "tiny@64x96")
 
 
 @pytest.mark.parametrize("content", [None, "folder"])

@@ -30,7 +30,7 @@ def test_figure_shows_front_limit_and_chosen(whole_run: Path) -> None:
     assert "ms" in axes.get_xlabel() and "%" in axes.get_ylabel()
     star = next(line for line in axes.get_lines() if line.get_label() == "chosen")
     x, y = star.get_data()
-    assert (float(x[0]), float(y[0])) == (data.outcome.chosen.measured_ms, 100 * data.outcome.chosen.evaluation.miou)
+    assert (float(x[0]), float(y[0])) == (data.outcome.choice.measured_ms, 100 * data.outcome.choice.evaluation.miou)
 
 
 def test_figure_is_deterministic_and_well_formed(whole_run: Path) -> None:
