@@ -33,6 +33,7 @@ from export.trt.cuda import guard
 from export.trt.cuda.guard import Gpu
 from export.trt.engine_precision import check_graph
 from export.trt.tensorrt_runtime import TensorRTRuntime
+from hyctas.cli.advice import explain
 from hyctas.cli.profile import ProfileJob
 from hyctas.commands.profile import part
 from hyctas.commands.profile_tensorrt import engines_ahead, protocol_of
@@ -342,12 +343,11 @@ class TestBench:
         assert model.file == "model.onnx"
         assert "the bundle's engine is for tensorrt:fp16; this one was built for tensorrt:fp32" in model.notes
         engine.write_bytes(b"damaged")
-        again = f"hyctas-export '{engine}' --rebuild"
         with pytest.raises(CorruptFile, match="differs from the manifest") as found:
             self.bench(bundle)
-        assert str(found.value).endswith(again)
+        assert explain(found.value).endswith(f"run hyctas-export '{engine}' --rebuild")
         engine.unlink()
         with pytest.raises(CorruptFile, match="missing") as found:
             self.bench(bundle)
-        assert str(found.value).endswith(again)
+        assert explain(found.value).endswith(f"run hyctas-export '{engine}' --rebuild")
         assert self.bench(bundle, target=cpu).models[0].file == "model.onnx", "where the engine is not used, nothing is lost"
