@@ -51,8 +51,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test $(VENV)/.tensorrt-rtx-$(TENSORRT_RTX)
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	@$(BIN)/mypy & types=$$!; $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder; tests=$$?; wait $$types && exit $$tests
 
 # What is found is printed with the command that repeats it. A torture that was stopped goes on where it was.
 fuzz: $(VENV)/.test

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from export.errors import HyctasError
+from hyctas.cli.advice import explain
 from hyctas.cli.streams import printable
 
 
@@ -16,5 +17,5 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except HyctasError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(explain(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -29,10 +29,10 @@ from hyctas.cost.workloads import CostModel, draw_networks, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.spaces.space_file import load_space
-from latency import LatencyTable, Protocol, judge, predict, profile
+from latency import LatencyTable, Protocol, predict, profile
 from latency.accuracy import Fidelity
 from latency.calibration import Calibration
-from latency.judge import conformal_bound
+from latency.judge import conformal_bound, judge
 from latency.predictor import compare
 
 FRESH, CALIBRATE = 41, 31

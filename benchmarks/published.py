@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.failures import one_sentence
+from export.bench_report import markdown_rows
 from export.files import write_text
 from hyctas import published
 from hyctas.plan import Node, Plan, lower
@@ -38,12 +39,6 @@ def cost(nodes: Sequence[Node]) -> tuple[int, int]:
 def released(name: str, base: int = 16, head: int = 1, *, panoptic: bool = False) -> tuple[int, int]:
     """Return parameters and MACs of a network's released module set."""
     return cost(module_set(lower(published.genotype(name, base, head, panoptic=panoptic), SIZE, CLASSES, auxiliary=True)))
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table; all columns but the first hold numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def numbers() -> str:
@@ -73,13 +68,13 @@ def numbers() -> str:
             f"19 classes, base 16, head 1, one image of {SIZE[0]}x{SIZE[1]}; MACs (multiply-accumulates) with those of the "
             "attention products. *All modules*: what the released code holds, the fusions at 1/16 and 1/32 that its logits do "
             "not need included. *As built*: what `hyctas.network.build` makes and exports. *Training*: with the auxiliary heads.",
-            table(
-                ["", "parameters, all modules", "as built", "training", "GMAC, all modules", "as built", "all, 512x1024"], totals
+            markdown_rows(
+                [["", "parameters, all modules", "as built", "training", "GMAC, all modules", "as built", "all, 512x1024"], *totals]
             ),
             "GMAC of each part, all modules; how much of all is in the searched trunk, and in attention products (heads included):",
-            table(["", *PARTS, "trunk's share", "attention"], parts),
+            markdown_rows([["", *PARTS, "trunk's share", "attention"], *parts]),
             "Other heads, the panoptic pair of heads, other base widths (parameters, MACs; all modules):",
-            table(["", "head 0 (light)", "head 2", "panoptic", "base 6", "base 8", "base 12", "base 20"], variants),
+            markdown_rows([["", "head 0 (light)", "head 2", "panoptic", "base 6", "base 8", "base 12", "base 20"], *variants]),
         ]
     ) + "\n"
 

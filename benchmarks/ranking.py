@@ -29,8 +29,8 @@ from export.target import format_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import recorded_preprocessing
-from hyctas.cli.datasets import open_dataset
-from hyctas.cli.jobs import image_size
+from hyctas.cli.values import image_size
+from hyctas.commands.datasets import open_dataset
 from hyctas.cost.workloads import CostModel, calibrated_sizes
 from hyctas.data import Frames
 from hyctas.search.score import Scorer

@@ -25,7 +25,7 @@ from benchmarks.failures import one_sentence
 from export.errors import CheckFailed
 from export.files import read_json, write_text
 from export.ranges import Seed, argument
-from hyctas.arch.genotype import Cell, Genotype, normal_form
+from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
 from hyctas.spaces.grid import AttentionVariant
@@ -97,7 +97,7 @@ def with_cell(genotype: Genotype, op: str) -> Genotype:
     elif op == "inverted":
         cell = Cell(op, last.out, stage=last.stage, kernel=last.kernel, expansion=last.expansion, relu6=last.relu6)
     else:
-        cell = Cell(op, last.out, stage=last.stage)
+        cell = Cell(op, last.out, stage=last.stage, linear=op in LINEAR)
     return normal_form(replace(genotype, branches=((*branch, cell),)))
 
 

@@ -26,10 +26,20 @@ from export.errors import CheckFailed, InvalidInput
 from export.files import sha256, write_text
 from export.target import parse_size
 from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.inherit import SupernetRecord
+from hyctas.artifacts.runs import recorded_preprocessing
+from hyctas.cli.search import SearchJob
+from hyctas.cli.show import bar
+from hyctas.commands.datasets import open_dataset
+from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
 from hyctas.cost.workloads import CostModel, calibrated_sizes
-from hyctas.search.history import Evaluation
+from hyctas.data import Frames
+from hyctas.search.driver import SURVIVING, search
+from hyctas.search.history import SEARCH, Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.search.optimise import RandomDraws
+from hyctas.search.score import Scorer, drawn_samples
+from latency import LatencyTable
 
 RESULTS = Path(__file__).parent / "results/cpu/search_against_random.jsonl"
 BAND = (0.85, 1.0)
@@ -111,18 +121,6 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
         InvalidInput: no limit on latency, or no image of the choosing split is left unseen.
         CheckFailed: a side found nothing near the limit.
     """
-    from hyctas.artifacts.inherit import SupernetRecord
-    from hyctas.artifacts.runs import recorded_preprocessing
-    from hyctas.cli.datasets import open_dataset
-    from hyctas.cli.jobs import SearchJob
-    from hyctas.cli.search import NORM_BATCHES, SCORE_THREADS, open_scorer
-    from hyctas.cli.show import bar
-    from hyctas.data import Frames
-    from hyctas.search.driver import SURVIVING, search
-    from hyctas.search.history import SEARCH, History
-    from hyctas.search.score import Scorer, drawn_samples
-    from latency import LatencyTable
-
     job = SearchJob(run=arguments.run, evaluations=arguments.evaluations, images=arguments.images, seed=seed)
     limits = Limits.parse([arguments.limit])
     if limits.latency_ms is None:
@@ -133,7 +131,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     size = parse_size(calibrated_sizes(space, latency)[0])
     case = {
         "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
-        "evaluations": job.evaluations, "images": job.images, **asdict(job.search()),
+        "evaluations": job.evaluations, "images": job.images, **asdict(job.settings),
     }  # fmt: skip
     if case in [line["case"] for line in read_results(arguments.results)]:
         return
@@ -142,7 +140,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
         raise InvalidInput(f"all {len(data.choose)} images of the choosing split are scored on; give fewer --images")
     model = CostModel(space, latency, size, data.num_classes)
     scorer = open_scorer(job, supernet, data, preprocessing)
-    settings = job.search()
+    settings = job.settings
     batch = round(max(2, settings.population // 3) / SURVIVING)
     makers = {"search": None, "random": lambda first: Draws(model, limits, seed, batch)}
     answers = {}

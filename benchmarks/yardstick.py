@@ -22,8 +22,8 @@ from export import export_onnx
 from export.ranges import Minutes, Seed, argument
 from export.target import parse_size
 from hyctas.artifacts.runs import Run
-from hyctas.cli.datasets import open_dataset
 from hyctas.cli.show import bar, say
+from hyctas.commands.datasets import open_dataset
 from hyctas.data import PREPROCESSING, Frames
 from hyctas.training.config import Recipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms

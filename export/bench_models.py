@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from msgspec import Meta
 
 from export.bundle.imaging import Preprocessing, palette
 from export.codec import Byte, decode
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, Perform
 from export.files import sha256
 from export.runtime import Runtime, Session, TensorSpec
 from export.target import TENSORRT, Target, format_size
@@ -156,8 +155,8 @@ def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
     except CorruptFile as error:
         if error.path.name not in ENGINE_FILES:
             raise
-        again = shlex.join(["hyctas-export", str(folder / ENGINE_NAME), "--rebuild"])
-        raise CorruptFile(error.path, f"{error.reason}; to build it anew: {again}") from None
+        again = Perform("export", {"rebuild": True}, str(folder / ENGINE_NAME))
+        raise CorruptFile(error.path, error.reason, error.line, again) from None
     if target.runtime not in TENSORRT or bundle.engine is None:
         return bundle.model
     from export.trt.engine_file import required_manifest

@@ -140,11 +140,17 @@ def circumstances(machine: Mapping[str, Any], versions: Mapping[str, str], other
 
 def markdown_table(title: str, subtitle: str, rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
     """Return a title, a table whose first row is its head, and remarks, GitHub flavour."""
-    cells = [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *([_md(cell) for cell in row] for row in rows[1:])]
-    lines = [f"# {_md(title)}", "", _md(subtitle), "", *("| " + " | ".join(row) + " |" for row in cells)]
+    lines = [f"# {escape_markdown(title)}", "", escape_markdown(subtitle), "", markdown_rows(rows)]
     if remarks:
-        lines += ["", *(f"- {_md(remark)}" for remark in remarks)]
+        lines += ["", *(f"- {escape_markdown(remark)}" for remark in remarks)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_rows(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table whose first row is its head; all columns but the first `left` ones hold numbers."""
+    head, *body = ([escape_markdown(cell) for cell in row] for row in rows)
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
 
 
 def page(title: str, subtitle: str, rows: Sequence[Sequence[str]], remarks: Sequence[str], more: str = "") -> str:
@@ -163,7 +169,7 @@ def _cells(row: Sequence[str], tag: str) -> str:
     return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
 
 
-def _md(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape what Markdown, or HTML within it, would take for markup, and control characters."""
     plain = re.sub(r"([\\`*|\[])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(plain.split()))

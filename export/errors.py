@@ -6,14 +6,58 @@ defect of ours and exits with 70. Errors carry their objects as attributes, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
+@dataclass(frozen=True)
+class Give:
+    """A setting mends an error: `value` says which, or what kind of value; empty: another one."""
+
+    setting: str
+    value: str = ""
+    purpose: str = ""
+    """What the value does, where the setting's name does not say it: "start without trained weights"."""
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """Settings that do not go with what was asked for."""
+
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StartOver:
+    """Only moving the old results aside helps, or is one of the ways."""
+
+
+@dataclass(frozen=True)
+class Perform:
+    """A step of the whole job makes what is missing: `profile`, `train supernet`, `search`, `train network`, `export`, `bench`."""
+
+    step: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    argument: str = ""
+
+
+Remedy = Give | LeaveOut | StartOver | Perform | str
+"""What mends an error, as data; the command line says it with its flags (`hyctas.cli.advice`). A command may give a sentence."""
+
+
 class HyctasError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend.
+
+    Attributes:
+        remedies: what mends it, each by itself.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str = "", *remedies: Remedy) -> None:
+        self.remedies = remedies
+        super().__init__(text)
 
 
 class CheckFailed(HyctasError):
@@ -55,10 +99,10 @@ class CorruptFile(HyctasError):
         reason: what is wrong with it.
     """
 
-    def __init__(self, path: Path | str, reason: str, line: int | None = None) -> None:
+    def __init__(self, path: Path | str, reason: str, line: int | None = None, *remedies: Remedy) -> None:
         self.path, self.line, self.reason = Path(path), line, reason
         where = f"{path}" if line is None else f"{path}, line {line}"
-        super().__init__(f"{where}: {reason}")
+        super().__init__(f"{where}: {reason}", *remedies)
 
 
 class TableMismatch(HyctasError):
@@ -70,15 +114,14 @@ class MissingKeys(HyctasError):
 
     Attributes:
         keys: every missing key.
-        command: the command that measures them.
+        remedies: what measures them.
     """
 
-    def __init__(self, keys: Sequence[str], command: str) -> None:
-        self.keys, self.command = tuple(keys), command
+    def __init__(self, keys: Sequence[str], *remedies: Remedy) -> None:
+        self.keys = tuple(keys)
         shown = "\n  ".join(self.keys[:5])
         more = f"\n  ... and {len(self.keys) - 5} more" if len(self.keys) > 5 else ""
-        missing = f"the latency table lacks {len(self.keys)} of the operators asked for:\n  {shown}{more}"
-        super().__init__(f"{missing}\nMeasure them with:\n  {command}")
+        super().__init__(f"the latency table lacks {len(self.keys)} of the operators asked for:\n  {shown}{more}", *remedies)
 
 
 class Unavailable(HyctasError):
@@ -92,9 +135,9 @@ class Unavailable(HyctasError):
 
     exit_code = 3
 
-    def __init__(self, target: str, reason: str, install: str) -> None:
+    def __init__(self, target: str, reason: str, install: str, *remedies: Remedy) -> None:
         self.target, self.reason, self.install = target, reason, install
-        super().__init__(f"{target} is unavailable: {reason}\nTo make it available: {install}")
+        super().__init__(f"{target} is unavailable: {reason}\nTo make it available: {install}", *remedies)
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,19 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is too large for a number")
     return value
+
+
+def check_own(path: Path, manifest: Path, listed: Callable[[], bool]) -> None:
+    """Refuse to overwrite a file that is not ours: `InvalidInput` where one stands that its manifest does not list."""
+    if not path.exists():
+        return
+    try:
+        own = path.is_file() and listed()
+    except (OSError, CorruptFile, KeyError, TypeError):
+        own = False
+    if not own:
+        raise InvalidInput(f"{path} exists and was not written by this command (no {manifest.name} beside it that can be read); "
+                           "choose another name or move it away")  # fmt: skip
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from export.bench_models import BenchModel, OpenModel, open_models
 from export.bench_report import circumstances, markdown_table, page
 from export.bench_timing import MAX_LOAD, named, no_garbage_collection
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from export.load import others_share, read_load
 from export.machine import fingerprint
 from export.prediction.segment import frame
@@ -183,7 +183,8 @@ def pace(
     """
     if frames_per_second * seconds < 10:
         raise InvalidInput(
-            f"{seconds:g} s at {frames_per_second:g} frames per second are less than 10 frames; take more --seconds"
+            f"{seconds:g} s at {frames_per_second:g} frames per second are less than 10 frames",
+            Give("seconds"),
         )
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
         opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]

@@ -13,6 +13,8 @@ from export.errors import HyctasError, InvalidInput, Unavailable
 from export.target import Target
 
 if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; devices have 3.10
+
     import torch
 
 
@@ -27,7 +29,7 @@ class TensorSpec:
 
 @runtime_checkable
 class Session(Protocol):
-    """A model loaded on a target. Not thread-safe. Use as a context manager; leaving it frees everything."""
+    """A model loaded on a target: the base of all sessions. Not thread-safe. Leaving it as a context manager frees everything."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -46,9 +48,11 @@ class Session(Protocol):
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Session: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ def edge() -> Space:
     Its widths are those of EfficientNet-Lite0 (full, three quarters, half), of ResNet-18 (full, half), and some between.
     """
     trunk: dict[str, Any] = {"first": FIRST, "operators": CELLS, "kernels": (3, 5), "expansions": (3, 6), "attention": True}
-    again: dict[str, Any] = trunk | {"first": ("skip", "conv", "inverted")}
+    again: dict[str, Any] = trunk | {"first": ("skip", "inverted")}
     return Space(
         name="edge",
         stages=(
@@ -35,7 +35,7 @@ def edge() -> Space:
             Stage("16a", (40, 64, 80, 128, 256), 4, **trunk),
             Stage("16b", (56, 80, 112, 128), 4, **again),
             Stage("32a", (96, 128, 192, 256, 512), 4, **trunk),
-            Stage("32b", (160, 240, 320), 2, **again),
+            Stage("32b", (160, 240, 320), 2, **again | {"operators": ("skip", "conv", "inverted")}),
         ),
         attention=(
             AttentionVariant(heads=2, qk_divisor=1),

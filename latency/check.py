@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from export.errors import Perform
 from export.machine import hardware
 from export.runtime import Runtime
 from latency.identity import Identity
@@ -85,7 +86,7 @@ def check_table(
         TableMismatch: the conditions differ already: device, versions, threads.
         MissingKeys: the table lacks one of the workloads.
     """
-    table.require([workload.key for workload in workloads], f"hyctas-profile --target {table.identity.target}")
+    table.require([workload.key for workload in workloads], Perform("profile", {"target": table.identity.target}))
     protocol = Protocol(**table.identity.protocol)
     machine = hardware() if machine is None else machine
     table.identity.check(Identity.of(runtime, protocol, machine), "the table does not describe this machine")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.errors import InvalidInput
+from export.errors import InvalidInput, Perform, Remedy
 from latency.accuracy import Fidelity, checked, fidelity
 from latency.calibration import FLOOR, Calibration, extent, grouped, linear
 from latency.workload import Unit
@@ -49,7 +49,7 @@ class _Features:
 
 
 def predict(
-    units: Sequence[Unit], table: LatencyTable, calibration: Calibration | None = None, *, command: str | None = None
+    units: Sequence[Unit], table: LatencyTable, calibration: Calibration | None = None, *, remedy: Remedy | None = None
 ) -> float:
     """Predict a network's latency in milliseconds; the plain sum of its rows where no calibration is given.
 
@@ -57,23 +57,23 @@ def predict(
         units: the network's units, shared ones once.
         table: holds their latencies.
         calibration: corrects the sum.
-        command: what measures missing keys, for the error.
+        remedy: what measures missing keys, for the error.
 
     Raises:
         MissingKeys: with all the keys that have no row.
     """
-    ms = _unit_ms(units, table, command)
+    ms = _unit_ms(units, table, remedy)
     return sum(ms) if calibration is None else calibration.estimate(units, ms)
 
 
-def _unit_ms(units: Sequence[Unit], table: LatencyTable, command: str | None) -> list[float]:
+def _unit_ms(units: Sequence[Unit], table: LatencyTable, remedy: Remedy | None) -> list[float]:
     if not units:
         raise InvalidInput("a network without units has no latency to predict")
     rows = table.rows
     try:
         return [rows[unit.key].median_ms for unit in units]
     except KeyError:
-        table.require([unit.key for unit in units], command or f"hyctas-profile --target {table.identity.target}")
+        table.require([unit.key for unit in units], remedy or Perform("profile", {"target": table.identity.target}))
         raise
 
 
@@ -86,7 +86,7 @@ def fit(
     name: str,
     folds: int = 5,
     seed: int = 0,
-    command: str | None = None,
+    remedy: Remedy | None = None,
 ) -> Calibration:
     """Fit the correction from unit sums to measured networks.
 
@@ -98,7 +98,7 @@ def fit(
         name: of the calibration, for instance `edge@360x480`.
         folds: of the cross-validation.
         seed: of the split into folds.
-        command: what measures missing keys, for the error.
+        remedy: what measures missing keys, for the error.
 
     Raises:
         InvalidInput: fewer than 5 networks, lengths that differ, or a latency that is not positive and finite.
@@ -111,8 +111,8 @@ def fit(
             f"give as many latencies as networks, at least {MIN_NETWORKS}, and at least 2 folds"
         )
     every_key = [unit.key for units in units_list for unit in units]
-    table.require(every_key, command or f"hyctas-profile --target {table.identity.target}")
-    features = {model: _features(model, units_list, table, command) for model in FITTERS}
+    table.require(every_key, remedy or Perform("profile", {"target": table.identity.target}))
+    features = {model: _features(model, units_list, table, remedy) for model in FITTERS}
     predicted = {model: _out_of_fold(fitter, features[model], measured, folds, seed) for model, fitter in FITTERS.items()}
     model = _simplest(predicted, measured)
     ratios = measured / predicted[model]
@@ -149,8 +149,8 @@ def compare(
     return found
 
 
-def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTable, command: str | None) -> _Features:
-    sums = [grouped(model, units, _unit_ms(units, table, command)) for units in units_list]
+def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTable, remedy: Remedy | None) -> _Features:
+    sums = [grouped(model, units, _unit_ms(units, table, remedy)) for units in units_list]
     groups = sorted({name for found in sums for name in found})
     by_group = {name: np.array([found.get(name, 0.0) for found in sums]) for name in groups}
     extents = [extent(units) for units in units_list]

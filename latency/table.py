@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.codec import Count, NotNegative, Positive, Text, decode, elided, encode
-from export.errors import InvalidInput, MissingKeys
+from export.errors import InvalidInput, MissingKeys, Perform, Remedy
 from latency.calibration import Calibration
 from latency.identity import Identity
 from latency.measure import Measurement
@@ -95,7 +95,7 @@ class LatencyTable:
         try:
             content = decode(_Content, path, FORMAT_VERSION)
         except FileNotFoundError:
-            raise InvalidInput(f"there is no latency table at {path}; hyctas-profile makes one") from None
+            raise InvalidInput(f"there is no latency table at {path}", Perform("profile")) from None
         return cls(content.identity, content.rows, content.calibrations, content.provenance)
 
     def save(self, path: Path) -> None:
@@ -121,18 +121,18 @@ class LatencyTable:
         """List the keys that have no row, each once, in the order given."""
         return [key for key in dict.fromkeys(keys) if key not in self.rows]
 
-    def require(self, keys: Iterable[str], command: str) -> None:
+    def require(self, keys: Iterable[str], remedy: Remedy) -> None:
         """Require a row for every key.
 
         Args:
             keys: what is needed.
-            command: the command that measures them, for the error.
+            remedy: what measures them, for the error.
 
         Raises:
             MissingKeys: with all the missing keys.
         """
         if missing := self.missing(keys):
-            raise MissingKeys(missing, command)
+            raise MissingKeys(missing, remedy)
 
 
 def join_rows(old: Mapping[str, Row], new: Mapping[str, Row]) -> dict[str, Row]:

@@ -1,15 +1,26 @@
-"""Hold the import directions: export <- latency <- hyctas <- benchmarks, and what must import without torch or without extras."""
+"""Hold the import directions: export <- latency <- hyctas <- benchmarks, without circles; and what must import without torch.
+
+Where a file's name tells what is in it, too: no two files share one.
+"""
 
 from __future__ import annotations
 
 import ast
+import collections
+import dataclasses
+import graphlib
+import importlib
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from export.ranges import Settings
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("export", "latency", "hyctas", "benchmarks")
@@ -22,8 +33,18 @@ TORCH_FREE = """
     hyctas.data export export.errors export.target export.files export.bundle.bundle export.bundle.manifest export.swap
     export.bundle.imaging export.machine export.runtime export.runtimes export.bench_report
     latency latency.table latency.journal latency.profiling latency.predictor
+    hyctas.commands.bench hyctas.commands.doctor hyctas.commands.predict
 """.split()
-"""Besides these, every module of hyctas/cli, and every module that says so itself, is held to it."""
+"""Besides these, every module that says so itself is held to it. The commands among them work without torch."""
+HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "pymoo", "sklearn", "matplotlib", "PIL")
+"""What no module of hyctas/cli imports: --help answers at once."""
+PROGRAMS = ("export.trt.run", "export.trt.from_onnx", "hyctas.attention.triton.gate")
+"""Modules with a command line of their own, which speak of its flags."""
+ONE_NAME = {"__init__.py", "__main__.py", "conftest.py", "README.md", "py.typed"}
+"""Names that say what a file is for its folder: several may have them."""
+COMMANDS = ("hyctas.cli", "hyctas.commands")
+TORCH_LATER = {f"hyctas.commands.{name}" for name in ("bench_kit", "model_files", "run_report")}
+"""What they use of torch they import inside functions, so that the commands above do without it."""
 CLAIM = "No torch here"
 
 BARE = ("arch", "nn", "plan", "spaces", "network", "attention", "training", "pretrained")
@@ -75,6 +96,32 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(literal.value)
 
 
+def imported_modules(name: str) -> set[str]:
+    """Return the modules of the project that a module imports when it is used, inside functions too; not those for types alone."""
+    tree = ast.parse(MODULES[name].read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            found |= {
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else str(node.module)
+                for alias in node.names
+            }
+        else:
+            found |= (
+                {target for _, target in imported(ast.Module([node], []))} if isinstance(node, (ast.Import, ast.Call)) else set()
+            )
+    return {target for target in found if target in MODULES} - {name}
+
+
 def failures(blocked: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Import modules in a fresh process where some packages cannot be found; return what failed, by module."""
     command = [sys.executable, "-c", PROBE, json.dumps([list(blocked), list(names)])]
@@ -100,11 +147,65 @@ def test_the_library_imports_no_command() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {target}"
         for name, path in MODULES.items()
-        if not name.startswith(("hyctas.cli", "benchmarks"))
+        if not name.startswith((*COMMANDS, "benchmarks"))
         for line, target in imported(ast.parse(path.read_text()))
-        if target.startswith("hyctas.cli")
+        if target.startswith(COMMANDS)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) of every string of a module, docstrings and the parts of f-strings included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_libraries_name_no_command_and_no_flag() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    jobs = {
+        kind
+        for name in scripts.values()
+        for kind in vars(importlib.import_module(name.partition(":")[0])).values()
+        if isinstance(kind, type) and issubclass(kind, Settings) and dataclasses.is_dataclass(kind)
+    }
+    flags = {field.name.replace("_", "-") for job in jobs for field in dataclasses.fields(job)}
+    named = re.compile(rf"(?<![\w/-])({'|'.join(scripts)}|--({'|'.join(flags | {'config'})}))(?![\w-])")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} says {found[0]}; raise data, which hyctas/cli/advice.py puts into words"
+        for name, path in MODULES.items()
+        if not name.startswith((*COMMANDS, "benchmarks")) and name not in PROGRAMS
+        for line, text in texts(ast.parse(path.read_text()))
+        if (found := named.search(text))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_import_at_the_top() -> None:
+    inside = {
+        name
+        for name, path in MODULES.items()
+        if name.startswith("hyctas.commands")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef) and list(imported(ast.Module(function.body, [])))
+    }
+    assert inside == TORCH_LATER
+
+
+def test_no_import_circles() -> None:
+    order = graphlib.TopologicalSorter({name: imported_modules(name) for name in MODULES})
+    order.prepare()  # CycleError names the modules of a circle
+
+
+def test_no_two_files_share_a_name() -> None:
+    files = [path for folder in (*LAYERS, "tests") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    places = collections.defaultdict(list)
+    for path in files:
+        halves = path.parent.name == "commands" and (path.parents[1] / "cli" / path.name).exists()
+        if not ({"__pycache__", "results"} & {*path.parts} or halves):
+            places[path.name].append(str(path.relative_to(ROOT)))
+    shared = {name: found for name, found in places.items() if len(found) > 1 and name not in ONE_NAME}
+    assert not shared, "a name says what is in a file; two files of one name are told apart by their folders alone"
 
 
 def test_every_folder_is_a_package() -> None:
@@ -114,9 +215,12 @@ def test_every_folder_is_a_package() -> None:
 
 def test_torch_free_modules() -> None:
     claiming = [name for name, path in MODULES.items() if CLAIM in (ast.get_docstring(ast.parse(path.read_text())) or "")]
-    commands = [name for name in MODULES if name.startswith("hyctas.cli")]
     assert len(claiming) >= 10, f'modules say "{CLAIM}" in their docstring'
-    assert failures(["torch"], sorted({*TORCH_FREE, *claiming, *commands})) == {}
+    assert failures(["torch"], sorted({*TORCH_FREE, *claiming})) == {}
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    assert failures(HEAVY, [name for name in MODULES if name.startswith("hyctas.cli")]) == {}
 
 
 @pytest.mark.parametrize("blocked", [NOT_NEEDED, ("onnxruntime",)], ids="-".join)

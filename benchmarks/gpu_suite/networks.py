@@ -32,7 +32,8 @@ from hyctas.engine.table_attention import open_target
 from hyctas.network import Native, build
 from hyctas.plan import lower
 from hyctas.space import edge, tiny
-from latency import LatencyTable, Protocol, judge, predict, profile
+from latency import LatencyTable, Protocol, predict, profile
+from latency.judge import judge
 from latency.lock import measuring
 from latency.predictor import MIN_NETWORKS, fit
 

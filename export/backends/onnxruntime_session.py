@@ -130,7 +130,7 @@ class OnnxRuntime:
         return Unavailable(str(self.target), reason, install_line(self.target.runtime, platform_kind()))
 
 
-class OnnxSession:
+class OnnxSession(Session):
     """One model on ONNX Runtime; see `export.runtime.Session`."""
 
     def __init__(self, session: Any, target: Target, cuda_graph: bool = False) -> None:
@@ -229,12 +229,6 @@ class OnnxSession:
         """Free the model and its buffers."""
         self._session = self._binding = None
         self._arrays, self._values = [], []
-
-    def __enter__(self) -> OnnxSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _describe_outputs(self) -> tuple[TensorSpec, ...]:
         infos = self._session.get_outputs()

@@ -105,7 +105,7 @@ class OpenVinoRuntime:
                 raise InvalidInput(f"{self.target} with {self.threads} threads: {reason}")
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """One model on OpenVINO; see `export.runtime.Session`."""
 
     def __init__(self, compiled: Any, inputs: Sequence[str], outputs: Sequence[str], metadata: Mapping[str, str]) -> None:
@@ -171,12 +171,6 @@ class OpenVinoSession:
         """Free the model and its buffers."""
         self._compiled = self._request = self._bound = None
         self._ports, self._result_ports, self._results = [], [], []
-
-    def __enter__(self) -> OpenVinoSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _shapes(self, ports: Sequence[Any]) -> list[tuple[int, ...]]:
         if not any(port.partial_shape.is_dynamic for port in ports):

@@ -98,7 +98,7 @@ class TorchRuntime:
         return sessions
 
 
-class TorchSession:
+class TorchSession(Session):
     """One module on PyTorch; see `export.runtime.Session`."""
 
     def __init__(
@@ -175,12 +175,6 @@ class TorchSession:
         """Free the module, its buffers and its CUDA graph."""
         self._module, self._graph, self._flushed, self._bound = None, None, None, False
         self._static = self._results = ()
-
-    def __enter__(self) -> TorchSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _forward(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         assert self._module is not None, "the session is closed"

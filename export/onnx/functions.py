@@ -1,8 +1,8 @@
 """Carry an operator of a domain of its own into ONNX files, as data: one interface, several function bodies to choose from.
 
 Where a model holds nodes of such an operator (`export_onnx(functions=)`), `attach` gives each of them the body that suits its
-shape: ONNX Runtime and TensorRT's parser expand it, a plugin may stand in for it. `inlined` turns all of them into standard
-operators, for readers that reject functions (OpenVINO). Files with such nodes are intermediates; a bundle's file has none.
+shape: ONNX Runtime and TensorRT's parser expand it, a plugin may stand in for it. Some readers reject functions (OpenVINO): files
+with such nodes are intermediates; a bundle's file has none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-from onnx import inliner
 
 from export.errors import InvalidInput
 from export.onnx.foreign import walk
@@ -158,23 +157,6 @@ def attach(model: onnx.ModelProto, function: OnnxFunction, body: str | Mapping[s
     result.functions.extend([*kept, *(function.proto(name) for name in sorted(set(chosen.values())))])
     if all(item.domain != function.domain for item in result.opset_import):
         result.opset_import.append(onnx.helper.make_opsetid(function.domain, 1))
-    return result
-
-
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with every function's body in its nodes' places: standard operators alone.
-
-    Raises:
-        InvalidInput: nodes of other domains have no body.
-    """
-    result = inliner.inline_local_functions(model) if model.functions else onnx.ModelProto.FromString(model.SerializeToString())
-    domains = {node.domain for node in walk(result.graph)}
-    if foreign := sorted(domains - set(STANDARD)):
-        names = ", ".join(foreign)
-        raise InvalidInput(f"nodes of the domain {names} have no body; attach one first (export.onnx.functions.attach)")
-    standard = [item for item in result.opset_import if item.domain in STANDARD]
-    del result.opset_import[:]
-    result.opset_import.extend(standard)
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
+from onnx import compose
 
 from export.errors import InvalidInput
 
@@ -27,14 +28,7 @@ def join(parts: Sequence[tuple[str, onnx.ModelProto]]) -> onnx.ModelProto:
     whole.opset_import.extend(parts[0][1].opset_import)
     whole.graph.name = "kit"
     for prefix, model in parts:
-        part = onnx.GraphProto.FromString(model.graph.SerializeToString())
-        for number, node in enumerate(part.node):
-            node.name = f"{prefix}{node.name or number}"
-            node.input[:] = [name and prefix + name for name in node.input]
-            node.output[:] = [name and prefix + name for name in node.output]
-        for owner in (part.initializer, part.input, part.output, part.value_info):
-            for item in owner:
-                item.name = prefix + item.name
+        part = compose.add_prefix_graph(model.graph, prefix)
         whole.graph.MergeFrom(onnx.GraphProto(node=part.node, initializer=part.initializer, input=part.input,
                                               output=part.output, value_info=part.value_info))  # fmt: skip
     onnx.checker.check_model(whole, full_check=True)

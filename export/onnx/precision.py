@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import onnx
 
@@ -58,10 +57,10 @@ def converted(
             f"converting ONNX models to {precision}", f"ONNX Runtime's converter writes fp16 only, not {precision}",
             "take fp16 or fp32 instead",
         )  # fmt: skip
-    convert, blocked = _converter()
+    convert, sort, blocked = _converter()
     try:
         half = convert(model, keep_io_types=keep_io, op_block_list=[*blocked, *keep], node_block_list=list(keep_nodes))
-        sort_nodes(half.graph)
+        sort(half.graph)  # it appends its casts at the end, which the ONNX checker refuses
         onnx.checker.check_model(half, full_check=True)
     except (ValueError, AssertionError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InvalidInput(f"the model cannot be converted to {precision}: {error}") from error
@@ -69,39 +68,12 @@ def converted(
 
 
 @functools.cache
-def _converter() -> tuple[Callable[..., onnx.ModelProto], list[str]]:
+def _converter() -> tuple[Callable[..., onnx.ModelProto], Callable[[onnx.GraphProto], None], list[str]]:
     try:
-        from onnxruntime.transformers import float16
+        from onnxruntime.transformers import float16, onnx_model
     except ImportError as error:
         raise Unavailable(
             "converting ONNX models to fp16", f"the converter inside onnxruntime cannot be imported ({error})",
             "pip install 'onnxruntime>=1.22'",
         ) from None  # fmt: skip
-    module: Any = float16
-    return module.convert_float_to_float16, list(module.DEFAULT_OP_BLOCK_LIST)
-
-
-def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put nodes behind those that they read from, in place; nodes that stand well keep their order.
-
-    The converter appends its casts at the end, which the ONNX checker refuses.
-    """
-    nodes = list(graph.node)
-    maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    placed, order = set[int](), list[int]()
-    for start in range(len(nodes)):
-        pending = [start]
-        while pending:
-            index = pending[-1]
-            if index in placed:
-                pending.pop()
-                continue
-            before = [maker[name] for name in nodes[index].input if maker.get(name, index) not in placed | {index}]
-            if before:
-                pending += before
-                continue
-            placed.add(pending.pop())
-            order.append(index)
-    copies = [onnx.NodeProto.FromString(nodes[index].SerializeToString()) for index in order]
-    del graph.node[:]
-    graph.node.extend(copies)
+    return float16.convert_float_to_float16, onnx_model.OnnxModel.graph_topological_sort, list(float16.DEFAULT_OP_BLOCK_LIST)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from export.prediction.frame_source import Frame
 from export.prediction.prediction import jpeg
 
@@ -52,7 +52,7 @@ class LivePage:
         try:
             self._server = kind((host, port), _Handler)
         except (OSError, OverflowError, UnicodeError) as error:
-            raise InvalidInput(f"no page can be served at {host} port {port}: {error}; choose another --serve") from None
+            raise InvalidInput(f"no page can be served at {host} port {port}: {error}", Give("serve")) from None
         self._server.page = self
         port = self._server.server_address[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from export.claims import building_folder
-from export.errors import InvalidInput
+from export.errors import InvalidInput, LeaveOut
 from export.prediction.frame_source import Camera, Frame, FrameSource, ImageFiles, Video
 from export.prediction.opencv import VideoFile
 from export.prediction.segment import Segmenter
@@ -165,7 +165,7 @@ def label_png(labels: np.ndarray, colours: np.ndarray) -> bytes:
         InvalidInput: a label that 8 bits do not hold.
     """
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) <= 255:
-        raise InvalidInput(f"labels from {labels.min()} to {labels.max()} do not fit into 8 bits; leave --labels out")
+        raise InvalidInput(f"labels from {labels.min()} to {labels.max()} do not fit into 8 bits", LeaveOut(("labels",)))
     plane = Image.fromarray(labels.astype(np.uint8))
     plane.putpalette(colours[:256].astype(np.uint8).tobytes().ljust(768, b"\0"))  # a shorter one is written with fewer bits
     return _png(plane)

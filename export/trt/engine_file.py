@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from export.bundle.bundle_engine import bundle_of, engine_replaced
-from export.errors import CorruptFile, HyctasError, InvalidInput
-from export.files import json_text, read_json, sha256, write_together
+from export.errors import CorruptFile, HyctasError, InvalidInput, Perform, Remedy
+from export.files import check_own, json_text, read_json, sha256, write_together
 from export.parity import check_claim
 from export.ranges import Range, check_types
 from export.trt import rtx
@@ -57,7 +57,8 @@ class EngineRefused(HyctasError):
 
     def __init__(self, path: Path, reason: str, *, field: str, built: str, found: str, command: str) -> None:
         self.path, self.reason, self.field, self.built, self.found, self.command = path, reason, field, built, found, command
-        super().__init__(f"{path.name} is refused: {reason}\nTo get one that fits: {command}{_ways_to_rebuild(path)}")
+        text = f"{path.name} is refused: {reason}\nTo get one that fits: {command}{_beside(path)}"
+        super().__init__(text, *_remedies(path, field))
 
 
 @dataclass(frozen=True)
@@ -182,16 +183,7 @@ def required_manifest(path: Path) -> EngineManifest:
 
 def check_free(path: Path) -> None:
     """Refuse to overwrite what is no engine of ours: `InvalidInput` where something stands at `path` without a manifest."""
-    if not path.exists():
-        return
-    try:
-        ours = path.is_file() and read_manifest(path) is not None
-    except CorruptFile:
-        ours = False
-    if not ours:
-        beside = manifest_path(path).name
-        raise InvalidInput(f"{path} exists and was not written by this command (no {beside} beside it that can be read); "
-                           "choose another name or move it away")  # fmt: skip
+    check_own(path, manifest_path(path), lambda: read_manifest(path) is not None)
 
 
 def save_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
@@ -279,17 +271,28 @@ def needs_rebuild(path: Path, machine: Machine) -> str | None:
     return None
 
 
-def _ways_to_rebuild(path: Path) -> str:
-    """Name the commands that need nothing but what stands beside an engine; nothing where its ONNX file does not."""
+def _has_source(path: Path) -> str | None:
+    """Return the name of the ONNX file that an engine was built from, where it stands beside it."""
     try:
         manifest = read_manifest(path)
     except CorruptFile:
-        return ""
-    if manifest is None or not path.with_name(manifest.onnx).is_file():
-        return ""
-    engine = shlex.quote(str(path))
-    without = f"without torch: python3 -m export.trt.from_onnx {engine}"
-    return f"\nor from {manifest.onnx} beside it: hyctas-export {engine} --rebuild ({without})"
+        return None
+    return manifest.onnx if manifest is not None and path.with_name(manifest.onnx).is_file() else None
+
+
+def _beside(path: Path) -> str:
+    """Say what needs nothing but what stands beside an engine; nothing where its ONNX file does not."""
+    source = _has_source(path)
+    return "" if source is None else f"\nor from {source} beside it: python3 -m export.trt.from_onnx {shlex.quote(str(path))}"
+
+
+def _remedies(path: Path, field: str) -> list[Remedy]:
+    """Name the steps that build an engine, or that trust it."""
+    found: list[Remedy] = [Perform("export", {"rebuild": True}, str(path))] if _has_source(path) else []
+    if field == "manifest":
+        found.append(Perform("export", {"network": "BUNDLE", "target": "tensorrt:fp16"}, path.name))
+        found.append(Perform("bench", {"trust": True}, str(path)))
+    return found
 
 
 def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
@@ -314,9 +317,7 @@ def _check_machine(path: Path, manifest: EngineManifest, here: Machine) -> None:
 
 def _without_manifest(path: Path) -> EngineRefused:
     reason = f"it has no manifest ({manifest_path(path).name}), so nobody knows what it is; loading an engine executes code in it"
-    command = f"hyctas-export {shlex.quote(path.name)} --network BUNDLE --target tensorrt:fp16\n"
-    command += "If you built it yourself, trust it: `trust = true` in a TOML file (hyctas-bench --config FILE), "
-    command += "or --trust (python3 -m export.trt.run)"
+    command = "build it from its bundle or its ONNX file. If you built it yourself, trust it"
     return EngineRefused(path, reason, field="manifest", built=UNKNOWN, found="none", command=command)
 
 

@@ -7,7 +7,7 @@
 
 Needs Python 3.10, numpy, tensorrt, cuda-bindings, onnx and onnxruntime; the last two convert the graph, and compute what the
 engine must give: nothing is written before both agree. Attention is built as it stands in the file, in standard operators;
-`hyctas-export` knows other ways, and chooses among them by measurement.
+an export of the network knows other ways, and chooses among them by measurement.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SECONDS = 2.0
 """Time to measure a finished engine for."""
 EXAMPLES = 2
 """Random inputs that `mixed` holds parity on while it decides."""
-AS_IT_STANDS = "attention is built as it stands in the file; hyctas-export chooses its implementation by measurement"
+AS_IT_STANDS = "attention is built as it stands in the file; an export of the network chooses its implementation by measurement"
 
 Tell = Callable[[str], None]
 

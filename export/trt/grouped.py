@@ -153,7 +153,7 @@ class _Shared:
     """Whether the device holds other inputs than `feeds`."""
 
 
-class OperatorSession:
+class OperatorSession(Session):
     """One operator of an engine; see `export.runtime.Session`. The others run with it."""
 
     on_gpu = True
@@ -206,12 +206,6 @@ class OperatorSession:
             self._shared.users -= 1
             if self._shared.users == 0:
                 self._shared.engine.close()
-
-    def __enter__(self) -> OperatorSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _engine(self) -> EngineSession:
         if not self._open:

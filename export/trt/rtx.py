@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from export.errors import InvalidInput, Unavailable
+from export.errors import Give, InvalidInput, Unavailable
 from export.files import write_bytes
 from export.platform import RTX_WHEELS
 from export.trt.log import attempted, checked
@@ -32,7 +32,7 @@ MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """Compute capabilities that TensorRT-RTX 1.7 builds for; 9.0 (H100, H200) is not among them."""
 _KNOWN = ", ".join(f"sm_{number}" for number in CAPABILITIES)
-BUILD_LINE = "a machine with such a GPU; here: hyctas-export model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120"
+BUILD_LINE = "a machine with such a GPU; engines for it can be exported here, for tensorrt-rtx:fp16 and GPUs as sm_86,sm_89"
 
 
 def import_rtx() -> ModuleType:
@@ -85,7 +85,7 @@ def check_buildable(options: BuildOptions, attention: bool) -> None:
     computed matrices (`attention`).
     """
     if not options.capabilities:
-        raise InvalidInput("name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120")
+        raise InvalidInput("the GPUs that the engine is for are not named", Give("gpu", "sm_86,sm_89,sm_120"))
     if 75 in options.capabilities and options.precision == "bf16":
         raise InvalidInput("sm_75 has no bf16: leave it out, or take tensorrt-rtx:fp16")
     if 75 in options.capabilities and options.precision in ("fp32", "mixed") and attention:

@@ -24,7 +24,7 @@ from export.files import sha256, write_bytes, write_json
 from export.runtime import TensorSpec
 from export.trt.cuda.device import BACKENDS, DeviceBackend, open_backend
 from export.trt.cuda.guard import import_tensorrt
-from export.trt.engine_file import machine_of
+from export.trt.engine_file import EngineRefused, machine_of
 from export.trt.layers import engine_layers
 from export.trt.runner import EngineSession, open_engine
 
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(args)
     except HyctasError as error:
-        print(error, file=sys.stderr)
+        trust = isinstance(error, EngineRefused) and error.field == "manifest"
+        print(f"{error}{': --trust' * trust}", file=sys.stderr)
         return error.exit_code
     return 0
 

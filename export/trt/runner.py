@@ -19,6 +19,7 @@ import numpy as np
 from export.errors import CorruptFile, InvalidInput
 from export.feeds import check_feeds
 from export.files import sha256
+from export.runtime import Session
 from export.trt.cuda.device import CudaFailed, DeviceBackend, open_backend
 from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import EngineManifest, machine_of, read_engine
@@ -40,7 +41,7 @@ _NO_MEMORY = "If this is for want of memory: end what else uses the GPU, or buil
 Owned = TypeVar("Owned")
 
 
-class EngineSession:
+class EngineSession(Session):
     """An engine in memory; see `export.runtime.Session`. Not thread-safe.
 
     Args:
@@ -201,12 +202,6 @@ class EngineSession:
             self._context = self._compiled = None
             self._engine = None
             self._runtime = None
-
-    def __enter__(self) -> EngineSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _own(self, item: Owned) -> Owned:
         self._owned.append(item)

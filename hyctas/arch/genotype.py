@@ -29,6 +29,10 @@ HEAD_BLOCKS = ("conv", "downup2x")
 DECODERS = ("concat", "sum")
 STAGES = ("2", "4", "8", "16a", "16b", "32a", "32b")
 """Stages of a trunk with stages, in order: the stride, and a letter where two stages have one stride."""
+LINEAR = tuple(
+    op for op, (kind, _) in CELLS.items() if op != "attention" and {"relu", "linear"} & {f.name for f in dataclasses.fields(kind)}
+)
+"""Cells that can end without ReLU; attention says it among its own choices."""
 TRUNK_STRIDE = 8
 """Stride at which the stem ends and all branches start."""
 
@@ -85,6 +89,8 @@ class Cell:
     """Of an "inverted": channels inside, as a multiple of the input's."""
     relu6: bool = elided(False)
     """The ReLUs of a "conv" or "inverted" are cut at 6."""
+    linear: bool = elided(False)
+    """It ends without ReLU, for features that have negative values: one of `LINEAR`."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +258,8 @@ def _check_cell(where: str, cell: Cell) -> None:
         raise InvalidInput(f"{where}: expansion {cell.expansion} is not at least 1, of an inverted")
     if cell.relu6 and cell.op not in ("conv", "inverted"):
         raise InvalidInput(f"{where}: relu6 belongs to conv and inverted, not to {cell.op}")
+    if cell.linear and cell.op not in LINEAR:
+        raise InvalidInput(f"{where}: linear belongs to {', '.join(LINEAR)}, not to {cell.op}")
 
 
 def _check_stages(part: str, cells: tuple[Cell, ...]) -> None:

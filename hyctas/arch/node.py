@@ -73,7 +73,8 @@ def cell_operator(cell: Cell, sources: tuple[int, ...], arithmetic: Arithmetic, 
         return attention_operator(sources, cell.out, cell.stride, cell.attention, arithmetic)
     kind, fixed = CELLS[cell.op]
     given = {
-        "cell_stride": cell.stride, "kernel": cell.kernel, "expansion": cell.expansion, "relu6": cell.relu6, "relu": relu,
+        "cell_stride": cell.stride, "kernel": cell.kernel, "expansion": cell.expansion, "relu6": cell.relu6,
+        "relu": relu and not cell.linear, "linear": cell.linear,
         "aligned": arithmetic.aligned and cell.stride == 2,
     }  # fmt: skip
     names = {field.name for field in fields(kind)}

@@ -246,6 +246,8 @@ class Residual(SingleInput):
     ResNet's basic block (He et al., CVPR 2016, figure 5 and section 4.1, option B).
     """
 
+    linear: bool = elided(False)
+    """No ReLU after the shortcut."""
     label = "residual"
 
     def layers(self) -> tuple[Layer, ...]:
@@ -352,6 +354,8 @@ class DownUp(Operator):
 
     depth: int = 1
     cell_stride: int = 1
+    linear: bool = elided(False)
+    """No ReLU at the end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

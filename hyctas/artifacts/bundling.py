@@ -22,8 +22,8 @@ from export.bundle.manifest import FORMAT_VERSION, Manifest, versions
 from export.bundle.manifest import NAME as BUNDLE_MARK
 from export.claims import building_folder
 from export.codec import Size, decode
-from export.errors import CorruptFile, InvalidInput
-from export.files import read_json, sha256, write_bytes, write_json
+from export.errors import CorruptFile, Give, InvalidInput, LeaveOut, Perform
+from export.files import check_own, read_json, sha256, write_bytes, write_json
 from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_genotype
@@ -87,8 +87,8 @@ def load_trained(
     """
     if checkpoint is not None:
         if source.is_dir() or random_weights:
-            raise InvalidInput("a checkpoint of the released code goes with a published network (--network published:S), "
-                               "without --random-weights")  # fmt: skip
+            raise InvalidInput("a checkpoint of the released code goes with a published network, without random weights",
+                               Give("network", "published:S"))  # fmt: skip
         trained = _from_checkpoint(read_genotype(source), checkpoint)
         return _checked_classes(trained, source, classes)
     if is_source(str(source)):
@@ -98,7 +98,7 @@ def load_trained(
     if not source.is_dir():
         return _from_genotype(source, 19 if classes is None else classes, random_weights)
     if random_weights:
-        raise InvalidInput(f"random weights are for a genotype file; {source} has its own, so leave --random-weights out")
+        raise InvalidInput(f"random weights are for a genotype file; {source} has its own", LeaveOut(("random_weights",)))
     trained = _from_bundle(source) if (source / BUNDLE_MARK).exists() else _from_run(source)
     return _checked_classes(trained, source, classes)
 
@@ -110,7 +110,7 @@ def weights_file(folder: Path) -> Path:
 
 def _checked_classes(trained: Trained, source: Path, classes: int | None) -> Trained:
     if classes not in (None, trained.labels.num_classes):
-        raise InvalidInput(f"{source} has {trained.labels.num_classes} classes, asked for {classes}; leave --classes out")
+        raise InvalidInput(f"{source} has {trained.labels.num_classes} classes, asked for {classes}", LeaveOut(("classes",)))
     return trained
 
 
@@ -136,8 +136,8 @@ def _from_genotype(path: Path, classes: int, random_weights: bool) -> Trained:
     genotype = read_genotype(path)
     if not random_weights:
         raise InvalidInput(
-            f"{path} is a genotype, which has no weights: give the run that trained it or a bundle, "
-            "or add --random-weights to export it for timing only"
+            f"{path} is a genotype, which has no weights: give the run that trained it or a bundle",
+            Give("random_weights", purpose="export it for timing only"),
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -158,8 +158,8 @@ def _from_run(folder: Path) -> Trained:
     for name in RUN_FILES:
         if not (folder / name).is_file():
             raise InvalidInput(
-                f"{folder} holds neither {BUNDLE_MARK} (a bundle) nor {name} (a run with a trained network); "
-                f"hyctas-train network --run {folder} trains one"
+                f"{folder} holds neither {BUNDLE_MARK} (a bundle) nor {name} (a run with a trained network)",
+                Perform("train network", {"run": folder}),
             )
     for name in (*RUN_FILES, "scores.json"):
         if (folder / name).exists():
@@ -343,16 +343,8 @@ def check_free(path: Path) -> None:
     Raises:
         InvalidInput: something stands at `path` that no manifest beside it lists.
     """
-    if not path.exists():
-        return
     manifest = manifest_of(path)
-    try:
-        ours = path.is_file() and path.name in read_json(manifest, FORMAT_VERSION)["files"]
-    except (OSError, CorruptFile, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise InvalidInput(f"{path} exists and was not written by this command (no {manifest.name} beside it); "
-                           "choose another name or move it away")  # fmt: skip
+    check_own(path, manifest, lambda: path.name in read_json(manifest, FORMAT_VERSION)["files"])
 
 
 def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str) -> None:

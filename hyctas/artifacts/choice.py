@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from export.codec import Count, Number, Positive, Share, Size, decode
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput, Perform
 from export.target import parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.published.spec import is_source, read_source
@@ -164,7 +164,7 @@ def chosen_genotype(run: Path) -> Genotype:
     """
     path = run / "pareto.json"
     if not path.exists():
-        raise InvalidInput(f"there is no {path}; run hyctas-search --run {run} first, or give a genotype with --network")
+        raise InvalidInput(f"there is no {path}", Perform("search", {"run": run}), Give("network", "GENOTYPE.json"))
     return read_outcome(run).choice.evaluation.genotype
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from export.codec import Size, convert, reading
-from export.errors import InvalidInput
+from export.errors import InvalidInput, Perform
 from hyctas.artifacts.runs import Record
 from hyctas.network import load_weights
 from hyctas.nn.supernet import Supernet
@@ -71,8 +71,8 @@ class SupernetRecord:
         """
         path = run / "supernet.safetensors"
         if not path.exists():
-            raise InvalidInput(f"there is no trained supernet in {run} ({path.name}); run hyctas-train supernet --run {run} first, "
-                               "or let it finish")  # fmt: skip
+            raise InvalidInput(f"there is no trained supernet in {run} ({path.name}), or it has not finished",
+                               Perform("train supernet", {"run": run}))  # fmt: skip
         record = Record.of_finished(run, COMMAND)
         with reading(run / f"{COMMAND}.json"):
             config = convert(_Config, record.config, "$.config")
@@ -105,8 +105,3 @@ class SupernetRecord:
         supernet.to_empty(device="cpu")
         load_weights(supernet, self.path)
         return supernet
-
-
-def load_supernet(run: Path, space: str | None = None) -> Supernet:
-    """Load RUN/supernet.safetensors; arguments and errors as of `SupernetRecord.read` and `SupernetRecord.load`."""
-    return SupernetRecord.read(run).load(space)

@@ -1,7 +1,7 @@
 """Keep one folder per job. Each command owns `<command>.json` in it: configuration, command line, versions, machine, state.
 
 The same command with an equal configuration continues what it began; with a different one it stops and prints the differing
-fields; `--restart` moves what it had written aside, and starts over.
+fields; a restart moves what it had written aside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from export.bundle.imaging import Preprocessing
 from export.claims import claim, owner, release
 from export.codec import decode, plain
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput, Perform, StartOver
 from export.files import real_path, sha256, write_json
 from export.machine import fingerprint
 from hyctas.data import PREPROCESSING
@@ -51,7 +51,7 @@ class Run:
         self.folder, self.command, self.outputs = folder, command, outputs
         self.path = folder / f"{command}.json"
         if folder.exists() and not folder.is_dir():
-            raise InvalidInput(f"--run {folder} is a file; give a folder")
+            raise InvalidInput(f"the run folder {folder} is a file; give a folder")
         self.config: dict[str, Any] = plain(config)
         self._formerly = plain(formerly)
         self._hold = _hold(folder)
@@ -90,8 +90,8 @@ class Run:
             differing = _differences(known.config, self.config)
             if differing and (self._formerly is None or known.config != self._formerly):
                 raise InvalidInput(
-                    f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing)
-                    + "\nRepeat it with the old values to continue, give another --run, or add --restart to start over."
+                    f"{self.folder} holds a {self.command} with another configuration:\n  " + "\n  ".join(differing),
+                    "repeat it with the old values to continue", Give("run"), StartOver(),
                 )  # fmt: skip
             if known.state == "done":
                 self._remove_private()
@@ -127,7 +127,8 @@ class _Hold:
             number = owner(path)
             raise InvalidInput(
                 f"another process{f' ({number})' if number else ''} is writing to {folder}, and a run folder has one writer at a "
-                "time; wait for it (the same command then continues), stop it, or give another --run"
+                "time; wait for it (the same command then continues), or stop it",
+                Give("run"),
             )
         weakref.finalize(self, release, path, handle)
 
@@ -182,12 +183,13 @@ class Record:
             InvalidInput: it has not; the text says how it does.
             CorruptFile: its record is damaged.
         """
-        again = f"hyctas-{command.replace('-', ' ', 1)} --run {folder}"
+        again = Perform(command.replace("-", " ", 1), {"run": folder})
         if not (folder / f"{command}.json").exists():
-            raise InvalidInput(f"there is no {command}.json in {folder}; run {again} first")
+            raise InvalidInput(f"there is no {command}.json in {folder}", again)
         record = cls.read(folder, command)
         if record.state != "done":
-            raise InvalidInput(f"{again} has not finished ({record.state}); repeat it as it was, and it continues where it stopped")
+            state = f"{again.step} has not finished in {folder} ({record.state}); repeated as it was, it continues"
+            raise InvalidInput(state, again)
         return record
 
     def check_file(self, path: Path) -> None:
@@ -200,7 +202,7 @@ class Record:
         if noted is not None and sha256(path) != noted:
             raise CorruptFile(
                 path, f"has another sha256 than {self.command}.json noted when it was written: it was damaged or changed since; "
-                "take it from where the run was made, or repeat the command with --restart",
+                "take it from where the run was made", None, StartOver(),
             )  # fmt: skip
 
 
@@ -224,7 +226,7 @@ def newest_run(root: Path = Path("runs")) -> Path:
     """
     found = sorted(root.glob("*/train-network.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InvalidInput(f"no trained network under {root}/; give --network RUN, GENOTYPE.json or BUNDLE/, or train one first")
+        raise InvalidInput(f"no trained network under {root}/; train one first", Give("network", "RUN, GENOTYPE.json or BUNDLE/"))
     return found[-1].parent
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import json
 import os
 import sys
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from export.errors import HyctasError, InvalidInput
+from hyctas.cli.advice import explain, flag
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
-from hyctas.cli.values import field_names, flag_arguments
+from hyctas.cli.values import read_toml
 from hyctas.training.processes import is_first
 
 T = TypeVar("T")
@@ -60,24 +57,12 @@ def command(
     """
     open_standard_streams()
     try:
-        arguments, expert = _with_toml(list(sys.argv[1:] if argv is None else argv), config)
-        text = f"{description}\n\n--config FILE.toml fills the same settings; what is on the command line wins."
-        try:
-            parsed = tyro.cli(
-                config, prog=name or None, args=arguments, description=text, config=(tyro.conf.FlagCreatePairsOff,),
-                registry=registry(),
-            )  # fmt: skip
-        except SystemExit as end:
-            if not end.code and example:
-                print(f"example: {name} {example}")
-            raise
-        finally:
-            sys.stdout.flush()  # help is the end of a command: a reader that has left shows here
+        parsed = _parse(config, description, list(sys.argv[1:] if argv is None else argv), name, example)
     except Exception as error:
         _end(error)
     with guarded() as out:
         try:
-            run(replace(parsed, expert=json.dumps(expert)) if expert else parsed)  # type: ignore[type-var]
+            run(parsed)
         except (Exception, KeyboardInterrupt) as error:
             _end(error, resumes)
         out.flush()
@@ -92,7 +77,7 @@ def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     if not is_first():
         time.sleep(FIRST_S)
     if isinstance(error, HyctasError):
-        print(f"error: {printable(shortened(str(error)))}", file=sys.stderr)
+        print(f"error: {printable(shortened(explain(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
     if isinstance(error, FileNotFoundError):
         print(f"error: no such file: {printable(str(error.filename))}", file=sys.stderr)
@@ -114,28 +99,28 @@ def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     sys.exit(DEFECT)
 
 
-def _with_toml(arguments: list[str], config: type) -> tuple[list[str], dict[str, Any]]:
-    """Replace `--config FILE` by the file's values as arguments; settings that are no flags are returned beside."""
-    if "--config" not in arguments:
-        return arguments, {}
-    at = arguments.index("--config")
-    if at + 1 >= len(arguments):
-        raise InvalidInput("--config takes a TOML file")
-    path = Path(arguments[at + 1])
-    given = arguments[:at] + arguments[at + 2 :]
+def _parse(job: type[T], description: str, arguments: list[str], name: str, example: str) -> T:
+    """Return the job that the command line and `--config FILE.toml` describe; help and wrong flags end here."""
+    given, marks = dict[str, Any](), [tyro.conf.SuppressFixed]
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        if at + 1 >= len(arguments):
+            raise InvalidInput("--config takes a TOML file")
+        given = read_toml(Path(arguments[at + 1]), job)
+        arguments = arguments[:at] + arguments[at + 2 :]
+        alternatives = getattr(job, "ALTERNATIVES", ())  # one of them on the command line replaces any in the file
+        if {argument.partition("=")[0] for argument in arguments} & set(map(flag, alternatives)):
+            given = {name: value for name, value in given.items() if name not in alternatives}
+    else:  # with a file, --no-FLAG takes back what that sets
+        marks.append(tyro.conf.FlagCreatePairsOff)
+    text = f"{description}\n--config FILE.toml fills the same settings; what is on the command line wins."
     try:
-        values = tomllib.loads(path.read_text())
-        json.dumps(values)
-    except (ValueError, TypeError, RecursionError) as error:  # no TOML; a date, which no setting is; endless nesting
-        raise InvalidInput(f"{path} is not valid TOML, or holds what is no setting: {error}") from None
-    known = field_names(config)
-    if unknown := sorted(set(values) - known):
-        raise InvalidInput(f"{path} has unknown keys {unknown}; known: {', '.join(sorted(known))}")
-    flags = {field.name for field in dataclasses.fields(config)}
-    extra: list[str] = []
-    for name, value in values.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name not in flags or any(argument == flag or argument.startswith(flag + "=") for argument in given):
-            continue
-        extra += flag_arguments(config, name, value)
-    return [*given, *extra], {name: value for name, value in values.items() if name not in flags}
+        return tyro.cli(
+            job, prog=name or None, args=arguments, description=text, config=tuple(marks), registry=registry(job, given)
+        )
+    except SystemExit as end:
+        if not end.code and example:
+            print(f"example: {name} {example}")
+        raise
+    finally:
+        sys.stdout.flush()  # help is the end of a command: a reader that has left shows here

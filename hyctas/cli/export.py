@@ -1,183 +1,72 @@
-"""hyctas-export: write a trained network as an ONNX file, a torch.export file, a TensorRT engine or a bundle, with parity proof."""
+"""hyctas-export: write a trained network as an ONNX file, a torch.export file, a TensorRT engine or a bundle, with parity proof.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, ClassVar, Literal
 
-from export.target import TENSORRT, format_size
+import tyro
+
+from export.ranges import Classes, Settings, Threads
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import ExportJob, best_target, check_writable, image_size
+from hyctas.engine.settings import EngineSettings
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    from export.target import Target
-    from hyctas.artifacts.bundling import Trained
+@dataclass(frozen=True, kw_only=True)
+class ExportJob(Settings):
+    """What hyctas-export writes, of which network."""
 
-BUNDLE, ENGINE = "bundle", ".engine"
-RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
-"""What runs each kind of output."""
-EXAMPLES = 2
-"""Street scenes that parity is checked on besides random images."""
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
+    """model.onnx, model.pt2, model.engine, or a folder (no suffix, or a / at its end) for a whole bundle."""
+    network: Path | None = None
+    """Run folder, genotype JSON, published:S (M, L), or bundle; default: the newest run with a trained network, printed."""
+    checkpoint: Path | None = None
+    """Weights of the released code (.pth) for a published network."""
+    target: str | None = None
+    """What it is meant for, for instance onnxruntime-cpu:fp32; default: the best available one that runs such a file."""
+    output: Literal["native", "logits", "labels", "panoptic"] = "native"
+    """native: logits at the head's stride; logits: at image size; labels: their argmax; panoptic: centres and offsets too."""
+    size: str | None = None
+    """Image size, HEIGHTxWIDTH; default: the one that the run or bundle was made for."""
+    classes: Classes | None = None
+    """Number of classes of a genotype; default 19."""
+    threads: Threads = 1
+    """Threads that it is meant to run with, as the manifest notes and the printed hyctas-bench command uses."""
+    random_weights: bool = False
+    """Export a genotype with random weights: to time it, not to segment with it."""
+    rebuild: bool = False
+    """Rebuild an engine that does not fit this machine, as its manifest says, from its bundle or the ONNX file beside it."""
+    gpu: str | None = None
+    """GPUs that a tensorrt-rtx engine is for, for instance sm_86,sm_89,sm_120; none of them has to be in this machine."""
+    cuda_backend: Literal["torch", "cuda-bindings", "pycuda"] | None = None
+    """Library that talks to CUDA for an engine; default: the first that works."""
+    build: tyro.conf.Fixed[EngineSettings] = field(default_factory=EngineSettings)
+    """How an engine is built, but for `cuda_backend`."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"engine": ("rebuild", "gpu", "cuda_backend")}
+
+    def engine(self) -> EngineSettings:
+        """Return how an engine is built."""
+        return replace(self.build, cuda_backend=self.cuda_backend)
 
 
 def main() -> None:
     """Run the command line."""
     command(
-        export_network, ExportJob, "Write a network as a file or bundle that runs on a device, and prove that it is right.",
+        _run, ExportJob, "Write a network as a file or bundle that runs on a device, and prove that it is right.",
         name="hyctas-export", example="runs/mine/bundle --network runs/mine",
     )  # fmt: skip
 
 
-def kind_of(file: str) -> str:
-    """Return what is asked for: `.onnx`, `.pt2`, `.engine` or `bundle`.
+def _run(job: ExportJob) -> None:
+    from hyctas.commands.export import export_network
 
-    Raises:
-        InvalidInput: a suffix that means nothing here.
-    """
-    from export.errors import InvalidInput
-
-    path = Path(file)
-    if file.endswith("/") or path.is_dir() or not path.suffix:
-        return BUNDLE
-    if path.suffix.lower() not in RUNS_ON:
-        raise InvalidInput(f"{file}: suffix {path.suffix!r} is unknown; write .onnx, .pt2, .engine, or a folder ending in /")
-    return path.suffix.lower()
-
-
-def export_network(job: ExportJob) -> None:
-    """Write OUTPUT."""
-    from export.bundle.bundle_engine import ENGINE_NAME, bundle_of
-    from export.errors import InvalidInput
-    from export.runtimes import open_runtime
-    from hyctas.artifacts.bundling import check_free, load_trained
-    from hyctas.artifacts.runs import newest_run
-    from hyctas.cli.engine import check_bundle, check_engine, rebuild, write_engine_file
-    from hyctas.cli.show import say
-
-    kind, path = kind_of(job.file), Path(job.file)
-    check_writable(path)
-    if job.rebuild:
-        rebuild(job, path)
-        return
-    size = image_size(job.size) if job.size else None
-    target = choose_target(job.target, kind, path, job.gpu)
-    home = bundle_of(path) if kind == ENGINE else None
-    engine = path if kind == ENGINE else path / ENGINE_NAME if kind == BUNDLE and target.runtime in TENSORRT else None
-    if job.gpu is not None and target.runtime != "tensorrt-rtx":
-        raise InvalidInput(f"--gpu is for tensorrt-rtx, which builds for GPUs elsewhere; {target} is for what is here")
-    if engine is not None:
-        check_engine(job, engine, target)
-    else:
-        open_runtime(target, job.threads)
-    if kind != BUNDLE and home is None:
-        check_free(path.with_suffix(".onnx") if kind == ENGINE else path)
-    output = job.output if home is None else check_bundle(job, home)
-    source = job.network or home or newest_run()
-    trained = load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint)
-    size = size or trained.size
-    if size is None:
-        raise InvalidInput(f"{source} does not say for which image size; give --size HEIGHTxWIDTH")
-    chosen = "" if job.network or home else " (the newest run)"
-    say(f"network: {source}{chosen}, genotype {trained.genotype.id}, {trained.labels.num_classes} classes, "
-        f"{trained.facts['weights']} weights")  # fmt: skip
-    if kind == BUNDLE:
-        _bundle(job, trained, path, size, target)
-    elif kind != ENGINE:
-        _file(job, trained, path, size, target)
-    if engine is not None:
-        write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
-    there = "" if target.runtime != "tensorrt-rtx" else ", on a machine with such a GPU: it proves parity first"
-    trust = " --trust" * (kind == ".pt2")
-    say(f"next: hyctas-bench {shlex.quote(str(path))} --target {target} --threads {job.threads}{trust}{there}")
-
-
-def choose_target(text: str | None, kind: str, path: Path, gpu: str | None = None) -> Target:
-    """Return the target asked for, or the best available one that runs such a file.
-
-    Raises:
-        InvalidInput: the target asked for does not run such a file.
-    """
-    from export.errors import InvalidInput
-    from export.target import Target
-
-    if text is not None:
-        target = Target.parse(text)
-        if kind == ENGINE and target.runtime not in TENSORRT:
-            raise InvalidInput(f"{target} does not run engines; take tensorrt:fp16, or write {path.with_suffix('.onnx')}")
-        other = {".onnx": ".pt2", ".pt2": ".onnx"}.get(kind)
-        if other and target.runtime.startswith(RUNS_ON[other]):
-            raise InvalidInput(f"{target} does not run {kind} files; write {path.with_suffix(other)}, or a bundle")
-        return target
-    return Target("tensorrt-rtx" if gpu else "tensorrt", "fp16") if kind == ENGINE else best_target(RUNS_ON[kind])
-
-
-def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
-    """Paint images (H, W, 3) uint8 that look like what a network sees."""
-    from hyctas.data import Scenes
-
-    scenes = Scenes(size=size, train=0, val=count)
-    return [scenes.load("val", sample)[0] for sample in scenes.samples("val")]
-
-
-def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int], target: Target) -> None:
-    from export.bundle.bundle_engine import ENGINE_NAME
-    from hyctas.artifacts.bundling import bundle_network
-    from hyctas.cli.show import bar, say
-
-    had_engine = (folder / ENGINE_NAME).exists()
-    examples = street_scenes(size, EXAMPLES)
-    with bar("export bundle"):
-        report = bundle_network(trained, folder, size, job.output, str(target), examples, {"threads": job.threads})
-    onnx = report.onnx
-    shape = "x".join(map(str, onnx.output.shape))
-    say(f"wrote {folder}/: {megabytes(report.size_bytes)}; model.onnx {megabytes(onnx.size_bytes)}, opset {onnx.opset}, "
-        f"image {format_size(size)}, {job.output} {shape}")  # fmt: skip
-    say(report.parity.summary())
-    if target.runtime not in TENSORRT:  # its engine, which follows, is compared by itself
-        _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
-    if had_engine and target.runtime not in TENSORRT and not (folder / ENGINE_NAME).exists():
-        engine = shlex.quote(str(folder / ENGINE_NAME))
-        say(f"note: the engine was of the bundle that was replaced, and is gone with it; a new one: hyctas-export {engine}")
-    say(f"try it: python {shlex.quote(str(folder / 'run.py'))} IMAGE_OR_FOLDER")
-
-
-def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target) -> None:
-    from hyctas.artifacts.bundling import write_file
-    from hyctas.cli.show import bar, say
-
-    examples = street_scenes(size, EXAMPLES)
-    with bar(f"export {path.name}"):
-        report = write_file(trained, path, size, job.output, str(target), examples, {"threads": job.threads})
-    say(f"wrote {path}: {megabytes(report.size_bytes)}, image {format_size(size)}, {job.output}; and {report.manifest.name}")
-    say(report.parity.summary())
-    _prove_on_target(trained, path, size, job.output, target, examples)
-
-
-def _prove_on_target(
-    trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, examples: Sequence[np.ndarray]
-) -> None:
-    """Check parity once more where the file will run, if that is not the CPU target that it was proven on."""
-    from hyctas.artifacts.bundling import PROOF, prove
-    from hyctas.cli.show import say
-
-    kind = path.suffix.lower()
-    if target == PROOF[kind]:
-        return
-    if target.precision != "fp32" or not target.runtime.startswith(RUNS_ON[kind]):
-        say(f"note: the file is fp32 and was proven on {PROOF[kind]}; {target} was not compared")
-        return
-    parity = prove(trained, path, target, size, output, examples)
-    parity.raise_if_failed()
-    say(f"on {target}: {parity.summary()}")
-
-
-def megabytes(count: int) -> str:
-    """Write a file size for people."""
-    return f"{count / 1e6:.2f} MB"
+    export_network(job)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hyctas.cli.streams import printable
 from hyctas.training.processes import is_first
 
 LINE_SECONDS = 15.0
+REFRESH_SECONDS = 0.5
 console = Console(stderr=True, highlight=False)
 
 
@@ -88,6 +89,26 @@ def bar(name: str) -> Iterator[Bar]:
         yield Bar(name, None)
     console.print(f"[green]✓[/] {name} ({duration(time.monotonic() - started)})" if console.is_terminal
                   else f"{name}: done in {duration(time.monotonic() - started)}")  # fmt: skip
+
+
+@contextmanager
+def still_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Open a progress bar that draws only when it is called, between timings: a drawing thread would disturb them."""
+    if not console.is_terminal:
+        with bar(name) as shown:
+            yield lambda done, total: shown.update(done / total)
+        return
+    columns = TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        task, drawn = progress.add_task(name), [0.0]
+        progress.refresh()
+
+        def show(done: int, total: int) -> None:
+            if time.monotonic() - drawn[0] >= REFRESH_SECONDS or done == total:
+                progress.update(task, completed=done, total=total, refresh=True)
+                drawn[0] = time.monotonic()
+
+        yield show
 
 
 def duration(seconds: float) -> str:

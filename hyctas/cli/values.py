@@ -1,51 +1,105 @@
-"""Fill dataclasses from the plain values of a TOML file, and refuse what does not fit. No torch here."""
+"""Read the values of a TOML file for the settings of a job, and refuse what does not fit. No torch here."""
 
 from __future__ import annotations
 
 import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tyro
+
 from export.errors import InvalidInput, InvalidSetting
 from export.ranges import describe, fits, hints
+from export.target import parse_size
 
-R = TypeVar("R")
-
-
-def fill(kind: type[R], values: dict[str, Any]) -> R:
-    """Build a recipe from plain values.
-
-    Raises:
-        InvalidInput: an unknown name.
-        InvalidSetting: a value of the wrong type or outside its range; the text says what is allowed.
-    """
-    known = hints(kind)
-    if unknown := sorted(set(values) - set(known)):
-        raise InvalidInput(f"unknown settings {unknown}; known: {', '.join(sorted(known))}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+T = TypeVar("T")
 
 
-def flag_arguments(kind: type, name: str, value: Any) -> list[str]:
-    """Return what a TOML file gives a flag as it is written on the command line.
+def image_size(text: str) -> tuple[int, int]:
+    """Parse HEIGHTxWIDTH; at least 32 pixels each way.
 
     Raises:
-        InvalidSetting: the flag takes no such value; `false` is none of a number's.
+        InvalidInput: not a size, or too small.
     """
-    hint, flag = hints(kind)[name], f"--{name.replace('_', '-')}"
-    items = tuple(value) if isinstance(value, list) else value
-    as_path = tuple(map(Path, items)) if isinstance(items, tuple) and all(isinstance(item, str) for item in items) else (
-        Path(items) if isinstance(items, str) else items)  # fmt: skip
-    written = (items, as_path, (items,), (as_path,))  # a path is text in TOML, and one value may stand for a list of one
-    if not any(fits(form, hint) for form in written):
-        raise InvalidSetting(name, value, describe(hint))
-    if isinstance(value, bool):
-        return [flag] if value else []
-    return [flag, *map(str, value if isinstance(value, list) else [value])]
+    size = parse_size(text)
+    if min(size) < 32:
+        raise InvalidInput(f"size {text} is too small: networks halve the image five times; use at least 32x32")
+    return size
 
 
-def field_names(kind: type) -> set[str]:
-    """Return the names that a TOML file may set for a job: its flags and its recipe's settings."""
-    positional = {field.name for field in dataclasses.fields(kind) if "Positional" in str(field.type)}
-    names = {field.name for field in dataclasses.fields(kind)} - {"expert"} - positional
-    settings = getattr(kind, "settings", None)
-    return names | ({field.name for field in dataclasses.fields(settings())} if settings else set())
+def read_toml(path: Path, job: type) -> dict[str, Any]:
+    """Return what a TOML file sets of a job, by field: flags, and settings that are no flags, grouped in fields of their own.
+
+    Raises:
+        InvalidInput: no TOML, or an unknown name.
+        InvalidSetting: a value of the wrong type or outside its range.
+    """
+    try:
+        given = tomllib.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # no TOML; endless nesting
+        raise InvalidInput(f"{path} is not valid TOML: {error}") from None
+    fields, nested = _own_fields(job), _nested_fields(job)
+    known = fields.keys() | {name for kind in nested.values() for name in hints(kind)}
+    if unknown := sorted(given.keys() - known):
+        raise InvalidInput(f"{path} has unknown keys {unknown}; known: {', '.join(sorted(known))}")
+    found = {name: fitting(name, value, fields[name]) for name, value in given.items() if name in fields}
+    for name, kind in nested.items():
+        inner = {key: fitting(key, value, hints(kind)[key]) for key, value in given.items() if key in hints(kind).keys() - fields}
+        found[name] = inner if bare(hints(job)[name]) is not kind else kind(**inner)
+    return found
+
+
+def fill(kind: type[T], values: Mapping[str, object]) -> T:
+    """Make a dataclass of the plain values of a TOML or JSON file.
+
+    Raises:
+        InvalidSetting: a value of the wrong type or outside its range.
+    """
+    return kind(**{name: fitting(name, value, hints(kind)[name]) for name, value in values.items()})
+
+
+def fitting(name: str, value: object, hint: Any) -> Any:
+    """Return a value of a TOML file as the annotation of a setting has it.
+
+    Lists become tuples and text becomes paths or, written HEIGHTxWIDTH, sizes; one value may stand for a list of one.
+
+    Raises:
+        InvalidSetting: it fits in no form.
+    """
+    plain = tuple(value) if isinstance(value, list) else value
+    forms = [plain, (plain,)]
+    if isinstance(plain, str):
+        forms += [Path(plain), (Path(plain),)]
+    elif isinstance(plain, tuple) and all(isinstance(item, str) for item in plain):
+        forms.append(tuple(map(Path, plain)))
+    for form in forms:
+        if fits(form, hint):
+            return form
+    if isinstance(plain, str) and fits((32, 32), hint):
+        return image_size(plain)
+    raise InvalidSetting(name, plain, describe(hint))
+
+
+def bare(hint: Any) -> Any:
+    """Return a type without what annotates it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _own_fields(job: type) -> dict[str, Any]:
+    """Return the annotations of the fields that a TOML file sets by their names: neither positional ones nor nested settings."""
+    nested = _nested_fields(job)
+    return {name: hint for name, hint in hints(job).items() if tyro.conf.Positional not in _marks(hint) and name not in nested}
+
+
+def _nested_fields(job: type) -> dict[str, type]:
+    """Return the dataclasses whose settings a job holds in one field each, by that field's name."""
+    found = {name: bare(hint) for name, hint in hints(job).items()}
+    recipe = {name: job.RECIPE for name, kind in found.items() if typing.get_origin(kind) is dict}  # type: ignore[attr-defined]
+    return {name: kind for name, kind in found.items() if dataclasses.is_dataclass(kind)} | recipe
+
+
+def _marks(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import InvalidInput, TableMismatch
+from export.errors import InvalidInput, Perform, TableMismatch
 from export.target import format_size
 from hyctas.arch.genotype import Genotype
 from hyctas.arch.operators import DownUp, from_key
@@ -88,13 +88,13 @@ class CostModel:
     ) -> None:
         self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
         name = space.name if space.name in SPACES else "YOUR_SPACE.py"
-        command = (
-            f"hyctas-profile --run RUN --space {name} --size {format_size(size)} --classes {num_classes} "
-            f"--target {table.identity.target} --threads {table.identity.threads}"
-        )
-        table.require(space.keys(size, num_classes), command)
+        settings = {
+            "run": "RUN", "space": name, "size": format_size(size), "classes": num_classes, "target": table.identity.target,
+            "threads": table.identity.threads,
+        }  # fmt: skip
+        table.require(space.keys(size, num_classes), Perform("profile", settings))
         self.calibration = find_calibration(space, table, size)
-        self.confidence, self.bound_factor = confidence, _bound_factor(self.calibration, confidence, command)
+        self.confidence, self.bound_factor = confidence, _bound_factor(self.calibration, confidence, settings)
         self._known: dict[str, Costs] = {}
 
     def costs(self, genotype: Genotype) -> Costs:
@@ -108,16 +108,16 @@ class CostModel:
         return self._known[name]
 
 
-def _bound_factor(calibration: Calibration | None, confidence: float | None, command: str) -> float:
+def _bound_factor(calibration: Calibration | None, confidence: float | None, settings: dict[str, Any]) -> float:
     """Return what turns a prediction into an upper bound: at least 1."""
     if confidence is None:
         return 1.0
     if calibration is None:
-        raise InvalidInput(f"a bound of confidence {confidence} needs a calibrated table; measure whole networks: {command}")
+        raise InvalidInput(f"a bound of confidence {confidence} needs a calibrated table", Perform("profile", settings))
     try:
         return max(1.0, conformal_bound(calibration.ratios, confidence))
     except InvalidInput as error:
-        raise InvalidInput(f"{error}; measure more: {command} --networks N --restart") from None
+        raise InvalidInput(str(error), Perform("profile", settings | {"networks": "N", "restart": True})) from None
 
 
 def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, int]) -> Calibration | None:
@@ -131,7 +131,8 @@ def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, i
     if calibration is not None and calibration.space_hash != space.hash:
         raise TableMismatch(
             f"the table's calibration {name} was made for another version of space {space.name} "
-            f"(hash {calibration.space_hash}, now {space.hash}); repeat hyctas-profile with --restart"
+            f"(hash {calibration.space_hash}, now {space.hash})",
+            Perform("profile", {"restart": True}),
         )
     return calibration
 

@@ -91,7 +91,7 @@ def confusion(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignor
 
 
 def score(confusion: np.ndarray) -> Score:
-    """Score a confusion matrix (rows = truth) summed over a whole split.
+    """Score a confusion matrix (rows = truth) summed over a whole split, as PASCAL VOC and Cityscapes do.
 
     IoU = right / (truth + predicted - right). A class that occurs in the truth or in the prediction has an IoU and
     counts in the mean: one that is predicted somewhere but occurs nowhere in the truth counts 0. A class in neither has

@@ -1,4 +1,4 @@
-"""Invent the street of a generated clip: what stands where, in metres, as plain frozen data.
+"""Invent the street of a generated clip: what stands where, as flat polygons in metres.
 
 Axes: x to the right of the road's centre line, y up from the ground, z ahead of the first camera position. The camera
 drives on the right-hand lane towards +z; left-hand traffic is the mirror image (`Street.mirrored`).
@@ -6,219 +6,88 @@ drives on the right-hand lane towards +z; left-hand traffic is the mirror image 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-T = TypeVar("T")
+from hyctas.data.labels import IGNORE, Labels
 
-Colour = tuple[int, int, int]
+STREET = Labels(
+    ("sky", "building", "road", "pavement", "vegetation", "fence", "pole", "sign", "car", "pedestrian"),
+    (
+        (128, 178, 220), (128, 0, 0), (128, 64, 128), (232, 60, 220), (96, 140, 40), (186, 150, 150), (150, 150, 150),
+        (220, 210, 0), (0, 0, 150), (220, 30, 60),
+    ),
+)  # fmt: skip
+SKY, BUILDING, ROAD, PAVEMENT, VEGETATION, FENCE, POLE, SIGN, CAR, PEDESTRIAN = range(10)
 FAR = 90.0
 """How far ahead anything stands, in metres."""
+DEPTHS = (-8.0, 1.8, 2.5, 3.5, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 60.0, FAR + 8)
+"""Where the ground is cut into strips, because roads bend."""
 
+Colour = tuple[float, float, float]
+Point = tuple[float, float]
 # Colours are shared between classes on purpose: grey is road, pavement, building, car and sky; brick is building and
 # autumn tree; bright is sign, car, coat, awning. What a pixel is has to be read from position and surroundings.
 GREYS: tuple[Colour, ...] = ((92, 92, 96), (112, 110, 108), (132, 130, 128), (150, 148, 144), (170, 168, 164))
-WALLS: tuple[Colour, ...] = (
-    (146, 140, 130), (168, 158, 142), (128, 84, 68), (150, 102, 82), (112, 108, 108), (186, 180, 170), (98, 88, 80),
-    (120, 122, 130), (178, 150, 112), (90, 98, 92),
-)  # fmt: skip
+WALLS: tuple[Colour, ...] = ((146, 140, 130), (168, 158, 142), (128, 84, 68), (150, 102, 82), (186, 180, 170), (98, 88, 80))
 LEAVES: tuple[Colour, ...] = ((62, 82, 44), (78, 98, 54), (52, 66, 46), (98, 98, 52), (120, 92, 52), (76, 72, 58))
-BRIGHT: tuple[Colour, ...] = (
-    (176, 42, 38), (40, 70, 150), (206, 178, 58), (40, 110, 78), (214, 214, 210), (60, 140, 180), (200, 110, 40),
-)  # fmt: skip
-CARS: tuple[Colour, ...] = (
-    (112, 112, 116), (140, 142, 146), (74, 76, 80), (38, 40, 44), (206, 206, 204), (150, 38, 36), (44, 66, 118),
-    (92, 98, 90), (168, 158, 140),
-)  # fmt: skip
-COATS: tuple[Colour, ...] = (
-    (44, 44, 50), (70, 66, 64), (36, 44, 66), (104, 100, 96), (140, 56, 48), (84, 90, 70), (176, 170, 158),
-    (52, 96, 130),
-)  # fmt: skip
+BRIGHT: tuple[Colour, ...] = ((176, 42, 38), (40, 70, 150), (206, 178, 58), (40, 110, 78), (214, 214, 210), (60, 140, 180))
+COATS: tuple[Colour, ...] = ((44, 44, 50), (70, 66, 64), (36, 44, 66), (104, 100, 96), (84, 90, 70), (176, 170, 158))
 SKIN: tuple[Colour, ...] = ((214, 170, 140), (168, 120, 90), (104, 72, 54), (232, 192, 164))
+GLASS: tuple[Colour, ...] = ((44, 50, 58), (86, 98, 108), (130, 146, 160))
+SIGNALS: tuple[Colour, ...] = ((210, 50, 40), (220, 170, 40), (60, 190, 110))
+DARK, PALE, BARK = (26.0, 26.0, 28.0), (206.0, 206.0, 200.0), (78.0, 66.0, 54.0)
 
 
 @dataclass(frozen=True)
-class House:
-    """A building along the street; its front wall stands at |x| = `x`."""
+class Face:
+    """A flat polygon of one class and colour."""
 
-    side: int
-    x: float
-    near: float
-    far: float
-    height: float
-    storeys: int
-    columns: int
-    wall: Colour
-    window: Colour
-    awning: Colour | None
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """A fence along a gap between buildings."""
-
-    side: int
-    x: float
-    near: float
-    far: float
-    height: float
+    kind: int
     colour: Colour
-    solid: bool
+    corners: np.ndarray
+    """float64 (n, 3)."""
 
 
 @dataclass(frozen=True)
-class Tree:
-    """A tree (`trunk` > 0) or a bush: blobs of (dx, y, radius, colour)."""
+class Thing:
+    """What moves and hides as one: its faces from the back to the front, and its shadow on the ground."""
 
-    x: float
     z: float
-    trunk: float
-    blobs: tuple[tuple[float, float, float, Colour], ...]
+    faces: tuple[Face, ...]
+    shadow: Face
+    speed: Point = (0.0, 0.0)
+    """Along x and z, in metres per frame."""
 
 
-@dataclass(frozen=True)
-class Pole:
-    """A post, perhaps with an arm over the road and a sign or traffic light on it."""
-
-    x: float
-    z: float
-    height: float
-    width: float
-    colour: Colour
-    arm: float
-    sign: str
-    """`disc`, `triangle`, `panel`, `light` or empty."""
-    sign_height: float
-    sign_size: float
-    sign_colour: Colour
-
-
-@dataclass(frozen=True)
-class Car:
-    """A vehicle; `speed` in metres per frame, negative = towards the camera."""
-
-    x: float
-    z: float
-    speed: float
-    length: float
-    width: float
-    height: float
-    van: bool
-    paint: Colour
-    glass: Colour
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody on foot; speeds in metres per frame."""
-
-    x: float
-    z: float
-    speed_x: float
-    speed_z: float
-    height: float
-    coat: Colour
-    trousers: Colour
-    skin: Colour
-    phase: float
-
-
-@dataclass(frozen=True)
-class Bin:
-    """A thing of no class (bin, box, bench): its pixels are ignored."""
-
-    x: float
-    z: float
-    width: float
-    height: float
-    colour: Colour
-
-
-@dataclass(frozen=True)
 class Street:
-    """Everything that a clip shows, and how its camera moves."""
-
-    mirrored: bool
-    road: float
-    """Half the width of the road."""
-    pavement: float
-    """Width of each pavement."""
-    curve: float
-    slope: float
-    camera: tuple[float, float]
-    """Camera x and height."""
-    speed: float
-    horizon: float
-    """Height of the horizon as a fraction of the image from above."""
-    yaw: tuple[float, float]
-    """Shift of the vanishing point as a fraction of the width: at the first frame, per frame."""
-    asphalt: Colour
-    paving: Colour
-    verge: Colour | None
-    """Colour of a grass strip beside the road, if any."""
-    dashes: float
-    """Length of the centre line's dashes; 0 = none."""
-    zebra: float
-    """Distance of a zebra crossing; 0 = none."""
-    sky: tuple[Colour, Colour]
-    """Colour above and at the horizon."""
-    haze: float
-    sun: float
-    """-1..1: where shadows fall; 0 = overcast, no shadows."""
-    light: tuple[float, float, float]
-    noise: float
-    skyline: tuple[tuple[float, float, float, bool], ...]
-    """Far silhouettes: left and right as fractions of the width, height in metres, whether it is trees."""
-    houses: tuple[House, ...]
-    barriers: tuple[Barrier, ...]
-    objects: tuple[Tree | Pole | Car | Person | Bin, ...]
-
-
-def invent_street(rng: np.random.Generator) -> Street:
-    """Draw a street."""
-    pick = _Pick(rng)
-    road, pavement = pick.between(2.9, 5.2), pick.between(1.6, 3.6)
-    overcast = pick.chance(0.45)
-    sky_top = pick.of((pick.near((150, 156, 164), 16), pick.near((205, 208, 210), 14)) if overcast else
-                      (pick.near((92, 136, 190), 14), pick.near((128, 164, 204), 14)))  # fmt: skip
-    sky_low = pick.near((196, 200, 204), 18) if overcast or pick.chance(0.6) else pick.near((226, 200, 168), 14)
-    gain = pick.between(0.62, 1.12)
-    warmth = pick.between(-0.07, 0.08)
-    houses, barriers, plants = _roadside(pick, road + pavement)
-    return Street(
-        mirrored=pick.chance(0.5),
-        road=road,
-        pavement=pavement,
-        curve=pick.between(-1, 1) ** 3 * 0.004,
-        slope=pick.between(-0.02, 0.03),
-        camera=(pick.between(0.3, 0.6) * road, pick.between(1.25, 1.75)),
-        speed=pick.between(0.25, 1.3),
-        horizon=pick.between(0.38, 0.52),
-        yaw=(pick.between(-0.09, 0.09), pick.between(-0.008, 0.008)),
-        asphalt=pick.near(pick.of(GREYS[:4]), 8),
-        paving=pick.near(pick.of((*GREYS[1:], (158, 140, 120))), 8),
-        verge=pick.near(pick.of(LEAVES[:4]), 8) if pick.chance(0.2) else None,
-        dashes=pick.of((0.0, 2.0, 3.0)),
-        zebra=pick.between(8, 26) if pick.chance(0.25) else 0.0,
-        sky=(sky_top, sky_low),
-        haze=pick.between(0.002, 0.012),
-        sun=0.0 if overcast else pick.of((-1, 1)) * pick.between(0.35, 1.0),
-        light=(gain * (1 + warmth), gain, gain * (1 - warmth)),
-        noise=pick.between(0.008, 0.035),
-        skyline=_skyline(pick),
-        houses=houses,
-        barriers=barriers,
-        objects=(*plants, *_furniture(pick, road, pavement), *_traffic(pick, road), *_people(pick, road, pavement)),
-    )
-
-
-class _Pick:
-    """Short names for the draws."""
+    """Everything that a clip shows, and how its camera moves, drawn by a generator."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
+        overcast, gain, warmth = self.chance(0.45), self.between(0.62, 1.12), self.between(-0.07, 0.08)
+        self.road, self.pavement = self.between(2.9, 5.2), self.between(1.6, 3.6)  # half the width of the road; of a pavement
+        self.sun = self.between(0.35, 1) * (not overcast) * rng.choice((-1, 1))  # where shadows fall; 0: nowhere
+        self.camera = (self.between(0.3, 0.6) * self.road, self.between(1.25, 1.75))  # x and height
+        top = ((150, 156, 164), (205, 208, 210)) if overcast else ((92, 136, 190), (128, 164, 204))
+        low = ((196, 200, 204),) if overcast else ((196, 200, 204), (226, 200, 168))
+        self.mirrored = self.chance(0.5)
+        self.speed = self.between(0.25, 1.3)
+        self.horizon = self.between(0.38, 0.52)  # share of the image that is above it
+        # the vanishing point's shift as a share of the width: at the first frame, per frame
+        self.yaw = (self.between(-0.09, 0.09), self.between(-0.008, 0.008))
+        self.curve, self.slope = self.between(-1, 1) ** 3 * 0.004, self.between(-0.02, 0.03)
+        self.sky = (self.colour(top), self.colour(low))  # above, and at the horizon
+        self.haze = self.between(0.002, 0.012)
+        self.light = (gain * (1 + warmth), gain, gain * (1 - warmth))
+        self.noise = self.between(0.008, 0.035)
+        self.ground, self.roadside = _ground(self), _roadside(self)
+        self.objects = _furniture(self) + _traffic(self) + _people(self)
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.rng.random()
@@ -226,139 +95,210 @@ class _Pick:
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def of(self, items: tuple[T, ...]) -> T:
-        return items[int(self.rng.random() * len(items))]
-
-    def near(self, colour: Colour, spread: float) -> Colour:
+    def colour(self, choices: Sequence[Colour], spread: float = 12) -> Colour:
+        red, green, blue = choices[int(self.rng.integers(len(choices)))]
         common = self.between(-spread, spread)
-        red, green, blue = (int(min(255, max(0, c + common + self.between(-spread, spread) / 3))) for c in colour)
-        return red, green, blue
+        shift = [common + self.between(-spread, spread) / 3 for _ in range(3)]
+        return red + shift[0], green + shift[1], blue + shift[2]
+
+    def thing(
+        self, x: float, z: float, width: float, height: float, faces: list[Face], length: float = 0.3, speed: Point = (0, 0)
+    ) -> Thing:
+        """Gather faces of something that stands in the middle of `width`; its shadow leans with the sun."""
+        lean = self.sun * height * 0.7
+        left, right = x - width / 2 + min(0.0, lean), x + width / 2 + max(0.0, lean)
+        return Thing(z, tuple(faces), _flat(ROAD, DARK, left, right, z, z + length), speed)
+
+    def box(self, kind: int, colour: Colour, x: float, width: float, y: Point, z: Point) -> list[Face]:
+        """Return the faces of a box that the camera can see: one side, perhaps the top, the near end."""
+        left, right = x - width / 2, x + width / 2
+        side = _wall(kind, _shade(colour, 0.85), left if left > self.camera[0] else right, y, z)
+        top = _flat(kind, _shade(colour, 1.1), left, right, *z, y[1])
+        return [side] + [top] * (y[1] < self.camera[1]) + [_board(kind, colour, x, width, y, z[0])]
 
 
-def _skyline(pick: _Pick) -> tuple[tuple[float, float, float, bool], ...]:
-    blocks, x = [], -0.4
-    while x < 1.4:
-        width = pick.between(0.05, 0.22)
-        blocks.append((x, x + width, pick.between(3, 14), pick.chance(0.5)))
-        x += width * pick.between(0.6, 1.0)
-    return tuple(blocks)
+def _face(kind: int, colour: Colour, x: ArrayLike, y: ArrayLike, z: ArrayLike) -> Face:
+    return Face(kind, colour, np.stack(np.broadcast_arrays(np.asarray(x, float), y, z), -1))
 
 
-def _roadside(pick: _Pick, line: float) -> tuple[tuple[House, ...], tuple[Barrier, ...], list[Tree]]:
-    """Line both sides with houses, and gaps with fences, bushes and trees."""
-    houses: list[House] = []
-    barriers: list[Barrier] = []
-    plants: list[Tree] = []
-    built_up = pick.between(0.45, 0.95)
+def _wall(kind: int, colour: Colour, x: float, y: Point, z: Point) -> Face:
+    """Return an upright rectangle along the road."""
+    return _face(kind, colour, x, (y[0], y[1], y[1], y[0]), (z[0], z[0], z[1], z[1]))
+
+
+def _flat(kind: int, colour: Colour, left: float, right: float, near: float, far: float, y: float = 0.0) -> Face:
+    """Return a level rectangle."""
+    return _face(kind, colour, (left, right, right, left), y, (near, near, far, far))
+
+
+def _board(kind: int, colour: Colour, x: float, width: float, y: Point, z: float) -> Face:
+    """Return an upright rectangle that faces the camera."""
+    left, right = x - width / 2, x + width / 2
+    return _face(kind, colour, (left, right, right, left), (y[0], y[0], y[1], y[1]), z)
+
+
+def _disc(kind: int, colour: Colour, x: float, y: float, radius: float, z: float, corners: int = 12) -> Face:
+    """Return a regular polygon that faces the camera."""
+    angle = np.arange(corners) * 2 * math.pi / corners + (math.pi / 4 if corners == 4 else math.pi / 2)
+    return _face(kind, colour, x + radius * np.cos(angle), y + radius * np.sin(angle), z)
+
+
+def _shade(colour: Colour, factor: float) -> Colour:
+    return colour[0] * factor, colour[1] * factor, colour[2] * factor
+
+
+def _ground(street: Street) -> list[Face]:
+    """Lay pavement, grass, kerb and road from the far end on, then the markings, and the silhouettes behind it all."""
+    paving, asphalt = street.colour((*GREYS[1:], (158, 140, 120)), 8), street.colour(GREYS[:4], 8)
+    beside = (VEGETATION, street.colour(LEAVES[:4])) if street.chance(0.2) else (PAVEMENT, paving)
+    road, edge = street.road, street.road + street.pavement
+    lanes = [(60.0, *beside), (edge, PAVEMENT, paving), (road + 0.18, PAVEMENT, _shade(paving, 1.15)), (road, ROAD, asphalt)]
+    faces, x = [], -90.0
+    while x < 90:
+        width, height, wood = street.between(6, 20), street.between(3, 14), street.chance(0.5)
+        faces += [_disc(VEGETATION, LEAVES[1], x, 0, min(width, height) * 0.6, FAR) if wood else
+                  _board(BUILDING, GREYS[2], x, width, (0, height), FAR)]  # fmt: skip
+        x += width * street.between(0.6, 1.0)
+    for near, far in reversed(list(pairwise(DEPTHS))):
+        faces += [_flat(kind, colour, -half, half, near, far) for half, kind, colour in lanes]
+    if dash := street.rng.choice((0.0, 2.0, 3.0)):
+        faces += [_flat(ROAD, PALE, -0.08, 0.08, z, z + dash) for z in np.arange(0, 60, 2.5 * dash)]
+    if street.chance(0.25):
+        z = street.between(8, 26)
+        faces += [_flat(ROAD, PALE, x, x + 0.5, z, z + 3) for x in np.arange(0.3 - road, road - 0.4)]
+    return faces
+
+
+def _roadside(street: Street) -> list[Thing]:
+    """Line both sides with houses, and the gaps between them with fences and trees."""
+    things, built_up = [], street.between(0.45, 0.95)
     for side in (-1, 1):
-        z, setback = -6.0, line + pick.between(0.0, 1.5)
+        z, x = -6.0, side * (street.road + street.pavement + street.between(0, 1.5))
         while z < FAR:
-            length = pick.between(6, 18)
-            if pick.chance(built_up):
-                storeys = int(pick.between(1.6, 6))
-                houses.append(
-                    House(
-                        side, setback + pick.of((0.0, 0.0, 0.8)), z, z + length, storeys * pick.between(2.8, 3.6) + 0.8,
-                        storeys,
-                        max(2, round(length / pick.between(2.4, 4))), pick.near(pick.of(WALLS), 14),
-                        pick.of((pick.near((58, 62, 70), 12), pick.near((120, 136, 152), 20))),
-                        pick.near(pick.of(BRIGHT), 10) if pick.chance(0.3) else None,
-                    )
-                )  # fmt: skip
-            else:
-                if pick.chance(0.65):
-                    barriers.append(
-                        Barrier(side, setback, z, z + length, pick.between(0.9, 1.9),
-                                pick.near(pick.of((*WALLS[:4], *GREYS[:3])), 12), pick.chance(0.4))
-                    )  # fmt: skip
-                for _ in range(int(length / 3)):
-                    plants.append(_tree(pick, side * (setback + pick.between(1.5, 6)), z + pick.between(0, length), 0.5))
-            z += length + pick.of((0.0, 0.0, 2.5))
-    return tuple(houses), tuple(barriers), plants
-
-
-def _tree(pick: _Pick, x: float, z: float, bush: float) -> Tree:
-    leaf = pick.near(pick.of(LEAVES), 12)
-    if pick.chance(bush):
-        size = pick.between(0.6, 1.4)
-        return Tree(x, z, 0.0, tuple(
-            (pick.between(-1, 1) * size, size * pick.between(0.5, 1.0), size * pick.between(0.6, 0.9),
-             pick.near(leaf, 14))
-            for _ in range(5)
-        ))  # fmt: skip
-    height, radius = pick.between(4, 9), pick.between(1.2, 2.4)
-    return Tree(x, z, height - radius, tuple(
-        (pick.between(-0.8, 0.8) * radius, height + pick.between(-1.0, 0.8) * radius, radius * pick.between(0.4, 0.8),
-         pick.near(leaf, 16))
-        for _ in range(9)
-    ))  # fmt: skip
-
-
-def _furniture(pick: _Pick, road: float, pavement: float) -> list[Tree | Pole | Bin]:
-    """Stand lamps, signs, lights, street trees and bins on the pavements."""
-    things: list[Tree | Pole | Bin] = []
-    spacing = pick.between(12, 26)
-    trees_too = pick.chance(0.45)
-    for side in (-1, 1):
-        z = pick.between(0, spacing)
-        lamps = pick.chance(0.75)
-        while z < FAR * 0.8:
-            x = side * (road + pick.between(0.3, 0.7))
-            if lamps:
-                things.append(Pole(x, z, pick.between(4.5, 8), pick.between(0.12, 0.22), pick.near(pick.of(GREYS), 12),
-                                   -side * pick.between(0.6, 1.8), "", 0, 0, (0, 0, 0)))  # fmt: skip
-            if trees_too and pick.chance(0.7):
-                things.append(_tree(pick, side * (road + min(1.0, pavement / 2)), z + spacing / 2, 0.0))
-            z += spacing * pick.between(0.8, 1.2)
-        for _ in range(int(pick.between(1, 4.9))):
-            kind = pick.of(("disc", "triangle", "panel", "light"))
-            size = pick.between(0.6, 1.0)
-            colour = pick.near((40, 42, 42) if kind == "light" else pick.of((*BRIGHT, (200, 200, 200))), 10)
-            things.append(Pole(side * (road + pick.between(0.3, 0.9)), pick.between(5, 45), pick.between(2.5, 3.5),
-                               pick.between(0.08, 0.14), pick.near(pick.of(GREYS), 12), 0.0, kind,
-                               pick.between(2.1, 2.9), size, colour))  # fmt: skip
-        if pick.chance(0.35):
-            things.append(Bin(side * (road + pavement * pick.between(0.6, 0.9)), pick.between(6, 30),
-                              pick.between(0.5, 1.2), pick.between(0.8, 1.2),
-                              pick.near(pick.of((*GREYS, *LEAVES)), 10)))  # fmt: skip
+            length = street.between(6, 18)
+            things += [_house(street, side, x, z, length)] if street.chance(built_up) else _gap(street, side, x, z, length)
+            z += length + street.rng.choice((0.0, 2.5))
     return things
 
 
-def _traffic(pick: _Pick, road: float) -> list[Car]:
-    cars: list[Car] = []
-    for direction, x, count in ((1, road * 0.5, pick.between(0, 2.9)), (-1, -road * 0.45, pick.between(0, 3.9))):
-        z = pick.between(8, 20)
-        for _ in range(int(count)):
-            cars.append(_car(pick, x + pick.between(-0.3, 0.3), z, direction * pick.between(0.2, 1.2)))
-            z += pick.between(9, 25)
+def _gap(street: Street, side: int, x: float, z: float, length: float) -> list[Thing]:
+    trees = [_tree(street, x + side * street.between(0.5, 6), z + street.between(0, length), 0.5) for _ in range(int(length / 2))]
+    if street.chance(0.3):
+        return trees
+    height, colour = street.between(0.9, 1.9), street.colour((*WALLS[:4], *GREYS[:3]))
+    starts = [(z, length)] if street.chance(0.4) else [(z + i * 0.6, 0.4) for i in range(int(length / 0.6))]
+    pickets = [_wall(FENCE, colour, x, (0, height), (start, start + extent)) for start, extent in reversed(starts)]
+    return [*trees, street.thing(x, z, 0.1, height, pickets, length)]
+
+
+def _house(street: Street, side: int, x: float, z: float, length: float) -> Thing:
+    storeys, columns, storey = int(street.between(1.6, 6)), max(2, round(length / street.between(2.4, 4))), street.between(2.8, 3.6)
+    wall, glass, bay = street.colour(WALLS, 14), street.colour(GLASS), length / columns
+    faces = street.box(BUILDING, wall, x + side * 7, 14, (0, storeys * storey + 0.8), (z, z + length))
+    for floor in range(storeys if z < 45 else 0):
+        for column in reversed(range(columns)):
+            low, start = 0.6 + (floor + 0.2) * storey, z + (column + 0.25) * bay
+            tint = _shade(glass, street.between(0.8, 1.2))
+            faces.insert(-1, _wall(BUILDING, tint, x, (low, low + 0.55 * storey), (start, start + bay / 2)))
+    if street.chance(0.3):
+        faces.insert(-1, _wall(BUILDING, street.colour(BRIGHT), x - side * 0.3, (2.3, 3.0), (z + 0.4, z + length - 0.4)))
+    return street.thing(x, z, 0.1, storeys * storey, faces, length)
+
+
+def _tree(street: Street, x: float, z: float, bush: float) -> Thing:
+    leaf, low = street.colour(LEAVES), street.chance(bush)
+    radius = street.between(0.6, 1.4) if low else street.between(1.2, 2.4)
+    middle = radius * 0.6 if low else street.between(4, 8)
+    faces = [_board(VEGETATION, BARK, x, 0.28, (0, middle), z)]
+    for _ in range(5 if low else 9):
+        dx, dy, size = street.between(-0.9, 0.9) * radius, street.between(-0.5, 0.6) * radius, radius * street.between(0.4, 0.8)
+        lit = 1.1 if dx * street.sun < 0 else 0.9
+        faces.append(_disc(VEGETATION, _shade(street.colour((leaf,)), lit), x + dx, max(0, middle + dy), size, z))
+    return street.thing(x, z, radius, middle, faces, radius)
+
+
+def _furniture(street: Street) -> list[Thing]:
+    """Stand lamps, trees, signs, traffic lights and bins (which are ignored) on the pavements."""
+    things, spacing, trees_too = [], street.between(12, 26), street.chance(0.6)
     for side in (-1, 1):
-        if road < 3.8 or pick.chance(0.5):
-            continue
-        z = pick.between(2, 12)
-        while z < 60:
-            if pick.chance(0.65):
-                cars.append(_car(pick, side * (road - 0.9), z, 0.0))
-            z += pick.between(5.5, 8)
+        kerb, lamps = side * (street.road + 0.5), street.chance(0.75)
+        for z in np.arange(street.between(0, spacing), FAR * 0.8, spacing):
+            if lamps:
+                height, arm, colour = street.between(4.5, 8), street.between(0.6, 1.8), street.colour(GREYS)
+                post = [_board(POLE, colour, kerb, street.between(0.12, 0.22), (0, height), z)]
+                post.append(_board(POLE, colour, kerb - side * arm / 2, arm, (height, height + 0.15), z))
+                things.append(street.thing(kerb, z, 0.2, height, post))
+            if trees_too and street.chance(0.7):
+                things.append(_tree(street, side * (street.road + min(1.0, street.pavement / 2)), z + spacing / 2, 0.0))
+        things += [_sign(street, kerb + street.between(-0.2, 0.4), street.between(5, 45)) for _ in range(street.rng.integers(1, 5))]
+        if street.chance(0.35):
+            x, z, width = side * (street.road + street.pavement * 0.75), street.between(6, 30), street.between(0.5, 1.2)
+            faces = street.box(IGNORE, street.colour((*GREYS, *LEAVES)), x, width, (0, 1), (z, z + 1))
+            things.append(street.thing(x, z, width, 1, faces))
+    return things
+
+
+def _sign(street: Street, x: float, z: float) -> Thing:
+    """Return a round, triangular or square sign, or a traffic light, on its pole."""
+    y, size, shape = street.between(2.1, 2.9), street.between(0.3, 0.5), int(street.rng.choice((0, 3, 4, 12)))
+    faces = [_board(POLE, street.colour(GREYS), x, street.between(0.08, 0.14), (0, y + 0.5), z)]
+    if shape:
+        faces.append(_disc(SIGN, street.colour((*BRIGHT, PALE)), x, y, size * 1.2, z, shape))
+        faces.append(_disc(SIGN, PALE, x, y, size * 0.7, z, shape))
+    else:
+        lamp = street.rng.integers(3)
+        faces.append(_board(SIGN, (40, 42, 42), x, size, (y - 1.3 * size, y + 1.3 * size), z))
+        faces.append(_disc(SIGN, SIGNALS[lamp], x, y + (1 - lamp) * 0.8 * size, size * 0.35, z))
+    return street.thing(x, z, 0.2, y, faces)
+
+
+def _traffic(street: Street) -> list[Thing]:
+    """Let cars drive on both lanes, and park at the kerb of a wide road."""
+    cars = []
+    for direction, x, most in ((1, street.road * 0.5, 3), (-1, -street.road * 0.45, 4)):
+        z = street.between(8, 20)
+        for _ in range(street.rng.integers(most)):
+            cars.append(_car(street, x + street.between(-0.3, 0.3), z, direction * street.between(0.2, 1.2)))
+            z += street.between(9, 25)
+    for side in (-1, 1):
+        if street.road > 3.8 and street.chance(0.5):
+            starts = np.arange(street.between(2, 12), 60, street.between(5.5, 8))
+            cars += [_car(street, side * (street.road - 0.9), z, 0.0) for z in starts if street.chance(0.65)]
     return cars
 
 
-def _car(pick: _Pick, x: float, z: float, speed: float) -> Car:
-    van = pick.chance(0.2)
-    return Car(x, z, speed, pick.between(4.6, 6.5) if van else pick.between(3.7, 4.7), pick.between(1.65, 2.0),
-               pick.between(1.9, 2.7) if van else pick.between(1.38, 1.65), van, pick.near(pick.of(CARS), 10),
-               pick.near(pick.of(((44, 50, 58), (86, 98, 108), (130, 146, 160))), 10))  # fmt: skip
+def _car(street: Street, x: float, z: float, speed: float) -> Thing:
+    van = street.chance(0.2)
+    length = street.between(4.6, 6.5) if van else street.between(3.7, 4.7)
+    height = street.between(1.9, 2.7) if van else street.between(1.38, 1.65)
+    width, belt, bonnet = street.between(1.65, 2.0), 1.15 if van else 0.9, 0.05 if van else 0.15 * length
+    body, glass, cabin = street.colour((*COATS, *BRIGHT[:2], *BRIGHT[4:])), street.colour(GLASS), (z + bonnet, z + length - bonnet)
+    faces = street.box(CAR, body, x, width, (0.22, belt), (z, z + length))
+    side = width / 2 if x < street.camera[0] else -width / 2
+    faces[1:1] = [_wall(CAR, DARK, x + side, (0, 0.6), (wheel, wheel + 0.6)) for wheel in (z + 0.15 * length, z + 0.75 * length)]
+    faces += [_board(CAR, DARK, x + dx, 0.22, (0, 0.3), z) for dx in (0.15 - width / 2, width / 2 - 0.15)]
+    lamp = (228, 226, 206) if speed < 0 else (164, 30, 28)
+    faces += [_board(CAR, lamp, x + dx, 0.24, (belt - 0.3, belt - 0.12), z) for dx in (0.2 - width / 2, width / 2 - 0.2)]
+    faces += street.box(CAR, glass, x, width - 0.25, (belt, height), cabin)
+    faces += street.box(CAR, body, x, width - 0.25, (height - 0.14, height), cabin)
+    return street.thing(x, z, width, 0.5, faces, length, (0, speed))
 
 
-def _people(pick: _Pick, road: float, pavement: float) -> list[Person]:
-    people: list[Person] = []
-    for _ in range(int(pick.between(1, 7.9))):
-        crossing = pick.chance(0.2)
-        side = pick.of((-1, 1))
-        x = pick.between(-road, road) if crossing else side * (road + pick.between(0.3, 0.95) * pavement)
-        z = pick.between(6, 20) if crossing else pick.between(5, 36)
-        for companion in range(2 if pick.chance(0.3) else 1):
-            speed_x, speed_z = (side * 0.15, 0.0) if crossing else (0.0, pick.of((-0.15, 0.15)))
-            people.append(Person(x + 0.6 * companion, z, speed_x, speed_z, pick.between(1.45, 1.9),
-                                 pick.near(pick.of(COATS), 10), pick.near(pick.of(COATS[:4]), 10),
-                                 pick.of(SKIN), pick.between(0, 6.28)))  # fmt: skip
+def _people(street: Street) -> list[Thing]:
+    """Let people walk along the pavements or cross, alone or by two."""
+    people = []
+    for _ in range(street.rng.integers(1, 9)):
+        crossing, side, speed = street.chance(0.2), street.rng.choice((-1, 1)), street.between(-0.2, 0.2)
+        x = street.between(-1, 1) * street.road if crossing else side * (street.road + street.between(0.3, 0.95) * street.pavement)
+        z = street.between(5, 20 if crossing else 36)
+        for companion in range(1 + street.chance(0.3)):
+            tall, trousers, stride = street.between(1.45, 1.9), street.colour(COATS[:4]), street.between(0.1, 0.28)
+            x, hip, neck = x + 0.6 * companion, 0.46 * tall, 0.84 * tall
+            faces = [_face(PEDESTRIAN, trousers, (x - 0.13, x + 0.13, x + foot + 0.08, x + foot - 0.08), (hip, hip, 0, 0), z)
+                     for foot in (-stride, stride)]  # fmt: skip
+            coat = (x - 0.24, x + 0.24, x + 0.2, x - 0.2)
+            faces.append(_face(PEDESTRIAN, street.colour((*COATS, *BRIGHT)), coat, (neck, neck, hip, hip), z))
+            faces.append(_disc(PEDESTRIAN, street.colour(COATS[:4]), x, 0.94 * tall, 0.13, z))
+            faces.append(_disc(PEDESTRIAN, street.colour(SKIN), x, 0.92 * tall, 0.11, z))
+            people.append(street.thing(x, z, 0.3, tall, faces, speed=(speed, 0) if crossing else (0, speed)))
     return people

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from export.trt.choose import ask_builder, take_first
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def named_context(capabilities: Sequence[int]) -> BuildContext:
     from export.trt.rtx import import_rtx
 
     if not capabilities:
-        raise InvalidInput("name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120")
+        raise InvalidInput("the GPUs that the engine is for are not named", Give("gpu", "sm_86,sm_89,sm_120"))
     trt = import_rtx()
 
     def build(graph: bytes, options: BuildOptions, progress: Progress | None) -> BuildResult:

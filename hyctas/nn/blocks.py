@@ -87,7 +87,8 @@ def _conv(op: Conv, apply: Apply, x: Tensor) -> Tensor:
 
 def _residual(op: Residual, apply: Apply, x: Tensor) -> Tensor:
     y = apply("second", F.relu(apply("first", x)))
-    return F.relu(y + (x if op.keeps_shape else apply("shortcut", x)))
+    y = y + (x if op.keeps_shape else apply("shortcut", x))
+    return y if op.linear else F.relu(y)
 
 
 def _inverted(op: InvertedResidual, apply: Apply, x: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def _down_up(op: DownUp, apply: Apply, x: Tensor) -> Tensor:
         y = apply("second", F.relu(y))
     if op.stride == 1:
         y = upsample(y, x.shape[2:], 2) + apply("shortcut", x)
-    return F.relu(y)
+    return y if op.linear else F.relu(y)
 
 
 def _attention(op: SelfAttention, apply: Apply, x: Tensor) -> Tensor:

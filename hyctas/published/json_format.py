@@ -78,6 +78,8 @@ def export_genotype(genotype: Genotype) -> str:
         InvalidInput: the genotype is not one that `import_genotype` makes (in either arithmetic).
     """
     genotype = normal_form(genotype)
+    if others := {cell.op for branch in genotype.branches for cell in branch} - {*OPERATORS}:
+        raise _error(f"{genotype.id} has the operators {sorted(others)}; the released format holds {', '.join(OPERATORS)}")
     base = genotype.stem[0].out // 4
     value: dict[str, list[Any]] = {field: [] for field in FIELDS}
     for branch in genotype.branches:

@@ -5,7 +5,7 @@
     answer     RunData -> the first section: what was found, and whether it keeps the limit
     evidence   RunData -> the sections that show why to believe it
     document   the blocks that sections are made of, and Markdown
-    page       the same blocks as one self-contained HTML page (page.html, page.css)
+    page       the same blocks as one self-contained HTML page (page.html.j2, blocks.html.j2, page.css)
     plot, diagram, overlays   the pictures
     write      all of it, to files
 

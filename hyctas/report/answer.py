@@ -28,7 +28,6 @@ MODES = {
     "labels": "from an image in memory to a label for every pixel",
     "end-to-end": "from a JPEG file in memory to the painted overlay",
 }
-NO_SCORE = "hyctas-train network has not finished"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _answer(data: RunData) -> tuple[Block, ...]:
 def _speed_tiles(data: RunData) -> tuple[Tile, Tile]:
     found = speed(data)
     if found is None:
-        nothing = "hyctas-bench has not been run"
+        nothing = f"{data.step_name('bench')} has not been run"
         return Tile("Speed", "unknown", nothing, "warn"), Tile("Median latency", "unknown", nothing, "warn")
     level = "warn" if found.how == "predicted" else ""
     if data.bench is not None and data.result is not None:
@@ -133,7 +132,8 @@ def _speed_tiles(data: RunData) -> tuple[Tile, Tile]:
         if data.bench.warnings or data.result.notes:
             level, spread = "warn", f"{spread}; take it with care, see Measured speed"
     else:
-        where, spread = f"{found.how}, {data.outcome.target if data.outcome else ''}", f"{found.how}; hyctas-bench measures it"
+        where = f"{found.how}, {data.outcome.target if data.outcome else ''}"
+        spread = f"{found.how}; {data.step_name('bench')} measures it"
     return Tile("Speed", f"{fps(found.fps)} FPS", where, level), Tile("Median latency", ms(found.ms), spread, level)
 
 
@@ -143,7 +143,7 @@ def _score_tiles(data: RunData) -> tuple[Tile, Tile]:
     for split, name in (("val", "mIoU, val"), ("choose", "mIoU, choosing split")):
         score = data.scores.get(split)
         if score is None:
-            tiles.append(Tile(name, "not scored", NO_SCORE, "warn"))
+            tiles.append(Tile(name, "not scored", f"{data.step_name('train network')} has not finished", "warn"))
         else:
             detail = f"{texts[split]}; {percent(score.pixel_accuracy)} of the pixels are right"
             tiles.append(Tile(name, percent(score.miou), detail))
@@ -164,7 +164,7 @@ def _limit_tile(data: RunData) -> Tile:
 
 def _parity_tile(data: RunData) -> Tile:
     if data.parity is None:
-        return Tile("Parity with PyTorch", "not checked", "hyctas-export has not been run", "warn")
+        return Tile("Parity with PyTorch", "not checked", f"{data.step_name('export')} has not been run", "warn")
     share = math.floor(data.parity.label_agreement * 1e5) / 1e3  # rounded down: 100 means every pixel
     agreement = f"{share:.3f} % of the pixels get the same label, {plural(data.parity.inputs, 'image')}"
     if data.parity.passed:

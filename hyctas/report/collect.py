@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from export.bench_report import FORMAT_VERSION as BENCH_VERSION
 from export.bench_report import BenchReport
 from export.bundle.manifest import read_manifest
 from export.codec import decode
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, Perform
 from export.parity import ParityReport
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import READ_VERSIONS as PARETO_VERSIONS
@@ -28,8 +28,8 @@ COMMANDS = ("profile", "train-supernet", "search", "train-network")
 """In the order in which they are run; each keeps `<command>.json`."""
 
 
-def collect(run: Path) -> RunData:
-    """Read a run folder.
+def collect(run: Path, step_name: Callable[[str], str] = str) -> RunData:
+    """Read a run folder; `step_name` says what its reader calls a step of the job.
 
     Raises:
         InvalidInput: no such folder, or nothing in it that a report could show.
@@ -37,11 +37,11 @@ def collect(run: Path) -> RunData:
     """
     run = Path(run)
     if not run.is_dir():
-        raise InvalidInput(f"there is no run folder {run}; hyctas-profile, hyctas-train and hyctas-search make one")
+        raise InvalidInput(f"there is no run folder {run}", Perform("profile", {"run": run}))
     sizes = {name: (run / name).stat().st_size for name in FILES if (run / name).is_file()}
     records = tuple(record for command in COMMANDS if (record := _optional(Record, run / f"{command}.json", RECORD_VERSION)))
     if not sizes and not records:
-        raise InvalidInput(f"{run} holds nothing to report; run hyctas-search --run {run} first")
+        raise InvalidInput(f"{run} holds nothing to report", Perform("search", {"run": run}))
     history = run / "history.jsonl"
     _, recorded, torn = read_history(history) if history.is_file() else ({}, [], b"")
     points = tuple(recorded)
@@ -59,6 +59,7 @@ def collect(run: Path) -> RunData:
         _check_recorded(run / "pareto.json", outcome, points)
     return RunData(
         folder=run,
+        step_name=step_name,
         table=LatencyTable.load(run / "latency.json") if "latency.json" in sizes else None,
         records=records,
         points=points,
@@ -85,4 +86,5 @@ def _check_recorded(path: Path, outcome: Outcome, points: Sequence[Evaluation]) 
     recorded = {(point.kind, point.id): point for point in points}
     for found in (member.evaluation for member in outcome.members):
         if recorded.get((found.kind, found.id)) != found:
-            raise CorruptFile(path, f"says of the network {found.id} other than history.jsonl beside it; repeat hyctas-search")
+            reason = f"says of the network {found.id} other than history.jsonl beside it"
+            raise CorruptFile(path, reason, None, Perform("search", {"run": path.parent}))

@@ -6,9 +6,10 @@ Blocks hold plain text; each renderer escapes it. Only a `Picture` carries finis
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from export.bench_report import escape_markdown, markdown_rows
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -141,18 +142,12 @@ class Document:
 
 def to_markdown(document: Document) -> str:
     """Render a report as Markdown (GitHub flavour)."""
-    parts = [f"# {escape(document.title)}", escape(document.kicker), escape(document.lead)]
+    parts = [f"# {escape_markdown(document.title)}", escape_markdown(document.kicker), escape_markdown(document.lead)]
     for index, section in enumerate(document.sections):
         if index:
-            parts.append(f"## {escape(section.title)}")
+            parts.append(f"## {escape_markdown(section.title)}")
         parts += [text for block in section.blocks if (text := _block(block))]
     return "\n\n".join(parts) + "\n"
-
-
-def escape(text: str) -> str:
-    """Escape what Markdown (or HTML within it) would take for markup."""
-    plain = re.sub(r"([\\`*|\[])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(plain.split()))
 
 
 def percent(share: float | None) -> str:
@@ -163,18 +158,18 @@ def percent(share: float | None) -> str:
 def _block(block: Block) -> str:
     match block:
         case Text(text):
-            return escape(text)
+            return escape_markdown(text)
         case Note(text, level):
             word = {"warn": "**Warning:** ", "bad": "**Warning:** "}.get(level, "")
-            return f"> {word}{escape(text)}"
+            return f"> {word}{escape_markdown(text)}"
         case Tiles(items):
-            return _table(("", "", ""), [(tile.label, tile.value, tile.detail) for tile in items], 3)
+            return markdown_rows([("", "", ""), *((tile.label, tile.value, tile.detail) for tile in items)], 3)
         case Table(head, rows, left):
-            return _table(head, [row.cells for row in rows], left)
+            return markdown_rows([head, *(row.cells for row in rows)], left)
         case Bars(series, bars):
-            return _table(("class", *series), [(bar.name, *map(percent, bar.shares)) for bar in bars], 1)
+            return markdown_rows([("class", *series), *((bar.name, *map(percent, bar.shares)) for bar in bars)])
         case Terms(_, terms):
-            return "\n".join(f"- {escape(term)}: {escape(meaning)}" for term, meaning in terms)
+            return "\n".join(f"- {escape_markdown(term)}: {escape_markdown(meaning)}" for term, meaning in terms)
         case Code(text):
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
             return f"{fence}sh\n{text}\n{fence}"
@@ -182,9 +177,3 @@ def _block(block: Block) -> str:
             return markdown
         case Swatches():
             return ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    lines = [[escape(cell) for cell in head], rule, *([escape(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

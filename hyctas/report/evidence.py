@@ -32,7 +32,7 @@ def speed_section(data: RunData) -> Section | str:
     """Show what the bench measured."""
     bench, result = data.bench, data.result
     if bench is None or result is None:
-        return "Measured speed: there is no fps.json and no bench.json (hyctas-bench --run writes one)"
+        return f"Measured speed: there is no fps.json and no bench.json ({data.step_name('bench')} writes one, given this run)"
     head = ("model", "FPS", "median", "p90", "p99", "fastest", "variation", "images")
     rows = tuple(Row(_speed_cells(model), marked=model is result and len(bench.models) > 1) for model in bench.models)
     mode = MODES.get(bench.mode, bench.mode)
@@ -62,7 +62,7 @@ def _ratio_row(model: BenchResult) -> Row:
 def front_section(data: RunData, picture: Picture | None) -> Section | str:
     """Show the networks that no other beats."""
     if data.outcome is None:
-        return "The front and the finalists: there is no pareto.json (hyctas-search writes it)"
+        return f"The front and the finalists: there is no pareto.json ({data.step_name('search')} writes it)"
     outcome = data.outcome
     text = (
         "Each row is a network that no other evaluated one beats in both accuracy and speed. The accuracy ranks networks: it is "
@@ -115,7 +115,8 @@ def finalists_section(data: RunData) -> Section | str | None:
         return None  # said with the front
     finalists = data.outcome.finalists
     if not finalists:
-        return "The finalists: none were trained, the network was chosen by shared weights (hyctas-search --finalists trains some)"
+        some = f"{data.step_name('search')} trains some, asked for finalists"
+        return f"The finalists: none were trained, the network was chosen by shared weights ({some})"
     rounds = max(len(member.ended.trained_miou) for member in finalists if member.ended)
     head = ("network", "", "shared weights", *(f"round {number + 1}" for number in range(rounds)), "measured", "")
     rows = tuple(_finalist_row(member, rounds) for member in finalists)
@@ -151,7 +152,7 @@ def _verdict(finalists: Sequence[Member]) -> tuple[str, str]:
 def classes_section(data: RunData) -> Section | str:
     """Show the accuracy per class."""
     if not data.scores:
-        return "Accuracy per class: there is no scores.json (hyctas-train network writes it)"
+        return f"Accuracy per class: there is no scores.json ({data.step_name('train network')} writes it)"
     splits = [split for split in SPLITS if split in data.scores]
     number = len(data.scores[splits[0]].iou)
     names = data.labels.names if data.labels else tuple(f"class {index}" for index in range(number))
@@ -205,7 +206,7 @@ def network_section(data: RunData, picture: Picture | None, *, timed: bool) -> S
 def trust_section(data: RunData) -> Section | str:
     """Show how well whole networks are predicted from the latency table."""
     if data.table is None:
-        return "Trust in the latency predictions: there is no latency.json (hyctas-profile writes it)"
+        return f"Trust in the latency predictions: there is no latency.json ({data.step_name('profile')} writes it)"
     table, identity = data.table, data.table.identity
     busy = sum(row.busy for row in table.rows.values())
     threads = plural(identity.threads, "thread")

@@ -16,13 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from export.errors import InvalidInput
+from export.errors import InvalidInput, Perform
 from hyctas.report.run_data import Outcome, RunData
 from hyctas.search.history import SEARCH, Evaluation
 
 INK = "#75808f"
 """Text and axes: readable on white and on black. In a page it becomes the colour of the page's text."""
-GREY = "#8e98a6"
 BRANCHES = {1: ("o", "#d98a00"), 2: ("^", "#109a76"), 3: ("s", "#3f86d6")}
 LIMIT, CHOSEN = "#c2487f", "#d9480f"
 STYLE: Any = {
@@ -47,7 +46,8 @@ def pareto_figure(run_data: RunData) -> Figure:
     """
     outcome = run_data.outcome
     if outcome is None:
-        raise InvalidInput(f"{run_data.folder} holds no pareto.json, so there is no front to draw; run hyctas-search first")
+        lacking = f"{run_data.folder} holds no pareto.json, so there is no front to draw"
+        raise InvalidInput(lacking, Perform("search", {"run": run_data.folder}))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 6.0), layout="constrained")
         figure.patch.set_alpha(0)

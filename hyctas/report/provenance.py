@@ -39,7 +39,7 @@ def reproduce_section(data: RunData) -> Section | str:
 
 def files_section(data: RunData, written: Sequence[str], left_out: Sequence[str]) -> Section:
     """List the files of the run folder, and what the report leaves out."""
-    rows = [Row((name, what, size_of(data.sizes[name]))) for name, (what, _) in FILES.items() if name in data.sizes]
+    rows = [Row((name, what, size_of(data.sizes[name]))) for name, what in FILES.items() if name in data.sizes]
     rows += [Row((name, WRITTEN[name], "")) for name in written]
     blocks: list[Block] = [Text(f"In {data.folder}:"), Table(("file", "what it is", "size"), tuple(rows), left=2)]
     if left_out:
@@ -60,7 +60,7 @@ def _data(data: RunData) -> list[Text]:
 
 
 def _commands(records: Sequence[Record]) -> list[str]:
-    """List command lines, each under what it did; one that did several jobs (hyctas-demo) stands there once."""
+    """List command lines, each under what it did; one that did several jobs stands there once."""
     lines = []
     for index, record in enumerate(records):
         time = took(record.started, record.finished)

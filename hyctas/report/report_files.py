@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +36,16 @@ Example = tuple[np.ndarray, np.ndarray]
 FIGURE = "pareto.svg"
 
 
-def write_report(run: Path, examples: Sequence[Example] = (), predictions: Sequence[np.ndarray] = ()) -> Path:
+def write_report(
+    run: Path, examples: Sequence[Example] = (), predictions: Sequence[np.ndarray] = (), step_name: Callable[[str], str] = str
+) -> Path:
     """Write RUN/report.md, RUN/report.html and (after a search) RUN/pareto.svg.
 
     Args:
         run: a run folder; what it lacks is left out of the report, with a line that says so.
         examples: images uint8 (H, W, 3) with labels uint8 (H, W); the first 6 are shown.
         predictions: the network's labels for them, (H, W).
+        step_name: gives the name under which the reader knows a step of the job.
 
     Returns:
         The path of report.html.
@@ -51,7 +54,7 @@ def write_report(run: Path, examples: Sequence[Example] = (), predictions: Seque
         InvalidInput: nothing to report, or examples and predictions do not fit together.
         CorruptFile: a file of the folder cannot be used.
     """
-    data = collect(run)
+    data = collect(run, step_name)
     if len(examples) != len(predictions):
         raise InvalidInput(f"got {len(examples)} examples and {len(predictions)} predictions; give one prediction per example")
     report = _compose(data, _example_pictures(data, examples[:ROWS], predictions[:ROWS]))
@@ -84,7 +87,7 @@ def _compose(data: RunData, pictures: Sequence[Picture]) -> Document:
     written = ["report.html", "report.md", *([FIGURE] if data.outcome is not None else [])]
     left_out = [line for line in found if isinstance(line, str)]
     if data.parity is None:
-        left_out.append("Parity: there is no bundle/parity.json (hyctas-export writes it)")
+        left_out.append(f"Parity: there is no bundle/parity.json ({data.step_name('export')} writes it)")
     sections = [section for section in found if isinstance(section, Section)]
     return document(data, (*sections, files_section(data, written, left_out)))
 

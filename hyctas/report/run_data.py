@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,22 +22,22 @@ from hyctas.search.history import Evaluation
 from latency.table import LatencyTable
 
 SPLITS = ("val", "choose")
-FILES: dict[str, tuple[str, str]] = {
-    "latency.json": ("measured latency of every operator of the space", "hyctas-profile"),
-    "supernet.safetensors": ("weights that all networks of the space share", "hyctas-train supernet"),
-    "history.jsonl": ("every evaluated network", "hyctas-search"),
-    "pareto.json": ("the front, the finalists and the chosen network", "hyctas-search"),
-    "genotype.json": ("the trained network as plain data", "hyctas-train network"),
-    "network.safetensors": ("its weights", "hyctas-train network"),
-    "scores.json": ("its accuracy", "hyctas-train network"),
-    "labels.json": ("names and colours of the classes", "hyctas-train network"),
-    "bundle/model.onnx": ("the network as ONNX, to run anywhere", "hyctas-export"),
-    "bundle/parity.json": ("proof that the exported file computes the same", "hyctas-export"),
-    "bundle/manifest.json": ("hashes of all files of the bundle", "hyctas-export"),
-    "fps.json": ("the measured frame rate", "hyctas-demo"),
-    "bench.json": ("the measured frame rate", "hyctas-bench --run"),
+FILES: dict[str, str] = {
+    "latency.json": "measured latency of every operator of the space",
+    "supernet.safetensors": "weights that all networks of the space share",
+    "history.jsonl": "every evaluated network",
+    "pareto.json": "the front, the finalists and the chosen network",
+    "genotype.json": "the trained network as plain data",
+    "network.safetensors": "its weights",
+    "scores.json": "its accuracy",
+    "labels.json": "names and colours of the classes",
+    "bundle/model.onnx": "the network as ONNX, to run anywhere",
+    "bundle/parity.json": "proof that the exported file computes the same",
+    "bundle/manifest.json": "hashes of all files of the bundle",
+    "fps.json": "the measured frame rate",
+    "bench.json": "the measured frame rate",
 }
-"""What a run folder may hold: what it is, and the command that makes it."""
+"""What a run folder may hold, and what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,8 @@ class RunData:
     sizes: Mapping[str, int]
     """Size in bytes of every file of `FILES` that is there."""
     notices: tuple[str, ...] = ()
+    step_name: Callable[[str], str] = str
+    """Gives the name under which the reader knows a step of the job (`search`, `train network`): a command's, for instance."""
 
     @property
     def genotype(self) -> Genotype | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.codec import Count, Positive, Share, decode, encode
-from export.errors import CheckFailed, CorruptFile
+from export.errors import CheckFailed, CorruptFile, Give, StartOver
 from hyctas.search.front import pareto
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
@@ -176,7 +176,8 @@ def _train_round(
     if not found:
         raise CheckFailed(
             f"the trainings of all {len(taking_part)} finalists failed, the last one because: {list(failed.values())[-1]}. What "
-            "the search found is kept; with --finalists 0 the choice stays the one by shared weights"
+            "the search found is kept",
+            Give("finalists", "0", "keep the choice by shared weights"),
         )
     best = sorted(taking_part, key=lambda f: (-found.get(f.id, -1.0), f.evaluation.predicted_ms, f.id))
     kept = [finalist.id for finalist in best if finalist.id in found][: max(1, len(taking_part) // 2)]
@@ -195,7 +196,7 @@ def read_rounds(path: Path, known: Collection[str]) -> list[Round]:
             if strange := {*found.measured_ms, *found.slow, *found.miou, *found.failed, *found.kept} - set(known):
                 raise CorruptFile(path, f"holds rounds of others: {min(strange)} is no finalist")
     except CorruptFile as error:
-        raise CorruptFile(path, f"{error.reason}; start over with --restart") from None
+        raise CorruptFile(path, error.reason, None, StartOver()) from None
     return list(rounds)
 
 

@@ -21,7 +21,7 @@ def pareto(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def hypervolume(evaluations: Sequence[Evaluation], reference_ms: float) -> float:
-    """Return the share of the rectangle mIoU 0..1, latency 0..reference that the networks dominate.
+    """Return the share of the rectangle mIoU 0..1, latency 0..reference that the networks dominate (Zitzler and Thiele, 1999).
 
     Args:
         evaluations: any networks; those slower than the reference count nothing.

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from export.codec import NotNegative, Number, Share, decode, plain, reading, whole_lines
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput, StartOver
 from export.files import check_version, write_bytes, write_text
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.workloads import Costs
@@ -127,7 +127,7 @@ class History:
                 with reading(self.path, number):
                     self._take(evaluation)
         except CorruptFile as error:
-            raise CorruptFile(self.path, f"{error.reason}; mend or remove it, or start over with --restart", error.line) from None
+            raise CorruptFile(self.path, f"{error.reason}; mend or remove it", error.line, StartOver()) from None
         if found:
             self._check_header(found)
         if torn:
@@ -163,7 +163,7 @@ class History:
             for name, (read, computed) in pairs.items():
                 if not math.isclose(read, computed, rel_tol=1e-6):
                     reason = f"{name} of network {found.id} is {read:g}, and {computed:g} by the latency table"
-                    raise CorruptFile(self.path, f"{reason}; mend or remove the line, or start over with --restart", number)
+                    raise CorruptFile(self.path, f"{reason}; mend or remove the line", number, StartOver())
 
     def keep(self, asked: Set[tuple[str, str]]) -> int:
         """Forget, in memory, the evaluations of networks that a search has not asked for; return their number."""
@@ -175,8 +175,7 @@ class History:
         differing = [name for name in self.header.keys() | found.keys() if self.header.get(name) != found.get(name)]
         if differing and found != self._formerly:
             shown = "\n  ".join(f"{name}: was {found.get(name)!r}, now {self.header.get(name)!r}" for name in sorted(differing))
-            advice = "Give another --run, or start over with --restart"
-            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}\n{advice}")
+            raise InvalidInput(f"{self.path} belongs to another search:\n  {shown}", Give("run"), StartOver())
 
 
 def _with_version(header: dict[str, Any]) -> dict[str, Any]:

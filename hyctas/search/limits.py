@@ -75,7 +75,7 @@ class Limits:
         ]
         raise Infeasible(
             f"no network of space {model.space.name} keeps the limits:\n  " + "\n  ".join(lines)
-            + "\nRaise the limits, choose a smaller --size, a faster target, or a space with smaller widths."
+            + "\nRaise the limits, choose a smaller size, a faster target, or a space with smaller widths."
         )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from hyctas.arch.genotype import (
     DECODERS,
     HEAD_BLOCKS,
     HEAD_KINDS,
+    LINEAR,
     STAGES,
     Arithmetic,
     Attention,
@@ -51,6 +52,11 @@ ALIGNED = Arithmetic(aligned=True)
 STEMS = ("conv", "separable", "resnet")
 """First layers: a 3x3 at stride 2; the same and a depthwise separable convolution to half the width, as in MobileNetV2 and
 EfficientNet; a 7x7 at stride 2 and a max-pooling, as in ResNet."""
+
+
+REPLACED = {"residual": "inverted", "downup2x": "downup"}
+"""What cells become in a stage that an inverted residual begins. Its features have negative values, so that cells end without ReLU
+there; each such version is more rows of the latency table, and these two would cost as much as what replaces them."""
 
 
 def cells_of_stages() -> tuple[str, ...]:
@@ -110,12 +116,13 @@ class Stage:
         """Stride of its first cell."""
         return 1 if self.name.endswith("b") else 2
 
-    def cell(self, op: str, width: int, stride: int, kernel: int, expansion: int) -> Cell:
-        """Return a cell of the stage."""
+    def cell(self, op: str, width: int, stride: int, kernel: int, expansion: int, first: str = "") -> Cell:
+        """Return a cell of the stage; where the stage's `first` is given and has signed outputs, one that has them as well."""
+        op = REPLACED.get(op, op) if first == "inverted" else op
         inverted = op == "inverted"
         return Cell(
             op, width, stride, stage=self.name, kernel=kernel if inverted else 3, expansion=expansion if inverted else 1,
-            relu6=inverted,
+            relu6=inverted, linear=first == "inverted" and op in LINEAR,
         )  # fmt: skip
 
 
@@ -279,7 +286,8 @@ class Space(GeneVectors):
         else:
             width = g["stem.4.width"]
             cells.append(self._first(g, "stem.4", four))
-        cells += self._rest(g, "stem.4", four, width, g["stem.4.kernel"], g["stem.4.expansion"])
+        first = "pool" if resnet else g["stem.4.first"]
+        cells += self._rest(g, "stem.4", four, width, g["stem.4.kernel"], g["stem.4.expansion"], first)
         return (*cells, self._first(g, "stem.8", eight))
 
     def _first(self, g: Mapping[str, Any], prefix: str, stage: Stage) -> Cell:
@@ -287,24 +295,26 @@ class Space(GeneVectors):
             g[f"{prefix}.first"], g[f"{prefix}.width"], stage.stride, g[f"{prefix}.kernel"], g[f"{prefix}.expansion"]
         )
 
-    def _rest(self, g: Mapping[str, Any], prefix: str, stage: Stage, width: int, kernel: int, expansion: int) -> list[Cell]:
+    def _rest(
+        self, g: Mapping[str, Any], prefix: str, stage: Stage, width: int, kernel: int, expansion: int, first: str
+    ) -> list[Cell]:
         """Return a stage's cells after the first, and attention at its end."""
         ops = [g[f"{prefix}.{i}.op"] for i in range(1, stage.depth)]
-        cells = [stage.cell(op, width, 1, kernel, expansion) for op in ops if op != "skip"]
+        cells = [stage.cell(op, width, 1, kernel, expansion, first) for op in ops if op != "skip"]
         if g.get(f"{prefix}.attention"):
             cells.append(Cell("attention", width, 1, g["attention"].at(width), stage=stage.name))
         return cells
 
     def _branch(self, g: Mapping[str, Any], final: int) -> Branch:
         eight, width = self.stage("8"), g["stem.8.width"]
-        shape = (g["stem.8.kernel"], g["stem.8.expansion"])
+        shape = (g["stem.8.kernel"], g["stem.8.expansion"], g["stem.8.first"])
         cells = self._rest(g, f"b{final}.8", eight, width, *shape)
         for stage in self._own_stages(final):
             prefix = f"b{final}.{stage.name}"
             if g[f"{prefix}.first"] == "skip":
                 continue
             cells.append(self._first(g, prefix, stage))
-            rest = (g[f"{prefix}.width"], g[f"{prefix}.kernel"], g[f"{prefix}.expansion"])
+            rest = (g[f"{prefix}.width"], g[f"{prefix}.kernel"], g[f"{prefix}.expansion"], g[f"{prefix}.first"])
             cells += self._rest(g, prefix, stage, *rest)
         if final == 32 and g["b32.context"]:
             cells.append(Cell("context", cells[-1].out, 1, stage=cells[-1].stage))
@@ -432,7 +442,7 @@ class Space(GeneVectors):
         chosen["branches"] = max(self.branch_sets, key=len) if largest else min(self.branch_sets, key=len)
         for name, choices in self.choices.items():
             if name.endswith((".op", ".first")):
-                chosen[name] = "conv" if largest and "conv" in choices else choices[0]
+                chosen[name] = choices[0] if not largest else "conv" if "conv" in choices else choices[-1]
             elif name.endswith(("attention", "context")) and name != "attention":
                 chosen[name] = False
         return self.network(chosen | overrides)
@@ -504,7 +514,7 @@ class Space(GeneVectors):
             for width in self.stages[0].widths[-1:] if widest else self.stages[0].widths:
                 yield Cell("pool", width, 2, stage="4")
         for op, width in itertools.product([op for op in stage.first if op != "skip"], widths):
-            yield from self._shaped(stage, op, width, stage.stride, widest=widest)
+            yield from self._shaped(stage, op, width, stage.stride, "", widest=widest)
 
     def _later_cells(self, stage: Stage, *, widest: bool) -> Iterator[tuple[int, Cell, int]]:
         """Yield the cells after a stage's first: ordinal, cell, input width; for keys (not widest) one ordinal stands for all."""
@@ -518,19 +528,21 @@ class Space(GeneVectors):
         ops = {*stage.operators} - {"skip"} if stage.depth > 1 else set()
         if stage.name == "8" and not ops:
             ops = {"conv"}  # what a branch that would be empty gets
+        firsts = {"inverted" if first == "inverted" else "" for first in stage.first if first != "skip"}
+        kinds = {(REPLACED.get(op, op) if first else op, first) for first in firsts for op in ops}
         for width in sorted(widths)[-1:] if widest else sorted(widths):
-            for op, ordinal in itertools.product(sorted(ops), range(1, max(2, stage.depth)) if widest else (1,)):
-                for cell in self._shaped(stage, op, width, 1, widest=widest):
-                    yield ordinal, cell, width
+            for op, first in sorted(kinds):
+                for cell in self._shaped(stage, op, width, 1, first, widest=widest):
+                    yield from ((ordinal, cell, width) for ordinal in (range(1, max(2, stage.depth)) if widest else (1,)))
             added = [Cell("attention", width, 1, variant.at(width)) for variant in self.attention] if stage.attention else []
             if self.context and stage.reduction == 32:
                 added.append(Cell("context", width))
             yield from ((0, cell, width) for cell in added)
 
-    def _shaped(self, stage: Stage, op: str, width: int, stride: int, *, widest: bool) -> Iterator[Cell]:
+    def _shaped(self, stage: Stage, op: str, width: int, stride: int, first: str, *, widest: bool) -> Iterator[Cell]:
         """Yield a cell at every kernel and expansion, or at the largest alone."""
         if op != "inverted":
-            yield stage.cell(op, width, stride, 3, 1)
+            yield stage.cell(op, width, stride, 3, 1, first)
             return
         kernels, expansions = (stage.kernels[-1:], stage.expansions[-1:]) if widest else (stage.kernels, stage.expansions)
         for kernel, expansion in itertools.product(kernels, expansions):

@@ -1,6 +1,6 @@
 """Hand-made networks of `edge`: what a good engineer would build, at two or three widths each.
 
-A search starts from them, users train them without searching (`hyctas-train network --network edge:lite0-16`), and they are what
+A search starts from them, users train them without searching (`edge:lite0-16` instead of a genotype), and they are what
 a searched network has to beat. `-w75` and `-w50` have three quarters and half of the channels.
 
 | family         | what it is                                                                                                |

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from hyctas.space import SPACES
 from hyctas.spaces.search_space import SearchSpace
 
@@ -51,7 +51,8 @@ def recorded_space(name: str, recorded_hash: str, where: Path, given: str | None
     if name not in SPACES and (given is None or given in SPACES):
         raise InvalidInput(
             f"{where} was made with the search space {name!r}, a Python file. A file that was received is no reason to run code: "
-            f"look at the space, and name it on the command line (--space {name})"
+            "look at the space, and name it",
+            Give("space", name),
         )
     space = load_space(name if name in SPACES else str(given))
     if space.hash != recorded_hash:

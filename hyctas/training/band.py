@@ -98,7 +98,7 @@ class TrainedBand:
         if (size, table_sha256) != (self.size, self.table_sha256):
             return f"warning: {trained} of another latency table or size; what this search scores may not have been trained"
         if limit_ms is None:
-            return f"warning: {trained}, and scores of others mean little; give --limit ms={self.limit_ms:g}"
+            return f"warning: {trained}, and scores of others mean little; limit the search to ms={self.limit_ms:g}"
         if not self.low_ms <= limit_ms <= self.high_ms:
             return f"warning: {trained}, and the limit of {limit_ms:.3g} ms lies outside; train another for it"
         return None

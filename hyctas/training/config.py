@@ -62,7 +62,7 @@ class Recipe(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.minutes is None) == (self.steps is None):
-            raise InvalidInput("training takes a budget in minutes or in steps: give exactly one of --minutes and --steps")
+            raise InvalidInput("training takes a budget in minutes or in steps: give exactly one of minutes and steps")
         if self.scale[0] > self.scale[1]:
             raise InvalidInput(f"scale is {list(self.scale)}; give the smaller scale first")
 

@@ -34,7 +34,16 @@ def estimation_batches(frames: Frames, seed: int, count: int, batch: int, prepro
 
 
 def reestimate_norms(network: nn.Module, batches: Sequence[Tensor], amp: bool = True) -> None:
-    """Replace the running statistics of all batch norms by their mean over the given batches; ends in eval mode."""
+    """Replace the running statistics of all batch norms by their mean over the given batches; ends in eval mode.
+
+    Statistics of shared weights fit no single network of a supernet (Yu and Huang, "Universally Slimmable Networks", ICCV 2019),
+    and those of one that was trained lag behind its weights (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021).
+
+    Args:
+        network: in place; any module with batch norms.
+        batches: images (N, 3, H, W), normalised as in training.
+        amp: compute in bfloat16 autocast.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

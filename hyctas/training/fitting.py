@@ -23,11 +23,11 @@ from export.bundle.imaging import Preprocessing
 from hyctas.arch.genotype import STAGES, Cell
 from hyctas.arch.lowering import ADDED
 from hyctas.arch.node import cell_operator, slot_name
-from hyctas.arch.operators import Layer, Operator
+from hyctas.arch.operators import Conv, DownUp, Layer, Operator, Residual
 from hyctas.data import Frames
 from hyctas.nn.supernet import Slot, Supernet
 from hyctas.pretrained.weights import Loaded
-from hyctas.spaces.grid import ALIGNED
+from hyctas.spaces.grid import ALIGNED, REPLACED
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Progress, Trainer, average_numbers, to_device
@@ -88,12 +88,21 @@ def _walk(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> Iterator
                 return
             done = set[str]() if block else identity
             out = width if block is None else block[1].out
+            signed = bool(own) and own[0].op == "inverted" and ordinal > 0
             others = {
-                name: dataclasses.replace(op, sources=(min(width, op.sources[0]),), out=min(out, op.out))
+                name: dataclasses.replace(op, sources=(min(width, op.sources[0]),), out=min(out, op.out), **_ending(op, signed))
                 for name, op in widest.items() if name.startswith(f"stage.s{stage}.{ordinal}.") and name not in done
+                and not (signed and op.label in REPLACED)
             }  # fmt: skip
             yield Place(stage, ordinal, block, others)
             width = out
+
+
+def _ending(operator: Operator, signed: bool) -> dict[str, bool]:
+    """Return the fields that decide whether an operator ends with a ReLU, for a stage with or without negative values."""
+    if isinstance(operator, Conv):
+        return {"relu": not signed}
+    return {"linear": signed} if isinstance(operator, (Residual, DownUp)) else {}
 
 
 def _trained_block(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from export.backends.torch_session import torch_threads
-from export.errors import CheckFailed, CorruptFile, InvalidInput
+from export.errors import CheckFailed, CorruptFile, InvalidInput, StartOver
 from export.files import write_bytes
 from hyctas.training.average import WeightAverage
 from hyctas.training.config import Recipe
@@ -108,7 +108,8 @@ class Trainer:
                 elif bad == 3:
                     raise CheckFailed(
                         f"the loss is not finite at step {self.step}, three times in a row; set a lower learning_rate "
-                        f"(now {self.recipe.learning_rate}) or amp = false in a TOML file (--config), and repeat with --restart"
+                        f"(now {self.recipe.learning_rate}) or amp = false",
+                        StartOver(),
                     )
                 self.step += 1
                 self.spent_s += time.monotonic() - started
@@ -166,8 +167,8 @@ class Trainer:
             raise
         except Exception as error:  # torch.load raises many kinds for a damaged file
             raise CorruptFile(
-                self.checkpoint, f"is not a whole checkpoint of this run ({type(error).__name__}: {str(error)[:200]}); "
-                "start over with --restart",
+                self.checkpoint, f"is not a whole checkpoint of this run ({type(error).__name__}: {str(error)[:200]})",
+                None, StartOver(),
             ) from None  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def _intact(path: Path) -> bytes:
         return data
     content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
-        raise CorruptFile(path, "is damaged: its hash does not fit its content; start over with --restart")
+        raise CorruptFile(path, "is damaged: its hash does not fit its content", None, StartOver())
     return content
 
 

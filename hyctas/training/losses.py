@@ -8,7 +8,8 @@ from torch import Tensor
 
 IGNORE = 255
 OHEM_PROBABILITY, OHEM_LEAST = 0.7, 1 / 16
-"""OHEM keeps pixels whose true class has less than this probability, and at least this share (reference, section 4)."""
+"""Online hard example mining (Shrivastava et al., CVPR 2016) over pixels: those whose true class has less than this probability
+count, and at least this share of all."""
 
 
 def class_weights(counts: Tensor) -> Tensor:
@@ -51,6 +52,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, ki
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the cross-entropy of the student's logits against the teacher's probabilities, at the coarser of both sizes.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2, at temperature 1.
 
     Args:
         student: (N, classes, h, w) logits.

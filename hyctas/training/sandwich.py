@@ -1,7 +1,8 @@
 """Train a supernet: every step the largest network on the labels, and smaller ones that follow the labels and the largest.
 
-`hyctas.training.band` draws them. Paper: section on supernet training (single-path sampling with branch ratios rho); sandwich rule
-and in-place distillation as in slimmable networks.
+`hyctas.training.band` draws them. Paper: section on supernet training (single-path sampling with branch ratios rho). The sandwich
+rule and in-place distillation are those of Yu and Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV
+2019.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 import torch.distributed as dist
 
 from export.codec import plain
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, StartOver
 from export.files import read_json, write_bytes, write_json
 from hyctas.data import Frames, View
 from hyctas.training.processes import start_processes
@@ -29,7 +29,7 @@ from hyctas.training.teacher import Teacher, TeacherFile, open_teachers
 
 FORMAT_VERSION = 1
 HEADER, TENSOR = "teacher.json", "probabilities"
-AGAIN = "start over with --restart, or delete that folder"
+AGAIN = (StartOver(), "delete that folder")
 
 
 class SoftLabels:
@@ -119,7 +119,7 @@ def _claim(folder: Path, content: dict[str, Any]) -> None:
     found, wanted = read_json(path, FORMAT_VERSION), plain(content)
     if different := [name for name in content if found.get(name) != wanted[name]]:
         words = {"teachers": "another teacher", "temperature": "another temperature", "data": "other images"}
-        raise InvalidInput(f"{folder} holds soft labels of {' and '.join(words[name] for name in different)}; {AGAIN}")
+        raise InvalidInput(f"{folder} holds soft labels of {' and '.join(words[name] for name in different)}", *AGAIN)
 
 
 def _identity(frames: Frames) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _intact(path: Path) -> bool:
     with _opened(path) as (file, _):
         values, metadata = np.ascontiguousarray(file.get_tensor(TENSOR)), file.metadata()
     if metadata.get("crc32") != str(zlib.crc32(values.tobytes())):
-        raise CorruptFile(path, f"its checksum does not fit its content; {AGAIN}")
+        raise CorruptFile(path, "its checksum does not fit its content", None, *AGAIN)
     return True
 
 
@@ -167,7 +167,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Grid]]:
         with safe_open(path, "np") as file:
             yield file, _grid(path, file)
     except (SafetensorError, OSError) as error:
-        raise CorruptFile(path, f"is not a whole file of soft labels ({error}); {AGAIN}") from None
+        raise CorruptFile(path, f"is not a whole file of soft labels ({error})", None, *AGAIN) from None
 
 
 def _grid(path: Path, file: Any) -> Grid:
@@ -176,7 +176,7 @@ def _grid(path: Path, file: Any) -> Grid:
         height, width = json.loads(file.metadata()["cell"])
         return Grid(size=(rows, columns), cell=(float(height), float(width)))
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(path, f"does not hold one frame's soft labels ({error!r}); {AGAIN}") from None
+        raise CorruptFile(path, f"does not hold one frame's soft labels ({error!r})", None, *AGAIN) from None
 
 
 def _check_disk(folder: Path, size_bytes: int) -> None:
@@ -184,5 +184,5 @@ def _check_disk(folder: Path, size_bytes: int) -> None:
     if size_bytes > free:
         raise InvalidInput(
             f"the soft labels need about {size_bytes >> 20:,} MiB in {folder}, and {free >> 20:,} MiB are free; choose a run "
-            "folder on a larger disk, or smaller images (--size)"
+            "folder on a larger disk, or smaller images"
         )

@@ -86,9 +86,7 @@ def test_1_a_killed_rehearsal_goes_on(tmp_path: Path) -> None:
         pytest.param((), 3, "finds no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")),
     ],
 )
-def test_2_bad_options(
-    tmp_path: Path, options: tuple[str, ...], code: int, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_2_bad_options(tmp_path: Path, options: tuple[str, ...], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(["--out", str(tmp_path / "out"), *options])
     assert ended.value.code == code and not (tmp_path / "out").exists()
@@ -212,7 +210,7 @@ def test_5_what_is_compiled_ahead_is_what_a_launch_asks_for() -> None:
     script = """
 import json, torch, triton, types
 from benchmarks.gpu_suite.launches import Device, Launch, compile_launches, shipped_tiles
-from hyctas.attention import launch as launcher
+from hyctas.attention.triton import launch as launcher
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 launch = Launch(step="forward", dtype="float16", d=8, e=64, queries=100, keys=320,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from export.errors import Infeasible, InvalidInput
 from hyctas.arch.genotype import Genotype
 from hyctas.plan import lower
 from hyctas.space import tiny
-from tests.hyctas.cli.test_cli_job import TRAIN, write_table
+from tests.hyctas.cli.conftest import TRAIN, made_table, run_command
 
 
 def line(name: str, seed: int, inherited: float, retrained: float) -> dict[str, Any]:
@@ -57,9 +56,8 @@ def test_candidates_lie_near_the_latency() -> None:
 
 def test_a_repeated_command_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, results = tmp_path / "run", tmp_path / "ranking.jsonl"
-    code = "from hyctas.cli.train import main; main()"
-    subprocess.run([sys.executable, "-c", code, *TRAIN, "--run", str(run)], check=True, capture_output=True)
-    write_table(run / "latency.json")
+    assert run_command("train", *TRAIN, "--run", run) == 0
+    made_table().save(run / "latency.json")
     trained: list[str] = []
     stop = [4]
 

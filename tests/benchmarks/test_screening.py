@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.screening import PLANS, Case, noted, read_results, run, table
 
 DATA = "scenes:train=12,val=2,size=64x64"
@@ -20,6 +22,7 @@ def test_no_case_stands_in_two_places_of_a_plan_and_each_network_can_be_built() 
             assert case.genotype().id and len(case.name.encode()) < 200
 
 
+@pytest.mark.slow
 def test_a_case_trains_its_teacher_first_and_each_is_noted_once(tmp_path: Path) -> None:
     results, runs = tmp_path / "screening.jsonl", tmp_path / "runs"
     teacher = Case(network="edge:plain-w75", seed=1, **LITE)

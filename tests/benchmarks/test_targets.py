@@ -23,9 +23,7 @@ NETWORKS = [SPACE.smallest(), SPACE.largest(), SPACE.sample(np.random.default_rn
 def write_run(folder: Path, target: str, miou: list[float], limit_ms: float | None = None, **header: Any) -> Path:
     """Write what a search leaves, as far as it is read here."""
     folder.mkdir()
-    front = [
-        {"id": g.id, "miou": value, "genotype": json.loads(g.to_json())} for g, value in zip(NETWORKS, miou, strict=False)
-    ]
+    front = [{"id": g.id, "miou": value, "genotype": json.loads(g.to_json())} for g, value in zip(NETWORKS, miou, strict=False)]
     outcome = {
         "format_version": 1, "target": target, "threads": 1, "space": "tiny", "size": [64, 64], "num_classes": 4, "images": 5,
         "eval_size": None, "limits": {"latency_ms": limit_ms}, "front": front,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
 Shape = Sequence[int | str]
+Weights = Sequence[TensorProto] | Mapping[str, np.ndarray]
 WEIGHTS = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3, 1, 1)
 
 
@@ -21,19 +23,23 @@ def weight(name: str, values: np.ndarray) -> TensorProto:
     return onnx.numpy_helper.from_array(values, name)
 
 
-def save(
-    path: Path,
-    nodes: Sequence[NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    weights: Sequence[TensorProto] = (),
-    metadata: dict[str, str] | None = None,
-) -> Path:
-    graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    for key, value in (metadata or {}).items():
-        model.metadata_props.add(key=key, value=value)
-    path.write_bytes(model.SerializeToString())
+def model(
+    nodes: Sequence[NodeProto], inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto],
+    weights: Weights = (), *, opset: int = 18, functions: Sequence[onnx.FunctionProto] = (),
+) -> onnx.ModelProto:  # fmt: skip
+    """Make a model; functions bring their domains along."""
+    held = [weight(name, values) for name, values in weights.items()] if isinstance(weights, Mapping) else list(weights)
+    body = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), held)
+    domains = {"": opset, **{function.domain: 1 for function in functions}}
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    return helper.make_model(body, opset_imports=imports, functions=list(functions), ir_version=10)
+
+
+def save(path: Path, *parts: Any, metadata: dict[str, str] | None = None) -> Path:
+    """Write a model; parts as `model` takes them."""
+    made = model(*parts)
+    helper.set_model_props(made, metadata or {})
+    path.write_bytes(made.SerializeToString())
     return path
 
 
@@ -44,7 +50,7 @@ def conv(source: str = "pixels", result: str = "mask") -> NodeProto:
 def classes(path: Path, shape: Shape = (1, 3, 8, 12), metadata: dict[str, str] | None = None) -> Path:
     """A 1x1 convolution to 5 channels."""
     rank = [shape[0], 5, *shape[2:]]
-    return save(path, [conv()], [info("pixels", shape)], [info("mask", rank)], [weight("w", WEIGHTS)], metadata)
+    return save(path, [conv()], [info("pixels", shape)], [info("mask", rank)], [weight("w", WEIGHTS)], metadata=metadata)
 
 
 def cast_input(path: Path, kind: int) -> Path:

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, inliner
 from torch import nn
 
 from export.errors import InvalidInput
 from export.onnx.exporter import export_onnx
-from export.onnx.functions import OnnxFunction, attach, inlined, nodes_of
+from export.onnx.functions import OnnxFunction, attach, nodes_of
 from export.onnx.tracing import checked_bytes
 
 ort = pytest.importorskip("onnxruntime")
@@ -95,16 +95,6 @@ def test_bodies_are_exchanged_for_all_nodes_or_one(model: onnx.ModelProto, choic
     assert again.SerializeToString(deterministic=True) == before, "and back"
 
 
-def test_inlined_is_standard_and_computes_the_same(model: onnx.ModelProto) -> None:
-    result = inlined(attach(model, SCALE, "div"))
-    assert not result.functions and {(o.domain, o.version) for o in result.opset_import} == {("", 18)}
-    assert sum(node.op_type == "Reciprocal" for node in result.graph.node) == 2
-    checked_bytes(result, "inlined")
-    image = np.random.default_rng(0).standard_normal((1, 3, 4, 6), dtype=np.float32)
-    np.testing.assert_allclose(run(result, image), np.maximum(image, 0) * 1.5, rtol=1e-6)
-    assert inlined(result).SerializeToString(deterministic=True) == result.SerializeToString(deterministic=True)
-
-
 def test_without_functions_only_standard_onnx_is_written(model: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="not standard ONNX: it uses test"):
         export_onnx(Net(), (4, 6), tmp_path / "m.onnx")
@@ -113,7 +103,7 @@ def test_without_functions_only_standard_onnx_is_written(model: onnx.ModelProto,
         export_onnx(Net(), (4, 6), tmp_path / "m.onnx", functions=[other])
     assert not (tmp_path / "m.onnx").exists()
     stray = onnx.ModelProto()
-    stray.CopyFrom(inlined(model))
+    stray.CopyFrom(inliner.inline_local_functions(model))
     stray.functions.append(other.proto("mul"))
     with pytest.raises(InvalidInput, match="function Other"):
         checked_bytes(stray, "stray", [SCALE])
@@ -142,7 +132,7 @@ def edited(model: onnx.ModelProto, edit: Callable[[onnx.ModelProto], Any]) -> on
 def test_refusals_of_attach(model: onnx.ModelProto) -> None:
     first, second = (node.name for node in nodes_of(model, SCALE))
     with pytest.raises(InvalidInput, match="no test::Scale node"):
-        attach(inlined(model), SCALE)
+        attach(inliner.inline_local_functions(model), SCALE)
     with pytest.raises(InvalidInput, match="no body add; its bodies: div, mul"):
         attach(model, SCALE, "add")
     with pytest.raises(InvalidInput, match="no body ;"):
@@ -156,11 +146,6 @@ def test_refusals_of_attach(model: onnx.ModelProto) -> None:
             attach(edited(model, lambda m, v=version: [setattr(o, "version", v) for o in m.opset_import if not o.domain]), SCALE)
     with pytest.raises(InvalidInput, match="have none or share it"):
         attach(edited(model, lambda m: [node.ClearField("name") for node in m.graph.node]), SCALE)
-
-
-def test_inlining_needs_bodies(model: onnx.ModelProto) -> None:
-    with pytest.raises(InvalidInput, match="domain test have no body"):
-        inlined(edited(model, lambda m: m.ClearField("functions")))
 
 
 def test_shapes_must_be_static() -> None:

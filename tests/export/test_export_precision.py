@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ from torch import nn
 
 from export.errors import InvalidInput, Unavailable
 from export.onnx.exporter import export_modules
-from export.onnx.precision import ERROR_BOUND, OPSETS, _converter, converted, opset, sort_nodes
+from export.onnx.precision import ERROR_BOUND, OPSETS, _converter, converted, opset
 from hyctas.arch.operators import Conv, DownUp, FeatureFusion, SelfAttention
 from hyctas.cost.workloads import build_block
 
@@ -93,15 +92,3 @@ def test_opsets_and_what_is_refused(models: dict[str, onnx.ModelProto], monkeypa
     assert found.value.install == "pip install 'onnxruntime>=1.22'" and found.value.exit_code == 3
     monkeypatch.undo()
     _converter.cache_clear()
-
-
-def test_nodes_are_sorted_and_stay_in_order(models: dict[str, onnx.ModelProto], tmp_path: Path) -> None:
-    model = onnx.ModelProto.FromString(models["downup"].SerializeToString())
-    names = [node.name for node in model.graph.node]
-    sort_nodes(model.graph)
-    assert [node.name for node in model.graph.node] == names
-    reverse = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(model.graph.node)]
-    del model.graph.node[:]
-    model.graph.node.extend(reverse)
-    sort_nodes(model.graph)
-    onnx.checker.check_model(model, full_check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -12,19 +13,17 @@ import pytest
 from export.errors import InvalidInput, InvalidSetting
 from export.ranges import Bound, Range, Settings, describe, fits, hints, limits
 from export.trt.options import BuildOptions
+from hyctas import cli
+from hyctas.cli.bench import BenchJob
+from hyctas.cli.demo import DemoJob
+from hyctas.cli.doctor import DoctorJob
 from hyctas.cli.entry import command
-from hyctas.cli.jobs import (
-    BenchJob,
-    DemoJob,
-    DoctorJob,
-    ExportJob,
-    PredictJob,
-    ProfileJob,
-    SearchJob,
-    TrainJob,
-    TrainNetworkJob,
-    TrainSupernetJob,
-)
+from hyctas.cli.export import ExportJob
+from hyctas.cli.predict import PredictJob
+from hyctas.cli.profile import ProfileJob
+from hyctas.cli.search import SearchJob
+from hyctas.cli.train import TrainJob, TrainNetworkJob, TrainSupernetJob
+from hyctas.cli.values import bare
 from hyctas.data.scenes import Scenes
 from hyctas.data.transforms import Augment
 from hyctas.engine.settings import EngineSettings, LoadSettings
@@ -71,11 +70,11 @@ def test_every_number_states_its_range_and_is_held_to_it(kind: type) -> None:
 
 
 def test_settings_that_work_by_commands_are_all_here() -> None:
-    from hyctas.cli import jobs
-
-    found = {value for value in vars(jobs).values() if isinstance(value, type) and value.__name__.endswith("Job")}
-    assert found <= set(KINDS)
-    assert {job.settings() for job in found if hasattr(job, "settings")} <= set(KINDS)
+    for name in (path.stem for path in (Path(cli.__file__).parent).glob("*.py")):
+        found = {value for value in vars(importlib.import_module(f"hyctas.cli.{name}")).values() if isinstance(value, type)}
+        jobs = {kind for kind in found if kind.__name__.endswith("Job")}
+        assert jobs <= set(KINDS)
+        assert {kind for job in jobs for hint in hints(job).values() if dataclasses.is_dataclass(kind := bare(hint))} <= set(KINDS)
 
 
 def test_an_annotation_is_read_as_it_is_written() -> None:
@@ -125,3 +124,19 @@ def test_a_toml_file_writes_what_the_command_line_does(tmp_path: Path) -> None:
     jobs: list[SearchJob] = []
     command(jobs.append, SearchJob, "", ["--config", str(tmp_path / "a.toml")])
     assert jobs == [SearchJob(run=Path("x"), limit=("fps=30",), restart=True, max_error=5, confidence=95)]
+
+
+def test_the_command_line_wins_over_the_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('limit = ["ms=9", "mib=3"]\nrestart = true\nseed = 5\npopulation = 9\n')
+    jobs: list[SearchJob] = []
+    for given in ((), ("--limit", "fps=30", "--no-restart", "--seed", "0"), ("--restart",)):
+        command(jobs.append, SearchJob, "", ["--config", str(tmp_path / "a.toml"), *given])
+    in_file = SearchJob(limit=("ms=9", "mib=3"), restart=True, seed=5, settings=SearchSettings(population=9))
+    assert jobs == [in_file, dataclasses.replace(in_file, limit=("fps=30",), restart=False, seed=0), in_file]
+
+
+def test_a_budget_on_the_command_line_replaces_that_of_the_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("minutes = 5\n")
+    jobs: list[TrainSupernetJob] = []
+    command(jobs.append, TrainSupernetJob, "", ["--config", str(tmp_path / "a.toml"), "--steps", "7"])
+    assert (jobs[0].recipe().minutes, jobs[0].recipe().steps) == (None, 7)

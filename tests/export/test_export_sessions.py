@@ -24,7 +24,9 @@ from export.backends.torch_session import TorchRuntime, TorchSession
 from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.onnx.exporter import export_modules
 from export.runtime import Runtime, Session
+from export.runtimes import open_runtime
 from export.target import Target
+from tests.export import foreign_files as foreign
 
 ORT = Target("onnxruntime-cpu", "fp32")
 CUDA = Target("onnxruntime-cuda", "fp32")
@@ -67,14 +69,32 @@ def check_session(session: Session, tolerance: float, bound: bool = False) -> No
         for feeds in ({}, {"x1": x}, {"x0": x.astype(np.float64)}, {"x0": x[:, :, :-1]}):
             with pytest.raises(InvalidInput, match="x0"):
                 session.run(feeds)
+    session.close()
+    for call in (session.step, lambda: session.run({}), lambda: session.bind({})):
+        with pytest.raises(InvalidInput):
+            call()
+
+
+def opened(target: str, threads: int = 1) -> Runtime:
+    """Open a runtime, or skip where it is not to be had."""
+    try:
+        return open_runtime(Target.parse(target), threads)
+    except Unavailable as error:
+        pytest.skip(error.reason)
 
 
 @pytest.mark.parametrize(
-    ("runtime", "tolerance"),
-    [(OnnxRuntime(ORT, 2), 1e-5), (TorchRuntime(TORCH, 2), 1e-5), (TorchRuntime(Target("torch-cpu", "bf16")), 3e-2)],
-    ids=["onnxruntime", "torch-fp32", "torch-bf16"],
+    ("target", "tolerance"),
+    [
+        ("onnxruntime-cpu:fp32", 1e-5),
+        ("torch-cpu:fp32", 1e-5),
+        ("torch-cpu:bf16", 3e-2),
+        ("openvino-cpu:fp32", 1e-5),
+        ("openvino-cpu:bf16", 3e-2),
+    ],
 )
-def test_sessions(runtime: Runtime, tolerance: float) -> None:
+def test_sessions(target: str, tolerance: float) -> None:
+    runtime = opened(target, 2)
     assert isinstance(runtime, Runtime)
     before = torch.get_num_threads()
     assert all(isinstance(value, str) for value in runtime.versions().values())
@@ -129,10 +149,11 @@ def test_torch_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         TorchRuntime(TORCH).load_file(tmp_path / "m.onnx")
 
 
-def test_broken_onnx_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnxruntime-cpu:fp32", "openvino-cpu:fp32"])
+def test_broken_onnx_files(tmp_path: Path, target: str) -> None:
+    runtime = opened(target)
     (path,) = export_modules([block()], tmp_path, ["m"])
     data = path.read_bytes()
-    runtime = OnnxRuntime(ORT)
     for cut in (1, len(data) // 3, len(data) - 1):
         path.write_bytes(data[:cut])
         with pytest.raises(CorruptFile, match=r"m\.onnx"):
@@ -144,19 +165,19 @@ def test_broken_onnx_files(tmp_path: Path) -> None:
         runtime.load_file(tmp_path / "none.onnx")
 
 
-def test_unknown_operator_and_dynamic_shape(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnxruntime-cpu:fp32", "openvino-cpu:fp32"])
+def test_unknown_operator_and_dynamic_shape(tmp_path: Path, target: str) -> None:
     def save(name: str, op: str, domain: str, shape: list[int | str]) -> Path:
-        infos = [onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, shape) for key in ("x", "y")]
         node = onnx.helper.make_node(op, ["x"], ["y"], domain=domain)
-        graph = onnx.helper.make_graph([node], "g", infos[:1], infos[1:])
-        opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("mine", 1)]
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / name)
+        made = foreign.model([node], [foreign.info("x", shape)], [foreign.info("y", shape)])
+        made.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+        onnx.save(made, tmp_path / name)
         return tmp_path / name
 
     with pytest.raises(InvalidInput, match="does not run it"):
-        OnnxRuntime(ORT).load_file(save("custom.onnx", "Mine", "mine", [1, 2]))
+        opened(target).load_file(save("custom.onnx", "Mine", "mine", [1, 2]))
     with pytest.raises(InvalidInput, match="dynamic shape"):
-        OnnxRuntime(ORT).load_file(save("dynamic.onnx", "Relu", "", ["N", 2]))
+        opened(target).load_file(save("dynamic.onnx", "Relu", "", ["N", 2]))
 
 
 def test_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -260,9 +281,7 @@ def test_cuda_graph_with_a_fake(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuda_graph" not in OnnxRuntime(ORT).versions()
 
 
-def test_cuda_fails_loudly_with_a_fake(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cuda_fails_loudly_with_a_fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = export_modules([block()], tmp_path, ["m"])
     fake = FakeCuda(monkeypatch)
     runtime = OnnxRuntime(CUDA)
@@ -319,15 +338,6 @@ def test_torch_on_cuda_replays_a_graph_between_events(monkeypatch: pytest.Monkey
     monkeypatch.setattr(session, "_graph", SimpleNamespace(replay=lambda: done.append("replay")))
     assert session.step() == 1.5
     assert done == ["record", "replay", "record", "synchronize"]
-
-
-def test_close_is_final() -> None:
-    for runtime in (OnnxRuntime(ORT), TorchRuntime(TORCH)):
-        (session,) = runtime.load_modules([block()])
-        session.close()
-        session.close()
-        with pytest.raises(InvalidInput):
-            session.step()
 
 
 def test_flushing_overwrites_a_buffer_of_the_size_asked_for() -> None:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Annotated
 
 from export.ranges import Range, Seed, argument
+from tests.fuzz.fuzz_launch import preload, start
 from tests.fuzz.fuzzer import COMMAND, READ, Fault, Tally, fuzz_kind
 from tests.fuzz.kinds import Kind, kinds
-from tests.fuzz.known import known
-from tests.fuzz.launch import preload, start
 from tests.fuzz.reliability import facts, record
 from tests.fuzz.samples import make_samples
 
@@ -132,12 +131,9 @@ def _conclude(tallies: Sequence[Tally], faults: Sequence[Fault], asked: argparse
     groups: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
         groups.setdefault((fault.kind, fault.signature), []).append(fault)
-    fresh = {key: group for key, group in groups.items() if known(group[0]) is None}
     for (kind, _), group in groups.items():
-        first, reason = group[0], known(group[0])
-        print(f"\n{'known' if reason else 'FAULT'}, {len(group)} times: {kind} ({first.way}): {first.mutation}\n  {first.what}")
-        if reason:
-            print(f"  {reason}")
+        first = group[0]
+        print(f"\nFAULT, {len(group)} times: {kind} ({first.way}): {first.mutation}\n  {first.what}")
         cases = ", ".join(str(fault.case) for fault in group[:SHOWN])
         again = f"--seed {asked.seed} --kind '{kind}' --way {first.way} --case {first.case}"
         print(f"  cases {cases}; repeat: python -m tests.fuzz {again}")
@@ -145,8 +141,8 @@ def _conclude(tallies: Sequence[Tally], faults: Sequence[Fault], asked: argparse
     kept = f"; the files are in {asked.work / 'faults'}" if faults else ""
     accepted = total["same"] + total["other"] + total["accepted"]
     print(f"\nseed {asked.seed}: {total.total()} mutations of {len(tallies)} kinds in {_minutes(spent_s)}: {total['refused']} "
-          f"refused, {accepted} accepted, {len(faults)} faults ({len(fresh)} of {len(groups)} are not known){kept}")  # fmt: skip
-    return bool(fresh)
+          f"refused, {accepted} accepted, {len(faults)} faults of {len(groups)} kinds{kept}")  # fmt: skip
+    return bool(faults)
 
 
 def _minutes(seconds: float) -> str:

@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.fuzz_launch import kill, run_command, start, wait
 from tests.fuzz.kinds import Kind
-from tests.fuzz.launch import kill, run_command, start, wait
 from tests.fuzz.mutations import generator, misplace, mutate
 from tests.fuzz.oracles import Wrong, check, check_text, plain
 

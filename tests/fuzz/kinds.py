@@ -171,6 +171,7 @@ def _gzip() -> dict[str, Any]:
 
 # What reads each kind. Imports stand inside, so that listing the kinds is quick.
 
+
 def _record(root: Path) -> Any:
     from hyctas.artifacts.runs import recorded_preprocessing
     from hyctas.report.collect import collect
@@ -230,7 +231,7 @@ def _costs(value: Any) -> None:
 
 def _front(root: Path) -> Any:
     from hyctas.artifacts.choice import chosen_genotype
-    from hyctas.cli.search import show_front
+    from hyctas.commands.front_table import show_front
 
     found = _collected(root)
     return found.outcome, found.points, chosen_genotype(root / "run"), show_front(root / "run")
@@ -248,9 +249,9 @@ def _front_holds(value: Any) -> None:
 
 
 def _supernet(root: Path) -> Any:
-    from hyctas.artifacts.inherit import load_supernet
+    from hyctas.artifacts.inherit import SupernetRecord
 
-    return _digest(load_supernet(root / "run").state_dict())
+    return _digest(SupernetRecord.read(root / "run").load().state_dict())
 
 
 def _network(root: Path) -> Any:
@@ -416,15 +417,15 @@ def _source(path: Path) -> Any:
 
 
 def _training_settings(root: Path) -> Any:
-    from hyctas.cli.jobs import TrainSupernetJob
+    from hyctas.cli.train import TrainSupernetJob
 
     return _parsed(TrainSupernetJob, root / "files" / "train.toml", lambda job: job.recipe())
 
 
 def _measuring_settings(root: Path) -> Any:
-    from hyctas.cli.jobs import ProfileJob
+    from hyctas.cli.profile import ProfileJob
 
-    return _parsed(ProfileJob, root / "files" / "profile.toml", lambda job: job.protocol())
+    return _parsed(ProfileJob, root / "files" / "profile.toml", lambda job: job.protocol)
 
 
 def _parsed(kind: Any, path: Path, settings: Callable[[Any], Any]) -> Any:
@@ -464,7 +465,7 @@ def _program(root: Path) -> Any:
 
 
 def _replaced(root: Path) -> Any:
-    from hyctas.cli.bench import check_out
+    from hyctas.commands.timing_report import check_out
 
     check_out(root / "run" / "fps.json")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.launch import run_command, start, wait
+from tests.fuzz.fuzz_launch import run_command, start, wait
 
 HERE = Path(__file__).parent
 DATA = "scenes:train=16,val=4,size=32x32"

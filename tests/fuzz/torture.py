@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from export.ranges import Range, Seed, argument
-from tests.fuzz.launch import KILLED, kill, preload, run_command, start, start_command, wait
+from tests.fuzz.fuzz_launch import KILLED, kill, preload, run_command, start, start_command, wait
 from tests.fuzz.reliability import facts, record
 from tests.fuzz.samples import CLASSES, DATA, write_tables
 
@@ -325,6 +325,7 @@ def _read_only(torture: Torture) -> str:
 
 def _few_files(torture: Torture) -> str:
     """Do the job with `OPEN_FILES` open files."""
+
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
 

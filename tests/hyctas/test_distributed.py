@@ -64,8 +64,7 @@ def test_as_it_is_typed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", [("--data", "none"), ("--steps", "-1")])
-def test_an_error_of_all_processes_is_printed_once(tmp_path: Path, wrong: tuple[str, ...]) -> None:
-    job = [*TRAIN, "network", "--run", str(tmp_path / "run"), "--network", "edge:plain-w75", *wrong]
+def test_an_error_of_all_processes_is_printed_once(tmp_path: Path) -> None:
+    job = [*TRAIN, "network", "--run", str(tmp_path / "run"), "--network", "edge:plain-w75", "--data", "none"]
     done = subprocess.run(job, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
-    assert done.returncode != 0 and done.stderr.count("\nerror: ") == 1, done.stderr
+    assert done.returncode != 0 and f"\n{done.stderr}".count("\nerror: ") == 1, done.stderr

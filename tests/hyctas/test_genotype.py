@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.errors import InvalidInput
-from hyctas.arch.genotype import Cell, Genotype, normal_form, shared_length
+from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form, shared_length
 from hyctas.space import edge, tiny
 
 EDGE, TINY = edge(), tiny()
@@ -62,6 +62,18 @@ def test_genes_round_trip(seed: int) -> None:
         assert np.array_equal(space.repair(space.repair(genes)), space.repair(genes))
         child, _ = space.crossover(genes, space.sample_genes(rng), rng)
         assert space.decode(space.mutate(child, rng)).branches
+
+
+@given(seeds)
+def test_behind_an_inverted_residual_cells_end_without_relu(seed: int) -> None:
+    genotype = draw(seed)
+    for branch in genotype.branches:
+        firsts: dict[str, str] = {}
+        for cell in (*genotype.stem, *branch):
+            first = firsts.setdefault(cell.stage, cell.op)
+            if cell.op in LINEAR:
+                assert cell.linear == (first == "inverted" and cell.op in ("conv", "downup")), cell
+                assert first != "inverted" or cell.op not in ("residual", "downup2x"), cell
 
 
 def test_shared_length_never_includes_a_last_cell() -> None:

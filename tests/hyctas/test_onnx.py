@@ -29,11 +29,11 @@ def random_network(seed: int, space: object = None) -> torch.nn.Module:
     return build(genotype, 5).eval()
 
 
-@pytest.mark.parametrize("size", [(45, 61), (64, 96)], ids=str)
-def test_random_networks(tmp_path: Path, size: tuple[int, int]) -> None:
-    networks = [random_network(seed) for seed in range(6)]
+def test_random_networks(tmp_path: Path) -> None:
+    size = (45, 61)
+    networks = [random_network(seed) for seed in range(3)]
     image = torch.randn(1, 3, *size)
-    paths = export_modules([(Native(n), (image,)) for n in networks], tmp_path, [f"n{i}" for i in range(6)])
+    paths = export_modules([(Native(n), (image,)) for n in networks], tmp_path, [f"n{i}" for i in range(3)])
     runtime = open_runtime(ONNX, 1)
     for network, path in zip(networks, paths, strict=True):
         with runtime.load_file(path) as session, torch.inference_mode():
@@ -43,9 +43,9 @@ def test_random_networks(tmp_path: Path, size: tuple[int, int]) -> None:
         assert np.abs(found - expected).max() <= 1e-3 * expected.std()
 
 
-@pytest.mark.parametrize("output", ["native", "logits", "labels"])
+@pytest.mark.parametrize("output", ["native", "labels"])
 def test_outputs_of_an_edge_network(tmp_path: Path, output: str) -> None:
-    network = random_network(3, edge())
+    network = build(edge().smallest(), 5).eval()
     export_onnx(network, (75, 90), tmp_path / "n.onnx", output=output)
     report = check_parity(network, tmp_path / "n.onnx", size=(75, 90), count=1)
     assert report.passed, report.summary()

@@ -177,12 +177,9 @@ GOOD = row("0022", "0012")
     ("pred", "true", "message"),
     [
         ((GOOD[0], GOOD[1][:, :3]), GOOD, r"one shape \(H, W\); got \(1, 4\), \(1, 3\)"),
-        ((GOOD[0][0], GOOD[1][0]), (GOOD[0][0], GOOD[1][0]), r"one shape \(H, W\); got \(4,\)"),
         (row("0042", "0011"), GOOD, r"prediction holds the classes \[4\]; wanted 0..3, or 255"),
-        (GOOD, (GOOD[0].astype(int) - 1, GOOD[1]), r"truth holds the classes \[-1\]"),
         (row("0023", "0011"), GOOD, r"prediction: instance 1 has the classes \[2, 3\]"),
         (GOOD, row("0122", "0112"), "truth holds instance 1 on class 1, which is stuff or void"),
-        (GOOD, row(".022", "1012"), "truth holds instance 1 on class 255"),
         (row("0022", "0010"), GOOD, r"prediction holds pixels of the thing classes \[2\] with instance 0"),
         ((GOOD[0], -GOOD[1]), GOOD, "prediction holds instance -2"),
         ((GOOD[0] / 1.0, GOOD[1]), GOOD, "prediction: classes must be integers; got float64"),

@@ -43,11 +43,7 @@ OPERATORS: list[Operator] = [
     *(Conv((8,), 16, kernel, 2, aligned=True) for kernel in (1, 3, 5, 7)),
     Conv((8, 8, 8), 16, 3, add=True),
     *(Residual((8,), *shape) for shape in SHAPES),
-    *(
-        InvertedResidual((8,), *shape, kernel, expansion)
-        for shape in SHAPES
-        for kernel, expansion in ((3, 1), (3, 6), (5, 3))
-    ),
+    *(InvertedResidual((8,), *shape, kernel, expansion) for shape in SHAPES for kernel, expansion in ((3, 1), (3, 6), (5, 3))),
     *(MaxPool((8,), 8, aligned=aligned) for aligned in (False, True)),
     Context((8,), 8),
     Skip((8,), 16),
@@ -66,7 +62,7 @@ OPERATORS: list[Operator] = [
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(7, 9), (1, 1)], ids=str)
 def test_closed_forms_equal_torch(operator: Operator, size: tuple[int, int]) -> None:
     shapes = tuple((channels, *size) for channels in operator.sources)
     with torch.device("meta"):
@@ -81,7 +77,7 @@ def test_closed_forms_equal_torch(operator: Operator, size: tuple[int, int]) -> 
 
 
 @given(seeds, st.integers(33, 200), st.integers(33, 200))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_network_costs_equal_torch(seed: int, height: int, width: int) -> None:
     genotype = EDGE.sample(np.random.default_rng(seed))
     plan = lower(genotype, (height, width), 7)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export.codec import decode
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, Give, InvalidInput, Perform
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import Run, check_output
@@ -90,8 +90,9 @@ def test_a_space_file_that_a_record_names_does_not_run(tmp_path: Path) -> None:
         f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom hyctas.space import tiny\n\ndef space():\n    return tiny()\n"
     )
     for given in (None, "edge"):  # `edge` is only a default
-        with pytest.raises(InvalidInput, match="--space"):
+        with pytest.raises(InvalidInput) as found:
             recorded_space(str(own), tiny().hash, tmp_path, given)
+        assert found.value.remedies == (Give("space", str(own)),)
     assert not (tmp_path / "ran").exists()
     assert recorded_space(str(own), tiny().hash, tmp_path, str(own)).hash == tiny().hash and (tmp_path / "ran").exists()
     (tmp_path / "ran").rmdir()
@@ -101,8 +102,9 @@ def test_a_space_file_that_a_record_names_does_not_run(tmp_path: Path) -> None:
 
 def test_a_kill_between_weights_and_record(tmp_path: Path) -> None:
     Run(tmp_path, "train-supernet", {}, ("supernet.safetensors",)).file("supernet.safetensors").write_bytes(b"")
-    with pytest.raises(InvalidInput, match=r"hyctas-train supernet --run .* repeat it"):
+    with pytest.raises(InvalidInput, match="repeated as it was") as found:
         SupernetRecord.read(tmp_path)
+    assert found.value.remedies == (Perform("train supernet", {"run": tmp_path}),)
 
 
 @pytest.mark.parametrize("miou", ["5", "-1", "NaN", '"high"'])

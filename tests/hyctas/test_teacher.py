@@ -18,12 +18,12 @@ import torch
 from onnx import TensorProto, helper
 
 from export import export_onnx
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, StartOver
 from export.files import write_json, write_text
 from hyctas.data import PREPROCESSING, Augment, Frames, Labels, Scenes, View, augment_view, default_colours, draw_view, normalise
 from hyctas.network import Network, build, save_weights
 from hyctas.space import tiny
-from hyctas.training.config import NetworkRecipe, Recipe
+from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Trainer
 from hyctas.training.losses import soft_label_loss
@@ -220,9 +220,9 @@ def test_damaged_labels_are_named(run_folder: Path, frames: Frames, tmp_path: Pa
     view = draw_view((48, 64), Augment(crop=(48, 64)), np.random.default_rng(0))
     for damaged in (whole[:-10], whole[:-1] + b"\x33", b"", whole[:20]):
         path.write_bytes(damaged)
-        with pytest.raises(CorruptFile, match="--restart") as error:
+        with pytest.raises(CorruptFile) as error:
             label_frames(frames, files, tmp_path, 2.0)
-        assert error.value.path == path
+        assert error.value.path == path and StartOver() in error.value.remedies
     with pytest.raises(CorruptFile):
         soft.cut(2, view)
 
@@ -281,9 +281,3 @@ def test_crops_do_not_depend_on_the_teacher(run_folder: Path, frames: Frames, tm
     assert all(torch.equal(one, two) for one, two in zip(plain.batch(7), taught.batch(7), strict=False))
     plain.close()
     taught.close()
-
-
-@pytest.mark.parametrize("bad", [{"distillation": 1.5}, {"temperature": 0.0}, {"temperature": float("nan")}])
-def test_bad_recipes(bad: dict[str, float]) -> None:
-    with pytest.raises(InvalidInput, match=next(iter(bad))):
-        NetworkRecipe(steps=1, **bad)  # type: ignore[arg-type]

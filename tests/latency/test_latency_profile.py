@@ -36,9 +36,7 @@ def test_latency_profile_measures_for_real(fakes: Any, tmp_path: Path) -> None:
     workloads = [fakes["workload"](f"k{i}", 1.0 + i, op="conv" if i % 2 else "pool") for i in range(5)]
     calls: list[tuple[int, int, float, str]] = []
     path = tmp_path / "t.json"
-    table = profile(
-        workloads + workloads[:2], runtime, path, FAST, machine={"cpu": "x"}, progress=lambda *c: calls.append(c)
-    )
+    table = profile(workloads + workloads[:2], runtime, path, FAST, machine={"cpu": "x"}, progress=lambda *c: calls.append(c))
     assert {key: row.median_ms for key, row in table.rows.items()} == {f"k{i}": 1.0 + i for i in range(5)}
     assert {row.op for row in table.rows.values()} == {"conv", "pool"}
     assert LatencyTable.load(path) == table and not journal_path(path).exists()
@@ -328,13 +326,7 @@ def test_latency_profile_killed_and_resumed_loses_no_row(fakes: Any, tmp_path: P
     again: list[str] = []
     workloads = [fakes["workload"](f"k{i}", 1.0 + i) for i in range(40)]
     table = profile(
-        workloads,
-        fakes["Runtime"](),
-        path,
-        FAST,
-        machine={},
-        notice=told.append,
-        progress=lambda *call: again.append(call[3]),
+        workloads, fakes["Runtime"](), path, FAST, machine={}, notice=told.append, progress=lambda *call: again.append(call[3])
     )
     assert {key: row.median_ms for key, row in table.rows.items()} == {f"k{i}": 1.0 + i for i in range(40)}
     assert not set(again) & set(finished) and set(kept) <= set(table.rows)

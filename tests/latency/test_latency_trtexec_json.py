@@ -29,7 +29,6 @@ def test_times_plain_and_packed(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "torn"),
-        ("[", "torn"),
         (TIMES[:-20], "torn"),
         (TIMES.replace("0.83", "nan"), "torn"),
         (TIMES.replace("0.83", "-inf"), "torn"),

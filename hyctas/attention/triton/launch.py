@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hyctas.attention.dispatch import Choice
 from hyctas.attention.triton import kernels
 from hyctas.attention.triton.kernel_block import block_kernel
 from hyctas.attention.triton.tiles import COMBINE, DELTA, Tile, block
+
+if TYPE_CHECKING:
+    from hyctas.attention.dispatch import Choice
 
 LOG2E = 1.4426950408889634
 MAX_SPLITS = 8

@@ -10,7 +10,8 @@ from export.trt.plugin import PLUGINS
 ACCEPTED = {
     "small": ("hyctas::SelfAttention_d8_e64", [((2, 1, 8, 2700), "HALF"), ((2, 1, 8, 2700), "HALF"), ((2, 1, 64, 2700), "HALF")]),
     "other_dtype": (
-        "hyctas::SelfAttention_d8_e64", [((2, 1, 8, 2700), "BF16"), ((2, 1, 8, 2700), "BF16"), ((2, 1, 64, 2700), "BF16")]
+        "hyctas::SelfAttention_d8_e64",
+        [((2, 1, 8, 2700), "BF16"), ((2, 1, 8, 2700), "BF16"), ((2, 1, 64, 2700), "BF16")],
     ),
     "wide": ("hyctas::SelfAttention_d64_e512", [((1, 3, 64, 96), "BF16"), ((1, 3, 64, 16), "BF16"), ((1, 3, 512, 16), "BF16")]),
     "twice": ("hyctas::SelfAttention_d8_e64", [((1, 1, 8, 61), "FLOAT"), ((1, 1, 8, 61), "FLOAT"), ((1, 1, 64, 61), "FLOAT")]),

@@ -126,9 +126,7 @@ def _build(release: Release, folder: Path) -> None:
         wheel.extractall(site)
     # NVIDIA's package `tensorrt` comes as a source archive that downloads the rest when built; its content is these lines.
     (site / "tensorrt").mkdir()
-    (site / "tensorrt/__init__.py").write_text(
-        "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
-    )
+    (site / "tensorrt/__init__.py").write_text("from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
     if (site / "tensorrt_bindings/plugin").is_dir():
         (site / "tensorrt/plugin").mkdir()
         (site / "tensorrt/plugin/__init__.py").write_text("from tensorrt_bindings.plugin import *\n")

@@ -29,6 +29,7 @@ class FakeBuilder:
 
     Attributes:
         graphs: what was built, in order.
+        options: how.
         caches: with which timing cache.
         layers: names a plan's layers; default one per node. The fake profiler gives the n-th layer n hundredths of a millisecond.
         fails: says of a graph whether TensorRT fails.
@@ -38,6 +39,7 @@ class FakeBuilder:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.graphs: list[onnx.ModelProto] = []
+        self.options: list[BuildOptions] = []
         self.caches: list[Path | None] = []
         self.layers: Callable[[onnx.ModelProto], list[Any]] = lambda model: [node.name for node in model.graph.node]
         self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False
@@ -46,6 +48,7 @@ class FakeBuilder:
     def __call__(self, graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **_: Any) -> BuildResult:
         model = onnx.ModelProto.FromString(graph)
         self.graphs.append(model)
+        self.options.append(options)
         self.caches.append(timing_cache)
         if self.fails(model):
             raise TensorRTFailed("building the engine", ["error: could not find any implementation"])

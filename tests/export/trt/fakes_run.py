@@ -350,8 +350,6 @@ class Context:
             target[...] = (np.resize(self._array(twin, shape), target.shape).astype(np.float64) * 2).astype(target.dtype)
 
 
-
-
 GPU = Gpu("Fake RTX", (8, 6), 8 << 30, 30, (12, 8))
 
 

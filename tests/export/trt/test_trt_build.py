@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from export.errors import InvalidInput, Unavailable
 from export.trt import build as build_module
 from export.trt.build import BuildResult, build_engine
 from export.trt.engine_file import Machine
-from export.trt.log import MESSAGES, TensorRTFailed, checked
+from export.trt.log import MESSAGES, TensorRTFailed
 from export.trt.options import BuildOptions, ShapeRange
-from tests.export.trt.rtx import graph, module, needs_rtx, options
+from tests.export import foreign_files as foreign
+from tests.export.trt.rtx_builds import graph, module, needs_rtx, options
 
 pytestmark = needs_rtx
 MACHINE = Machine("1.7.1", "13.0", "580.1", "Some GPU", (8, 9), "Linux-x86_64", "tensorrt-rtx")
@@ -77,14 +77,7 @@ def test_presets_and_their_json() -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [
-        ({"precision": "fp12"}, "precision is 'fp12'"),
-        ({"level": 6}, "level is 6; allowed"),
-        ({"timing_iterations": 0}, "timing_iterations is 0; allowed"),
-        ({"workspace_mib": 0}, "workspace_mib is 0; allowed"),
-        ({"max_aux_streams": -1}, "max_aux_streams is -1"),
-        ({"shapes": (ShapeRange("x", (1,), (1,), (1,)),) * 2}, "one range per input"),
-    ],
+    [({"precision": "fp12"}, "precision is 'fp12'"), ({"shapes": (ShapeRange("x", (1,), (1,), (1,)),) * 2}, "one range per input")],
 )
 def test_options_that_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
@@ -125,27 +118,12 @@ def test_a_node_that_is_refused_inside_a_function_is_told_with_the_node_that_cal
 
 def test_a_failed_build_is_told_in_the_builders_own_words() -> None:
     """ONNX's operator Attention builds only where a kernel exists that computes all of it: one head has none."""
-    heads = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 1, 96, 32]) for name in "qkvo"]
+    heads = [foreign.info(name, [1, 1, 96, 32], TensorProto.FLOAT16) for name in "qkvo"]
     node = helper.make_node("Attention", ["q", "k", "v"], ["o"], name="attention", scale=1.0)
-    body = helper.make_graph([node], "attention", heads[:3], heads[3:])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    model = foreign.model([node], heads[:3], heads[3:], opset=23)
     with pytest.raises(TensorRTFailed, match="dedicated kernel") as found:
         build(model.SerializeToString())
     assert found.value.what == "building the engine"
-
-
-@pytest.mark.parametrize("gives", [lambda: None, lambda: False, lambda: {}["key"]])
-def test_every_failure_of_a_call_becomes_an_error_with_what_was_logged(gives: Callable[[], Any]) -> None:
-    def call() -> Any:
-        MESSAGES.add("ERROR", "the very reason")
-        MESSAGES.add("INFO", "nothing of interest")
-        return gives()
-
-    with pytest.raises(TensorRTFailed) as found:
-        checked("doing something", call, lambda lines: f"{len(lines)} lines")
-    assert found.value.what == "doing something" and found.value.lines[0] == "error: the very reason"
-    assert "KeyError" in found.value.lines[-1] or len(found.value.lines) == 1
-    assert found.value.advice == f"{len(found.value.lines)} lines" and MESSAGES.take() == []
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def test_versions_and_messages(bindings: Bindings) -> None:
 def test_callbacks_are_all_defined(bindings: Bindings) -> None:
     found = bindings.call(f"{INSIDE}:callbacks")
     assert {name: methods["called"] for name, methods in found.items()} == {
-        "ILogger": ["log"], "IProfiler": ["report_layer_time"], "IProgressMonitor": ["phase_finish", "phase_start", "step_complete"]
+        "ILogger": ["log"],
+        "IProfiler": ["report_layer_time"],
+        "IProgressMonitor": ["phase_finish", "phase_start", "step_complete"],
     }
     assert {name: methods["defined"] for name, methods in found.items()} == {name: found[name]["called"] for name in found}
 

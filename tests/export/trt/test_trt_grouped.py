@@ -22,22 +22,12 @@ from export.trt.grouped import GROUP, MAX_RATIO, cost_ms, count_engines, estimat
 from export.trt.log import TensorRTFailed
 from export.trt.tensorrt_runtime import TensorRTRuntime
 from export.trt.timing_cache import default_folder
-from tests.export.trt.fakes_engines import FakeBuilder, install_builder
+from tests.export.trt.fakes_engines import FakeBuilder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
-from tests.export.trt.fakes_run import VERSIONS, Rig, make_rig
+from tests.export.trt.fakes_run import Rig
 
 torch = pytest.importorskip("torch")
 FP16 = Target("tensorrt", "fp16")
-
-
-@pytest.fixture(params=VERSIONS[1:])
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    return make_rig(monkeypatch, request.param)
-
-
-@pytest.fixture
-def builder(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> FakeBuilder:
-    return install_builder(monkeypatch, rig)
 
 
 def conv(channels: int = 4) -> Any:
@@ -199,9 +189,7 @@ class TestFailure:
         del rig.gpu.fail["end_capture"]
         assert rig.gpu.leaks() == []
 
-    def test_an_interruption_closes_what_is_open(
-        self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interruption_closes_what_is_open(self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("export.trt.grouped.GROUP", 1)
 
         def interrupted(model: onnx.ModelProto) -> bool:

@@ -21,6 +21,7 @@ from export.trt.mixed import emulated, faults, keep_list, output_error
 from export.trt.prepare import prepared
 from hyctas.arch.operators import Conv, DownUp, Predict, SelfAttention
 from hyctas.cost.workloads import build_block
+from tests.export import foreign_files as foreign
 
 ort = pytest.importorskip("onnxruntime")
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -36,9 +37,7 @@ def model_of(
     opset: int = 18,
 ) -> onnx.ModelProto:
     """Return a checked graph from `x` to `y`, which has the shape of x unless `out` is given."""
-    ends = [helper.make_tensor_value_info(name, FLOAT, dims) for name, dims in (("x", shape), ("y", out or shape))]
-    body = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, k) for k, v in weights.items()])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    model = foreign.model(nodes, [foreign.info("x", shape)], [foreign.info("y", out or shape)], weights, opset=opset)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -78,6 +77,8 @@ def test_a_whole_network_in_half_precision(network: onnx.ModelProto, precision: 
     assert check_graph(result, precision) == {precision: heavy} and heavy >= 8
     kinds = {info.type.tensor_type.elem_type for info in (*result.graph.input, *result.graph.output)}
     assert kinds == {FLOAT}, "inputs and outputs stay fp32"
+    types, kept = tensor_types(result), [node for node in result.graph.node if node.op_type == "Softmax"]
+    assert kept and all(types[node.input[0]] == types[node.output[0]] == FLOAT for node in kept)
     error = output_error(network, [image(network)])(result)
     assert 0 < error < (ERROR_BOUND if precision == "fp16" else 8 * ERROR_BOUND)
 
@@ -89,14 +90,6 @@ def test_parts_of_networks_have_half_inputs_and_outputs(network: onnx.ModelProto
         wide = emulated(part)
         assert {info.type.tensor_type.elem_type for info in (*wide.graph.input, *wide.graph.output)} == {FLOAT}
         assert output_error(network, [image(network)])(part) < 8 * ERROR_BOUND
-
-
-def test_softmax_stays_in_fp32_in_every_half_precision(network: onnx.ModelProto) -> None:
-    for make in (fp16, bf16):
-        half = make(network)
-        types = tensor_types(half)
-        kept = [node for node in half.graph.node if node.op_type == "Softmax"]
-        assert kept and all(types[node.input[0]] == types[node.output[0]] == FLOAT for node in kept)
 
 
 def chain(*factors: float) -> onnx.ModelProto:
@@ -277,15 +270,12 @@ def test_mixed_says_where_no_list_helps(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_mixed_counts_labels_that_differ() -> None:
-    shapes = {"x": (TensorProto.FLOAT, (1, 2, 200)), "y": (TensorProto.UINT8, (1, 200))}
-    ends = [helper.make_tensor_value_info(name, *kind) for name, kind in shapes.items()]
     nodes = [
         helper.make_node("Relu", ["x"], ["r"], name="relu"),
         helper.make_node("ArgMax", ["r"], ["i"], name="max", axis=1, keepdims=0),
         helper.make_node("Cast", ["i"], ["y"], name="cast", to=TensorProto.UINT8),
     ]
-    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
-    model.ir_version = 10
+    model = foreign.model(nodes, [foreign.info("x", (1, 2, 200))], [foreign.info("y", (1, 200), TensorProto.UINT8)])
     logits = np.zeros((1, 2, 200), np.float32)
     logits[0, 1] = 1.0
     logits[0, :, 0] = 2048, 2049  # equal in fp16, and label 0 then
@@ -307,10 +297,8 @@ def test_mixed_keeps_a_node_of_a_local_function_as_a_whole() -> None:
         helper.make_node("Att", ["m"], ["t"], name="t", domain="hyctas"),
         helper.make_node("Relu", ["t"], ["y"], name="y"),
     ]
-    ends = [helper.make_tensor_value_info(name, FLOAT, (1, 4)) for name in "xy"]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.array([1.5], np.float32), "f")])
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("hyctas", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    x, y = (foreign.info(name, (1, 4)) for name in "xy")
+    model = foreign.model(nodes, [x], [y], {"f": np.array([1.5], np.float32)}, functions=[function])
     feeds = {"x": np.full((1, 4), 200.0, np.float32)}  # 300 squared is beyond fp16
     kept = keep_list(model, [feeds])
     result, error_of = fp16(model, keep_nodes=kept), output_error(model, [feeds])
@@ -334,10 +322,8 @@ def test_graphs_with_local_functions_are_converted_around_them() -> None:
         helper.make_node("Att", ["m", "m"], ["t"], name="t", domain="hyctas"),
         helper.make_node("Relu", ["t"], ["y"], name="y"),
     ]
-    ends = [helper.make_tensor_value_info(name, FLOAT, (4, 4)) for name in "xy"]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.ones((4, 4), np.float32), "w")])
-    opsets = [helper.make_opsetid("", 22), helper.make_opsetid("hyctas", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    x, y = (foreign.info(name, (4, 4)) for name in "xy")
+    model = foreign.model(nodes, [x], [y], {"w": np.ones((4, 4), np.float32)}, opset=22, functions=[function])
     for make, kind, name in ((fp16, HALF, "fp16"), (bf16, BF16, "bf16")):
         half = make(model)
         assert tensor_types(half)["t"] == kind and check_graph(half, name) == {name: 1}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from benchmarks.tensorrt_case import Built, build_all, build_one
 from benchmarks.tensorrt_matrix import BODIES, alone, chosen, graphs, in_types, matrix_table, networks, with_attention
@@ -41,7 +41,8 @@ from export.trt.from_onnx import main as from_onnx
 from export.trt.log import TensorRTFailed
 from export.trt.options import BuildOptions
 from export.trt.proof import is_proven, prove
-from tests.export.trt.rtx import CAPABILITY, graph, module, needs_rtx, options
+from tests.export import foreign_files as foreign
+from tests.export.trt.rtx_builds import CAPABILITY, graph, module, needs_rtx, options
 
 SIZE = (96, 128)
 CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -53,12 +54,12 @@ CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "edge:lite0-16-attention-w50": (["chosen"], ["bf16"]),
     "published:S": (["chosen"], ["fp16"]),
     "tiny sample 194": (["standard"], ["fp32", "fp16", "bf16"]),
-    "edge sample 9": (["standard"], ["fp32", "fp16"]),
 }
 """Network: with which attention, in which precisions. All of them, and M and L, are in the matrix."""
 SINGLE = AttentionCase(1, 1, 16, 32, 345, 345, "float16", 0.5)
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize("name", CHOSEN)
 def test_networks_are_parsed_and_built(name: str, tmp_path: Path) -> None:
@@ -130,10 +131,9 @@ def quantised(bias: bool, zero: int) -> bytes:
     ]
     if not bias:
         del nodes[3], constants["b"], constants["bz"]
-    ends = [helper.make_tensor_value_info(name, 1, [1, channels, 8, 8]) for name, channels in (("image", 3), ("y", 4))]
-    initializers = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
-    body = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
-    return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString())
+    image, y = foreign.info("image", [1, 3, 8, 8]), foreign.info("y", [1, 4, 8, 8])
+    held = {name: np.array(value) for name, value in constants.items()}
+    return bytes(foreign.model(nodes, [image], [y], held).SerializeToString())
 
 
 @needs_rtx
@@ -202,7 +202,7 @@ def test_without_a_gpu_the_target_says_that_it_builds_for_others(monkeypatch: py
     monkeypatch.setattr(guard, "require_gpu", no_gpu)
     found = next(state for state in available_targets() if state.target == "tensorrt-rtx:fp16")
     assert not found.ok and "its builder is here, and builds engines for other machines" in found.reason
-    assert "--gpu sm_86" in found.install
+    assert "exported here, for tensorrt-rtx:fp16" in found.install
 
 
 def test_where_it_is_not_installed_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

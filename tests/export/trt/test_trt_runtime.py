@@ -17,7 +17,6 @@ from export.runtime import Runtime
 from export.target import Target
 from export.trt import build
 from export.trt import tensorrt_runtime as runtime
-from export.trt.build import BuildResult
 from export.trt.cuda import device_pycuda, guard
 from export.trt.cuda.device import BACKENDS
 from export.trt.engine_file import machine_of, save_engine
@@ -26,28 +25,20 @@ from export.trt.onnx_metadata import onnx_metadata
 from export.trt.options import BuildOptions
 from export.trt.tensorrt_runtime import TensorRTRuntime
 from export.trt.timing_cache import default_folder
+from tests.export import foreign_files as foreign
 from tests.export.trt.fakes_cuda import fake_pycuda
-from tests.export.trt.fakes_engines import tensors
+from tests.export.trt.fakes_engines import FakeBuilder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
-from tests.export.trt.fakes_run import SHAPE, VERSIONS, Rig, make_rig, plan, save
+from tests.export.trt.fakes_run import SHAPE, Rig, plan, save
 
 X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 FP32 = Target("tensorrt", "fp32")
 
 
-@pytest.fixture(params=VERSIONS)
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    return make_rig(monkeypatch, request.param)
-
-
 def write_onnx(path: Path, metadata: dict[str, str], kind: int = TensorProto.FLOAT, names: Sequence[str] = ("x", "y")) -> Path:
     """Write a network that doubles its input."""
-    x, y = (helper.make_tensor_value_info(name, kind, SHAPE) for name in names)
-    graph = helper.make_graph([helper.make_node("Add", [names[0], names[0]], [names[1]])], "g", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    return path
+    x, y = (foreign.info(name, SHAPE, kind) for name in names)
+    return foreign.save(path, [helper.make_node("Add", [names[0], names[0]], [names[1]])], [x], [y], metadata=metadata)
 
 
 def test_metadata_of_onnx_files(tmp_path: Path) -> None:
@@ -63,42 +54,29 @@ def test_metadata_of_onnx_files(tmp_path: Path) -> None:
 class TestRuntime:
     """What it builds, loads and refuses, with a builder that notes what it is asked for."""
 
-    @pytest.fixture
-    def built(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[onnx.ModelProto, BuildOptions, Path | None]]:
-        asked: list[tuple[onnx.ModelProto, BuildOptions, Path | None]] = []
-        def build_engine(graph: bytes, options: BuildOptions, *, timing_cache: Path | None = None, **here: Any) -> BuildResult:
-            model = onnx.ModelProto.FromString(graph)
-            asked.append((model, options, timing_cache))
-            data = plan(tensors(model.graph.input), tensors(model.graph.output), version=rig.trt.version)
-            return BuildResult(data, 0.1, 1, options, "0", ("the timing cache was new",))
-
-        monkeypatch.setattr(build, "build_engine", build_engine)
-        monkeypatch.setattr(runtime, "open_backend", lambda name=None: rig.backend)
-        return asked
-
-    def test_files(self, rig: Rig, built: list[Any], tmp_path: Path) -> None:
+    def test_files(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         opened = TensorRTRuntime(FP32)
         assert isinstance(opened, Runtime)
         path = write_onnx(tmp_path / "m.onnx", {"preprocessing": "{}"})
         with opened.load_file(path) as session:
             np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
             assert session.metadata == {"preprocessing": "{}"} and session.notes == ["the timing cache was new"]
-        assert [(options, cache) for _, options, cache in built] == [(BuildOptions(precision="fp32"), default_folder())]
+        assert (builder.options, builder.caches) == ([BuildOptions(precision="fp32")], [default_folder()])
         with opened.load_file(save(tmp_path / "m.engine", rig.trt, plan(version=rig.trt.version))) as session:
             np.testing.assert_array_equal(session.run({"x": X})[0], 2 * X)
 
     @pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
     def test_graphs_get_the_targets_precision(
-        self, rig: Rig, built: list[Any], tmp_path: Path, precision: str, kind: int
+        self, rig: Rig, builder: FakeBuilder, tmp_path: Path, precision: str, kind: int
     ) -> None:
         opened = TensorRTRuntime(Target("tensorrt", precision))
         with opened.load_file(write_onnx(tmp_path / "m.onnx", {})) as session:
             assert session.inputs[0].dtype == "float32"
-        model, options, cache = built[0]
-        assert (options.precision, cache) == (precision, default_folder())
+        (model,) = builder.graphs
+        assert (builder.options[0].precision, builder.caches[0]) == (precision, default_folder())
         assert any(a.i == kind for node in model.graph.node for a in node.attribute if a.name == "to")
         with opened.load_file(write_onnx(tmp_path / "half.onnx", {}, kind)) as session:
-            assert built[1][0] == onnx.load(tmp_path / "half.onnx"), "it is in half precision already"
+            assert builder.graphs[1] == onnx.load(tmp_path / "half.onnx"), "it is in half precision already"
 
     @pytest.fixture
     def modules(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -112,11 +90,11 @@ class TestRuntime:
         monkeypatch.setattr(onnx_file, "export_modules", export_modules)
         return [(torch.nn.ReLU(), (torch.ones(SHAPE),))] * 2
 
-    def test_modules(self, rig: Rig, built: list[Any], modules: list[Any], tmp_path: Path) -> None:
+    def test_modules(self, rig: Rig, builder: FakeBuilder, modules: list[Any], tmp_path: Path) -> None:
         opened = TensorRTRuntime(Target("tensorrt", "fp16"), cache=tmp_path)
         first, second = opened.load_modules(modules)
-        assert len(built) == 2, "two builds of one module may differ"
-        assert built[0][1] == BuildOptions.search("fp16")
+        assert len(builder.graphs) == 2, "two builds of one module may differ"
+        assert builder.options[0] == BuildOptions.search("fp16")
         for session in (first, second):
             specs = [(spec.name, spec.dtype) for spec in (*session.inputs, *session.outputs)]
             assert specs == [("x0", "float32"), ("y0", "float32")]
@@ -127,28 +105,19 @@ class TestRuntime:
         second.close()
         assert rig.gpu.leaks() == []
 
-    def test_a_module_that_fails_closes_those_before_it(
-        self, rig: Rig, built: list[Any], modules: list[Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real = build.build_engine
-
-        def second_fails(*arguments: Any, **named: Any) -> BuildResult:
-            if built:
-                raise TensorRTFailed("building the engine", ["error: no tactic"])
-            return real(*arguments, **named)
-
-        monkeypatch.setattr(build, "build_engine", second_fails)
-        with pytest.raises(TensorRTFailed, match="no tactic"):
+    def test_a_module_that_fails_closes_those_before_it(self, rig: Rig, builder: FakeBuilder, modules: list[Any]) -> None:
+        builder.fails = lambda model: len(builder.graphs) == 2
+        with pytest.raises(TensorRTFailed, match="could not find any implementation"):
             TensorRTRuntime(FP32).load_modules(modules)
         assert rig.gpu.leaks() == []
 
-    def test_tables_take_no_times_without_graphs(self, rig: Rig, built: list[Any], modules: list[Any]) -> None:
+    def test_tables_take_no_times_without_graphs(self, rig: Rig, builder: FakeBuilder, modules: list[Any]) -> None:
         rig.gpu.fail["end_capture"] = (CAPTURE_UNSUPPORTED, "operation not permitted")
         for session in TensorRTRuntime(FP32).load_modules(modules):
             with session, pytest.raises(InvalidInput, match="required here"):
                 session.bind({"x0": X})
 
-    def test_versions(self, rig: Rig, built: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_versions(self, rig: Rig, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = {
             "tensorrt": rig.trt.version, "cuda": "12.8.90", "driver": "570.86.15", "gpu0": "Fake RTX, compute capability 8.6",
             "cuda_graph": "on", "inputs_outputs": "fp32",
@@ -157,14 +126,14 @@ class TestRuntime:
         monkeypatch.setattr(runtime, "open_backend", lambda name=None: device_pycuda.PycudaBackend(fake_pycuda(rig.gpu)))
         assert TensorRTRuntime(FP32).versions() == expected | {"cuda_graph": "off"}
 
-    def test_engines_of_another_precision(self, rig: Rig, built: list[Any], tmp_path: Path) -> None:
+    def test_engines_of_another_precision(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         path = save(tmp_path / "m.engine", rig.trt, plan(version=rig.trt.version), precision="mixed")
         with pytest.raises(InvalidInput, match=r"m\.engine computes in mixed; open it with the target tensorrt:fp16"):
             TensorRTRuntime(FP32).load_file(path)
         assert rig.gpu.leaks() == []
         TensorRTRuntime(Target("tensorrt", "fp16")).load_file(path).close()
 
-    def test_what_it_refuses(self, rig: Rig, built: list[Any], tmp_path: Path) -> None:
+    def test_what_it_refuses(self, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         (tmp_path / "m.pt2").write_bytes(b"")
         for name, message in (("none.engine", "no such file"), ("m.pt2", "runs .engine and .plan files, and builds .onnx files")):
             with pytest.raises(InvalidInput, match=message):

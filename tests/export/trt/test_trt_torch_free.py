@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ from tests.export.trt.test_trt_runtime import write_onnx
 ROOT = Path(__file__).parents[3]
 ABSENT = ("torch", "onnx", "onnxruntime", "onnxscript", "PIL", "tyro", "rich", "ml_dtypes", "pycuda", "hyctas", "latency", "pytest")
 """What a device does not have, or does not need."""
-NEWER = {
-    "tomllib", "Self", "LiteralString", "Never", "assert_never", "Unpack", "TypeVarTuple", "Required", "NotRequired", "reveal_type",
-    "override", "StrEnum", "UTC", "ExceptionGroup", "BaseExceptionGroup", "add_note", "file_digest", "batched", "TaskGroup",
-    "is_junction", "deprecated",
-}  # fmt: skip
-"""Names of the standard library that Python 3.10 lacks."""
 ON_A_DEVICE = f"""{BECOME}
 from pathlib import Path
 from export.trt.run import main
@@ -80,46 +73,16 @@ def test_it_runs_on_python_3_10(tmp_path: Path) -> None:
     assert (found["code"], found["errors"], found["leaks"]) == (0, "", [])
 
 
-def sources(names: list[str]) -> Iterator[tuple[str, ast.Module]]:
-    """Parse our modules as Python 3.10."""
-    for name in names:
-        path = ROOT / name.replace(".", "/")
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        yield name, ast.parse(path.read_text(), feature_version=(3, 10))
-
-
-def assert_python_3_10(names: list[str], folder: Path) -> None:
-    """Hold modules to Python 3.10: syntax, names, and, by the standard library's stubs, methods and arguments."""
-    assert [f"{name}: {used}" for name, tree in sources(names) for used in newer_names(tree)] == []
-    assert mypy_errors(folder, [argument for name in sorted({*names}) for argument in ("-m", name)]) == []
-
-
 def test_its_modules_are_python_3_10(on_a_device: dict[str, Any], tmp_path: Path) -> None:
-    names = [*on_a_device["modules"], "export.trt.cuda.device_torch", "export.trt.cuda.device_pycuda"]
-    assert {"export.trt.run", "export.trt.runner", "export.trt.cuda.device_cuda_bindings", "export.trt.cuda.guard"} <= set(names)
-    assert_python_3_10(names, tmp_path)
-
-
-def newer_names(tree: ast.AST) -> list[str]:
-    """Return names that Python 3.10's standard library lacks."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += [node.module or "", *(alias.name for alias in node.names)]
-        elif isinstance(node, ast.Attribute):
-            found.append(node.attr)
-        elif isinstance(node, ast.Name):
-            found.append(node.id)
-    return sorted(NEWER & set(found))
-
-
-def test_newer_names_are_found() -> None:
-    tree = ast.parse("import tomllib, os\nfrom typing import Self\nimport datetime\nx = datetime.UTC\nraise ExceptionGroup('', [])")
-    assert newer_names(tree) == ["ExceptionGroup", "Self", "UTC", "tomllib"]
-    with pytest.raises(SyntaxError):
-        ast.parse("try:\n  pass\nexcept* ValueError:\n  pass", feature_version=(3, 10))
+    """By the standard library's stubs: syntax, names, methods and arguments; what is newer is found."""
+    names = {*on_a_device["modules"], "export.trt.cuda.device_torch", "export.trt.cuda.device_pycuda"}
+    assert {"export.trt.run", "export.trt.runner", "export.trt.cuda.device_cuda_bindings", "export.trt.cuda.guard"} <= names
+    newer = tmp_path / "newer.py"
+    newer.write_text(NEWER_CODE)
+    found = python_3_10_errors(tmp_path, [*names, newer])
+    for name in ("tomllib", "Self", "UTC", "file_digest", "walk", "add_note", "newline"):
+        assert any(f'"{name}"' in line for line in found), (name, found)
+    assert [line for line in found if "newer.py" not in line] == []
 
 
 MYPY = """
@@ -140,21 +103,17 @@ Path().read_text(newline="")
 """
 
 
-def mypy_errors(folder: Path, what: list[str]) -> list[str]:
-    """Check modules or files as Python 3.10."""
+def python_3_10_errors(folder: Path, modules: Iterable[str | Path]) -> list[str]:
+    """Check modules and files as Python 3.10; they are given as files."""
+    files = []
+    for name in {*modules}:
+        path = name if isinstance(name, Path) else ROOT / name.replace(".", "/")
+        files.append(str(path / "__init__.py" if path.is_dir() else path.with_suffix(".py")))
     (folder / "mypy.ini").write_text(MYPY)
     options = [f"--config-file={folder / 'mypy.ini'}", f"--cache-dir={folder / 'cache'}", "--no-error-summary"]
-    command = [sys.executable, "-m", "mypy", *options, *what]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "mypy", *options, *files], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return [line for line in done.stdout.splitlines() if ": error: " in line]
-
-
-def test_newer_methods_and_arguments_are_found(tmp_path: Path) -> None:
-    (tmp_path / "newer.py").write_text(NEWER_CODE)
-    found = mypy_errors(tmp_path, [str(tmp_path / "newer.py")])
-    for name in ("tomllib", "Self", "UTC", "file_digest", "walk", "add_note", "newline"):
-        assert any(f'"{name}"' in line for line in found), (name, found)
 
 
 def test_help_needs_nothing() -> None:
@@ -249,30 +208,21 @@ class TestCommand:
             ("x.ppm", b"P6\n5 4\n255\n" + bytes(60), "x.ppm is 4x5; the engine takes 4x6, and only Pillow resizes"),
             ("x.ppm", b"P6\n6 4\n255\n" + bytes(71), "holds 71 of 72 bytes"),
             ("x.ppm", b"P6\n6 4\n65535\n" + bytes(144), "no PPM image with 8 bits"),
-            ("x.ppm", b"P3\n6 4\n255\n0", "no PPM image with 8 bits"),
+            ("x.jpg", b"", "pip install pillow, or write it as .ppm (P6) of 4x6"),
+            ("x.npy", np.zeros((3, 4, 6)), "x.npy has the shape (3, 4, 6); input 'x' takes (1, 3, 4, 6)"),
         ],
     )
-    def test_wrong_images(
-        self, engine: Path, tmp_path: Path, name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        assert self.call(engine, "--image", tmp_path / name) == 2
+    def test_wrong_images(self, engine: Path, name: str, content: Any, message: str, monkeypatch: Any, capsys: Any) -> None:
+        path = engine.with_name(name)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            np.save(path, content)
+        if path.suffix == ".jpg":
+            monkeypatch.setitem(sys.modules, "PIL", None)
+        assert self.call(engine, "--image", path) == 2
         assert message in capsys.readouterr().err
         assert not engine.with_name("model.engine.times.json").exists()
-
-    def test_an_array_of_another_shape(self, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        np.save(tmp_path / "x.npy", np.zeros((3, 4, 6)))
-        assert self.call(engine, "--image", tmp_path / "x.npy") == 2
-        assert "x.npy has the shape (3, 4, 6); input 'x' takes (1, 3, 4, 6)" in capsys.readouterr().err
-
-    def test_images_without_pillow(
-        self, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "x.jpg").write_bytes(b"")
-        monkeypatch.setitem(sys.modules, "PIL", None)
-        assert self.call(engine, "--image", tmp_path / "x.jpg") == 2
-        assert "pip install pillow, or write it as .ppm (P6) of 4x6" in capsys.readouterr().err
 
     def test_engines_that_take_no_image(self, trt: FakeTensorRT, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "x.png").write_bytes(b"")

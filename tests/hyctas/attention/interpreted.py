@@ -156,26 +156,23 @@ def forward_cases() -> Iterator[tuple[str, Result]]:
     """Yield the forward pass's results by name."""
     for dtype in DTYPES:
         name = str(dtype)[6:]
-        for n in (1, 65, 77, 130, 200, 250, 333):
+        for n in (1, 77, 250):
             yield f"{name} N {n}", forward((1, 1, 8, 64, n, n), same(dtype), WIDE)
-        for n, m in ((200, 50), (77, 19), (1, 333), (130, 1), (64, 128)):
+        for n, m in ((200, 50), (1, 333), (130, 1)):
             yield f"{name} N {n} M {m}", forward((1, 1, 8, 64, n, m), same(dtype))
-        for c, d in ((40, 5), (48, 6), (96, 12), (160, 20), (3, 1)):
+        for c, d in ((40, 5), (160, 20), (3, 1)):
             yield f"{name} C {c} d {d}", forward((1, 1, d, c, 77, 65), same(dtype))
         yield f"{name} C 512", forward((1, 1, 64, 512, 65, 65), same(dtype), Tile(64, 64, 256, 4, 1, 1))
         yield f"{name} heads", forward((2, 3, 5, 24, 65, 77), same(dtype))
-        for splits in (1, 2, 3, 8):  # the last part of 250 keys is partly filled
+        for splits in (2, 8):  # the last part of 250 keys is partly filled
             tile = Tile(32, 32, 64, 4, 1, splits)
             yield f"{name} splits {splits}", forward((1, 1, 8, 64, 33, 250), same(dtype), tile)
         tile = Tile(32, 32, 64, 4, 1, 3)
         yield f"{name} splits, all parts full, two channel blocks, batch", forward((2, 1, 8, 96, 33, 192), same(dtype), tile)
-        for scale in (0.25, -1.5):
-            yield f"{name} scale {scale}", forward((1, 1, 8, 64, 77, 65), same(dtype), scale=scale)
+        yield f"{name} scale", forward((1, 1, 8, 64, 77, 65), same(dtype), scale=-1.5)
         yield f"{name} large logits", forward((1, 1, 8, 64, 130, 130), same(dtype), std=10.0)
     for qk, value in ((F16, BF16), (BF16, F16), (F32, F16), (F32, BF16), (F16, F32)):
-        for splits in (1, 2):
-            tile = Tile(32, 32, 64, 4, 1, splits)
-            yield f"{qk} with {value}, splits {splits}", forward((1, 1, 8, 40, 40, 90), (qk, value), tile)
+        yield f"{qk} with {value}", forward((1, 1, 8, 40, 40, 90), (qk, value), Tile(32, 32, 64, 4, 1, 2))
 
 
 def odd_cases() -> Iterator[tuple[str, Result]]:
@@ -194,12 +191,11 @@ def odd_cases() -> Iterator[tuple[str, Result]]:
 def backward_cases() -> Iterator[tuple[str, Result]]:
     """Yield the backward pass's results by name."""
     shapes = (
-        (1, 1, 8, 64, 130, 130), (1, 1, 8, 64, 77, 50), (2, 2, 5, 24, 33, 40), (1, 1, 20, 160, 65, 64), (1, 1, 8, 64, 64, 32),
-        (1, 1, 8, 64, 1, 40), (1, 1, 1, 3, 40, 20),
+        (1, 1, 8, 64, 77, 50), (2, 2, 5, 24, 33, 40), (1, 1, 20, 160, 65, 64), (1, 1, 8, 64, 1, 40), (1, 1, 1, 3, 40, 20),
     )  # fmt: skip
     for dtype in DTYPES:
         for fixed in (False, True):
-            for sizes in shapes[2:5] if fixed else shapes:
+            for sizes in shapes[1:3] if fixed else shapes:
                 yield f"{str(dtype)[6:]} {sizes} {'fixed' if fixed else 'atomic'}", backward(sizes, same(dtype), fixed)
     for fixed in (False, True):
         yield f"scale, wide tile, {fixed}", backward((1, 1, 8, 64, 77, 65), same(F32), fixed, Tile(64, 32, 32, 4, 1), scale=0.3)
@@ -212,7 +208,7 @@ def block_cases() -> Iterator[tuple[str, Result]]:
     for dtype in DTYPES:
         for project_k in (True, False):
             name = f"{str(dtype)[6:]} {'k inside' if project_k else 'k given'}"
-            for c in (32, 48, 64, 96, 128):
+            for c in (48, 128):
                 yield f"{name} C {c}", block(c, (5, 13), dtype, project_k)
             yield f"{name} even", block(64, (4, 16), dtype, project_k)
             yield f"{name} batch, scale", block(40, (5, 13), dtype, project_k, WIDE, 2, 0.5)

@@ -7,131 +7,54 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 
 from export.bundle.bundle import read_bundle
-from export.bundle.imaging import Preprocessing
 from export.errors import InvalidInput
 from export.target import Target
 from hyctas.arch.genotype import Arithmetic, Genotype
 from hyctas.artifacts import bundling
-from hyctas.artifacts.bundling import RUN_FILES, Trained, bundle_network, load_trained, prove, write_file
-from hyctas.cli import export as cli
-from hyctas.data import Labels, default_colours
-from hyctas.network import build, save_weights
-from hyctas.space import tiny
+from hyctas.artifacts.bundling import RUN_FILES, Trained, load_trained, prove, write_file
+from hyctas.commands import export as work
+from hyctas.commands.sample_images import street_scenes
+from tests.hyctas.cli.conftest import LABELS, LITE, RECORD, SIZE, Command, expect, small_genotype
 
-SIZE = (64, 64)
-LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-"""What EfficientNet-Lite was trained with."""
-LABELS = Labels(tuple("abcde"), default_colours(5))
-
-
-def genotype(seed: int = 16) -> Genotype:
-    """Draw a network of the tiny space; 16 gives one of its smallest, which export quickly."""
-    return tiny().sample(np.random.default_rng(seed))
-
-
-RECORD = {
-    "format_version": 1, "command": "train-network", "state": "running", "started": "", "command_line": [], "config": {},
-    "versions": {}, "machine": {},
-}  # fmt: skip
-
-
-def write_run(folder: Path, network: Genotype, size: list[int] | None) -> Path:
-    """Write what hyctas-train network leaves, without the training."""
-    torch.manual_seed(0)
-    save_weights(build(network, 5), folder / "network.safetensors", {"genotype": network.id})
-    (folder / "genotype.json").write_text(network.to_json())
-    (folder / "labels.json").write_text(json.dumps(LABELS.to_json()))
-    config = {"recipe": {"size": size}, "data": {}, "preprocessing": LITE.to_json()}
-    record = RECORD | {"config": config}
-    (folder / "train-network.json").write_text(json.dumps(record))
-    choose, val = ({"miou": miou, "iou": [miou] * 5, "pixel_accuracy": 0.5} for miou in (0.5, 0.25))
-    scores = {"format_version": 1, "choose": choose, "val": val}
-    (folder / "scores.json").write_text(json.dumps(scores))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("work") / "runs" / "one"
-    folder.mkdir(parents=True)
-    return write_run(folder, genotype(), list(SIZE))
-
-
-@pytest.fixture(scope="module")
-def bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "b"
-    bundle_network(load_trained(run_folder), folder, SIZE)
-    return folder
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Run the command in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["hyctas-export", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+OTHER = replace(small_genotype(), arithmetic=Arithmetic(linear_stem=True))  # equal shapes, another network
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        assert name.partition('.')[0] not in ('torch', 'onnx', 'onnxruntime'), name\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "sys.argv = ['hyctas-export', '--help']\n"
-        "from hyctas.cli.export import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
-    assert done.returncode == 0, done.stderr
-    flags = "--network --target --output --size --classes --threads --random-weights".split()
-    assert all(flag in done.stdout for flag in flags) and "OUTPUT" in done.stdout
-
-
 @pytest.mark.usefixtures("bundle")  # the exporter's first call takes seconds: there, not here
-def test_bundle_of_the_newest_run(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bundle_of_the_newest_run(command: Command, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_folder.parents[1])
     folder = tmp_path / "v1.2"
-    assert call(monkeypatch, f"{folder}/", "--threads", "2") == 0
-    out = capsys.readouterr().out
-    assert "runs/one (the newest run)" in out and genotype().id in out
+    out = expect(command("export", f"{folder}/", "--threads", "2"), 0)
+    assert "runs/one (the newest run)" in out and small_genotype().id in out
     assert "parity of 'native' over 5 inputs" in out and "limit 1.00e-03" in out
     assert f"next: hyctas-bench {folder} --target onnxruntime-cpu:fp32 --threads 2" in out
     found = read_bundle(folder)
     assert (found.manifest.size, found.manifest.output, found.parity.passed) == (SIZE, "native", True)
-    assert found.labels == LABELS.to_json() and Genotype.from_json(found.genotype_json) == genotype()
+    assert found.labels == LABELS.to_json() and Genotype.from_json(found.genotype_json) == small_genotype()
     assert found.manifest.extra == {
-        "genotype": genotype().id, "weights": "trained", "miou": {"choose": 0.5, "val": 0.25}, "threads": 2,
+        "genotype": small_genotype().id, "weights": "trained", "miou": {"choose": 0.5, "val": 0.25}, "threads": 2,
     }  # fmt: skip
     metadata = {p.key: p.value for p in onnx.load(found.model).metadata_props}
     assert json.loads(metadata["preprocessing"]) == LITE.to_json()
     assert load_trained(folder).preprocessing == LITE
 
 
-def test_onnx_file_from_a_bundle(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_onnx_file_from_a_bundle(command: Command, bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "m.onnx"
-    assert call(monkeypatch, path, "--network", bundle, "--output", "logits", "--size", "48x72") == 0
-    assert "(the newest run)" not in capsys.readouterr().out
+    ended, text = command("export", path, "--network", bundle, "--output", "logits", "--size", "48x72")
+    assert ended == 0 and "(the newest run)" not in text
     model = onnx.load(path)
     assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == [1, 5, 48, 72]
     assert {p.key: p.value for p in model.metadata_props}["size"] == "48x72"
@@ -147,9 +70,9 @@ def test_onnx_file_from_a_bundle(
 
 
 @pytest.mark.parametrize("output", ["native", "labels"])
-def test_torch_export_file(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+def test_torch_export_file(command: Command, bundle: Path, tmp_path: Path, output: str) -> None:
     path = tmp_path / "m.pt2"
-    assert call(monkeypatch, path, "--network", bundle, "--output", output) == 0
+    assert command("export", path, "--network", bundle, "--output", output)[0] == 0
     extra = {"preprocessing": "", "labels": "", "genotype": "", "size": "", "output": ""}
     program = torch.export.load(path, extra_files=extra)
     assert (extra["output"], extra["size"]) == (output, "64x64")
@@ -164,7 +87,7 @@ def test_torch_export_file(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.fixture(scope="module")
 def attending(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
     """A network with attention, as a .pt2 file."""
-    network = genotype(194)
+    network = small_genotype(333)
     assert any(cell.op == "attention" for branch in network.branches for cell in branch)
     folder = tmp_path_factory.mktemp("attending")
     (folder / "g.json").write_text(network.to_json())
@@ -184,16 +107,13 @@ def test_torch_export_file_below_fp32(attending: tuple[Trained, Path]) -> None:
     assert rough.finite and rough.label_agreement > 0.9
 
 
-def test_genotype_needs_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_genotype_needs_a_word(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "g.json"
-    path.write_text(genotype().to_json())
+    path.write_text(small_genotype().to_json())
     arguments = (tmp_path / "m.onnx", "--network", path, "--size", "64x64", "--classes", "3")
-    assert call(monkeypatch, *arguments) == 2
-    assert "has no weights" in capsys.readouterr().err
-    assert call(monkeypatch, *arguments[:3], "--random-weights") == 2
-    assert "give --size" in capsys.readouterr().err
-    assert call(monkeypatch, *arguments, "--random-weights") == 0
-    assert "3 classes, random weights" in capsys.readouterr().out
+    expect(command("export", *arguments), 2, "has no weights")
+    expect(command("export", *arguments[:3], "--random-weights"), 2, "give --size")
+    expect(command("export", *arguments, "--random-weights"), 0, "3 classes, random weights")
     first, second = (load_trained(path, 3, random_weights=True).network.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -204,122 +124,56 @@ def test_genotype_needs_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (("--target", "tensorrt:fp16"), 3, "tensorrt:fp16 is unavailable"),
         (("--target", "onnxruntime-cuda:fp32"), 3, "onnxruntime-cuda:fp32 is unavailable"),
         (("--target", "nothing:fp32"), 2, "unknown runtime"),
-        (("--target", "onnxruntime-cpu"), 2, "names no precision"),
         (("--target", "torch-cpu:fp32"), 2, "write {path}/m.pt2"),
         (("--size", "16x16"), 2, "too small"),
-        (("--size", "big"), 2, "HEIGHTxWIDTH"),
         (("--classes", "7"), 2, "has 5 classes, asked for 7"),
-        (("--threads", "0"), 2, "threads is 0; allowed"),
         (("--random-weights",), 2, "has its own"),
-        (("--output", "pixels"), 2, ""),
     ],
 )
 def test_refused_arguments(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...], code: int, reason: str,
-) -> None:  # fmt: skip
-    assert call(monkeypatch, tmp_path / "m.onnx", "--network", bundle, *arguments) == code
-    assert reason.format(path=tmp_path) in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    command: Command, bundle: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, reason: str
+) -> None:
+    expect(command("export", tmp_path / "m.onnx", "--network", bundle, *arguments), code, reason.format(path=tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the target is available here")
-def test_gpu_target_is_never_replaced(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, tmp_path / "m.pt2", "--network", bundle, "--target", "torch-cuda:fp32") == 3
-
-
-def _no_such(work: Path) -> str:
-    return "missing"
-
-
-def _plain_folder(work: Path) -> str:
-    (work / "folder").mkdir()
-    return "folder"
-
-
-def _tampered(work: Path) -> str:
-    path = work / "b" / "labels.json"
-    path.write_text(path.read_text().replace('"a"', '"A"'))
-    return "b"
-
-
-def _truncated_weights(work: Path) -> str:
-    path = work / "r" / "network.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-    return "r"
-
-
-def _other_genotype(work: Path) -> str:
-    (work / "r" / "genotype.json").write_text(genotype(7).to_json())
-    return "r"
-
-
-def _other_activation(work: Path) -> str:
-    changed = replace(genotype(), arithmetic=Arithmetic(linear_stem=True))  # equal shapes, another network
-    (work / "r" / "genotype.json").write_text(changed.to_json())
-    return "r"
-
-
-def _wrong_json(work: Path) -> str:
-    (work / "g.json").write_text('{"format_version": 1}')
-    return "g.json"
-
-
-def _no_json(work: Path) -> str:
-    (work / "g.json").write_bytes(b"\xff\xfe")
-    return "g.json"
-
-
-def _onnx_as_source(work: Path) -> str:
-    return "b/model.onnx"
-
-
-def _odd_labels(work: Path) -> str:
-    (work / "r" / "labels.json").write_text('{"names": ["a"]}')
-    return "r"
-
-
-def _odd_size(work: Path) -> str:
-    (work / "r" / "pareto.json").write_text('{"size": [64]}')
-    return "r"
-
-
-def _odd_scores(work: Path) -> str:
-    (work / "r" / "scores.json").write_text('{"format_version": 1}')
-    return "r"
+def test_gpu_target_is_never_replaced(command: Command, bundle: Path, tmp_path: Path) -> None:
+    assert command("export", tmp_path / "m.pt2", "--network", bundle, "--target", "torch-cuda:fp32")[0] == 3
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("source", "file", "content", "reason"),
     [
-        (_no_such, "no such file or folder"),
-        (_plain_folder, "holds neither manifest.json (a bundle) nor network.safetensors"),
-        (_tampered, "labels.json: differs from the manifest"),
-        (_truncated_weights, "not a whole safetensors file"),
-        (_other_genotype, "network.safetensors: "),
-        (_other_activation, f"was written for the genotype {genotype().id}"),
-        (_wrong_json, "lacks the field"),
-        (_no_json, "not a text file"),
-        (_onnx_as_source, "is no genotype"),
-        (_odd_labels, "labels.json: "),
-        (_odd_size, "$.size is [64]"),
-        (_odd_scores, "a score of neither part"),
+        ("missing", "x", "", "no such file or folder"),
+        ("folder", "folder/x", "", "holds neither manifest.json (a bundle) nor network.safetensors"),
+        ("b", "b/labels.json", lambda old: old.replace(b'"a"', b'"A"'), "labels.json: differs from the manifest"),
+        ("r", "r/network.safetensors", lambda old: old[:-10], "not a whole safetensors file"),
+        ("r", "r/genotype.json", small_genotype(7).to_json(), "network.safetensors: "),
+        ("r", "r/genotype.json", OTHER.to_json(), f"was written for the genotype {small_genotype().id}"),
+        ("g.json", "g.json", '{"format_version": 1}', "lacks the field"),
+        ("g.json", "g.json", "\udcff\udcfe", "not a text file"),
+        ("b/model.onnx", "x", "", "is no genotype"),
+        ("r", "r/labels.json", '{"names": ["a"]}', "labels.json: "),
+        ("r", "r/pareto.json", '{"size": [64]}', "size is [64]"),
+        ("r", "r/scores.json", '{"format_version": 1}', "a score of neither part"),
     ],
 )
 def test_unusable_sources(
-    run_folder: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    spoil: Callable[[Path], str], reason: str,
-) -> None:  # fmt: skip
+    command: Command, run_folder: Path, bundle: Path, tmp_path: Path, source: str, file: str, content: Any, reason: str
+) -> None:
     shutil.copytree(run_folder, tmp_path / "r")
     shutil.copytree(bundle, tmp_path / "b")
-    source = spoil(tmp_path)
-    assert call(monkeypatch, tmp_path / "out.onnx", "--network", tmp_path / source) == 2
-    assert reason in capsys.readouterr().err and not (tmp_path / "out.onnx").exists()
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content(path.read_bytes()) if callable(content) else content.encode(errors="surrogateescape"))
+    expect(command("export", tmp_path / "out.onnx", "--network", tmp_path / source), 2, reason)
+    assert not (tmp_path / "out.onnx").exists()
 
 
-def test_no_run_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_run_at_all(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "m.onnx") == 2
-    assert "no trained network under runs/" in capsys.readouterr().err
+    expect(command("export", "m.onnx"), 2, "no trained network under runs/")
 
 
 @pytest.mark.parametrize("name", RUN_FILES)
@@ -360,24 +214,22 @@ def test_size_of_a_run(run_folder: Path, tmp_path: Path, files: dict[str, dict[s
         ("/", "1 to 200 bytes"),
     ],
 )
-def test_refused_outputs(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str, reason: str
-) -> None:
+def test_refused_outputs(command: Command, bundle: Path, tmp_path: Path, output: str, reason: str) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "notes.txt").write_text("mine")
     (tmp_path / "theirs.onnx").write_text("mine")
     before = tree(tmp_path)
-    assert call(monkeypatch, output if output == "/" else f"{tmp_path}/{output}", "--network", bundle) == 2
-    assert reason in capsys.readouterr().err and tree(tmp_path) == before
+    expect(command("export", output if output == "/" else f"{tmp_path}/{output}", "--network", bundle), 2, reason)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder(command: Command, bundle: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    assert call(monkeypatch, tmp_path / "m.onnx", "--network", bundle) == 2
+    assert command("export", tmp_path / "m.onnx", "--network", bundle)[0] == 2
 
 
-def test_links_in_a_circle_are_named(command: Callable[..., tuple[int, str]], bundle: Path, tmp_path: Path) -> None:
+def test_links_in_a_circle_are_named(command: Command, bundle: Path, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     train = ("train", "network", "--network", bundle / "genotype.json", "--data", "scenes:train=16,val=4,size=32x32", "--run")
@@ -385,13 +237,13 @@ def test_links_in_a_circle_are_named(command: Callable[..., tuple[int, str]], bu
                       ("bench", bundle, "--out", loop / "r.json"), ("profile", "--space", "tiny", "--run", loop / "x"),
                       ("bench", bundle, "--target", "tensorrt:fp16", "--kit", loop / "kit"), (*train, loop),
                       (*train, tmp_path / "run", "--teacher", loop)):  # fmt: skip
-        code, text = command(*arguments)
-        assert code == 2 and text.splitlines()[-1].startswith("error: ") and str(loop) in text, text
+        text = expect(command(*arguments), 2, str(loop))
+        assert text.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.pt2"])
 def test_parity_is_the_exit_code(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    command: Command, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A file that computes something else ends with 1 and the numbers, and what stood there before stays."""
     trained = load_trained(bundle)
@@ -406,15 +258,14 @@ def test_parity_is_the_exit_code(
             return network  # type: ignore[no-any-return]
 
     trained.network.__class__ = Drifting
-    monkeypatch.setattr(bundling, "load_trained", lambda *_, **__: trained)
-    assert call(monkeypatch, tmp_path / name, "--network", bundle) == 1
-    assert "labels agree on" in capsys.readouterr().err
+    monkeypatch.setattr(work, "load_trained", lambda *_, **__: trained)
+    expect(command("export", tmp_path / name, "--network", bundle), 1, "labels agree on")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_prove_counts_examples(bundle: Path) -> None:
     trained: Trained = load_trained(bundle)
-    images = cli.street_scenes((50, 70), 2)
+    images = street_scenes((50, 70), 2)
     assert images[0].shape == (50, 70, 3)
     report = prove(trained, bundle / "model.onnx", Target("onnxruntime-cpu", "fp32"), SIZE, "native", images)
     assert report.passed and report.inputs == 5

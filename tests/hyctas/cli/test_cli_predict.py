@@ -15,19 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from export.errors import InvalidInput
 from export.prediction.frame_source import Frame, Video
 from export.prediction.live_page import LivePage
 from export.prediction.opencv import VideoFile
-from hyctas.cli.predict import parse_address
+from hyctas.commands.predict import parse_address
 from hyctas.data import Labels
-from hyctas.network import build, save_weights
-from hyctas.space import tiny
 from tests.export import foreign_files as foreign
-from tests.hyctas.cli.conftest import Command
+from tests.hyctas.cli.conftest import Command, expect, write_run
 
 ROOT = Path(__file__).parents[3]
 COLOURS = ((10, 20, 30), (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90))
@@ -72,8 +69,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def test_a_folder_and_a_video(command: Command) -> None:
     Path("photographs/damaged.png").write_bytes(b"none")
     before = {path: path.read_bytes() for path in Path("photographs").iterdir()}
-    code, text = command("predict", "photographs", "clip.mp4", "--model", "m.onnx", "--labels")
-    assert code == 1 and text.count("photographs/damaged.png: cannot be read") == 1 and "1 file could not be read" in text
+    text = expect(command("predict", "photographs", "clip.mp4", "--model", "m.onnx", "--labels"), 1, "1 file could not be read")
+    assert text.count("photographs/damaged.png: cannot be read") == 1
     for said in ("model: m.onnx on onnxruntime-cpu:fp32, 2 threads", "wrote 3 overlays into predictions", "13 frames in",
                  "wrote predictions/clip.overlay.mp4", "median ms of a frame: reading", "not normalised"):  # fmt: skip
         assert said in text
@@ -96,15 +93,9 @@ def test_the_default_model_needs_no_flag_and_no_torch() -> None:
 
 
 def test_a_run_folder_has_its_colours(command: Command) -> None:
-    genotype = tiny().sample(np.random.default_rng(16))
-    torch.manual_seed(0)
-    Path("run").mkdir()
-    save_weights(build(genotype, 5), Path("run/network.safetensors"), {"genotype": genotype.id})
-    Path("run/genotype.json").write_text(genotype.to_json())
-    Path("run/labels.json").write_text(json.dumps(Labels(tuple("abcde"), COLOURS).to_json()))
+    write_run(Path("run"), Labels(tuple("abcde"), COLOURS))
     run = ("--model", "run", "--size", "32x32", "--target", "torch-cpu:fp32", "--labels")
-    code, text = command("predict", "photographs/b.png", *run)
-    assert code == 0, text
+    expect(command("predict", "photographs/b.png", *run), 0)
     with Image.open("predictions/b.labels.png") as file:
         assert file.getpalette("RGB")[:15] == [value for colour in COLOURS for value in colour]  # type: ignore[index]
 
@@ -123,7 +114,7 @@ def test_the_live_page() -> None:
     for _ in range(12):  # the video has 10 frames and begins again
         assert answer.readline() == b"Content-Type: image/jpeg\r\n"
         length = int(answer.readline().partition(b":")[2])
-        answer.read(length + len("\r\n" "\r\n--picture\r\n"))
+        answer.read(length + len("\r\n\r\n--picture\r\n"))
     times = http.client.HTTPConnection(found[1], timeout=30)
     times.request("GET", "/times")
     now = json.loads(times.getresponse().read())
@@ -190,8 +181,7 @@ def test_bad_input(command: Command, arguments: str, code: int, reason: str) -> 
 
 def test_without_opencv(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    code, text = command("predict", "clip.mp4", "--model", "m.onnx")
-    assert code == 3 and "pip install 'opencv-python-headless>=4.9'" in text
+    expect(command("predict", "clip.mp4", "--model", "m.onnx"), 3, "pip install 'opencv-python-headless>=4.9'")
     assert command("predict", "photographs", "--model", "m.onnx")[0] == 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,11 +12,12 @@ from export.files import sha256
 from hyctas.data import PREPROCESSING, Scenes
 from hyctas.network import build
 from hyctas.space import tiny
+from tests.hyctas.cli.conftest import Command, expect
 
 DATA = "scenes:seed=3,train=24,val=4,size=48x64"
 
 
-def test_training_with_a_teacher(command: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_training_with_a_teacher(command: Command, tmp_path: Path) -> None:
     torch.manual_seed(0)
     labels = Scenes().labels
     teacher = tmp_path / "teacher.onnx"
@@ -28,20 +28,16 @@ def test_training_with_a_teacher(command: Callable[..., tuple[int, str]], tmp_pa
     train = ("train", "network", "--run", run, "--network", tmp_path / "genotype.json", "--data", DATA, "--steps", 2,
              "--crop", "48x64", "--batch", 4)  # fmt: skip
 
-    code, text = command(*train, "--teacher", tmp_path / "none.onnx")
-    assert code == 2 and "none.onnx" in text and not run.exists()
-    code, text = command(*train, "--teacher", tmp_path / "genotype.json")
-    assert code == 2 and "a teacher is a run folder" in text and not run.exists()
+    expect(command(*train, "--teacher", tmp_path / "none.onnx"), 2, "none.onnx")
+    assert not run.exists()
+    expect(command(*train, "--teacher", tmp_path / "genotype.json"), 2, "a teacher is a run folder")
+    assert not run.exists()
 
-    code, text = command(*train, "--teacher", teacher)
-    assert code == 0 and "label with teacher" in text, text
+    expect(command(*train, "--teacher", teacher), 0, "label with teacher")
     record = json.loads((run / "train-network.json").read_text())
     assert record["config"]["teacher"] == [sha256(teacher)] and record["config"]["recipe"]["temperature"] == 2.0
     assert (run / "network.safetensors").exists() and not (run / "soft_labels").exists()
 
-    code, text = command(*train, "--teacher", teacher)
-    assert code == 0 and "already trained" in text
-    code, text = command(*train)
-    assert code == 2 and "teacher: was" in text
-    code, text = command(*train, "--teacher", run)
-    assert code == 2 and "the run itself" in text
+    expect(command(*train, "--teacher", teacher), 0, "already trained")
+    expect(command(*train), 2, "teacher: was")
+    expect(command(*train, "--teacher", run), 2, "the run itself")

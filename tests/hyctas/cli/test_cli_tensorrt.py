@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ from export.trt.cuda import guard
 from export.trt.cuda.guard import Gpu
 from export.trt.engine_precision import check_graph
 from export.trt.tensorrt_runtime import TensorRTRuntime
-from hyctas.cli.jobs import ProfileJob
-from hyctas.cli.profile import engines_ahead, part, protocol_of
+from hyctas.cli.profile import ProfileJob
+from hyctas.commands.profile import part
+from hyctas.commands.profile_tensorrt import engines_ahead, protocol_of
 from hyctas.cost.calibrate import measure_networks
 from hyctas.cost.workloads import draw_networks, workloads
 from hyctas.engine import context
@@ -44,11 +44,12 @@ from hyctas.space import edge, tiny
 from latency.journal import journal_path, read_journal
 from latency.profiling import profile
 from latency.table import LatencyTable
+from tests.export import foreign_files as foreign
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig, plan, save
+from tests.hyctas.cli.conftest import Command, expect
 
-Command = Callable[..., tuple[int, str]]
 FP16 = Target("tensorrt", "fp16")
 QUICK = "warmup_ms = 0\nmin_samples = 6\nmax_samples = 6\nbudget_ms = 0\nci = 0.5\nretake_load = 1\n"
 
@@ -99,19 +100,18 @@ def operators_of(model: onnx.ModelProto) -> int:
     return len({info.name.partition("_")[0] for info in model.graph.input})
 
 
-
 PARITY = {
     "output": "native", "inputs": 3, "seed": 0, "finite": True, "max_abs_error": 0.0, "relative_error": 0.0, "label_agreement": 1.0,
     "tolerance": 1e-4, "min_agreement": 0.999, "passed": True,
 }  # fmt: skip
 """What a bundle's parity.json says."""
 
+
 class TestProfile:
     """hyctas-profile --target tensorrt:fp16."""
 
     def test_a_table(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
-        code, said = command("profile", *profile_arguments(tmp_path, "--shard", "1/60"))
-        assert code == 0, said
+        said = expect(command("profile", *profile_arguments(tmp_path, "--shard", "12/60")), 0)
         table = LatencyTable.load(tmp_path / "run/latency.json")
         tried = trials(builder)
         engines = len(builder.graphs) - len(tried) - 1  # the reference has one more
@@ -140,12 +140,12 @@ class TestProfile:
         assert [model.graph.input[0].name for model in networks] == ["x0", "x0"]
         assert rig.gpu.leaks() == []
 
-    @pytest.mark.parametrize("precision", ["fp16", "bf16"])
+    @pytest.mark.parametrize("precision", ["bf16"])
     def test_attention_is_chosen_once(
         self, rig: Rig, builder: FakeBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
     ) -> None:
         """For operators and whole networks, by every command, as long as nothing changes that decides it."""
-        network = tiny().sample(np.random.default_rng(43))  # attends
+        network = tiny().sample(np.random.default_rng(333))  # attends
 
         def measured() -> int:
             before = len(trials(builder))
@@ -190,8 +190,7 @@ class TestProfile:
             return any(list(tensor.dims) in chosen for tensor in model.graph.initializer)
 
         builder.fails = fails
-        code, said = command("profile", *whole)
-        assert code == 1, said
+        said = expect(command("profile", *whole), 1)
         keys = set(part(tiny().keys((64, 64), 4), "1/45"))
         rest = set(LatencyTable.load(tmp_path / "run/latency.json").rows)
         lost = keys - rest
@@ -211,7 +210,7 @@ class TestProfile:
     ) -> None:
         """Ctrl-C in the second batch, then a full disk, then the same command once more."""
         monkeypatch.setitem(profile.__kwdefaults__, "batch", 2)
-        whole, table = profile_arguments(tmp_path, "--shard", "1/28"), tmp_path / "run/latency.json"
+        whole, table = profile_arguments(tmp_path, "--shard", "1/30"), tmp_path / "run/latency.json"
         lines: list[int] = []
 
         def interrupted(model: onnx.ModelProto) -> bool:
@@ -220,8 +219,7 @@ class TestProfile:
             return False
 
         builder.fails = interrupted
-        code, said = command("profile", *whole)
-        assert code == 130 and "the same command continues" in said, said
+        said = expect(command("profile", *whole), 130, "the same command continues")
         first = set(rows_of(journal_path(table)))
         assert 2 <= len(first) < 7
         builder.fails = lambda model: False
@@ -263,7 +261,7 @@ class TestProfile:
     def test_builds(self) -> None:
         cpu = Target("onnxruntime-cpu", "fp32")
         assert [protocol_of(ProfileJob(), target).builds for target in (FP16, cpu)] == [3, 1]
-        assert protocol_of(ProfileJob(expert=json.dumps({"builds": 1})), FP16).builds == 1
+        assert protocol_of(ProfileJob(builds=1), FP16).builds == 1
 
 
 @pytest.mark.gpu
@@ -295,11 +293,8 @@ class TestBench:
         return save(path, rig.trt, plan(version=rig.trt.version, **kinds), precision="fp16")
 
     def onnx(self, path: Path) -> None:
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "native")]
         node = helper.make_node("Relu", ["image"], ["native"], name="relu")
-        model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)])
-        model.ir_version = 10
-        onnx.save(model, path)
+        foreign.save(path, [node], [foreign.info("image", SHAPE)], [foreign.info("native", SHAPE)])
 
     def bench(self, *paths: Path, target: Target = FP16, size: tuple[int, int] | None = None) -> Any:
         models = [BenchModel(path.name, path, size=size) for path in paths]

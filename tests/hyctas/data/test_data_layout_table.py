@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from export.errors import CorruptFile, InvalidInput
-from hyctas.cli.datasets import open_dataset
+from hyctas.commands.datasets import open_dataset
 from hyctas.data import CAMVID, CITYSCAPES, honest_split, open_source, verify
 from hyctas.data.class_tables import ADE20K, CAMVID_32, VOC
 from hyctas.data.folders import FileSource

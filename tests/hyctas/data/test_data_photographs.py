@@ -10,7 +10,7 @@ from PIL import Image
 
 from export.bundle.imaging import decode
 from export.errors import InvalidInput
-from hyctas.cli.bench import load_images
+from hyctas.commands.sample_images import load_images
 from hyctas.data import open_source, verify
 from hyctas.data.images import read_image, read_label
 

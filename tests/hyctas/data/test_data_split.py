@@ -11,12 +11,7 @@ def clips(*lengths: int) -> list[Sample]:
     return [Sample(f"{c}_{i}", f"clip{c:03d}", i) for c, n in enumerate(lengths) for i in range(n)]
 
 
-@given(
-    st.lists(st.integers(1, 90), min_size=1, max_size=25),
-    st.floats(0.1, 0.5),
-    st.integers(0, 4),
-    st.integers(0, 5),
-)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=25), st.floats(0.1, 0.5), st.integers(0, 4), st.integers(0, 5))
 def test_nothing_leaks(lengths: list[int], share: float, gap: int, seed: int) -> None:
     samples = clips(*lengths)
     try:

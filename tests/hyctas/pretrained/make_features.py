@@ -60,11 +60,7 @@ def features(blocks: Sequence[nn.Module], taps: Sequence[int], pixels: np.ndarra
 
 
 def record(
-    name: str,
-    blocks: Sequence[nn.Module],
-    sizes: Sequence[tuple[int, int]],
-    mean: Sequence[float],
-    std: Sequence[float],
+    name: str, blocks: Sequence[nn.Module], sizes: Sequence[tuple[int, int]], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, np.ndarray]:
     """Return a network's entries of the file."""
     found: dict[str, np.ndarray] = {f"{name}/mean_std": np.array([mean, std])}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hyctas.arch.genotype import Cell
+from hyctas.arch.operators import Conv, DownUp, InvertedResidual
 from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.nn.supernet import Supernet
 from hyctas.plan import lower
@@ -69,6 +70,13 @@ def test_places_follow_the_trained_trunk() -> None:
     assert "stage.s8.2.inverted.1" in loaded.identity
     assert all(op.sources[0] in (40, 56) and op.out == 56 for p in found if p.stage == "16a" for op in p.slots.values())
     assert not places(supernet, loaded, ())
+
+
+def test_operators_behind_an_inverted_residual_are_fitted_without_relu() -> None:
+    supernet, loaded, cells = started()
+    later = [op for p in places(supernet, loaded, cells) if p.ordinal for op in p.slots.values()]
+    assert {type(op) for op in later} == {Conv, DownUp, InvertedResidual}
+    assert not any(op.relu for op in later if isinstance(op, Conv)) and all(op.linear for op in later if isinstance(op, DownUp))
 
 
 def test_errors_fall_and_trained_blocks_stay(done: tuple[Supernet, dict[str, list[float]]]) -> None:

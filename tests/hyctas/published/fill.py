@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,9 +39,14 @@ def tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
     return value.float()
 
 
+@cache
+def _filled(name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor(key, shape) for key, shape, alias in rows(name) if not alias}
+
+
 def state_dict(name: str, *, aliases: bool = False) -> dict[str, torch.Tensor]:
     """Return a filled checkpoint; with aliases, those hold the tensor that they are a name of."""
-    filled = {key: tensor(key, shape) for key, shape, alias in rows(name) if not alias}
+    filled = dict(_filled(name))
     if aliases:
         filled = {key: filled[owner_of(key, filled)] for key, _, _ in rows(name)}
     return filled

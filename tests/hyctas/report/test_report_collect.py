@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from export.errors import CorruptFile, InvalidInput
+from export.errors import CorruptFile, InvalidInput, Perform
 from hyctas.report import RunData, collect
 
 Change = Callable[[Path, Callable[[Any], None]], None]
@@ -124,8 +124,9 @@ def test_nothing_to_report(tmp_path: Path, content: str | None) -> None:
     run = tmp_path / "run"
     if content:
         run.mkdir()
-    with pytest.raises(InvalidInput, match="hyctas-"):
+    with pytest.raises(InvalidInput) as found:
         collect(run)
+    assert [type(remedy) for remedy in found.value.remedies] == [Perform]
 
 
 def test_what_is_absent_is_none(run: Path) -> None:

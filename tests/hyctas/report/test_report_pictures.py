@@ -56,7 +56,7 @@ def test_figure_without_history_or_measurements(run: Path) -> None:
 
 def test_no_search_no_figure(run: Path) -> None:
     (run / "pareto.json").unlink()
-    with pytest.raises(InvalidInput, match="hyctas-search"):
+    with pytest.raises(InvalidInput, match="no front to draw"):
         pareto_figure(collect(run))
 
 

@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from export.errors import Unavailable
 from export.trt.options import BuildOptions
 from export.trt.rtx import import_rtx
+from tests.export import foreign_files as foreign
 
 CAPABILITY = 89
 
@@ -51,7 +51,5 @@ def graph(kind: int = TensorProto.FLOAT16, *, opset: int = 18, height: int | str
     inputs = ["w"] if name == "Conv" else []
     made = [helper.make_node(name, [names[i], *inputs], [names[i + 1]], name=f"conv{i}") for i in range(nodes)]
     shape = [1, 3, height, 8]
-    ends = [helper.make_tensor_value_info(end, kind, shape) for end in (names[0], names[-1])]
-    body = helper.make_graph(made, "chain", ends[:1], ends[1:], [onnx.numpy_helper.from_array(weight, "w")])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    return bytes(model.SerializeToString())
+    ends = [foreign.info(end, shape, kind) for end in (names[0], names[-1])]
+    return bytes(foreign.model(made, ends[:1], ends[1:], {"w": weight}, opset=opset).SerializeToString())

@@ -8,19 +8,26 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyctas.cli.jobs import SearchJob
+from export.files import read_json, write_text
+from hyctas.artifacts.choice import FORMAT_VERSION
+from hyctas.artifacts.runs import Record, Run
 from hyctas.cli.show import Bar, Show, Shown, bar, say
-from hyctas.cli.train import TRAINING
+from hyctas.cli.values import fill
+from hyctas.commands.datasets import DataSet
+from hyctas.commands.measured_networks import measure_evaluations
+from hyctas.commands.network_training import NETWORK_FILES, TRAINING, fit_network, network_config
+from hyctas.cost.workloads import CostModel
+from hyctas.pretrained.start import Start, find_start
+from hyctas.report.collect import collect
+from hyctas.report.plot import pareto_figure, svg
+from hyctas.search.finalists import Finalist, Turn, choose_finalists, halve
+from hyctas.search.history import SEARCH, History
+from hyctas.search.limits import Limits
+from hyctas.search.outcome import add_finalists, weights_folder
+from hyctas.training.config import NetworkRecipe, Recipe
 
 if TYPE_CHECKING:
-    from hyctas.artifacts.runs import Run
-    from hyctas.cli.datasets import DataSet
-    from hyctas.cost.workloads import CostModel
-    from hyctas.pretrained.start import Start
-    from hyctas.search.finalists import Finalist, Turn
-    from hyctas.search.history import History
-    from hyctas.search.limits import Limits
-    from hyctas.training.config import NetworkRecipe
+    from hyctas.cli.search import SearchJob
 
 
 def choose_by_training(
@@ -40,15 +47,6 @@ def choose_by_training(
     Raises:
         CheckFailed: the trainings of all finalists failed.
     """
-    from export.files import read_json, write_text
-    from hyctas.artifacts.choice import FORMAT_VERSION
-    from hyctas.artifacts.runs import Record, Run
-    from hyctas.report.collect import collect
-    from hyctas.report.plot import pareto_figure, svg
-    from hyctas.search.finalists import choose_finalists, halve
-    from hyctas.search.history import SEARCH
-    from hyctas.search.outcome import add_finalists
-
     finalists = choose_finalists(history.of(SEARCH), handmade, job.finalists)
     recorded = Record.of_finished(job.run, "train-supernet").config["recipe"]
     recipe = recipe_of(recorded, job.finalist_steps, job.seed)
@@ -70,9 +68,6 @@ def choose_by_training(
 
 def recipe_of(recorded: Mapping[str, Any], steps: int, seed: int) -> NetworkRecipe:
     """Return the recipe of finalists: the supernet's, for so many steps, with a tenth of them as the longest warm-up."""
-    from hyctas.cli.values import fill
-    from hyctas.training.config import NetworkRecipe, Recipe
-
     shared = {field.name: recorded[field.name] for field in fields(Recipe) if field.name in recorded}
     own = {"minutes": None, "steps": steps, "seed": seed, "warmup_steps": min(shared["warmup_steps"], steps // 10)}
     return fill(NetworkRecipe, shared | own)
@@ -91,16 +86,10 @@ class _Work:
 
     def measure(self, finalists: Sequence[Finalist]) -> dict[str, float]:
         """Measure finalists on the table's target, in ms by id."""
-        from hyctas.cli.search import measure_evaluations
-
         return measure_evaluations("finalists", [f.evaluation for f in finalists], self.model, self._shown(""))
 
     def train(self, finalist: Finalist, turn: Turn) -> float:
         """Train a finalist; return its mIoU on the choosing split."""
-        from hyctas.artifacts.runs import Run
-        from hyctas.cli.train import NETWORK_FILES, fit_network, network_config
-        from hyctas.search.outcome import weights_folder
-
         genotype, recipe = finalist.evaluation.genotype, replace(self.recipe, steps=turn.steps)
         folder, before = (self.job.run / weights_folder(finalist.id, number) for number in (turn.number, turn.number - 1))
         start = self._start(before if turn.number > 1 else self.job.run)
@@ -112,8 +101,6 @@ class _Work:
 
     def _start(self, folder: Path) -> Start | None:
         """Return the weights of a training, or of the supernet, which is read once."""
-        from hyctas.pretrained.start import find_start
-
         if folder != self.job.run:
             return find_start(str(folder), self.job.run)
         if self.supernet is None:

@@ -1,22 +1,33 @@
-"""What hyctas-export does for engines: a file of its own, one inside a bundle, and building one anew."""
+"""Export engines: a file of its own, one inside a bundle, and building one anew."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.target import format_size
-from hyctas.cli.jobs import ExportJob, image_size
+from export.bundle.bundle_engine import bundle_of, engine_listed, engine_replaced
+from export.bundle.manifest import read_manifest
+from export.errors import InvalidInput, Unavailable
+from export.files import real_path
+from export.runtimes import open_runtime
+from export.target import Target, format_size
+from export.trt.engine_file import check_free, needs_rebuild, required_manifest
+from export.trt.from_onnx import open_place, options_of, rebuild_engine
+from export.trt.options import BuildOptions, target_precision
+from export.trt.rtx import RUNTIME, capabilities, check_buildable, import_rtx
+from hyctas.artifacts.bundling import Trained, load_trained
+from hyctas.cli.advice import command_line
+from hyctas.cli.show import bar, say
+from hyctas.cli.values import image_size
+from hyctas.commands.sample_images import EXAMPLES, street_scenes
+from hyctas.engine.context import named_context, open_context
+from hyctas.engine.engine_export import EngineReport, write_engine
+from hyctas.engine.settings import EngineSettings, built_precision
 
 if TYPE_CHECKING:
-    from export.target import Target
-    from export.trt.options import BuildOptions
-    from hyctas.artifacts.bundling import Trained
-    from hyctas.engine.engine_export import EngineReport
-    from hyctas.engine.settings import EngineSettings
+    from hyctas.cli.export import ExportJob
 
 KEPT = ("file", "cuda_backend", "threads", "rebuild")
 """Flags that go with --rebuild; the manifest says everything else."""
@@ -29,12 +40,6 @@ def check_engine(job: ExportJob, path: Path, target: Target) -> None:
         Unavailable: TensorRT cannot be used here; says what builds an engine elsewhere.
         InvalidInput: a file stands in the way, or a setting is not allowed.
     """
-    from export.errors import Unavailable
-    from export.runtimes import open_runtime
-    from export.trt.engine_file import check_free
-    from export.trt.rtx import RUNTIME, check_buildable, import_rtx
-    from hyctas.engine.settings import built_precision
-
     settings = job.engine()
     options = settings.options(built_precision(target.precision, settings), capabilities=capabilities_of(job))
     if target.runtime == RUNTIME:
@@ -62,8 +67,6 @@ def capabilities_of(job: ExportJob) -> tuple[int, ...]:
     Raises:
         InvalidInput: one that TensorRT-RTX does not build for.
     """
-    from export.trt.rtx import capabilities
-
     return capabilities(job.gpu) if job.gpu is not None else ()
 
 
@@ -74,10 +77,6 @@ def check_bundle(job: ExportJob, folder: Path) -> str:
         InvalidInput: something else is asked for.
         CorruptFile: the bundle's manifest is damaged.
     """
-    from export.bundle.manifest import read_manifest
-    from export.errors import InvalidInput
-    from export.files import real_path
-
     manifest = read_manifest(folder)
     if job.network is not None and real_path(job.network) != real_path(folder):
         raise InvalidInput(f"{job.file} is part of the bundle {folder}, and is built from it; leave --network out, "
@@ -93,23 +92,21 @@ def write_engine_file(
     job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path
 ) -> None:
     """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there."""
-    from export.bundle.bundle_engine import bundle_of
-    from hyctas.cli.show import say
-
-    asked = ["--network", str(source), "--target", str(target), "--output", output, "--size", format_size(size)]
-    asked += ["--checkpoint", str(job.checkpoint)] if job.checkpoint else []
-    asked += ["--classes", str(job.classes)] if job.classes else []
-    asked += ["--random-weights"] if job.random_weights else []
-    asked += ["--gpu", job.gpu] if job.gpu else []
     settings, home = job.engine(), bundle_of(path)
     if home is None:
-        again = shlex.join(["hyctas-export", path.name, *asked])
-        report = _built(job, trained, path, size, output, target, again, settings)
-        beside = f"{path.name}.json; and {report.onnx.name}"
+        again = command_line(
+            "export", path.name, network=source, target=target, output=output, size=format_size(size), checkpoint=job.checkpoint,
+            classes=job.classes, random_weights=job.random_weights, gpu=job.gpu,
+        )  # fmt: skip
     else:
-        again = shlex.join(["hyctas-export", str(path), "--target", str(target), *(["--gpu", job.gpu] if job.gpu else [])])
-        report = _built(job, trained, path, size, output, target, again, settings, home / "model.onnx")
-        beside = f"{path.name}.json"
+        again = command_line("export", path, target=target, gpu=job.gpu)
+    context = named_context(capabilities_of(job)) if target.runtime == RUNTIME else open_context(settings)
+    with bar(f"export {path.name}") as shown:
+        report = write_engine(
+            trained, path, size, output, target.precision, again, settings, context, street_scenes(size, EXAMPLES),
+            {"threads": job.threads}, say, shown.count, home and home / "model.onnx",
+        )  # fmt: skip
+    beside = f"{path.name}.json" + (f"; and {report.onnx.name}" if home is None else "")
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
     _tell(report)
@@ -123,11 +120,6 @@ def rebuild(job: ExportJob, path: Path) -> None:
         EngineRefused: it has no manifest.
         CorruptFile: the manifest, the bundle or the ONNX file is damaged.
     """
-    from export.bundle.bundle_engine import bundle_of, engine_listed, engine_replaced
-    from export.trt.engine_file import needs_rebuild, required_manifest
-    from export.trt.from_onnx import open_place, options_of, rebuild_engine
-    from hyctas.cli.show import bar, say
-
     _check_alone(job, path)
     options = options_of(path, required_manifest(path))
     settings, home = job.engine(), bundle_of(path)
@@ -150,57 +142,26 @@ def rebuild(job: ExportJob, path: Path) -> None:
 
 
 def _check_alone(job: ExportJob, path: Path) -> None:
-    from export.errors import InvalidInput
-
     if path.suffix.lower() != ".engine":
         raise InvalidInput(f"--rebuild is for engines; {path} is none")
-    other = [field.name for field in fields(job) if field.name not in KEPT and getattr(job, field.name) != field.default]
+    plain = type(job)(file=job.file)
+    names = (field.name for field in fields(job) if field.name not in KEPT)
+    other = [name for name in names if getattr(job, name) != getattr(plain, name)]
     if other:
-        flag = "config" if other[0] == "expert" else other[0].replace("_", "-")
+        flag = "config" if other[0] == "build" else other[0].replace("_", "-")
         raise InvalidInput(f"--rebuild builds what the manifest of {path.name} says; leave out --{flag}")
 
 
 def _rebuild_from_bundle(job: ExportJob, path: Path, home: Path, options: BuildOptions) -> None:
-    from export.bundle.manifest import read_manifest
-    from export.target import Target
-    from export.trt.options import target_precision
-    from hyctas.artifacts.bundling import load_trained
-
     trained, about, mixed = load_trained(home), read_manifest(home), options.precision == "mixed"
-    settings = {"preset": options.preset, "workspace_mib": options.workspace_mib, "tf32": options.tf32, "mixed": mixed}
+    build = EngineSettings(preset=options.preset, workspace_mib=options.workspace_mib, tf32=options.tf32, mixed=mixed)
     gpu = ",".join(f"sm_{number}" for number in options.capabilities) or None
     target = Target("tensorrt-rtx" if gpu else "tensorrt", target_precision(options.precision))
-    write_engine_file(replace(job, gpu=gpu, expert=json.dumps(settings)), trained, path, about.size, about.output, target, home)
-
-
-def _built(
-    job: ExportJob,
-    trained: Trained,
-    path: Path,
-    size: tuple[int, int],
-    output: str,
-    target: Target,
-    again: str,
-    settings: EngineSettings,
-    portable: Path | None = None,
-) -> EngineReport:
-    from hyctas.cli.export import EXAMPLES, street_scenes
-    from hyctas.cli.show import bar, say
-    from hyctas.engine.context import named_context, open_context
-    from hyctas.engine.engine_export import write_engine
-
-    context = named_context(capabilities_of(job)) if target.runtime == "tensorrt-rtx" else open_context(settings)
-    with bar(f"export {path.name}") as shown:
-        return write_engine(
-            trained, path, size, output, target.precision, again, settings, context,
-            street_scenes(size, EXAMPLES), {"threads": job.threads}, say, shown.count, portable,
-        )  # fmt: skip
+    write_engine_file(replace(job, gpu=gpu, build=build), trained, path, about.size, about.output, target, home)
 
 
 def _tell(report: EngineReport) -> None:
     """Say how each attention is computed, and, where the engine was run, how right and how fast it is."""
-    from hyctas.cli.show import say
-
     for choice in report.attention.choices:
         shown_times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in choice.times_ms.items())
         say(f"attention of {choice.case}: {choice.implementation}, {choice.reason}" + (f" ({shown_times})" * bool(shown_times)))

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from export.errors import InvalidInput
 from hyctas.artifacts.runs import Record
+from hyctas.cli.advice import command_line
 from hyctas.cli.show import say
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from hyctas.cli.datasets import DataSet
+from hyctas.commands.datasets import DataSet, open_dataset
+from hyctas.data import Frames
+from hyctas.report.report_files import write_report
 
 EXAMPLES = 5
 
 
 def report_run(run: Path) -> Path:
     """Write RUN/report.md, report.html and pareto.svg; return the page's path. Without its data set, it has no predictions."""
-    from hyctas.cli.datasets import open_dataset
-    from hyctas.report.report_files import write_report
-
     record = Record.read(run, "train-network")
     try:
         data = open_dataset(record.results["data"], check=False)
     except (InvalidInput, KeyError) as error:
         say(f"the report shows no predictions: the data set is not where it was ({error})")
-        return write_report(run)
+        return write_report(run, step_name=command_line)
     size = record.config["recipe"]["size"]
-    return write_report(run, *_predictions(run, data, (size[0], size[1]) if size else None))
+    return write_report(run, *_predictions(run, data, (size[0], size[1]) if size else None), command_line)
 
 
 def _predictions(
     run: Path, data: DataSet, size: tuple[int, int] | None
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
     """Return a few images of val with their labels, and the network's predictions for them."""
-    import torch
+    import torch  # hyctas-bench does without it, but for a run's report
 
     from hyctas.artifacts.bundling import load_trained
-    from hyctas.data import Frames
     from hyctas.training.evaluate import whole_images
 
     trained = load_trained(run, data.num_classes)

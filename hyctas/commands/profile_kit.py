@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hyctas.cli.jobs import BenchJob, ProfileJob, check_writable, image_size
+import onnx
+import torch
+
+from export.errors import InvalidInput, MissingKeys
+from export.onnx.exporter import export_modules
+from export.target import Target, format_size
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.operators import from_key
+from hyctas.artifacts.runs import Run
+from hyctas.cli.advice import command_line
+from hyctas.cli.show import bar, say
+from hyctas.cli.values import image_size
+from hyctas.commands.kit_folder import advise, kit_target, purpose, refuse, report_lost
+from hyctas.commands.output_paths import check_writable
+from hyctas.commands.profile_tensorrt import ALONE
+from hyctas.commands.table_calibration import CALIBRATE, check_networks, num_classes, show
+from hyctas.cost.workloads import calibration_name, calibration_networks, family, native_modules, units, workloads
+from hyctas.plan import lower
+from hyctas.spaces.search_space import SearchSpace
+from hyctas.spaces.space_file import load_space, recorded_space
+from latency import LatencyTable
+from latency.calibration import Calibration
+from latency.identity import Identity
+from latency.kit.ingest import ALONE as APART
+from latency.kit.ingest import ingest
+from latency.kit.write import write_kit
+from latency.predictor import MIN_NETWORKS, fit
+from latency.protocol import Protocol
+from latency.table import Row
 
 if TYPE_CHECKING:
-    import onnx
+    from hyctas.cli.profile import ProfileJob
 
-    from export.target import Target
-    from hyctas.arch.genotype import Genotype
-    from hyctas.spaces.search_space import SearchSpace
-    from latency import LatencyTable
-    from latency.calibration import Calibration
-    from latency.kit.format import Kit
-    from latency.kit.ingest import Ingested
-
-DEFAULT_TARGET = "tensorrt:fp16"
-ALONE = ("selfattention",)
-"""Families that TensorRT may compile into one layer with their neighbours: each operator gets a file of its own."""
 BATCH = 8
 
 
 def write_profile_kit(job: ProfileJob) -> None:
     """Write a kit for what RUN/latency.json lacks (everything, where there is none)."""
-    from export.errors import InvalidInput
-    from hyctas.cli.profile import check_networks, num_classes
-    from hyctas.cli.show import bar, say
-    from hyctas.cost.workloads import workloads
-    from hyctas.spaces.space_file import load_space
-    from latency.kit.write import write_kit
-
     assert job.kit is not None
     refuse(job, "shard", "merge", "check")
-    if job.expert != "{}":
+    if job.builds is not None or job.protocol != Protocol():
         raise InvalidInput("a device kit has a measuring protocol of its own; leave the settings of the TOML file out")
     check_networks(job)
     check_writable(job.kit / "kit.json")
@@ -63,7 +72,7 @@ def write_profile_kit(job: ProfileJob) -> None:
             raise InvalidInput(f"{job.run / 'latency.json'} is complete: there is nothing to measure")
     about = {"purpose": "profile", "space": job.space, "space_hash": space.hash, "size": list(size), "classes": classes,
              "count": job.networks, "networks": {genotype.id: genotype.to_json() for genotype in genotypes}}  # fmt: skip
-    then = shlex.join(["hyctas-profile", "--run", str(job.run), "--ingest", str(job.kit)])
+    then = command_line("profile", run=job.run, ingest=job.kit)
     title = f"write {len(keys)} operators, {len(genotypes)} networks"
     with network_models(genotypes, size, classes) as networks, bar(title) as shown:
         kit = write_kit(
@@ -81,15 +90,6 @@ def ingest_profile(job: ProfileJob) -> None:
         InvalidInput: no kit or no results; or too few networks to calibrate, with the table written.
         TableMismatch: results of different devices, or the space has changed since.
     """
-    from export.errors import InvalidInput, MissingKeys
-    from hyctas.artifacts.runs import Run
-    from hyctas.cli.profile import show
-    from hyctas.cli.show import say
-    from hyctas.spaces.space_file import recorded_space
-    from latency import LatencyTable
-    from latency.kit.ingest import ALONE as APART
-    from latency.kit.ingest import ingest
-
     assert job.ingest is not None
     refuse(job, "kit", "shard", "merge", "check")
     found = ingest(job.ingest)
@@ -112,7 +112,7 @@ def ingest_profile(job: ProfileJob) -> None:
     busy = sum(row.busy for row in table.rows.values())
     say(f"wrote {path}: {len(keys) - len(missing)} of {len(keys)} operators, TensorRT {table.identity.versions['tensorrt']} on "
         f"{table.identity.device['gpus'][0]['name']}")  # fmt: skip
-    report_lost(found, say)
+    report_lost(found)
     if busy:
         say(f"warning: {busy} operators were timed while the device's speed moved, or without a CUDA graph; lock its clocks "
             "(run.sh says how), move results/ away and measure again")  # fmt: skip
@@ -120,28 +120,20 @@ def ingest_profile(job: ProfileJob) -> None:
     if drifted:
         say(f"warning: {drifted} calibration networks were disturbed: {next(notes[0] for notes in found.notes.values() if notes)}")
     if missing:
-        command = f"on the device: sh run.sh; then here: hyctas-profile --run {job.run} --ingest {job.ingest}"
+        command = f"on the device: sh run.sh; then here: {command_line('profile', run=job.run, ingest=job.ingest)}"
         if found.lost and all(lost.remedy == APART for lost in found.lost):
-            command = (f"hyctas-profile --run {job.run} --kit NEW_DIR --space {about['space']} --size {size[0]}x{size[1]} "
-                       f"--classes {classes} --networks {about['count']} --target {found.kit.target}")  # fmt: skip
-        raise MissingKeys(missing, command)
+            command = command_line(
+                "profile", run=job.run, kit="NEW_DIR", space=about["space"], size=format_size(size), classes=classes,
+                networks=about["count"], target=found.kit.target,
+            )  # fmt: skip
+        raise MissingKeys(missing, f"measure them: {command}")
     if calibration is None and about["count"]:
         raise InvalidInput(lacking)
     run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None, kit=found.kit.id)
     if lacking:
         say(f"warning: {lacking}")
     show(calibration)
-    say(f"next: hyctas-search --run {job.run}, or with another run: --table {path}")
-
-
-def kit_target(text: str | None) -> Target:
-    """Return the target of a kit; the device is not here, so that nothing can be probed."""
-    from export.target import Target
-    from hyctas.cli.show import say
-
-    if text is None:
-        say(f"target: {DEFAULT_TARGET} (give --target for another)")
-    return Target.parse(text or DEFAULT_TARGET)
+    say(f"next: {command_line('search', run=job.run)}, or with another run: --table {path}")
 
 
 def estimate_ms(key: str) -> float:
@@ -149,8 +141,6 @@ def estimate_ms(key: str) -> float:
 
     1 TMAC/s, 50 GB/s at two bytes per element, and 10 us of launches.
     """
-    from hyctas.arch.operators import from_key
-
     operator, shapes = from_key(key)
     return 0.01 + operator.macs(shapes) / 1e9 + operator.bytes_moved(shapes) / 2 / 50e6
 
@@ -160,15 +150,9 @@ def network_models(
     genotypes: Sequence[Genotype], size: tuple[int, int], classes: int
 ) -> Iterator[dict[str, Callable[[], onnx.ModelProto]]]:
     """Give fp32 models with native output and random weights by genotype id; exported in batches, on first use."""
-    from export.onnx.exporter import export_modules
-    from hyctas.cost.workloads import native_modules
-
     with tempfile.TemporaryDirectory(prefix="hyctas-kit-") as temporary:
 
         def make(at: int) -> onnx.ModelProto:
-            import onnx
-            import torch
-
             path = Path(temporary) / f"{genotypes[at].id}.onnx"
             if not path.exists():
                 batch = genotypes[at : at + BATCH]
@@ -185,12 +169,6 @@ def _networks(
     space: SearchSpace, size: tuple[int, int], classes: int, count: int, target: Target, costs: dict[str, float]
 ) -> list[Genotype]:
     """Choose calibration networks as `hyctas-profile` does, by estimated times: the table is not there yet."""
-    from hyctas.cli.profile import CALIBRATE
-    from hyctas.cost.workloads import calibration_networks, family
-    from latency import LatencyTable
-    from latency.identity import Identity
-    from latency.table import Row
-
     rows = {key: Row(family(key), ms, ms, ms, n=1, builds=1, busy=False) for key, ms in costs.items()}
     guess = LatencyTable(Identity(str(target), {}, {}, 1, {}), rows)
     return calibration_networks(space, guess, size, classes, count, CALIBRATE)
@@ -198,8 +176,6 @@ def _networks(
 
 def _partial(run: Path, target: Target) -> LatencyTable | None:
     """Return the table that an earlier kit left in the run folder."""
-    from latency import LatencyTable
-
     if not (run / "latency.json").exists():
         return None
     table = LatencyTable.load(run / "latency.json")
@@ -219,11 +195,6 @@ def _calibrated(
     space: SearchSpace, table: LatencyTable, size: tuple[int, int], classes: int, count: int
 ) -> tuple[Calibration | None, str]:
     """Fit the calibration on the networks measured so far; and say what is lacking."""
-    from hyctas.arch.genotype import Genotype
-    from hyctas.cost.workloads import calibration_name, units
-    from hyctas.plan import lower
-    from latency.predictor import MIN_NETWORKS, fit
-
     networks = _measured_networks(table)
     lacking = ""
     if len(networks) < count:
@@ -233,45 +204,3 @@ def _calibrated(
     plans = [units(lower(Genotype.from_json(text), size, classes)) for text, _ in networks.values()]
     times = [ms for _, ms in networks.values()]
     return fit(plans, times, table, space_hash=space.hash, name=calibration_name(space, size)), lacking
-
-
-def purpose(kit: Kit, wanted: str, folder: Path) -> dict[str, Any]:
-    """Return what a kit is for.
-
-    Raises:
-        InvalidInput: it is for another command.
-    """
-    from export.errors import InvalidInput
-
-    other = kit.about.get("purpose")
-    if other != wanted:
-        raise InvalidInput(f"{folder} is a kit of hyctas-{other}, not of hyctas-{wanted}; take hyctas-{other} --ingest {folder}")
-    return dict(kit.about)
-
-
-def advise(folder: Path, kit: Kit, then: str) -> None:
-    """Print what to do with a kit."""
-    from hyctas.cli.show import say
-
-    size = sum(path.stat().st_size for path in (folder / "onnx").iterdir()) / 2**20
-    say(f"wrote {folder}: {len(kit.files)} ONNX files ({size:.0f} MiB) for {kit.target}, {len(kit.steps())} timings")
-    say("next:")
-    say(f"  1. copy {folder} to the device (it needs trtexec, and no Python)")
-    say("  2. there: sh run.sh        (a minute or so per file; continues when interrupted)")
-    say(f"  3. copy its results/ back into {folder}")
-    say(f"  4. here: {then}")
-
-
-def report_lost(found: Ingested, say: Callable[[str], None]) -> None:
-    """Print every file without a usable result."""
-    for lost in found.lost:
-        say(f"  {lost.name}: {lost.reason}; {lost.remedy}")
-
-
-def refuse(job: ProfileJob | BenchJob, *names: str) -> None:
-    """Refuse flags that have no meaning beside --kit or --ingest."""
-    from export.errors import InvalidInput
-
-    for name in names:
-        if getattr(job, name):
-            raise InvalidInput(f"--{name} does not go together with --{'ingest' if job.ingest is not None else 'kit'}")

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyctas.cli.jobs import TrainSupernetJob, image_size
+from export.errors import InvalidInput
+from export.files import sha256
+from export.target import format_size
+from hyctas.cli.show import say
+from hyctas.cli.values import image_size
+from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.search.limits import Limits
+from hyctas.spaces.members import members
+from hyctas.spaces.search_space import SearchSpace
+from hyctas.training.band import Drawer, TrainedBand, latency_band, macs_band
+from hyctas.training.config import SupernetRecipe
+from latency import LatencyTable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hyctas.spaces.search_space import SearchSpace
-    from hyctas.training.band import Drawer, TrainedBand
-    from hyctas.training.config import SupernetRecipe
-    from latency import LatencyTable
+    from hyctas.cli.train import TrainSupernetJob
 
 
 def networks_to_train(
@@ -33,16 +40,6 @@ def networks_to_train(
         MissingKeys, TableMismatch: the table is of another space or size.
         Infeasible: no network was found near the limit.
     """
-    from export.errors import InvalidInput
-    from export.files import sha256
-    from export.target import format_size
-    from hyctas.cli.show import say
-    from hyctas.cost.workloads import CostModel
-    from hyctas.search.limits import Limits
-    from hyctas.spaces.members import members
-    from hyctas.training.band import Drawer, TrainedBand, latency_band, macs_band
-    from latency import LatencyTable
-
     if not job.limit:
         if job.table is not None:
             raise InvalidInput(f"--table {job.table} is of use with --limit only; give --limit ms=MILLISECONDS too")
@@ -64,17 +61,11 @@ def networks_to_train(
         f"networks of {band.low:.3g} to {band.high:.3g} ms at {format_size(size)} on {table.identity.target}, predicted by {path}: "
         f"{len(drawer.members)} hand-made ones among them, the largest with {band.cost(drawer.largest):.3g} ms"
     )
-    return drawer, TrainedBand(
-        limit_ms=limits.latency_ms, low_ms=band.low, high_ms=band.high, size=size, table_sha256=sha256(path)
-    )
+    return drawer, TrainedBand(limit_ms=limits.latency_ms, low_ms=band.low, high_ms=band.high, size=size, table_sha256=sha256(path))
 
 
 def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: LatencyTable, path: Path) -> tuple[int, int]:
     """Return the image size that latency counts for: the one trained at where the table is calibrated for it, else the only one."""
-    from export.errors import InvalidInput
-    from export.target import format_size
-    from hyctas.cost.workloads import calibrated_sizes
-
     found = calibrated_sizes(space, table)
     if given is not None and (format_size(given) in found or not found):
         return given

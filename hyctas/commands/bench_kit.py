@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyctas.cli.jobs import BenchJob, check_writable, image_size
-from hyctas.cli.kit import advise, kit_target, purpose, refuse, report_lost
+import onnx
+
+from export.bench_report import MAX_CV, BenchReport, BenchResult, summarise
+from export.bundle.bundle import read_bundle
+from export.errors import InvalidInput
+from export.files import sha256
+from export.onnx.foreign import graph_inputs, load_model
+from export.onnx.graph_split import spec_of
+from export.onnx.static_shape import static_onnx
+from export.target import format_size
+from export.tensor_layout import image_input
+from hyctas.cli.advice import command_line
+from hyctas.cli.show import bar, say
+from hyctas.cli.values import image_size
+from hyctas.commands.kit_folder import advise, kit_target, purpose, refuse, report_lost
+from hyctas.commands.model_files import BUNDLE, RUN, kind_of, names
+from hyctas.commands.output_paths import check_writable
+from hyctas.commands.timing_report import check_out, publish
+from latency.kit.format import Timing
+from latency.kit.ingest import Ingested, ingest
+from latency.kit.write import write_kit
 
 if TYPE_CHECKING:
-    import onnx
-
-    from export.bench_report import BenchReport, BenchResult
-    from latency.kit.ingest import Ingested
+    from hyctas.cli.bench import BenchJob
 
 ROUNDS = 5
 WARMUP_MS = 500
@@ -28,11 +44,6 @@ Models = tuple[dict[str, Callable[[], "onnx.ModelProto"]], dict[str, dict[str, A
 
 def write_bench_kit(job: BenchJob) -> None:
     """Write a kit for the models given."""
-    from export.errors import InvalidInput
-    from hyctas.cli.show import bar, say
-    from latency.kit.format import Timing
-    from latency.kit.write import write_kit
-
     assert job.kit is not None
     refuse(job, "data", "out")
     if job.mode != "model":
@@ -43,10 +54,7 @@ def write_bench_kit(job: BenchJob) -> None:
     check_writable(job.kit / "kit.json")
     target = kit_target(job.target)
     timing = Timing(warmup_ms=WARMUP_MS, duration_s=job.seconds / ROUNDS, iterations=MIN_QUERIES)
-    if job.run is None:
-        then = shlex.join(["hyctas-bench", "--ingest", str(job.kit)])
-    else:
-        then = shlex.join(["hyctas-bench", "--run", str(job.run), "--ingest", str(job.kit)])
+    then = command_line("bench", run=job.run, ingest=job.kit)
     with _models(paths, image_size(job.size) if job.size else None) as (make, facts), bar(f"write {len(paths)} models") as shown:
         about = {"purpose": "bench", "seconds": job.seconds, "models": facts}
         kit = write_kit(
@@ -64,30 +72,18 @@ def ingest_bench(job: BenchJob) -> None:
         InvalidInput: no kit or no results; or models without usable results, with the report of the others written.
         TableMismatch: results of different devices.
     """
-    from export.errors import InvalidInput
-    from hyctas.cli.bench import check_out, print_report, write_report
-    from hyctas.cli.show import say
-    from latency.kit.ingest import ingest
-
     assert job.ingest is not None
     refuse(job, "kit", "models", "data")
     out = job.out or (job.run / "fps.json" if job.run else Path("bench.json"))
     check_out(out)
-    check_writable(out)
     found = ingest(job.ingest)
     about = purpose(found.kit, "bench", job.ingest)
-    report_lost(found, say)
+    report_lost(found)
     again = f"run `sh run.sh` on the device again, copy its results/ back, and repeat hyctas-bench --ingest {job.ingest}"
     if not found.networks:
         raise InvalidInput(f"no model of {job.ingest} has usable results; {again}")
     report = make_report(found, about)
-    print_report(report)
-    for path in write_report(report, out):
-        say(f"wrote {path}")
-    if job.run and (job.run / "train-network.json").exists():
-        from hyctas.cli.report import report_run
-
-        say(f"wrote {report_run(job.run)}")
+    publish(report, out, job.run)
     lost = [name for name in found.kit.networks if name not in found.networks]
     if lost:
         raise InvalidInput(f"the report lacks {', '.join(lost)}; {again}")
@@ -95,8 +91,6 @@ def ingest_bench(job: BenchJob) -> None:
 
 def make_report(found: Ingested, about: dict[str, Any]) -> BenchReport:
     """Reduce the times of a kit's models to a report."""
-    from export.bench_report import MAX_CV, BenchReport
-
     names = list(found.networks)
     results = tuple(_result(found, name, names[0], about["models"][name]) for name in names)
     identity, provenance = found.table.identity, found.table.provenance[-1]
@@ -113,8 +107,6 @@ def make_report(found: Ingested, about: dict[str, Any]) -> BenchReport:
 
 
 def _result(found: Ingested, name: str, first: str, facts: dict[str, Any]) -> BenchResult:
-    from export.bench_report import BenchResult, summarise
-
     rounds = found.networks[name]
     medians = [statistics.median(turn) for turn in rounds]
     reference = None if name == first else [statistics.median(turn) for turn in found.networks[first]]
@@ -127,8 +119,6 @@ def _result(found: Ingested, name: str, first: str, facts: dict[str, Any]) -> Be
 @contextmanager
 def _models(paths: Sequence[Path], size: tuple[int, int] | None) -> Iterator[Models]:
     """Bring every model into the form of a static fp32 ONNX file in a folder that goes away."""
-    from hyctas.cli.bench import kind_of, names
-
     with tempfile.TemporaryDirectory(prefix="hyctas-kit-") as temporary:
         make: dict[str, Callable[[], onnx.ModelProto]] = {}
         facts: dict[str, dict[str, Any]] = {}
@@ -136,33 +126,16 @@ def _models(paths: Sequence[Path], size: tuple[int, int] | None) -> Iterator[Mod
             folder = Path(temporary) / str(number)
             folder.mkdir()
             file, facts[name] = _model(path, kind_of(path), size, folder)
-            make[name] = lambda file=file: _load(file)  # type: ignore[misc]
+            make[name] = functools.partial(load_model, file)
         yield make, facts
 
 
 def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) -> tuple[Path, dict[str, Any]]:
-    from export.errors import InvalidInput
-    from export.files import sha256
-    from export.onnx.foreign import graph_inputs
-    from export.onnx.graph_split import spec_of
-    from export.onnx.static_shape import static_onnx
-    from export.target import format_size
-    from export.tensor_layout import image_input
-    from hyctas.cli.bench import BUNDLE, RUN
-
     if kind == ".pt2":
         raise InvalidInput(f"{path}: trtexec does not read .pt2 files; give the .onnx file, the bundle or the run folder")
-    notes: list[str] = []
-    if kind == RUN:
-        source = _exported(path, size, folder)
-    elif kind == BUNDLE:
-        from export.bundle.bundle import read_bundle
-
-        source = read_bundle(path).model
-    else:
-        source = path
+    source = _exported(path, size, folder) if kind == RUN else read_bundle(path).model if kind == BUNDLE else path
     file, notes = static_onnx(source, size, folder)
-    model = _load(file)
+    model = load_model(file)
     if any(tensor.data_type == tensor.FLOAT16 for tensor in model.graph.initializer):
         notes.append("the file itself holds half-precision weights; they stay so")
     image = image_input([spec_of(info) for info in graph_inputs(model)])
@@ -173,19 +146,11 @@ def _model(path: Path, kind: str, size: tuple[int, int] | None, folder: Path) ->
 
 
 def _exported(run: Path, size: tuple[int, int] | None, folder: Path) -> Path:
-    from export.errors import InvalidInput
-    from export.onnx.exporter import export_onnx
+    from export.onnx.exporter import export_onnx  # torch, which ONNX files and bundles do without
     from hyctas.artifacts.bundling import load_trained
 
     trained = load_trained(run)
-    if (size or trained.size) is None:
-        raise InvalidInput(f"{run} does not say for which image size; give --size HEIGHTxWIDTH")
     wanted = size or trained.size
-    assert wanted is not None
+    if wanted is None:
+        raise InvalidInput(f"{run} does not say for which image size; give --size HEIGHTxWIDTH")
     return export_onnx(trained.network, wanted, folder / "model.onnx").path
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    from export.onnx.foreign import load_model
-
-    return load_model(path)

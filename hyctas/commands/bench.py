@@ -1,0 +1,75 @@
+"""Time one or more models, interleaved, and write a report that another person can reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.bench_report import BenchReport
+from export.bench_timing import bench
+from export.errors import InvalidInput
+from export.paced import PacedReport, pace
+from export.target import TENSORRT
+from hyctas.cli.show import say, still_bar
+from hyctas.cli.values import image_size
+from hyctas.commands.bench_kit import ingest_bench, write_bench_kit
+from hyctas.commands.model_files import bench_model, choose_target, kind_of, names
+from hyctas.commands.sample_images import load_images, painted_street
+from hyctas.commands.timing_report import check_out, publish
+from hyctas.engine.table_attention import open_target
+from latency.lock import measuring
+
+if TYPE_CHECKING:
+    from hyctas.cli.bench import BenchJob
+
+
+def bench_models(job: BenchJob) -> None:
+    """Time the models and write the report."""
+    if job.kit is not None or job.ingest is not None:
+        if job.pace is not None:
+            raise InvalidInput("--pace runs models on this machine; a kit times them back to back on a device: leave --pace out")
+        (write_bench_kit if job.ingest is None else ingest_bench)(job)
+        return
+    name = "fps.json" if job.run else "bench.json"
+    out = job.out or (job.run or Path()) / (name if job.pace is None else "paced.json")
+    check_out(out)
+    paths = job.models or ((job.run,) if job.run else ())
+    if not paths:
+        raise InvalidInput("nothing to time: give ONNX files, .pt2 files, bundles or run folders, or --run RUN for its network")
+    kinds = [kind_of(path) for path in paths]
+    size = image_size(job.size) if job.size else None
+    if size and ".pt2" in kinds:
+        raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
+    target = choose_target(job.target, list(zip(paths, kinds, strict=True)))
+    check_trust(job.trust, paths)
+    runtime = open_target(target, job.threads, **(job.loading().arguments() if target.runtime in TENSORRT else {}))
+    models = [bench_model(path, kind, name, target, size) for path, kind, name in zip(paths, kinds, names(paths), strict=True)]
+    images = load_images(job.data) if job.data else painted_street(models[0], runtime) if job.mode == "end-to-end" else []
+    if images:
+        say(f"images: {len(images)} from {job.data or 'a generated street scene'}")
+    say(f"target: {target}, {job.threads} thread{'s' * (job.threads != 1)}; mode {job.mode}; {len(models)} "
+        f"model{'s' * (len(models) != 1)} for {job.seconds:g} s each")  # fmt: skip
+    with measuring(say), still_bar("time models") as show:
+        report: BenchReport | PacedReport
+        if job.pace is None:
+            report = bench(
+                models, target, job.threads, seconds=job.seconds, mode=job.mode, progress=show, images=images, runtime=runtime
+            )
+        else:
+            report = pace(models, runtime, job.pace, job.seconds, job.mode, images, show)
+    publish(report, out, job.run)
+
+
+def check_trust(trust: bool, paths: Sequence[Path]) -> None:
+    """Refuse files whose reading executes code, unless told otherwise.
+
+    Raises:
+        InvalidInput: there is one.
+    """
+    found = next((path for path in paths if path.suffix.lower() == ".pt2"), None)
+    if found is not None and not trust:
+        raise InvalidInput(
+            f"{found}: reading a .pt2 file executes code that stands in it (pickled objects, libraries compiled by AOTInductor). "
+            "Repeat the command with --trust where you know who made it; an .onnx file or a bundle's model.onnx is data alone"
+        )

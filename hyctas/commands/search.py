@@ -1,0 +1,155 @@
+"""Find the networks that no other beats in both mIoU and latency, and choose one of them by training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.bundle.imaging import Preprocessing
+from export.errors import CheckFailed, InvalidInput
+from export.files import sha256, write_text
+from hyctas.artifacts.choice import HANDMADE
+from hyctas.artifacts.inherit import SupernetRecord
+from hyctas.artifacts.runs import Run, recorded_preprocessing
+from hyctas.cli.show import bar, say
+from hyctas.cli.values import image_size
+from hyctas.commands.datasets import DataSet, open_dataset
+from hyctas.commands.front_table import show_front
+from hyctas.commands.measured_networks import measure_evaluations
+from hyctas.commands.train_finalists import choose_by_training
+from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.data import Frames
+from hyctas.report.collect import collect
+from hyctas.report.plot import pareto_figure, svg
+from hyctas.search.driver import search
+from hyctas.search.front import pareto, spread
+from hyctas.search.history import SEARCH, History
+from hyctas.search.limits import Limits
+from hyctas.search.outcome import write_outcome
+from hyctas.search.score import Scorer, drawn_samples
+from hyctas.spaces.members import members_of
+from hyctas.spaces.search_space import SearchSpace
+from latency import LatencyTable
+
+if TYPE_CHECKING:
+    from hyctas.cli.search import SearchJob
+
+SCORE_THREADS, NORM_BATCHES = 2, 2
+"""Fixed, and noted in the history: recorded values depend on them in the last digits."""
+
+
+def run_search(job: SearchJob) -> None:
+    """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
+    limits = Limits.parse(job.limit)
+    record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
+    supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
+    space, table = supernet.space(job.space), LatencyTable.load(table_path)
+    size = _size(job, space, table, table_path)
+    data = open_dataset(job.data or supernet.data, check=False)
+    confidence = None if job.confidence is None else job.confidence / 100
+    model = CostModel(space, table, size, data.num_classes, confidence)
+    _check_error(model, job.max_error, table_path)
+    limits.check_feasible(model)
+    if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
+        say(warning)
+    settings = job.settings
+    eval_size = settings.eval_size or supernet.size
+    members, screened = members_of(space), min(settings.screen_images, job.images)
+    config = {
+        "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
+        "population": settings.population, "candidates": settings.candidates, "images": job.images, "screen_images": screened,
+        "members": [genotype.id for genotype in members.values()], "eval_size": eval_size, "seed": job.seed,
+        "data": data.trained(), "supernet_sha256": sha256(supernet.path),
+        "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
+        "preprocessing": preprocessing.to_json(),
+    }  # fmt: skip
+    former = {**config, "data": data.identity()}
+    run = Run(job.run, "search", config, ("history.jsonl", "pareto.json", "pareto.svg", "finalists"),
+              restart=job.restart, formerly={**former, "measure": job.measure})  # fmt: skip
+    reference_ms = limits.latency_ms or model.costs(space.largest()).bound_ms
+    history = History(
+        run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say, {**former, "reference_ms": reference_ms}
+    )
+    measured = run.record["results"].get("measure", job.measure) if run.done else None
+    if measured == job.measure and run.file("pareto.json").exists():
+        say(f"{run.file('pareto.json')} is already there with this configuration")
+    else:
+        if history.evaluations:
+            say(f"continuing: {len(history.evaluations)} evaluations are recorded")
+        scorer = open_scorer(job, supernet, data, preprocessing)
+        with bar(f"search {job.evaluations} networks") as shown:
+            search(
+                model, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=job.seed,
+                reference_ms=reference_ms, screen=scorer.screen if screened else None, members=list(members.values()),
+                candidates=settings.candidates,
+                progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+            )  # fmt: skip
+        facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
+        _conclude(run, history, model, limits, reference_ms, job.measure, facts)
+    if job.finalists:
+        names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
+        choose_by_training(job, run, history, limits, model, data, names)
+    say(show_front(run.folder))
+
+
+def _conclude(
+    run: Run, history: History, model: CostModel, limits: Limits, reference_ms: float, measure: int, facts: dict[str, Any]
+) -> None:
+    """Measure the front, and write what the search found."""
+    table, calibration = model.table, model.calibration
+    members = spread(pareto(history.of(SEARCH)), measure) if measure else []
+    measured = measure_evaluations("front", members, model)
+    facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
+             "calibration": calibration, "confidence": model.confidence,
+             "bound_factor": model.bound_factor}  # fmt: skip
+    outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
+    write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
+    run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=measure)
+
+
+def _check_error(model: CostModel, max_error: float, path: Path) -> None:
+    """Say how good the latency table is, and refuse one that is not good enough.
+
+    Raises:
+        CheckFailed: its hold-out error exceeds the limit.
+    """
+    if model.calibration is None:
+        say(f"warning: {path} is not calibrated on whole networks, so the error of its predictions is unknown")
+        return
+    held = model.calibration.holdout
+    say(f"latency table {path}: hold-out error MAPE {held.mape:.1%}, {held.within10:.0%} within 10 %, "
+        f"Spearman {held.spearman:.3f} ({held.n} networks)")  # fmt: skip
+    if 100 * held.mape > max_error:
+        raise CheckFailed(
+            f"the predictions of {path} are off by {held.mape:.1%} on average, allowed are {max_error:g} %: a search would choose "
+            "by noise. Measure it again on a quiet machine (hyctas-profile --restart, more --networks), or accept it with "
+            f"--max-error {100 * held.mape + 1:.0f}"
+        )
+    if model.confidence is not None:
+        say(f"limits on latency hold for the upper bound of {model.confidence:.0%}: {model.bound_factor:.3f} x prediction")
+
+
+def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
+    """Return the size asked for, or the one that the table was calibrated for."""
+    if job.size:
+        return image_size(job.size)
+    found = calibrated_sizes(space, table)
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{table_path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}); give --size"
+        )
+    return image_size(found[0])
+
+
+def open_scorer(job: SearchJob, supernet: SupernetRecord, data: DataSet, preprocessing: Preprocessing) -> Scorer:
+    """Return what scores networks by shared weights, on `SCORE_THREADS` threads."""
+    settings = job.settings
+    size = settings.eval_size or supernet.size
+    drawn, _ = drawn_samples(data.choose, job.seed, job.images)
+    few = drawn[: settings.screen_images] or drawn
+    parts = [Frames(data.source, "train", part, size=size) for part in (data.train, few, drawn[len(few) :]) if part]
+    return Scorer(
+        supernet.load(job.space), *parts, preprocessing=preprocessing, seed=job.seed, norm_batches=NORM_BATCHES,
+        threads=SCORE_THREADS,
+    )  # fmt: skip
