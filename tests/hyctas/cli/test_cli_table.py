@@ -57,7 +57,6 @@ def test_bounds_and_limits() -> None:
 
 
 def test_measured_front_is_counted(searched: Path) -> None:
-
     outcome = json.loads((searched / "pareto.json").read_text())
     for index, member in enumerate(outcome["front"]):
         member["measured_ms"] = 4.0 if index % 2 == 0 else 6.0
