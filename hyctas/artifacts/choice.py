@@ -102,6 +102,7 @@ class Outcome:
     target: str
     size: Size
     num_classes: Count | None = None
+    threads: Count | None = None
     limits: Limits
     reference_ms: Positive
     evaluations: Evaluations
@@ -112,6 +113,8 @@ class Outcome:
     finalists: tuple[Member, ...] = ()
     weights: str | None = None
     """Folder of the chosen finalist's last training, inside the run folder."""
+    confidence: Share | None = None
+    """Of the bound that limits were kept by; None: by the prediction."""
     calibration: Named | None = None
     """What predictions used; None: plain sums."""
 
