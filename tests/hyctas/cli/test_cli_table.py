@@ -42,7 +42,7 @@ def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> Non
     for wrong in (30, 100):
         assert "at least 50, below 100" in command("search", *arguments, "--confidence", wrong)[1]
     made_table(ratios=RATIOS[:10]).save(run / "latency.json")
-    expect(command("search", *arguments, "--confidence", 95), 2, "needs at least 45 networks; got 10")
+    expect(command("search", *arguments, "--confidence", 95), 2, "needs at least 45 networks; got 10; run hyctas-profile")
 
 
 def test_bounds_and_limits() -> None:
