@@ -112,12 +112,13 @@ def _must(code: int | None, log: Path) -> None:
 
 def _stop_before_weights() -> None:
     """Have a training end as if it were killed between its last checkpoint and its weights."""
-    import hyctas.network
+    from hyctas.commands import network_training, train
 
     def stop(*_: Any) -> None:
         os._exit(0)
 
-    hyctas.network.save_weights = stop  # type: ignore[assignment]
+    for module in (network_training, train):
+        module.save_weights = stop  # type: ignore[assignment]
 
 
 def _data(root: Path) -> None:
