@@ -1,1 +1,1 @@
-"""Write and read bundles, and run them on images without torch."""
+"""Write and read bundles, and turn images into inputs. No torch here."""

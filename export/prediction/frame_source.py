@@ -1,4 +1,4 @@
-"""Give pictures one after another: of image files, of a video, or of a camera. No torch here."""
+"""Give pictures one after another: of image files, of a video, or of a camera."""
 
 from __future__ import annotations
 

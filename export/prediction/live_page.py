@@ -1,4 +1,4 @@
-"""Show overlays on a web page while they are made: a stream of JPEGs, frames per second, and where the time goes. No torch here."""
+"""Show overlays on a web page while they are made: a stream of JPEGs, frames per second, and where the time goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos by way of OpenCV, which is an extra: open one to read, and write one. No torch here."""
+"""Videos by way of OpenCV, which is an extra: open one to read, and write one."""
 
 from __future__ import annotations
 

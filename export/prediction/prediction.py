@@ -1,4 +1,4 @@
-"""Segment the frames of a source one after another, and give each to whoever writes or shows it. No torch here."""
+"""Segment the frames of a source one after another, and give each to whoever writes or shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say where the time of every frame went, stage by stage, and how many frames a second were reached. No torch here."""
+"""Say where the time of every frame went, stage by stage, and how many frames a second were reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build, check, run and time engines of TensorRT, 10.3 to 11.x, and TensorRT-RTX. Neither that nor torch is imported before use.
+"""Build, check, run and time engines of TensorRT, 10.3 to 11.x, and TensorRT-RTX. No torch here.
 
 | file                      | does                                                                                  |
 |---------------------------|---------------------------------------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Try implementations of one attention in engines of their own: build, prove, time in turns, take the fastest. No torch here.
+"""Try implementations of one attention in engines of their own: build, prove, time in turns, take the fastest.
 
 A failure is a reason against an implementation, unless it leaves CUDA unusable for the process (`CudaBroken`).
 """

@@ -1,4 +1,4 @@
-"""Describe one shape of attention: a graph of it alone, inputs to try it with, and what it must give. No torch here.
+"""Describe one shape of attention: a graph of it alone, inputs to try it with, and what it must give.
 
 Two kinds of inputs: `varied` logits (standard deviation 2), in which rounding of logits shows, and `constant` ones (almost), whose
 sums of equal weights overflow in fp16 where the number of keys is large. The reference is computed in float64 for a sample of the

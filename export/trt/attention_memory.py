@@ -1,4 +1,4 @@
-"""Keep which attention was chosen on a machine, so that tables, searches and their repetitions use the same. No torch here.
+"""Keep which attention was chosen on a machine, so that tables, searches and their repetitions use the same.
 
 One file stands beside each timing cache, since choices hold for the same TensorRT, GPU and driver. What else decides a choice
 (options of the build, the kernels' source, what it was chosen among) is part of an entry's name, so entries that no longer apply

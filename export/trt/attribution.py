@@ -1,4 +1,4 @@
-"""Attribute the layers of an engine to the operators that stand in it side by side. No torch here.
+"""Attribute the layers of an engine to the operators that stand in it side by side.
 
 All nodes and tensors of an operator begin with its prefix (`k0017_0_`: operator 17, copy 0). TensorRT keeps these names in the
 names of its layers; fused kernels with names of their own list the ONNX nodes and tensors in the engine's layer information.

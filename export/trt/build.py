@@ -1,4 +1,4 @@
-"""Build TensorRT engines from ONNX graphs, one way for 10.3 to 11.x: strongly typed, precision from the graph. No torch here.
+"""Build TensorRT engines from ONNX graphs, one way for 10.3 to 11.x: strongly typed, precision from the graph.
 
 Nothing here changes the graph: `export.trt.prepare.prepared` gives it its precision before, and a graph that does not fit
 what is asked for is refused. Building needs the GPU that the engine is for. Ctrl-C ends a build after the step at hand.

@@ -1,4 +1,4 @@
-"""Choose how each attention of a network is computed, per shape. No torch here.
+"""Choose how each attention of a network is computed, per shape.
 
 | implementation | is                                               | refused where                                         |
 |----------------|--------------------------------------------------|-------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Deserialise an engine and describe its inputs and outputs in numpy's terms. No torch here."""
+"""Deserialise an engine and describe its inputs and outputs in numpy's terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build an engine from an ONNX file where it is to run, or build one anew: python -m export.trt.from_onnx. No torch here.
+"""Build an engine from an ONNX file where it is to run, or build one anew: python -m export.trt.from_onnx.
 
 | given                             | writes                                                                                      |
 |-----------------------------------|---------------------------------------------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Measure several operators in one engine, each by its share of the engine's layers. No torch here.
+"""Measure several operators in one engine, each by its share of the engine's layers.
 
 Building takes seconds and running microseconds, so an engine per operator would spend hours on a space. An engine runs as a whole:
 further execution contexts or optimisation profiles run the same layers again, and a conditional around each operator would keep

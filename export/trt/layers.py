@@ -1,4 +1,4 @@
-"""Time an engine's layers, describe them, and tell whether its attention was fused. No torch here.
+"""Time an engine's layers, describe them, and tell whether its attention was fused.
 
 Times and descriptions are written in the JSON schemas of trtexec (`--exportProfile`, `--exportLayerInfo`), so that tools for those
 read them. A layer's time is for comparing layers: the profiler disturbs, and the sum is not the engine's latency.

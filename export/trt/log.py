@@ -1,4 +1,4 @@
-"""Collect TensorRT's own messages, and make exceptions of its failures. No torch here.
+"""Collect TensorRT's own messages, and make exceptions of its failures.
 
 TensorRT reports most failures by None or False and a line in its log; `checked` turns them into `TensorRTFailed` with those lines.
 One logger serves the whole process, since TensorRT keeps the first it is given.

@@ -1,4 +1,4 @@
-"""Read an ONNX file's metadata without the package onnx: labels and preprocessing of the engine beside it. No torch here.
+"""Read an ONNX file's metadata without the package onnx: labels and preprocessing of the engine beside it.
 
 Only the outermost fields of the file are looked at; the graph is skipped, however large it is.
 """

@@ -1,4 +1,4 @@
-"""Register attention kernels with TensorRT as ahead-of-time plugins, from 10.16 on, and put them into ONNX graphs. No torch here.
+"""Register attention kernels with TensorRT as ahead-of-time plugins, from 10.16 on, and put them into ONNX graphs.
 
 One plugin per family of kernels (`PluginKernel.name`), in the namespace `hyctas`, without attributes: a plugin that has any cannot
 be created by some versions. Everything is read from the shapes; another scale than 1 is multiplied into q by a node before. The

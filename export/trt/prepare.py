@@ -1,4 +1,4 @@
-"""Give whole ONNX graphs the precision that an engine computes in (see `export.trt.engine_precision`). No torch here."""
+"""Give whole ONNX graphs the precision that an engine computes in (see `export.trt.engine_precision`)."""
 
 from __future__ import annotations
 

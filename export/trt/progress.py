@@ -1,4 +1,4 @@
-"""Show how far a build is, and end it cleanly on Ctrl-C. No torch here."""
+"""Show how far a build is, and end it cleanly on Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prove, where an engine runs for the first time, that it computes what its ONNX file computes. No torch here."""
+"""Prove, where an engine runs for the first time, that it computes what its ONNX file computes."""
 
 from __future__ import annotations
 

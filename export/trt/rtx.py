@@ -1,4 +1,4 @@
-"""TensorRT for RTX: engines that are built on any machine, GPU or none, for GPUs that are named. No torch here.
+"""TensorRT for RTX: engines that are built on any machine, GPU or none, for GPUs that are named.
 
 Its parser and builder come from the package index and need neither GPU nor driver; loading an engine does. An engine holds code
 for every compute capability that it is built for, and kernels are compiled from it when it is loaded: what was compiled is kept in

@@ -1,4 +1,4 @@
-"""Time an engine on the device it was built for: python -m export.trt.run model.engine. No torch here.
+"""Time an engine on the device it was built for: python -m export.trt.run model.engine.
 
 Needs Python 3.10, numpy, tensorrt and cuda-bindings; Pillow for images that are neither .npy nor .ppm.
 """

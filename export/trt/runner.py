@@ -1,4 +1,4 @@
-"""Run and time TensorRT engines behind `export.runtime.Session`. No torch here.
+"""Run and time TensorRT engines behind `export.runtime.Session`.
 
 Timing is trtexec 11's: the work sits in a CUDA graph, inputs and outputs stay on the device, events on the device take the time,
 the host waits by spinning. Where a graph takes less than `LEAD_BELOW_MS`, it is enqueued once before the timed one, so that the

@@ -1,4 +1,4 @@
-"""Offer TensorRT behind `export.runtime.Runtime`: engines are checked and loaded, ONNX files and modules built. No torch here.
+"""Offer TensorRT behind `export.runtime.Runtime`: engines are checked and loaded, ONNX files and modules built.
 
 Whole networks (`load_file`, `load_modules`) get an engine each, with fp32 inputs and outputs. Operators of a latency table
 (`load_operators`) share engines, see `export.trt.grouped`; their inputs and outputs are of the target's precision, as parts of

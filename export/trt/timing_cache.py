@@ -1,4 +1,4 @@
-"""Keep what TensorRT measured while building, so that the next build is quicker and chooses the same kernels. No torch here.
+"""Keep what TensorRT measured while building, so that the next build is quicker and chooses the same kernels.
 
 One file per TensorRT version, GPU and driver, since times hold for nothing else; the file is TensorRT's own format, which trtexec
 (`--timingCacheFile`) shares. Another process may write meanwhile: what it wrote is combined with ours; of two that write in the

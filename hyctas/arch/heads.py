@@ -1,4 +1,4 @@
-"""Add heads to a plan: semantic, instance, and auxiliary ones for training. No torch here.
+"""Add heads to a plan: semantic, instance, and auxiliary ones for training.
 
 | output                             | what it is                                             | part          |
 |------------------------------------|--------------------------------------------------------|---------------|

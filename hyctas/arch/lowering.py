@@ -1,4 +1,4 @@
-"""Build the nodes of a genotype in order: stem, trunk, decoder. Heads follow in `hyctas.arch.heads`. No torch here."""
+"""Build the nodes of a genotype in order: stem, trunk, decoder. Heads follow in `hyctas.arch.heads`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Define one operator of a plan: its name, its slot, where its inputs come from. No torch here."""
+"""Define one operator of a plan: its name, its slot, where its inputs come from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Define the operators of the search space as frozen data: one definition from which everything else derives.
 
 An operator's `layers` list its weights. Module (`hyctas/nn/blocks.py`), ONNX graph, parameters, MACs, bytes moved and the key of
-the latency table all come from that one list, so they cannot disagree. No torch here.
+the latency table all come from that one list, so they cannot disagree.
 
 | operator           | what it computes (reference section of the paper's code in brackets)                                |
 |--------------------|------------------------------------------------------------------------------------------------------|

@@ -1,1 +1,1 @@
-"""The commands. Nothing here imports torch before the arguments are read."""
+"""The commands. They parse; `hyctas.commands` works. No torch here."""

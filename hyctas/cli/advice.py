@@ -1,4 +1,4 @@
-"""Say what mends an error: commands and flags for what libraries raise as data. No torch here."""
+"""Say what mends an error: commands and flags for what libraries raise as data."""
 
 from __future__ import annotations
 

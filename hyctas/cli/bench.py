@@ -1,4 +1,4 @@
-"""hyctas-bench: time one or more models, interleaved, and write a report that another person can reproduce. No torch here."""
+"""hyctas-bench: time one or more models, interleaved, and write a report that another person can reproduce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hyctas-demo: the whole job in one command, on generated street scenes or on the user's own data. No torch here."""
+"""hyctas-demo: the whole job in one command, on generated street scenes or on the user's own data."""
 
 from __future__ import annotations
 

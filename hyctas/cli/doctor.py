@@ -1,4 +1,4 @@
-"""hyctas-doctor: say what can run on this machine, what is missing, and how to get it. No torch here."""
+"""hyctas-doctor: say what can run on this machine, what is missing, and how to get it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say how flags are parsed and shown by --help: groups, a value's type, its default where that says something. No torch here."""
+"""Say how flags are parsed and shown by --help: groups, a value's type, its default where that says something."""
 
 from __future__ import annotations
 

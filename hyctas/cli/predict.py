@@ -1,4 +1,4 @@
-"""hyctas-predict: segment images, videos or a camera's pictures, as files or on a live web page. No torch here."""
+"""hyctas-predict: segment images, videos or a camera's pictures, as files or on a live web page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hyctas-profile: measure a space's operators on a target, and calibrate the prediction on whole networks. No torch here."""
+"""hyctas-profile: measure a space's operators on a target, and calibrate the prediction on whole networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hyctas-search: find the networks that no other beats in mIoU and latency, and choose one by training. No torch here."""
+"""hyctas-search: find the networks that no other beats in mIoU and latency, and choose one by training."""
 
 from __future__ import annotations
 

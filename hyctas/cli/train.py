@@ -1,4 +1,4 @@
-"""hyctas-train: train a supernet, or one network. No torch here."""
+"""hyctas-train: train a supernet, or one network."""
 
 from __future__ import annotations
 

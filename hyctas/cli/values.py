@@ -1,4 +1,4 @@
-"""Read the values of a TOML file for the settings of a job, and refuse what does not fit. No torch here."""
+"""Read the values of a TOML file for the settings of a job, and refuse what does not fit."""
 
 from __future__ import annotations
 

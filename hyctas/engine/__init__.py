@@ -1,4 +1,4 @@
-"""TensorRT engines of networks. Nothing here imports TensorRT or torch before it is used.
+"""TensorRT engines of networks. Nothing here imports TensorRT before it is used. No torch here.
 
 | file        | does                                                                              |
 |-------------|-----------------------------------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Gather what building engines needs: TensorRT and the GPU that is here, or TensorRT-RTX for GPUs elsewhere. No torch here."""
+"""Gather what building engines needs: TensorRT and the GPU that is here, or TensorRT-RTX for GPUs elsewhere."""
 
 from __future__ import annotations
 

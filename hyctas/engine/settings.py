@@ -1,4 +1,4 @@
-"""Say how engines are built from networks, and loaded to be timed, as plain data that a TOML file fills. No torch here."""
+"""Say how engines are built from networks, and loaded to be timed, as plain data that a TOML file fills."""
 
 from __future__ import annotations
 

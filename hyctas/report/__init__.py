@@ -1,4 +1,4 @@
-"""Turn a run folder into a report for people: RUN/report.md, RUN/report.html and RUN/pareto.svg.
+"""Turn a run folder into a report for people: RUN/report.md, RUN/report.html and RUN/pareto.svg. No torch here.
 
     run_data   what a report knows of a run, as frozen data
     collect    run folder -> RunData: every file read and checked once

@@ -1,4 +1,4 @@
-"""Read everything that a run folder holds for its report, and check it. Nothing here writes or computes results. No torch here."""
+"""Read everything that a run folder holds for its report, and check it. Nothing here writes or computes results."""
 
 from __future__ import annotations
 

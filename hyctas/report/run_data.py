@@ -1,4 +1,4 @@
-"""Hold what a report knows of a run: plain frozen data, as `collect` found it in the run folder. No torch here."""
+"""Hold what a report knows of a run: plain frozen data, as `collect` found it in the run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say what every search space offers: the grid spaces of `hyctas.space`, the published one, and users' own. No torch here."""
+"""Say what every search space offers: the grid spaces of `hyctas.space`, the published one, and users' own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List what a supernet must hold: every weight slot of a space, with the largest version of each of its layers. No torch here."""
+"""List what a supernet must hold: every weight slot of a space, with the largest version of each of its layers."""
 
 from __future__ import annotations
 

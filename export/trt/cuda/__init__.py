@@ -1,1 +1,1 @@
-"""Reach CUDA through whichever package talks to it, and prove that a GPU can be used. No torch here."""
+"""Reach CUDA through whichever package talks to it, and prove that a GPU can be used."""

@@ -1,4 +1,4 @@
-"""Reach device memory, streams, events and CUDA graphs, whichever package talks to CUDA. No torch here.
+"""Reach device memory, streams, events and CUDA graphs, whichever package talks to CUDA.
 
 GPU 0 is used; `CUDA_VISIBLE_DEVICES` says which one that is.
 

@@ -1,4 +1,4 @@
-"""Reach CUDA through NVIDIA's cuda-bindings, which needs nothing else. No torch here.
+"""Reach CUDA through NVIDIA's cuda-bindings, which needs nothing else.
 
 Every function of `cuda.bindings.runtime` returns a tuple with CUDA's error first. Where the driver or one of its functions is
 missing some versions raise a RuntimeError instead: 12.8 for every call where there is no driver.

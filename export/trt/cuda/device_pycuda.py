@@ -1,4 +1,4 @@
-"""Reach CUDA through pycuda. No torch here.
+"""Reach CUDA through pycuda.
 
 State: never run with the real one on a GPU; tests hold it to the contract of the other backends, over a fake `pycuda.driver` that
 was written from the sources of pycuda 2026.1. pycuda has no CUDA graphs, so every run launches its kernels one by one, and times of

@@ -1,4 +1,4 @@
-"""Prove that a GPU can be used before TensorRT is touched, and say what the machine is. No torch here.
+"""Prove that a GPU can be used before TensorRT is touched, and say what the machine is.
 
 Without a usable GPU `tensorrt.Runtime(...)` returns an object whose first use ends the process with a segmentation fault, so
 nothing of TensorRT is constructed before `require_gpu` returned. It asks the driver itself, through its library. A process that
