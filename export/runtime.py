@@ -13,9 +13,8 @@ from export.errors import HyctasError, InvalidInput, Unavailable
 from export.target import Target
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11; devices have 3.10
-
     import torch
+    from typing_extensions import Self  # noqa: UP035  # for the checker alone, as devices have Python 3.10
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,11 @@ class _Content:
 class AttentionMemory:
     """What was chosen, in a file, there or not; one that cannot be read is moved aside: it is quicker measured anew than mended.
 
-    `conditions` are what else decides a choice, as plain values; `tell` is told of a file that was moved aside.
+    `conditions` are what else decides a choice, as plain values; `on_status` is told of a file that was moved aside.
     """
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any], tell: Callable[[str], None]) -> None:
-        self.path, self._tell = path, tell
+    def __init__(self, path: Path, conditions: Mapping[str, Any], on_status: Callable[[str], None]) -> None:
+        self.path, self._on_status = path, on_status
         self._conditions = json.dumps(dict(conditions), sort_keys=True)
         self._used: dict[str, _Kept] = {}
 
@@ -62,7 +62,7 @@ class AttentionMemory:
         try:
             encode(self.path, _Content({**self._read(), name: self._used[name]}), FORMAT_VERSION)
         except OSError as error:
-            self._tell(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention anew")
+            self._on_status(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention anew")
 
     def _name(self, case: AttentionCase, offered: Sequence[str]) -> str:
         return f"{json.dumps(asdict(case), sort_keys=True)} {self._conditions} of {','.join(offered)}"
@@ -76,5 +76,5 @@ class AttentionMemory:
             moved = ""
             with suppress(OSError):
                 moved = f" and was moved to {move_aside(self.path).name}"
-            self._tell(f"{self.path.name} cannot be read{moved} ({error})")
+            self._on_status(f"{self.path.name} cannot be read{moved} ({error})")
             return {}

@@ -65,7 +65,7 @@ EXAMPLES = 2
 """Random inputs that `mixed` holds parity on while it decides."""
 AS_IT_STANDS = "attention is built as it stands in the file; an export of the network chooses its implementation by measurement"
 
-Tell = Callable[[str], None]
+OnStatus = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def open_place(
 
 
 def engine_from_onnx(
-    onnx: Path, options: BuildOptions, place: Place, command: str, tell: Tell, progress: Progress | None = None
+    onnx: Path, options: BuildOptions, place: Place, command: str, on_status: OnStatus, progress: Progress | None = None
 ) -> tuple[bytes, EngineManifest]:
     """Build, prove and time an engine, and return it with the manifest to save beside it; nothing is written.
 
@@ -102,7 +102,7 @@ def engine_from_onnx(
         options: how to build.
         place: this machine.
         command: what builds it anew, for the manifest.
-        tell: is told what is being done.
+        on_status: is told what is being done.
         progress: is told how far the build is.
 
     Raises:
@@ -124,15 +124,15 @@ def engine_from_onnx(
         draw = lambda: {spec.name: random.standard_normal(spec.shape, np.float32) for spec in reference.inputs}  # noqa: E731
         examples = [draw() for _ in range(EXAMPLES)] if options.precision == "mixed" else []
         graph = in_precision(_single_file(onnx), options.precision, examples=examples)
-        tell(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
+        on_status(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
         built = build_engine(
             graph, options, timing_cache=place.timing_cache, machine=place.machine, trt=place.trt, progress=progress
         )
         size = f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB"
         describe = functools.partial(built.manifest, place.machine, onnx, command)
         if place.backend is None:
-            tell(f"{size}; {UNPROVEN['reason']}")
-            return built.plan, describe(attention=_attention(built.engine_layers, graph, tell), parity=UNPROVEN)
+            on_status(f"{size}; {UNPROVEN['reason']}")
+            return built.plan, describe(attention=_attention(built.engine_layers, graph, on_status), parity=UNPROVEN)
         session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx), trt=place.trt))
         tolerance, agreement = options.parity_limits
         parity = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
@@ -141,12 +141,12 @@ def engine_from_onnx(
             raise CheckFailed(f"the engine is not written: {parity.summary()}{advice}")
         session.bind(random_feeds(session.inputs))
         times = summary(measure(session, SECONDS))
-        attention = _attention(engine_layers(session.layer_info()), graph, tell)
+        attention = _attention(engine_layers(session.layer_info()), graph, on_status)
         latency = {f"{key}_ms": times[key] for key in ("median", "p90", "p95", "p99")} | {"n": times["n"], "cv": times["cv"]}
-        tell(f"{size}, {times['n']} runs of {times['median']:.3f} ms (median)")
-        tell(parity.summary())
+        on_status(f"{size}, {times['n']} runs of {times['median']:.3f} ms (median)")
+        on_status(parity.summary())
         for line in (*built.notices, *session.notes):
-            tell(f"note: {line}")
+            on_status(f"note: {line}")
         proof = {**parity.to_json(), "against": onnx.name}
         return built.plan, describe(attention=attention, parity=proof, latency={**latency, "protocol": LATENCY_PROTOCOL})
 
@@ -161,7 +161,7 @@ def _single_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | None = None) -> EngineManifest:
+def rebuild_engine(path: Path, place: Place, on_status: OnStatus, progress: Progress | None = None) -> EngineManifest:
     """Build an engine, there or not, anew from the ONNX file beside it, as its manifest says, and replace both files.
 
     Raises:
@@ -176,7 +176,7 @@ def rebuild_engine(path: Path, place: Place, tell: Tell, progress: Progress | No
     if sha256(source) != manifest.onnx_sha256:
         raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
     options = replace(options_of(path, manifest), plugins=False)
-    plan, fresh = engine_from_onnx(source, options, place, manifest.command, tell, progress)
+    plan, fresh = engine_from_onnx(source, options, place, manifest.command, on_status, progress)
     save_engine(path, plan, fresh)
     return fresh
 
@@ -192,11 +192,11 @@ def options_of(path: Path, manifest: EngineManifest) -> BuildOptions:
     return options
 
 
-def _attention(layers: Sequence[Layer], graph: bytes, tell: Tell) -> dict[str, Any]:
+def _attention(layers: Sequence[Layer], graph: bytes, on_status: OnStatus) -> dict[str, Any]:
     """Say which attention is one kernel, and return what the manifest holds of it."""
     fused = fused_attention(layers, softmax_nodes(ModelProto.FromString(graph)))
     if fused.verdict != "unknown":
-        tell(f"note: {fused.summary()}; {AS_IT_STANDS}")
+        on_status(f"note: {fused.summary()}; {AS_IT_STANDS}")
     return {
         "measured": False, "choices": [], "fused": fused.verdict, "evidence": list(fused.evidence), "reason": AS_IT_STANDS,
     }  # fmt: skip
@@ -230,12 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     shown = Shown()
 
-    def tell(text: str) -> None:
+    def on_status(text: str) -> None:
         shown.clear()
         print(text, flush=True)
 
     try:
-        _make(args, tell, shown)
+        _make(args, on_status, shown)
         return 0
     except HyctasError as error:
         said, code = str(error), error.exit_code
@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
+def _make(args: argparse.Namespace, on_status: OnStatus, shown: Shown) -> None:
     path: Path = args.file
     if path.suffix.lower() not in (".onnx", ".engine"):
         raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
@@ -275,10 +275,10 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
             raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
         place = open_place(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)
         if (reason := needs_rebuild(path, place.machine)) is None:
-            tell(f"{path.name} fits this machine; nothing to do")
+            on_status(f"{path.name} fits this machine; nothing to do")
             return
-        tell(f"{path.name}: {reason}")
-        rebuild_engine(path, place, tell, shown)
+        on_status(f"{path.name}: {reason}")
+        rebuild_engine(path, place, on_status, shown)
     else:
         gpus = capabilities(args.gpu) if args.gpu else ()
         chosen = {"workspace_mib": args.workspace_mib, "capabilities": gpus}
@@ -288,8 +288,8 @@ def _make(args: argparse.Namespace, tell: Tell, shown: Shown) -> None:
         check_free(engine)
         place = open_place(args.cuda_backend, args.timing_cache, gpus)
         command = f"python3 -m export.trt.from_onnx {shlex.quote(engine.name)}"
-        save_engine(engine, *engine_from_onnx(path, options, place, command, tell, shown))
-    tell(f"wrote {engine} and {manifest_path(engine).name}\nnext: python3 -m export.trt.run {shlex.quote(str(engine))}")
+        save_engine(engine, *engine_from_onnx(path, options, place, command, on_status, shown))
+    on_status(f"wrote {engine} and {manifest_path(engine).name}\nnext: python3 -m export.trt.run {shlex.quote(str(engine))}")
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ class Operator:
 
 
 def load_operators(
-    operators: Sequence[Operator], open_engine: Open, group: int, tell: Callable[[str], None]
+    operators: Sequence[Operator], open_engine: Open, group: int, on_status: Callable[[str], None]
 ) -> dict[int, Session | HyctasError]:
     """Build engines for operators, at most `group` in each, and return each one's session, or why there is none, by index.
 
-    `open_engine` builds and opens one engine; `tell` is told of engines that failed.
+    `open_engine` builds and opens one engine; `on_status` is told of engines that failed.
     """
     found: dict[int, Session | HyctasError] = {}
 
@@ -86,7 +86,7 @@ def load_operators(
             if len(members) == 1:
                 found[members[0].index] = error
                 return
-            tell(f"an engine of {len(members)} operators gives each one of its own: {' '.join(str(error).split())}")
+            on_status(f"an engine of {len(members)} operators gives each one of its own: {' '.join(str(error).split())}")
             for member in members:
                 load([member])
         else:

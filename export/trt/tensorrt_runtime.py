@@ -76,7 +76,7 @@ class TensorRTRuntime:
 
     Attributes:
         attention: what makes attention of modules; None: it is exported as standard operators, as in a bundle's file.
-        tell: told of every engine that operators get; a caller may replace it.
+        on_status: told of every engine that operators get; a caller may replace it.
         engines: how many of those, and of those that attention is chosen by, were built so far.
         building_s: what they took.
 
@@ -97,7 +97,7 @@ class TensorRTRuntime:
         self._backend = open_backend(backend)
         self._trust, self._timing = trust, default_folder()  # whatever builds engines on this machine chooses the same kernels
         self.attention: Attention | None = None
-        self.tell: Callable[[str], None] = lambda text: None
+        self.on_status: Callable[[str], None] = lambda text: None
         self.engines, self.building_s = 0, 0.0
 
     def versions(self) -> dict[str, str]:
@@ -194,7 +194,7 @@ class TensorRTRuntime:
             else:
                 operators.append(Operator(place, model, tuple(x.detach().cpu().numpy() for x in inputs), seen[key]))
                 seen[key] += 1
-        found |= load_operators(operators, self._open_operators, GROUP, self.tell)
+        found |= load_operators(operators, self._open_operators, GROUP, self.on_status)
         return [found[place] for place in range(len(modules))]
 
     def count(self, seconds: float) -> None:
@@ -240,7 +240,7 @@ class TensorRTRuntime:
         self.count(took_s)
         again = "" if cached else ", once more"
         for line in (*result.notices, f"an engine of {result.layers} layers built{again} ({took_s:.0f} s)"):
-            self.tell(line)
+            self.on_status(line)
         return session
 
     def _module_options(self) -> BuildOptions:

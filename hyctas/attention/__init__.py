@@ -17,11 +17,11 @@ from hyctas.attention.chunked import self_attention_graph
 from hyctas.attention.dispatch import Choice, explain
 from hyctas.attention.onnx.nodes import as_node, emitting_nodes
 
-__all__ = ["Choice", "exact_logits", "explain", "self_attention", "self_attention_graph"]
+__all__ = ["Choice", "explain", "fp16_qk_autocast", "self_attention", "self_attention_graph"]
 _ = (_op, _block)
 
 
-def exact_logits(device: torch.device) -> AbstractContextManager[object]:
+def fp16_qk_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Make the projections inside compute q and k in fp16 where autocast asks for bfloat16 on a GPU, without gradients.
 
     Logits are unscaled, so that bfloat16's 8 bits in q and k cost up to 1 % of the output. With gradients they stay in

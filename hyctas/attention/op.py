@@ -87,7 +87,7 @@ def _refuse(_ctx: object, *_grads: Tensor) -> NoReturn:
 def _autocast(device: str, key: torch._C.DispatchKey) -> Any:
     """Make the autocast rule of a device: v in the autocast dtype; q and k too on GPUs if they are fp32.
 
-    On CPUs the logits are computed in fp32 anyway. Without gradients, fp16 is taken for q and k; see `exact_logits`.
+    On CPUs the logits are computed in fp32 anyway. Without gradients, fp16 is taken for q and k; see `fp16_qk_autocast`.
     """
 
     def rule(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def write_engine_file(
     beside = f"{path.name}.json" + (f"; and {report.onnx.name}" if home is None else "")
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
-    _tell(report)
+    _show_report(report)
 
 
 def rebuild(job: ExportJob, path: Path) -> None:
@@ -160,7 +160,7 @@ def _rebuild_from_bundle(job: ExportJob, path: Path, home: Path, options: BuildO
     write_engine_file(replace(job, gpu=gpu, build=build), trained, path, about.size, about.output, target, home)
 
 
-def _tell(report: EngineReport) -> None:
+def _show_report(report: EngineReport) -> None:
     """Say how each attention is computed, and, where the engine was run, how right and how fast it is."""
     for choice in report.attention.choices:
         shown_times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in choice.times_ms.items())

@@ -38,7 +38,7 @@ NETWORK_FILES = ("network.safetensors", "network.checkpoint.pt", "genotype.json"
 
 def fit_network(
     run: Run, genotype: Genotype, recipe: NetworkRecipe, data: DataSet, start: Start | None,
-    teachers: tuple[TeacherFile, ...] = (), show: Show = bar, tell: Callable[[str], None] = say,
+    teachers: tuple[TeacherFile, ...] = (), show: Show = bar, on_status: Callable[[str], None] = say,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Train and score a network in a run folder that was claimed for it.
 
@@ -50,7 +50,7 @@ def fit_network(
         start: weights to start from; none: random ones.
         teachers: networks to follow besides the labels.
         show: opens a progress bar.
-        tell: told what the weights start from.
+        on_status: told what the weights start from.
 
     Returns:
         What the run's record holds; None in all processes but the first.
@@ -61,7 +61,7 @@ def fit_network(
     torch.manual_seed(recipe.seed)
     network = build(genotype, data.num_classes, auxiliary=recipe.auxiliary > 0)
     loaded = start.network(network, data.source.labels.names) if start else None
-    tell(start_text(start, loaded))
+    on_status(start_text(start, loaded))
     if recipe.reparameterise:
         reparameterise(network, preserve=loaded is not None)
     frames, preprocessing = Frames(data.source, "train", data.train, size=recipe.size), preprocessing_of(start)
@@ -75,7 +75,7 @@ def fit_network(
     step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)
     names = trained_parameters(network, loaded)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"), pretrained=names)
-    spend_budget(TRAINING, trainer, step, show, tell)
+    spend_budget(TRAINING, trainer, step, show, on_status)
     if not is_first_process():
         return None
     with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
@@ -134,10 +134,12 @@ def scores_text(results: dict[str, Any]) -> str:
     return "mIoU " + ", ".join(f"{results[name]:.3f} on {text}" for name, text in where.items() if name in results)
 
 
-def spend_budget(name: str, trainer: Trainer, step: Sandwich | Single, show: Show = bar, tell: Callable[[str], None] = say) -> None:
+def spend_budget(
+    name: str, trainer: Trainer, step: Sandwich | Single, show: Show = bar, on_status: Callable[[str], None] = say
+) -> None:
     """Spend a trainer's budget, with a bar."""
     if trainer.step:
-        tell(f"continuing at step {trainer.step}")
+        on_status(f"continuing at step {trainer.step}")
     with show(name) as shown:
         trainer.run(step, lambda p: shown.update(p.share, f"step {p.step}, loss {p.numbers['loss']:.3f}"))
     step.feed.close()

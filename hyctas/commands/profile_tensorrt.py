@@ -56,7 +56,7 @@ def follow(runtime: Runtime, shown: Bar, engines: int) -> None:
             left = max(0, engines - runtime.engines)
             shown.tell(text, left * runtime.building_s / runtime.engines if runtime.engines else None)
 
-        runtime.tell = tell
+        runtime.on_status = tell
 
 
 def show_attention(runtime: Runtime) -> None:

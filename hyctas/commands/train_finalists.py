@@ -96,7 +96,7 @@ class _Work:
         run = Run(folder, "train-network", network_config(recipe, genotype, self.data, start), NETWORK_FILES)
         if not run.done:
             text = f"round {turn.number}, {finalist.name}: "
-            fit_network(run, genotype, recipe, self.data, start, show=self._shown(text, turn), tell=lambda text: None)
+            fit_network(run, genotype, recipe, self.data, start, show=self._shown(text, turn), on_status=lambda text: None)
         return float(run.record["results"]["choose"])
 
     def _start(self, folder: Path) -> Start | None:

@@ -59,7 +59,7 @@ def write_engine(
     context: BuildContext,
     examples: Sequence[np.ndarray] = (),
     extra: Mapping[str, Any] | None = None,
-    tell: Callable[[str], None] | None = None,
+    on_status: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     portable: Path | None = None,
 ) -> EngineReport:
@@ -76,7 +76,7 @@ def write_engine(
         context: where and with what.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
         extra: noted in the ONNX file's manifest.
-        tell: is told what is being done.
+        on_status: is told what is being done.
         progress: is told how far the build is.
         portable: the network's ONNX file in the same folder, where there is one already (a bundle's); none is written then.
 
@@ -98,11 +98,11 @@ def write_engine(
     with nullcontext() if portable else drafted_file(trained, onnx, size, output, target, examples, extra):
         images = _prepared_images(trained, examples, size)
         model, function = intermediate(trained, size, output, precision, images)
-        attention = choose(model, function, context, tell)
+        attention = choose(model, function, context, on_status)
         capabilities = tuple(major * 10 + minor for major, minor in context.machine.capabilities)
         options = settings.options(precision, plugins=bool(attention.plugins), capabilities=capabilities)
-        if tell is not None:
-            tell(f"build {path.name}: {precision}, preset {settings.preset}")
+        if on_status is not None:
+            on_status(f"build {path.name}: {precision}, preset {settings.preset}")
         built = context.build(attention.model.SerializeToString(), options, progress)
         if context.open is None:
             found, notes = Proof(built.engine_layers), []

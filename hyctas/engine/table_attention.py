@@ -33,8 +33,8 @@ class MeasuredAttention:
 
     label = "fastest per shape"
 
-    def __init__(self, context: BuildContext, tell: Callable[[str], None]) -> None:
-        self._context, self._tell = context, tell
+    def __init__(self, context: BuildContext, on_status: Callable[[str], None]) -> None:
+        self._context, self._on_status = context, on_status
         self.taken: dict[AttentionCase, str] = {}
         """The implementation of every shape so far."""
 
@@ -62,7 +62,7 @@ class MeasuredAttention:
         function = self.function(standard_opset(model))
         if not nodes_of(model, function):
             return graph
-        chosen = choose(model, function, self._context, self._tell)
+        chosen = choose(model, function, self._context, self._on_status)
         self.taken |= {choice.case: choice.implementation for choice in chosen.choices}
         return chosen.model.SerializeToString()
 
@@ -96,11 +96,11 @@ def _attend(runtime: Runtime, backend: object) -> None:
     options = settings.options("fp32").to_json()
     kept = {name: options[name] for name in ("level", "timing_iterations", "workspace_mib", "tf32")}
     conditions = {**kept, "kernels": _source_hash()}
-    tell = lambda text: runtime.tell(text)  # noqa: E731  # whatever it is then
+    on_status = lambda text: runtime.on_status(text)  # noqa: E731  # whatever it is then
     assert isinstance(context.judge, Benchmarks), "these settings measure"
     file = cache_path(settings.cache(), context.machine).with_suffix(".attention.json")
-    context.judge.memory = AttentionMemory(file, conditions, tell)
-    runtime.attention = MeasuredAttention(context, tell)
+    context.judge.memory = AttentionMemory(file, conditions, on_status)
+    runtime.attention = MeasuredAttention(context, on_status)
 
 
 def attention_shapes(keys: Iterable[str]) -> set[tuple[float, ...]]:

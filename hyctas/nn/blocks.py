@@ -31,7 +31,7 @@ from hyctas.arch.operators import (
     SelfAttention,
     Skip,
 )
-from hyctas.attention import exact_logits, self_attention
+from hyctas.attention import fp16_qk_autocast, self_attention
 from hyctas.nn.depthwise_gradients import depthwise, fits
 
 
@@ -147,7 +147,7 @@ def attend(op: SelfAttention, apply: Apply, y: Tensor) -> Tensor:
     pooled = average_down(y, op.pool)
     batch, channels, height, width = y.shape
     # (N, heads, channels per head, positions)
-    with exact_logits(y.device):
+    with fp16_qk_autocast(y.device):
         q = apply("query", y).reshape(batch, op.heads, op.qk_channels // op.heads, height * width)
         k = apply("key", pooled).reshape(batch, op.heads, op.qk_channels // op.heads, -1)
     v = apply("value", pooled).reshape(batch, op.heads, channels // op.heads, -1)

@@ -273,7 +273,7 @@ class PublishedSpace(GeneVectors):
                 for op in OPERATORS:
                     yield cell_operator(cell(op, wide, 2), (width,), ARITHMETIC), row, ordinal
 
-    def frames(self) -> Iterator[Genotype]:
+    def covering_networks(self) -> Iterator[Genotype]:
         """Yield the largest networks of every branch set, most branches first."""
         for finals in sorted(self.branch_sets, key=lambda chosen: -len(chosen)):
             yield self.uniform(finals, "conv", len(WIDTHS) - 1)

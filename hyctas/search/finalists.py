@@ -114,7 +114,7 @@ def rounds_of(count: int) -> int:
 
 def halve(
     finalists: Sequence[Finalist], path: Path, limits: Limits, steps: int, train: Train, measure: Measure,
-    tell: Callable[[str], None],
+    on_status: Callable[[str], None],
 ) -> list[Round]:  # fmt: skip
     """Train finalists in rounds until one is left; the last round's `kept` names it, and is empty where all break the limit.
 
@@ -125,7 +125,7 @@ def halve(
         steps: of the first round; each further round has twice as many.
         train: trains one.
         measure: measures them.
-        tell: told in a sentence who went, and why.
+        on_status: told in a sentence who went, and why.
 
     Raises:
         CheckFailed: all trainings of a round failed.
@@ -142,12 +142,13 @@ def halve(
             rounds.append(Round(steps * 2**number, measured, slow))
             write_rounds(path, rounds)
         for id in rounds[number].slow:
-            tell(f"finalist {left[id].name} leaves: it was measured at {rounds[number].measured_ms[id]:.2f} ms, above the limit")
+            ms = rounds[number].measured_ms[id]
+            on_status(f"finalist {left[id].name} leaves: it was measured at {ms:.2f} ms, above the limit")
         taking_part = [finalist for finalist in left.values() if finalist.id not in rounds[number].slow]
         if not taking_part:
             return rounds
         if not rounds[number].kept:
-            rounds[number] = _train_round(rounds, number, taking_part, rounds_of(len(finalists)), path, train, tell)
+            rounds[number] = _train_round(rounds, number, taking_part, rounds_of(len(finalists)), path, train, on_status)
             write_rounds(path, rounds)
         left = {id: left[id] for id in rounds[number].kept}
         number += 1
@@ -156,7 +157,7 @@ def halve(
 
 def _train_round(
     rounds: list[Round], number: int, taking_part: Sequence[Finalist], planned: int, path: Path, train: Train,
-    tell: Callable[[str], None],
+    on_status: Callable[[str], None],
 ) -> Round:  # fmt: skip
     """Train who takes part in a round, and say which half is the better one."""
     failed: dict[str, str] = {}
@@ -168,7 +169,7 @@ def _train_round(
             miou = train(finalist, Turn(number + 1, rounds[number].steps, start, min(1.0, end)))
         except CheckFailed as error:
             failed[finalist.id] = str(error)
-            tell(f"finalist {finalist.name} leaves: its training failed ({error})")
+            on_status(f"finalist {finalist.name} leaves: its training failed ({error})")
             continue
         rounds[number] = replace(rounds[number], miou=rounds[number].miou | {finalist.id: miou})
         write_rounds(path, rounds)

@@ -590,7 +590,7 @@ class Space(GeneVectors):
             taps += [{"stem.kind": "resnet", "stem.2.width": width} for width in self.stages[0].widths]
         return taps
 
-    def frames(self) -> Iterator[Genotype]:
+    def covering_networks(self) -> Iterator[Genotype]:
         """Yield the largest networks of every branch set, decoder and head, optional stages in and out; most branches first."""
         by_size = sorted(self.branch_sets, key=lambda chosen: -len(chosen))
         optional = [name for name, choices in self.choices.items() if name.endswith(".first") and choices[0] == "skip"]

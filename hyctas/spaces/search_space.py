@@ -79,7 +79,7 @@ class SearchSpace(Protocol):
     def cells(self) -> Iterator[tuple[str, Operator]]:
         """Yield the slot of every cell, with an operator that is at least as wide as any that a network puts there."""
 
-    def frames(self) -> Iterator[Genotype]:
+    def covering_networks(self) -> Iterator[Genotype]:
         """Yield networks that together have every other operator at its largest, most branches first."""
 
 

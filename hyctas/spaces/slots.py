@@ -20,7 +20,7 @@ def slots(space: SearchSpace, num_classes: int) -> dict[str, Layers]:
         _grow(found.setdefault(slot, {}), operator, (0,))
     cells = set(found)
     # the largest branch set comes first: with it, all of fusion's blocks appear
-    for genotype in space.frames():
+    for genotype in space.covering_networks():
         for node in lower(genotype, (32, 32), num_classes).nodes:
             if node.slot not in cells:
                 _grow(found.setdefault(node.slot, {}), node.operator, node.blocks)

@@ -53,7 +53,8 @@ def test_paired_intervals() -> None:
 
 
 def test_an_answer_lies_just_below_the_limit() -> None:
-    found = [Evaluation("search", 0, str(ms), TINY.smallest(), ms / 10, ms, 1, 1, 1.0) for ms in (8.0, 8.6, 9.9, 10.1)]
+    smallest = TINY.smallest()
+    found = [Evaluation("search", 0, smallest.id, smallest, ms / 10, ms, 1, 1, 1.0) for ms in (8.0, 8.6, 9.9, 10.1)]
     assert best_in_band(found, 10).predicted_ms == 9.9
     with pytest.raises(CheckFailed, match=r"none of 1 networks lies between 0.85 and 1 of 10 ms"):
         best_in_band(found[:1], 10)

@@ -348,7 +348,7 @@ def test_an_engine_for_gpus_that_are_not_here(attending: Trained, tmp_path: Path
     assert manifest.attention["fused"] == verdict and manifest.latency is None
     (choice,) = report.attention.choices
     assert choice.implementation == {"yes": "grouped", "no": "decomposed"}[verdict] and not choice.times_ms
-    with pytest.raises(InvalidInput, match="name the GPUs"):
+    with pytest.raises(InvalidInput, match="GPUs that the engine is for are not named"):
         named_context(())
 
 

@@ -126,7 +126,7 @@ def _other_cases(arch: int) -> Iterator[Case]:
     for c in VALUE_CHANNELS:
         for kernel in (*TWO_STEP, "block"):
             yield from _of(arch, kernel, c, "float32", {}, RAGGED)
-        yield from _of(arch, "forward", c, "bfloat16", {"qk_dtype": "float16"})  # as under bfloat16 autocast (`exact_logits`)
+        yield from _of(arch, "forward", c, "bfloat16", {"qk_dtype": "float16"})  # as under bfloat16 autocast (`fp16_qk_autocast`)
         yield from _of(arch, "block", c, "bfloat16", {})
     for c in ODD_CHANNELS:
         yield from _of(arch, "forward", c, "float16", {})

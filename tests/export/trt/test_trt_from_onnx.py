@@ -177,7 +177,7 @@ def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, ca
         changed = {**beside, "options": {**beside["options"], **options}, "machine": {**beside["machine"], "gpu": "other"}}
         manifest_path(engine).write_text(json.dumps(changed))
         assert reason in refused(engine)
-    for text, reason in (("{", "not valid JSON"), ("[" * 100_000, "not usable JSON"), ("9" * 5000, "not usable JSON")):
+    for text, reason in (("{", "not valid JSON"), ("[" * 100_000, "model.engine.json"), ("9" * 5000, "model.engine.json")):
         manifest_path(engine).write_text(text)
         assert reason in refused(engine)
     assert "(no model.engine.json beside it that can be read)" in refused(network)

@@ -107,7 +107,7 @@ class TestSharedEngine:
     def test_repeated_operators_are_built_apart_and_afresh(self, builder: FakeBuilder) -> None:
         told: list[str] = []
         runtime = TensorRTRuntime(FP16)
-        runtime.tell = told.append
+        runtime.on_status = told.append
         one, other = pair()
         sessions = opened(runtime.load_operators([one, one, other, one, other]))
         assert [len(model.graph.input) for model in builder.graphs] == [2, 2, 1], "builds of one operator never meet"
@@ -152,7 +152,7 @@ class TestFailure:
         builder.fails = lambda model: any(tensor.dims[:2] == [6, 6] for tensor in model.graph.initializer)
         told: list[str] = []
         runtime = TensorRTRuntime(FP16)
-        runtime.tell = told.append
+        runtime.on_status = told.append
         first, failed, third = runtime.load_operators([conv(4), conv(6), conv(4)])
         assert isinstance(failed, TensorRTFailed) and "could not find any implementation" in str(failed)
         assert len(builder.graphs) == 4, "one for all, and one for each"

@@ -241,13 +241,13 @@ def test_exact_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     cuda = torch.device("cuda")
     with torch.no_grad():
-        changed = hyctas.attention.exact_logits(cuda)
+        changed = hyctas.attention.fp16_qk_autocast(cuda)
         assert isinstance(changed, torch.autocast) and (changed.device, changed.fast_dtype) == ("cuda", torch.float16)
-        assert isinstance(hyctas.attention.exact_logits(torch.device("cpu")), nullcontext)
+        assert isinstance(hyctas.attention.fp16_qk_autocast(torch.device("cpu")), nullcontext)
         monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
-        assert isinstance(hyctas.attention.exact_logits(cuda), nullcontext)
+        assert isinstance(hyctas.attention.fp16_qk_autocast(cuda), nullcontext)
         monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
-    assert isinstance(hyctas.attention.exact_logits(cuda), nullcontext), "fp16 gradients would underflow"
+    assert isinstance(hyctas.attention.fp16_qk_autocast(cuda), nullcontext), "fp16 gradients would underflow"
 
 
 def test_second_derivatives_are_refused_in_words() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
 from hyctas.cost.workloads import CostModel, calibration_networks, units
 from hyctas.search.limits import Limits
@@ -41,7 +42,7 @@ def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> Non
     for wrong in (30, 100):
         assert "at least 50, below 100" in command("search", *arguments, "--confidence", wrong)[1]
     made_table(ratios=RATIOS[:10]).save(run / "latency.json")
-    expect(command("search", *arguments, "--confidence", 95), 2, "needs at least 45 networks; got 10; measure more: hyctas-profile")
+    expect(command("search", *arguments, "--confidence", 95), 2, "needs at least 45 networks; got 10; run hyctas-profile")
 
 
 def test_bounds_and_limits() -> None:
@@ -56,8 +57,6 @@ def test_bounds_and_limits() -> None:
 
 
 def test_measured_front_is_counted(searched: Path) -> None:
-    from hyctas.cli.search import show_front
-
     outcome = json.loads((searched / "pareto.json").read_text())
     for index, member in enumerate(outcome["front"]):
         member["measured_ms"] = 4.0 if index % 2 == 0 else 6.0

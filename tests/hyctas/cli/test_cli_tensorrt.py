@@ -33,6 +33,7 @@ from export.trt.cuda import guard
 from export.trt.cuda.guard import Gpu
 from export.trt.engine_precision import check_graph
 from export.trt.tensorrt_runtime import TensorRTRuntime
+from hyctas.cli.advice import explain
 from hyctas.cli.profile import ProfileJob
 from hyctas.commands.profile import part
 from hyctas.commands.profile_tensorrt import engines_ahead, protocol_of
@@ -172,7 +173,7 @@ class TestProfile:
         told: list[str] = []
         runtime = open_target(Target("tensorrt", precision), 1)
         assert isinstance(runtime, TensorRTRuntime)
-        runtime.tell = told.append
+        runtime.on_status = told.append
         measure_networks([network], runtime, (64, 64), 4, rounds=1)
         assert (kept.parent / f"{kept.name}.unusable").exists() and json.loads(kept.read_text())
         assert f"{kept.name} cannot be read and was moved to {kept.name}.unusable" in told[1] and "attention 1 of 1" in told[0]
@@ -342,12 +343,11 @@ class TestBench:
         assert model.file == "model.onnx"
         assert "the bundle's engine is for tensorrt:fp16; this one was built for tensorrt:fp32" in model.notes
         engine.write_bytes(b"damaged")
-        again = f"hyctas-export '{engine}' --rebuild"
         with pytest.raises(CorruptFile, match="differs from the manifest") as found:
             self.bench(bundle)
-        assert str(found.value).endswith(again)
+        assert explain(found.value).endswith(f"run hyctas-export '{engine}' --rebuild")
         engine.unlink()
         with pytest.raises(CorruptFile, match="missing") as found:
             self.bench(bundle)
-        assert str(found.value).endswith(again)
+        assert explain(found.value).endswith(f"run hyctas-export '{engine}' --rebuild")
         assert self.bench(bundle, target=cpu).models[0].file == "model.onnx", "where the engine is not used, nothing is lost"
