@@ -22,7 +22,7 @@ from hyctas.report.diagram import diagram_svg
 SIZE = (1024, 2048)
 CLASSES = 19
 PARTS = {
-    "stem": ("stem",), "trunk": ("trunk",), "way back": ("arm", "refine", "fusion"), "unused": ("auxiliary",), "head": ("head",),
+    "stem": ("stem",), "trunk": ("trunk",), "decoder": ("arm", "refine", "fusion"), "unused": ("auxiliary",), "head": ("head",),
 }  # fmt: skip
 
 

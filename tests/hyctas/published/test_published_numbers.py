@@ -16,7 +16,7 @@ PARAMETERS = {"S": (14_383_398, 13_417_510), "M": (11_242_755, 10_276_867), "L":
 GMACS = {"S": (117.4, 0.9), "M": (155.7, 0.9), "L": (579.9, 1.6)}
 """All published modules; how much less without those fusions."""
 SHARES = {"S": (39.6, 14.0, 17.2, 0.9, 45.8), "M": (39.6, 52.3, 17.2, 0.9, 45.8), "L": (39.6, 373.0, 34.6, 1.6, 131.1)}
-"""GMAC of stem, trunk, way back with fusion, unused fusions, head."""
+"""GMAC of stem, trunk, decoder with fusion, unused fusions, head."""
 ATTENTION = {"S": (11.7, 10), "M": (32.2, 21), "L": (205.4, 35)}
 """GMAC of the attention products, and their share in per cent."""
 SEARCHED = {"S": 12, "M": 34, "L": 64}
