@@ -104,7 +104,7 @@ def test_a_search_outside_of_the_band_is_warned() -> None:
     assert convert(TrainedBand, band.to_json()) == band
     assert band.warning(10, (64, 64), "a") is None
     for limit, size, table, says in (
-        (13, (64, 64), "a", "lies outside"), (4, (64, 64), "a", "lies outside"), (None, (64, 64), "a", "give --limit ms=10"),
+        (13, (64, 64), "a", "lies outside"), (4, (64, 64), "a", "lies outside"), (None, (64, 64), "a", "limit the search to ms=10"),
         (10, (96, 64), "a", "another latency table or size"), (10, (64, 64), "b", "another latency table or size"),
     ):  # fmt: skip
         assert says in str(band.warning(limit, size, table))
