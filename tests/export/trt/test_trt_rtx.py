@@ -173,7 +173,8 @@ def test_capabilities() -> None:
         with pytest.raises(InvalidInput, match=words):
             rtx.capabilities(text)
     for wanted, words in {
-        BuildOptions(precision="fp16"): "the GPUs that the engine is for are not named", BuildOptions(precision="bf16", capabilities=(75,)): "sm_75 has no bf16",
+        BuildOptions(precision="fp16"): "the GPUs that the engine is for are not named",
+        BuildOptions(precision="bf16", capabilities=(75,)): "sm_75 has no bf16",
         BuildOptions(precision="fp32", capabilities=(75, 86)): "no attention in fp32 on sm_75",
     }.items():  # fmt: skip
         with pytest.raises(InvalidInput, match=words):
