@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from export.codec import decode, elided, plain
@@ -149,7 +150,7 @@ class Genotype:
     def __post_init__(self) -> None:
         _check(self)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The first 12 hexadecimal digits of the sha256 of the normal form's JSON."""
         return hashlib.sha256(normal_form(self).to_json().encode()).hexdigest()[:12]

@@ -23,7 +23,7 @@ from hyctas.pretrained.start import Start
 from hyctas.pretrained.weights import Loaded
 from hyctas.training.config import NetworkRecipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
-from hyctas.training.loop import Trainer, is_first_process
+from hyctas.training.loop import Trainer
 from hyctas.training.processes import is_first, processes
 from hyctas.training.reparameterise import merge, reparameterise
 from hyctas.training.sandwich import Sandwich
@@ -76,7 +76,7 @@ def fit_network(
     names = trained_parameters(network, loaded)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"), pretrained=names)
     spend_budget(TRAINING, trainer, step, show, on_status)
-    if not is_first_process():
+    if not is_first():
         return None
     with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
         reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)

@@ -33,8 +33,8 @@ from hyctas.pretrained.start import default_source, default_supernet_source, fin
 from hyctas.spaces.space_file import load_space
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 from hyctas.training.fitting import STEPS, fit, places, summary
-from hyctas.training.loop import Trainer, is_first_process
-from hyctas.training.processes import first_goes_first
+from hyctas.training.loop import Trainer
+from hyctas.training.processes import first_goes_first, is_first
 from hyctas.training.sandwich import Sandwich
 from hyctas.training.teacher import TeacherFile, find_teachers, open_teachers
 
@@ -78,7 +78,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
         say(summary(step.state["fitted"], steps))
     trainer = Trainer(supernet, recipe, checkpoint, step.state, trained_parameters(supernet, loaded))
     spend_budget("train supernet", trainer, step)
-    if not is_first_process():
+    if not is_first():
         return
     save_weights(supernet, run.file("supernet.safetensors"), {"space": job.space, "space_hash": space.hash})
     run.finish(

@@ -23,7 +23,7 @@ from export.bundle.imaging import Preprocessing
 from hyctas.arch.genotype import STAGES, Cell
 from hyctas.arch.lowering import ADDED
 from hyctas.arch.node import cell_operator, slot_name
-from hyctas.arch.operators import Conv, DownUp, Layer, Operator, Residual
+from hyctas.arch.operators import Layer, Operator
 from hyctas.data import Frames
 from hyctas.nn.supernet import Slot, Supernet
 from hyctas.pretrained.weights import Loaded
@@ -100,9 +100,8 @@ def _walk(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> Iterator
 
 def _ending(operator: Operator, signed: bool) -> dict[str, bool]:
     """Return the fields that decide whether an operator ends with a ReLU, for a stage with or without negative values."""
-    if isinstance(operator, Conv):
-        return {"relu": not signed}
-    return {"linear": signed} if isinstance(operator, (Residual, DownUp)) else {}
+    names = {field.name for field in dataclasses.fields(operator)}
+    return {name: value for name, value in {"relu": not signed, "linear": signed}.items() if name in names}
 
 
 def _trained_block(

@@ -20,7 +20,7 @@ from export.errors import CheckFailed, CorruptFile, InvalidInput, StartOver
 from export.files import write_bytes
 from hyctas.training.average import WeightAverage
 from hyctas.training.config import Recipe
-from hyctas.training.processes import default_device
+from hyctas.training.processes import default_device, is_first
 
 FORMAT_VERSION = 2
 DIGEST_BYTES, END_OF_ZIP = 32, b"PK\5\6"
@@ -132,7 +132,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint, safely; only the first process writes."""
-        if not is_first_process():
+        if not is_first():
             return
         started = time.monotonic()
         buffer = io.BytesIO()
@@ -201,11 +201,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe, pretrained: Collection[st
         decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((decay, recipe.trunk_rate if name in trunk else 1.0), []).append(parameter)
     return [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
-
-
-def is_first_process() -> bool:
-    """Say whether this process writes the results; under torchrun only the first one does."""
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def average_gradients(model: nn.Module) -> None:

@@ -15,8 +15,8 @@ from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.space import tiny
 from hyctas.nn.supernet import Supernet
 from hyctas.training.config import SupernetRecipe
-from hyctas.training.loop import Trainer, is_first_process
-from hyctas.training.processes import start_processes
+from hyctas.training.loop import Trainer
+from hyctas.training.processes import is_first, start_processes
 from hyctas.training.sandwich import Sandwich
 
 rank, world = start_processes()
@@ -28,7 +28,7 @@ step = Sandwich(supernet, recipe, Frames(scenes, "train", scenes.samples("train"
 folder = Path(sys.argv[1])
 Trainer(supernet, recipe, folder / f"checkpoint{rank}", step.state).run(step)
 step.feed.close()
-torch.save({"sum": sum(p.double().sum() for p in supernet.parameters()), "first": is_first_process()}, folder / f"{rank}.pt")
+torch.save({"sum": sum(p.double().sum() for p in supernet.parameters()), "first": is_first()}, folder / f"{rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
