@@ -6,8 +6,9 @@
 
 A screening is 1,500 steps of 12 crops of 192x256, counted in steps so that a busy machine changes nothing, on one thread: two
 that wait for each other are slow beside anything else. Everything is chosen by the choosing split; val is noted only for cases
-that train on all of train. Each finished case appends a line to the results file, and cases that stand there are skipped; a
-killed one continues where it last saved.
+that train on all of train, and for the finals: what is left at the end, trained for 3,000 steps of 12 crops of 240x320. Each
+finished case appends a line to the results file, and cases that stand there are skipped; a killed one continues where it last
+saved. `python -m benchmarks.recipe_report` writes the account of families and finals.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from export.ranges import Seed, argument
 from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
+from hyctas.presets import read_preset
 from hyctas.spaces.grid import AttentionVariant
 from hyctas.spaces.members import member
 
@@ -36,6 +38,7 @@ BASE, BASE_INIT = "edge:lite0-16", "efficientnet-lite0"
 TARGET, SIZE, CLASSES = "onnxruntime-cpu:fp32", (360, 480), 11
 LITE_RATE, RATE = 1e-3, 2e-3
 """Learning rates of networks with inverted residuals, and of others."""
+FINAL_STEPS, FINAL_CROP, FINAL_PRESET = 3000, "240x320", "standard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,11 @@ class Case:
     def key(self) -> str:
         """Canonical JSON of it."""
         return json.dumps(self.to_json(), sort_keys=True)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What it is scored on, first what counts: val alone where it trains on all of train, beside the other in the finals."""
+        return ("val",) if self.all_of_train else ("choose", "val") if self.steps == FINAL_STEPS else ("choose",)
 
     @property
     def name(self) -> str:
@@ -154,9 +162,19 @@ def _families() -> Iterator[Case]:
     yield from _seeds(2, network="edge:plain", init="none", settings={"reparameterise": True})
 
 
+def _finals() -> Iterator[Case]:
+    """The best together, three seeds: `lite0-16` from trained and random weights, the yardstick now and as it was before."""
+    best = {name: value for name, value in read_preset(FINAL_PRESET).items() if name not in ("minutes", "crop")}
+    for network, init, settings in (
+        (BASE, BASE_INIT, best), (BASE, "none", best), ("edge:plain", "none", {**best, "reparameterise": True}),
+        ("edge:plain", "none", {}),
+    ):  # fmt: skip
+        yield from _seeds(3, network=network, init=init, steps=FINAL_STEPS, crop=FINAL_CROP, settings=settings)
+
+
 PLANS = {
     "gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "teachers": _teachers,
-    "families": _families,
+    "families": _families, "finals": _finals,
 }  # fmt: skip
 
 
@@ -221,9 +239,11 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
         *(["--teacher", *(str(runs / teacher.name) for teacher in teachers)] if teachers else []),
     ]  # fmt: skip
     scores, record = train(genotype, runs / case.name, case.settings, arguments)
-    split = "val" if case.all_of_train else "choose"
+    split, *others = case.splits
     line = {
         "case": case.to_json(), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
+        **{other: {"miou": scores[other]["miou"], "iou": scores[other]["iou"]} for other in others},
+        "classes": record["config"]["data"]["classes"],
         "spent_s": record["results"]["spent_s"], "cpu": record["machine"]["cpu"], "versions": record["versions"],
     }  # fmt: skip
     if not noted(case, results):
