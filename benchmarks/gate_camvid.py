@@ -27,10 +27,10 @@ from export.codec import decode_toml
 from export.errors import Infeasible, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
-from export.target import Target, parse_size
+from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import chosen_genotype, read_genotype
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.search.limits import Limits
 from hyctas.space import edge
 from hyctas.spaces.members import family, members
@@ -103,7 +103,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
     from hyctas.engine.table_attention import open_target
 
     space = edge()
-    size = parse_size(calibrated_sizes(space, table)[0])
+    size = only_calibrated_size(space, table)
     model, identity = CostModel(space, table, size, CLASSES), table.identity
     runtime = open_target(Target.parse(identity.target), identity.threads)
     allowed_ms = TOLERANCE * limit_ms

@@ -29,9 +29,8 @@ from export.target import format_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import recorded_preprocessing
-from hyctas.cli.values import image_size
 from hyctas.commands.datasets import open_dataset
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.search.score import Scorer
 from hyctas.spaces.members import members
@@ -82,11 +81,9 @@ def judge(arguments: argparse.Namespace) -> None:
     """Score the candidates, and train those chosen."""
     supernet, table_path = SupernetRecord.read(arguments.run), arguments.table or arguments.run / "latency.json"
     space, table = supernet.space(), LatencyTable.load(table_path)
-    sizes = calibrated_sizes(space, table)
-    if len(sizes) != 1:
-        raise InvalidInput(f"{table_path} is calibrated for {len(sizes)} sizes of space {space.name}; give one of a single size")
+    size = only_calibrated_size(space, table)
     data = open_dataset(arguments.data or supernet.data, check=False)
-    model = CostModel(space, table, image_size(sizes[0]), data.num_classes)
+    model = CostModel(space, table, size, data.num_classes)
     predict = latency_band(model, arguments.ms).cost
     subject = {
         "supernet": sha256(supernet.path), "table": sha256(table_path), "ms": arguments.ms, "data": data.identity(),

@@ -24,7 +24,6 @@ from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results
 from export.errors import CheckFailed, InvalidInput
 from export.files import sha256, write_text
-from export.target import parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import recorded_preprocessing
@@ -32,7 +31,7 @@ from hyctas.cli.search import SearchJob
 from hyctas.cli.show import bar
 from hyctas.commands.datasets import open_dataset
 from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.search.driver import SURVIVING, search
 from hyctas.search.history import SEARCH, Evaluation, History
@@ -128,7 +127,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(job.run / "train-supernet.json")
     data, path = open_dataset(arguments.data or supernet.data, check=False), job.run / "latency.json"
     space, latency = supernet.space(), LatencyTable.load(path)
-    size = parse_size(calibrated_sizes(space, latency)[0])
+    size = only_calibrated_size(space, latency)
     case = {
         "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
         "evaluations": job.evaluations, "images": job.images, **asdict(job.settings),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle.imaging import Preprocessing
-from export.errors import CheckFailed, InvalidInput
+from export.errors import CheckFailed, Give
 from export.files import sha256, write_text
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.inherit import SupernetRecord
@@ -18,7 +18,7 @@ from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.train_finalists import choose_by_training
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
@@ -29,7 +29,6 @@ from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
 from hyctas.search.score import Scorer, drawn_samples
 from hyctas.spaces.members import members_of
-from hyctas.spaces.search_space import SearchSpace
 from latency import LatencyTable
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def run_search(job: SearchJob) -> None:
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
     space, table = supernet.space(job.space), LatencyTable.load(table_path)
-    size = _size(job, space, table, table_path)
+    size = image_size(job.size) if job.size else only_calibrated_size(space, table, Give("size", "HEIGHTxWIDTH"))
     data = open_dataset(job.data or supernet.data, check=False)
     confidence = None if job.confidence is None else job.confidence / 100
     model = CostModel(space, table, size, data.num_classes, confidence)
@@ -128,18 +127,6 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
         )
     if model.confidence is not None:
         say(f"limits on latency hold for the upper bound of {model.confidence:.0%}: {model.bound_factor:.3f} x prediction")
-
-
-def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
-    """Return the size asked for, or the one that the table was calibrated for."""
-    if job.size:
-        return image_size(job.size)
-    found = calibrated_sizes(space, table)
-    if len(found) != 1:
-        raise InvalidInput(
-            f"{table_path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}); give --size"
-        )
-    return image_size(found[0])
 
 
 def open_scorer(job: SearchJob, supernet: SupernetRecord, data: DataSet, preprocessing: Preprocessing) -> Scorer:
