@@ -52,9 +52,8 @@ def run_search(job: SearchJob) -> None:
     limits.check_feasible(model)
     if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
         say(warning)
-    settings = job.settings
-    eval_size = settings.eval_size or supernet.size
-    members, screened = members_of(space), min(settings.screen_images, job.images)
+    settings, members = job.settings, members_of(space)
+    eval_size, screened = settings.eval_size or supernet.size, min(settings.screen_images, job.images)
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
         "population": settings.population, "candidates": settings.candidates, "images": job.images, "screen_images": screened,
@@ -74,22 +73,26 @@ def run_search(job: SearchJob) -> None:
     if measured == job.measure and run.file("pareto.json").exists():
         say(f"{run.file('pareto.json')} is already there with this configuration")
     else:
-        if history.evaluations:
-            say(f"continuing: {len(history.evaluations)} evaluations are recorded")
-        scorer = open_scorer(job, supernet, data, preprocessing)
-        with bar(f"search {job.evaluations} networks") as shown:
-            search(
-                model, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=job.seed,
-                reference_ms=reference_ms, screen=scorer.screen if screened else None, members=list(members.values()),
-                candidates=settings.candidates,
-                progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
-            )  # fmt: skip
+        _fill(job, history, open_scorer(job, supernet, data, preprocessing), model, limits, reference_ms)
         facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
         _conclude(run, history, model, limits, reference_ms, job.measure, facts)
     if job.finalists:
         names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
         choose_by_training(job, run, history, limits, model, data, names)
     say(show_front(run.folder))
+
+
+def _fill(job: SearchJob, history: History, scorer: Scorer, model: CostModel, limits: Limits, reference_ms: float) -> None:
+    """Search until the history holds as many evaluations as were asked for."""
+    if history.evaluations:
+        say(f"continuing: {len(history.evaluations)} evaluations are recorded")
+    with bar(f"search {job.evaluations} networks") as shown:
+        search(
+            model, limits, scorer, history, evaluations=job.evaluations, population=job.settings.population, seed=job.seed,
+            reference_ms=reference_ms, screen=scorer.screen if job.settings.screen_images else None,
+            members=list(members_of(model.space).values()), candidates=job.settings.candidates,
+            progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+        )  # fmt: skip
 
 
 def _conclude(
