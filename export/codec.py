@@ -43,7 +43,6 @@ Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = tuple[Count, Count]
 """Height and width."""
 

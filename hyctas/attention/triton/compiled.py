@@ -26,7 +26,6 @@ from export.errors import HyctasError, Unavailable
 from export.plugin_kernel import ptx_version
 from hyctas.attention.triton.cases import MODULES, Case, arguments
 from hyctas.attention.triton.resources import Resources
-from hyctas.attention.triton.tiles import Tile
 
 TENSOR_CORE_OPCODES = ("HMMA", "HGMMA", "UTCHMMA")
 
@@ -60,12 +59,6 @@ class Compiled(Resources):
     def resources(self) -> Resources:
         """Return the numbers alone."""
         return Resources(**{field.name: getattr(self, field.name) for field in fields(Resources)})
-
-
-def compile_kernel(kernel: str, arch: int, tile: Tile, *, channels: int, qk_channels: int, dtype: str, **options: Any) -> Compiled:
-    """Compile one kernel; `options` are other fields of `Case`. Raises what `compile_case` and `Case` do."""
-    case = Case(kernel=kernel, arch=arch, tile=tile, channels=channels, qk_channels=qk_channels, dtype=dtype, **options)
-    return compile_case(case)
 
 
 def missing() -> str:
