@@ -113,9 +113,7 @@ def redraw(path: Path) -> None:
     write_text(path.with_suffix(".svg"), scatter(value["heading"], [network["predicted_ms"] for network in networks], measured))
 
 
-def coverage(
-    calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray
-) -> tuple[float, float] | None:
+def coverage(calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray) -> tuple[float, float] | None:
     """Return which share of networks stays below the upper bound, and the bound's factor; None without a calibration."""
     if calibration is None:
         return None

@@ -130,9 +130,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
     })  # fmt: skip
 
 
-def cases(
-    found: dict[str, Any], init: str, settings: dict[str, Any], teachers: tuple[tuple[str, int], ...] = ()
-) -> list[GateCase]:
+def cases(found: dict[str, Any], init: str, settings: dict[str, Any], teachers: tuple[tuple[str, int], ...] = ()) -> list[GateCase]:
     """List the trainings of all contenders, seed by seed; a network without blocks of the source starts from random weights."""
     from hyctas.pretrained.start import NONE, default_source
 

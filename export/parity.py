@@ -205,9 +205,7 @@ def _images(
     return images + [check_feeds([spec], {spec.name: image})[0] for image in inputs]
 
 
-def _rows(
-    reference: Callable[[np.ndarray], np.ndarray], session: Session, images: Sequence[np.ndarray], output: str
-) -> list[_Row]:
+def _rows(reference: Callable[[np.ndarray], np.ndarray], session: Session, images: Sequence[np.ndarray], output: str) -> list[_Row]:
     return [_compare(reference(image), session.run({session.inputs[0].name: image})[0], output) for image in images]
 
 

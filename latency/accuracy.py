@@ -54,9 +54,7 @@ def fidelity(predicted: Values, measured: Values) -> Fidelity:
     """
     p, m = checked("predicted", predicted), checked("measured", measured)
     if p.size != m.size or not p.size:
-        raise InvalidInput(
-            f"got {p.size} predicted and {m.size} measured latencies; give as many of both, at least one"
-        )
+        raise InvalidInput(f"got {p.size} predicted and {m.size} measured latencies; give as many of both, at least one")
     error = np.abs(p - m) / m
     within5, within10 = (float(np.mean(error <= limit + 1e-12)) for limit in (0.05, 0.10))
     return Fidelity(float(error.mean()), within5, within10, spearman(p, m), kendall(p, m), int(p.size))

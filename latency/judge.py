@@ -42,8 +42,7 @@ class Judgement:
             "| | networks | MAPE | within 5 % | within 10 % | Spearman | Kendall |",
             "|---|---:|---:|---:|---:|---:|---:|",
             *(
-                f"| {name} | {f.n} | {f.mape:.1%} | {f.within5:.0%} | {f.within10:.0%} "
-                f"| {f.spearman:.3f} | {f.kendall:.3f} |"
+                f"| {name} | {f.n} | {f.mape:.1%} | {f.within5:.0%} | {f.within10:.0%} | {f.spearman:.3f} | {f.kendall:.3f} |"
                 for name, f in rows
             ),
             "",

@@ -143,9 +143,7 @@ def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTa
     return _Features(by_group, {name: np.array([found[name] for found in extents]) for name in extents[0]})
 
 
-def _out_of_fold(
-    fitter: Callable[[_Features, np.ndarray], Coefficients], features: _Features, measured: np.ndarray
-) -> np.ndarray:
+def _out_of_fold(fitter: Callable[[_Features, np.ndarray], Coefficients], features: _Features, measured: np.ndarray) -> np.ndarray:
     order = np.random.default_rng([0, 0x666974]).permutation(measured.size)
     predicted = np.empty_like(measured)
     for held_out in np.array_split(order, FOLDS):

@@ -81,9 +81,7 @@ class Place:
     """Folder of timing caches."""
 
 
-def open_place(
-    cuda_backend: str | None = None, timing_cache: Path | None = None, capabilities: tuple[int, ...] = ()
-) -> Place:
+def open_place(cuda_backend: str | None = None, timing_cache: Path | None = None, capabilities: tuple[int, ...] = ()) -> Place:
     """Return what this machine has; where GPUs are named, TensorRT-RTX for these. `Unavailable` where it is missing."""
     if capabilities:
         trt = import_rtx()

@@ -53,9 +53,7 @@ def slot_name(part: str, stride: int | str, ordinal: int, operator: Operator) ->
     return f"{part}.s{stride}.{ordinal}.{operator.label}.{operator.stride}"
 
 
-def attention_operator(
-    sources: tuple[int, ...], out: int, stride: int, choice: Attention, arithmetic: Arithmetic
-) -> SelfAttention:
+def attention_operator(sources: tuple[int, ...], out: int, stride: int, choice: Attention, arithmetic: Arithmetic) -> SelfAttention:
     """Build the operator of an attention choice."""
     return SelfAttention(
         sources, out, choice.heads, choice.qk_channels, choice.scale, choice.pool, choice.half_resolution,

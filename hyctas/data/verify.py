@@ -85,9 +85,7 @@ class VerifyReport:
         }
 
 
-def verify(
-    source: Source, splits: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
-) -> VerifyReport:
+def verify(source: Source, splits: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Read every image and label of the splits (default: all).
 
     Args:

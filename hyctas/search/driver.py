@@ -71,9 +71,7 @@ def search(
         history.notice(f"{history.path}: {strange} evaluations are of networks that this search did not ask for; they do not count")
 
 
-def first_generation(
-    model: CostModel, limits: Limits, members: Sequence[Genotype], population: int, seed: int
-) -> list[Genotype]:
+def first_generation(model: CostModel, limits: Limits, members: Sequence[Genotype], population: int, seed: int) -> list[Genotype]:
     """Return the hand-made networks within the limits, and random ones: `population` of both, but half of that random at least."""
     made = {genotype.id: genotype for genotype in members if limits.keeps(model.costs(genotype))}
     draws = RandomDraws(model, limits, seed, known=made)

@@ -149,9 +149,7 @@ class Nsga2:
     ) -> None:
         self.model, self.limits, space = model, limits, model.space
         constraints = len(limits.excess(model.costs(space.smallest())))
-        self.problem = Problem(
-            n_var=len(space.genes), n_obj=2, n_ieq_constr=constraints, xl=0, xu=space.cardinality - 1, vtype=int
-        )
+        self.problem = Problem(n_var=len(space.genes), n_obj=2, n_ieq_constr=constraints, xl=0, xu=space.cardinality - 1, vtype=int)
         self.algorithm = NSGA2(
             pop_size=population, n_offsprings=offspring or max(2, population // 3),
             sampling=np.array([space.encode(g) for g in first]), crossover=_SpaceCrossover(space),

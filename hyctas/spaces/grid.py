@@ -29,18 +29,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import InvalidInput
-from hyctas.arch.genotype import (
-    DECODERS,
-    HEAD_BLOCKS,
-    HEAD_KINDS,
-    STAGES,
-    Branch,
-    Cell,
-    Fusion,
-    Genotype,
-    Head,
-    normal_form,
-)
+from hyctas.arch.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, STAGES, Branch, Cell, Fusion, Genotype, Head, normal_form
 from hyctas.arch.operators import CELLS, Operator
 from hyctas.spaces import extent
 from hyctas.spaces.search_space import LAYOUT, Genes, GeneVectors
@@ -210,9 +199,7 @@ class Space(GeneVectors):
         return (*cells, self._first(g, "stem.8", eight))
 
     def _first(self, g: Mapping[str, Any], prefix: str, stage: Stage) -> Cell:
-        return stage.cell(
-            g[f"{prefix}.first"], g[f"{prefix}.width"], stage.stride, g[f"{prefix}.kernel"], g[f"{prefix}.expansion"]
-        )
+        return stage.cell(g[f"{prefix}.first"], g[f"{prefix}.width"], stage.stride, g[f"{prefix}.kernel"], g[f"{prefix}.expansion"])
 
     def _rest(
         self, g: Mapping[str, Any], prefix: str, stage: Stage, width: int, kernel: int, expansion: int, first: str

@@ -70,9 +70,7 @@ def missing() -> str:
     return ""
 
 
-def compile_case(
-    case: Case, multiples: Mapping[str, int] | None = None, *, newest_ptx: tuple[int, int] | None = None
-) -> Compiled:
+def compile_case(case: Case, multiples: Mapping[str, int] | None = None, *, newest_ptx: tuple[int, int] | None = None) -> Compiled:
     """Compile one kernel.
 
     Args:
