@@ -5,7 +5,7 @@
     python -m benchmarks.gate_camvid --table
 
 `--prepare` finds the opponents and measures all contenders, their rounds alternating; nothing else should run. An opponent is a
-hand-made family in the widest form that keeps the limit: from its widest member that does, one width gene after the other is
+hand-made family in the widest form that meets the limit: from its widest member that does, one width gene after the other is
 raised. The trainings are screenings (`benchmarks/screening.py`) of 3,000 steps of 12 crops of 240x320 on all of train, from the
 same source of weights, with the same teachers (`--teacher`), one seed of all contenders before the next; val is looked at once per
 training, and every look is a line of the results file. Finished trainings are skipped; a killed one continues where it last saved.
@@ -120,7 +120,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
             bounds[name] *= allowed_ms / times[name]
     kept = {name: genotype for name, genotype in contenders.items() if times[name] <= (limit_ms if name == WINNER else allowed_ms)}
     for name in sorted(bounds.keys() - kept.keys()):
-        print(f"left out: {name}, " + (f"measured at {times[name]:.2f} ms" if name in times else "no member of it keeps the limit"))
+        print(f"left out: {name}, " + (f"measured at {times[name]:.2f} ms" if name in times else "no member of it meets the limit"))
     if WINNER not in kept or len(kept) == 1:
         raise Infeasible(f"measured on {identity.target}: {times}; nothing to compare within {limit_ms:g} ms")
     write_json(path, {

@@ -51,7 +51,7 @@ class Draws:
 
     Args:
         model: predicts costs.
-        limits: what networks keep.
+        limits: what networks meet.
         seed: of the draws.
         batch: networks at a time.
     """

@@ -1,7 +1,7 @@
 """Hold the errors that all packages of the project share, with the exit code that each command gives them.
 
 A command that ends with one of these prints its text (no traceback) and exits with `exit_code`; any other exception is a
-defect of ours and exits with 70. Errors carry their objects as attributes, so that callers and tests need not parse text.
+bug in hyctas and exits with 70. Errors carry their objects as attributes, so that callers and tests need not parse text.
 """
 
 from __future__ import annotations

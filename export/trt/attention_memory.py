@@ -62,7 +62,7 @@ class AttentionMemory:
         try:
             encode(self.path, _Content({**self._read(), name: self._used[name]}), FORMAT_VERSION)
         except OSError as error:
-            self._on_status(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention anew")
+            self._on_status(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention again")
 
     def _name(self, case: AttentionCase, offered: Sequence[str]) -> str:
         return f"{json.dumps(asdict(case), sort_keys=True)} {self._conditions} of {','.join(offered)}"

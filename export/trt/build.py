@@ -57,7 +57,7 @@ class BuildResult:
     def manifest(self, machine: Machine, onnx: Path, command: str, **known: Any) -> EngineManifest:
         """Return the manifest to save beside the engine; `known` are its `attention`, `parity` and `latency`.
 
-    The ONNX file is the one that it can be rebuilt from, beside the engine, and the command what builds it anew.
+    The ONNX file is the one that it can be rebuilt from, beside the engine, and the command what rebuilds it.
     """
         return EngineManifest(
             machine=machine, engine_sha256=self.sha256, size_bytes=len(self.plan), onnx=onnx.name, onnx_sha256=sha256(onnx),

@@ -1,9 +1,9 @@
-"""Build an engine from an ONNX file where it is to run, or build one anew: python -m export.trt.from_onnx.
+"""Build an engine from an ONNX file where it is to run, or rebuild one: python -m export.trt.from_onnx.
 
 | given                             | writes                                                                                      |
 |-----------------------------------|---------------------------------------------------------------------------------------------|
 | `model.onnx [--precision fp16]`   | `model.engine` and its manifest beside it                                                   |
-| `model.engine`                    | the same anew from the ONNX file beside it, as its manifest says, if it does not fit here   |
+| `model.engine`                    | the same again, from the ONNX file beside it, as its manifest says, if it does not fit here |
 
 Needs Python 3.10, numpy, tensorrt, cuda-bindings, onnx and onnxruntime; the last two convert the graph, and compute what the
 engine must give: nothing is written before both agree. Attention is built as it stands in the file, in standard operators;
@@ -99,7 +99,7 @@ def engine_from_onnx(
         onnx: of static shape, one input, one output; fp32, or quantised already for int8 and fp8.
         options: how to build.
         place: this machine.
-        command: what builds it anew, for the manifest.
+        command: what rebuilds it, for the manifest.
         on_status: is told what is being done.
         progress: is told how far the build is.
 
@@ -160,7 +160,7 @@ def _single_file(path: Path) -> bytes:
 
 
 def rebuild_engine(path: Path, place: Place, on_status: OnStatus, progress: Progress | None = None) -> EngineManifest:
-    """Build an engine, there or not, anew from the ONNX file beside it, as its manifest says, and replace both files.
+    """Rebuild an engine, there or not, from the ONNX file beside it, as its manifest says, and replace both files.
 
     Raises:
         EngineRefused: it has no manifest, so what it was built from is not known.
@@ -172,7 +172,7 @@ def rebuild_engine(path: Path, place: Place, on_status: OnStatus, progress: Prog
     if not source.is_file():
         raise CorruptFile(source, f"is missing; {path.name} was built from it")
     if sha256(source) != manifest.onnx_sha256:
-        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
+        raise CorruptFile(source, f"is not the file that {path.name} was built from; rebuild it on purpose: {manifest.command}")
     options = replace(options_of(path, manifest), plugins=False)
     plan, fresh = engine_from_onnx(source, options, place, manifest.command, on_status, progress)
     save_engine(path, plan, fresh)
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Build a TensorRT engine from an ONNX file where it is to run, or build one anew if it does not fit this machine."
+    description = "Build a TensorRT engine from an ONNX file where it is to run, or rebuild one that does not fit this machine."
     parser = argparse.ArgumentParser(prog="python -m export.trt.from_onnx", description=description)
     parser.add_argument("file", type=Path, metavar="FILE", help="model.onnx, or an engine with its manifest and its ONNX file")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the engine (default: fp16); int8 and fp8 take a quantised file")
@@ -264,13 +264,13 @@ def _parser() -> argparse.ArgumentParser:
 def _make(args: argparse.Namespace, on_status: OnStatus, shown: Shown) -> None:
     path: Path = args.file
     if path.suffix.lower() not in (".onnx", ".engine"):
-        raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
+        raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to rebuild")
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
     engine = path if path.suffix.lower() == ".engine" else path.with_suffix(".engine")
     if engine == path:
         if given := [name for name in ("precision", "preset", "workspace_mib", "gpu") if getattr(args, name) is not None]:
-            raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
+            raise InvalidInput(f"{path.name} is rebuilt as its manifest says; leave out --{given[0].replace('_', '-')}")
         place = open_place(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)
         if (reason := needs_rebuild(path, place.machine)) is None:
             on_status(f"{path.name} fits this machine; nothing to do")

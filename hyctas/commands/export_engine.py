@@ -1,4 +1,4 @@
-"""Export engines: a file of its own, one inside a bundle, and building one anew."""
+"""Export engines: a file of its own, one inside a bundle, and rebuilding one."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def write_engine_file(
 
 
 def rebuild(job: ExportJob, path: Path) -> None:
-    """Build an engine anew as its manifest says, if it does not fit this machine: from its bundle, or from the ONNX file beside it.
+    """Rebuild an engine as its manifest says, if it does not fit this machine: from its bundle, or from the ONNX file beside it.
 
     Raises:
         InvalidInput: other flags, or no engine's name.

@@ -42,7 +42,7 @@ def _finalist_lines(outcome: Outcome, run: Path) -> list[str]:
         lines.append(f"  {finalist.id}   {finalist.evaluation.miou:5.3f}{trained}   {_ms(finalist)}{name}{ends[ended.end]}")
     winner = next((ended for _, ended in finalists if ended.end == "won"), None)
     if winner is None:
-        return [*lines, "warning: no finalist keeps the limit when measured; the choice is the one by shared weights"]
+        return [*lines, "warning: no finalist meets the limit when measured; the choice is the one by shared weights"]
     if winner.handmade:
         lines.append(f"the hand-made network {winner.handmade} beat all that the search found, and is the answer")
     return [*lines, f"to train it on: {command_line('train network', run=run, init=run)}"]

@@ -94,7 +94,7 @@ def _soft_labels(run: Run, recipe: NetworkRecipe, frames: Frames, teachers: tupl
 
 
 def _finished(network: Network, recipe: NetworkRecipe, frames: Frames, preprocessing: Preprocessing) -> Network:
-    """Return a trained network as it is used: norms estimated anew, parallel branches merged, no auxiliary heads."""
+    """Return a trained network as it is used: norms estimated again, parallel branches merged, no auxiliary heads."""
     with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
         reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
     merge(network)

@@ -124,8 +124,8 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
         f"Spearman {held.spearman:.3f} ({held.n} networks)")  # fmt: skip
     if 100 * held.mape > max_error:
         raise CheckFailed(
-            f"the predictions of {path} are off by {held.mape:.1%} on average, allowed are {max_error:g} %: a search would choose "
-            "by noise. Measure it again on a quiet machine (hyctas-profile --restart, more --networks), or accept it with "
+            f"the predictions of {path} are off by {held.mape:.1%} on average, more than {max_error:g} %: a search would follow "
+            "noise. Measure it again on a quiet machine (hyctas-profile --restart, more --networks), or accept it with "
             f"--max-error {100 * held.mape + 1:.0f}"
         )
     if model.confidence is not None:

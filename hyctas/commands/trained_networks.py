@@ -34,7 +34,7 @@ def networks_to_train(
         trained: slots that start from trained weights.
 
     Raises:
-        InvalidInput: not a latency, another bound besides, no table, or no size that it counts for.
+        InvalidInput: not a latency, another bound besides, no table, or no size that it is predicted for.
         MissingKeys, TableMismatch: the table is of another space or size.
         Infeasible: no network was found near the limit.
     """
@@ -63,7 +63,7 @@ def networks_to_train(
 
 
 def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: LatencyTable) -> tuple[int, int]:
-    """Return the image size that latency counts for: the one trained at where the table is calibrated for it, else the only one."""
+    """Return the image size that latency is predicted for: the one trained at if the table is calibrated for it, else the only one."""
     found = calibrated_sizes(space, table)
     if given is not None and (given in found or not found):
         return given

@@ -237,7 +237,7 @@ def _pair(images: list[Path], labels: list[Path], image_name: Path, label_name: 
     image, label = next(iter(found), None), next(iter(annotated), None)
     for several in (found, annotated):
         if len(several) > 1:
-            return Pair(image, label, f"{several[0]}: has a rival of the same name ({several[1].name}); keep one of them")
+            return Pair(image, label, f"{several[0]}: another file has the same name ({several[1].name}); keep one of them")
     if label is None:
         what = f"{image}: image without a label" if image else f"{image_name}: is named, but there is no such image"
         return Pair(image, label, f"{what}; expected {label_name.name}{_LABEL_SUFFIX} below {label_name.parent}{_unfit(labels)}")

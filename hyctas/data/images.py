@@ -103,7 +103,7 @@ def _opened_png(path: Path, use: Callable[[Image.Image], T]) -> T:
             raise
         raise InvalidInput(
             f"{path}: is a {found} file whatever its name says; labels are read from PNG, which keeps every value: "
-            "save them anew from where they were made, since a converted JPEG or GIF may have lost values"
+            "save them again with the tool that made them, since a converted JPEG or GIF may have lost values"
         ) from error
 
 

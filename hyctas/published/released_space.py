@@ -144,8 +144,8 @@ class PublishedSpace(GeneVectors):
             row += one.stride - 1
             genes[start + 1 + layer] = OPERATORS.index(one.op)
             if layer < len(branch) - 1:
-                ladder = [channels(SCALES[row], self.base_channels, width) for width in WIDTHS]
-                genes[start + 1 + self.layers + layer] = ladder.index(one.out)
+                widths = [channels(SCALES[row], self.base_channels, width) for width in WIDTHS]
+                genes[start + 1 + self.layers + layer] = widths.index(one.out)
 
     # -- drawing and varying -----------------------------------------------------------------------------------------------
 

@@ -247,7 +247,7 @@ def test_rebuilding_uses_the_onnx_file_beside_it(engine: Path, monkeypatch: pyte
 def test_rebuilding_refuses_what_it_does_not_know(engine: Path) -> None:
     source = engine.parent / "model.onnx"
     source.write_bytes(b"another graph")
-    with pytest.raises(CorruptFile, match=r"is not the file .* build anew on purpose: hyctas-export model"):
+    with pytest.raises(CorruptFile, match=r"is not the file .* rebuild it on purpose: hyctas-export model"):
         from_onnx.rebuild_engine(engine, PLACE, print)
     source.unlink()
     with pytest.raises(CorruptFile, match=r"is missing; model\.engine was built from it"):
