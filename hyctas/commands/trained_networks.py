@@ -63,7 +63,7 @@ def networks_to_train(
 
 
 def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: LatencyTable) -> tuple[int, int]:
-    """Return the image size that latency is predicted for: the one trained at if the table is calibrated for it, else the only one."""
+    """Return the size that latency is predicted for: the one trained at if the table is calibrated for it, else the only one."""
     found = calibrated_sizes(space, table)
     if given is not None and (given in found or not found):
         return given
