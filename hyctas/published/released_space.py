@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,15 +85,6 @@ class PublishedSpace(GeneVectors):
             genes += [(f"b{final}.{layer}.op", len(OPERATORS)) for layer in range(self.layers)]
             genes += [(f"b{final}.{layer}.width", len(WIDTHS)) for layer in range(self.layers - 1)]
         return tuple(genes)
-
-    def count(self, branches: int) -> int:
-        """Return how many vectors describe networks with a number of branches: an upper bound on the networks.
-
-        Skips count as operators; the rules of compaction and equal networks are not taken off.
-        """
-        per_branch = len(OPERATORS) ** self.layers * len(WIDTHS) ** (self.layers - 1)
-        sets = [chosen for chosen in self.branch_sets if len(chosen) == branches]
-        return sum(math.prod(len(self.paths[final]) * per_branch for final in chosen) for chosen in sets)
 
     # -- genes and genotypes ---------------------------------------------------------------------------------------------
 
