@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.failures import one_sentence
 from benchmarks.screening import BASE_INIT, Case, noted, read_results, run
 from benchmarks.search_against_random import paired
+from export.bench_report import markdown_rows
 from export.codec import decode_toml
 from export.errors import Infeasible, InvalidInput
 from export.files import read_json, write_json, write_text
@@ -197,10 +198,7 @@ def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     for line in lines:
         if line["case"]["network"] in looks and line["genotype"] == found["contenders"][line["case"]["network"]]["id"]:
             looks[line["case"]["network"]][line["case"]["seed"]] = 100 * line["miou"]
-    rows = [
-        "| network | ms | share of the limit | val mIoU %, by seed | mean | winner minus this | one-sided 95 % bound |",
-        "|---|---:|---:|---|---:|---:|---:|",
-    ]
+    rows = [["network", "ms", "share of the limit", "val mIoU %, by seed", "mean", "winner minus this", "one-sided 95 % bound"]]
     own, gains = looks[WINNER], {}
     for name, contender in found["contenders"].items():
         seeds, share = looks[name], contender["ms"] / found["limit_ms"]
@@ -211,8 +209,8 @@ def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
             gain, bound = (f"{value:+.2f}" for value in gains[name][:2])
         shown = ", ".join(f"{seeds[seed]:.1f}" for seed in sorted(seeds)) or "not trained"
         narrow = "" if share >= NEAR else " (no wider form fits)"
-        first = f"{name} {contender['id']} | {contender['ms']:.2f} | {share:.2f}{narrow}"
-        rows.append(f"| {first} | {shown} | {average} | {gain} | {bound} |")
+        first = f"{name} {contender['id']}", f"{contender['ms']:.2f}", f"{share:.2f}{narrow}"
+        rows.append([*first, shown, average, gain, bound])
     verdict = "Not all trainings are done.\n"
     if gains and all(len(seeds) == SEEDS for seeds in looks.values()):
         best = max(gains, key=lambda name: sum(looks[name].values()))
@@ -227,8 +225,8 @@ def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
         f"of `python -m benchmarks.gate_camvid --data FOLDER`. {found['target']}, {found['threads']} threads, "
         f"{found['size'][0]}x{found['size'][1]}, {found['machine']['cpu']}. Every look at val is in this table; val chose "
         "nothing.\n\n"
-        + "\n".join(rows) + f"\n\n{verdict}"
-    )  # fmt: skip
+        f"{markdown_rows(rows)}\n\n{verdict}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results, train
+from export.bench_report import markdown_rows
 from export.codec import convert, plain
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text
@@ -197,8 +198,9 @@ def _section(group: Sequence[dict[str, Any]]) -> str | None:
     ceiling = float(np.mean([kendall(retrained[:, a], retrained[:, b]) for a, b in pairs]))
     gaps, first = retrained.mean(1) - inherited, group[0]
     share = f"{own / ceiling:.2f} of it" if ceiling > 0 else "no ceiling to compare with"
-    rows = [
-        f"| {name} | {a:.1f} | {', '.join(f'{value:.1f}' for value in row)} | {gap:+.1f} |"
+    rows = [["network", "inherited", "retrained, by seed", "difference"]]
+    rows += [
+        [name, f"{a:.1f}", ", ".join(f"{value:.1f}" for value in row), f"{gap:+.1f}"]
         for name, a, row, gap in sorted(zip(whole, inherited, retrained, gaps, strict=True), key=lambda entry: entry[1])
     ]
     cpus = ", ".join(sorted({line["cpu"] for line in group}))
@@ -209,7 +211,7 @@ def _section(group: Sequence[dict[str, Any]]) -> str | None:
         f"({share}).\n"
         f"* Retrained less inherited: {gaps.mean():+.1f} points on average, from {gaps.min():+.1f} to {gaps.max():+.1f}; within 2 "
         f"points: {(np.abs(gaps) <= 2).sum()} of {len(gaps)}.\n\n"
-        "| network | inherited | retrained, by seed | difference |\n|---|---:|---:|---:|\n" + "\n".join(rows) + "\n"
+        f"{markdown_rows(rows)}\n"
     )
 
 

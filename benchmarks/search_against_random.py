@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results
+from export.bench_report import markdown_rows
 from export.errors import CheckFailed, InvalidInput
 from export.files import sha256, write_text
 from hyctas.arch.genotype import Genotype
@@ -167,19 +168,19 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Return the results as Markdown: a line per seed, and the mean difference with its interval of 95 %."""
-    rows = ["| seed | network | ms predicted | mIoU %, seen | mIoU %, unseen |", "|---:|---|---:|---:|---:|"]
+    rows = [["seed", "network", "ms predicted", "mIoU %, seen", "mIoU %, unseen"]]
     for line in lines:
         for side in SIDES:
             found = line[side]
-            rows.append(f"| {line['case']['seed']} | {side}: {found['id']} | {found['predicted_ms']:.2f} | "
-                        f"{100 * found['seen_miou']:.1f} | {100 * found['unseen_miou']:.1f} |")  # fmt: skip
+            scores = (f"{100 * found[name]:.1f}" for name in ("seen_miou", "unseen_miou"))
+            rows.append([str(line["case"]["seed"]), f"{side}: {found['id']}", f"{found['predicted_ms']:.2f}", *scores])
     mean, low, high = paired([100 * (line["search"]["unseen_miou"] - line["random"]["unseen_miou"]) for line in lines])
     first = lines[0]["case"]
     return (
         "# Search against random\n\nPrinted by `python -m benchmarks.search_against_random --table` from "
         f"`search_against_random.jsonl`. One supernet, {first['evaluations']} scored networks per side and seed, limit "
         f"{first['limit_ms']:.2f} ms; each side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of "
-        "the choosing split that neither saw.\n\n" + "\n".join(rows)
+        "the choosing split that neither saw.\n\n" + markdown_rows(rows, 2)
         + f"\n\nSearch minus random on unseen images: {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} "
         f"({len(lines)} seeds).\n"
     )  # fmt: skip

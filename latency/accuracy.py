@@ -11,6 +11,7 @@ from export.codec import Count, NotNegative, Share
 from export.errors import InvalidInput
 
 Values = Sequence[float] | np.ndarray
+HEAD = ("MAPE", "within 5 %", "within 10 %", "Spearman", "Kendall")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Fidelity:
     """Kendall's tau-b; 0 where undefined."""
     n: Count
     """Number of networks."""
+
+    def cells(self) -> list[str]:
+        """Return the figures as a row of a table below `HEAD`."""
+        return [
+            f"{self.mape:.1%}", f"{self.within5:.0%}", f"{self.within10:.0%}", f"{self.spearman:.3f}", f"{self.kendall:.3f}",
+        ]  # fmt: skip
 
 
 def checked(name: str, values: Values) -> np.ndarray:
