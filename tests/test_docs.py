@@ -229,7 +229,7 @@ def test_named_tests_exist(path: Path) -> None:
 
 def test_the_messages_of_tensorrt_md_are_ours() -> None:
     text = (ROOT / "docs/tensorrt.md").read_text()
-    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Known troubles")[2].partition("## ")[0], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Known problems")[2].partition("## ")[0], re.MULTILINE)
     assert len(rows) == 10
     source = "".join(path.read_text() for folder in ("export", "hyctas") for path in (ROOT / folder).rglob("*.py"))
     for fragment in (part for row in rows for message in re.findall("`([^`]+)`", row) for part in message.split("...")):
