@@ -133,8 +133,8 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
 
     A line is decoded inside `reading(path, number)`.
     """
-    *lines, torn = path.read_bytes().split(b"\n")
-    return list(enumerate(lines, 1)), torn
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    return list(enumerate(lines, 1)), cut_off
 
 
 @contextmanager

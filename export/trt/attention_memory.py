@@ -38,7 +38,7 @@ class _Content:
 
 
 class AttentionMemory:
-    """What was chosen, in a file, there or not; one that cannot be read is moved aside: it is quicker measured anew than mended.
+    """What was chosen, in a file, there or not; one that cannot be read is moved aside and measured again.
 
     `conditions` are what else decides a choice, as plain values; `on_status` is told of a file that was moved aside.
     """
