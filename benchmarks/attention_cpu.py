@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.bench_report import markdown_rows
 from export.files import write_json, write_text
 from export.machine import fingerprint
 from export.onnx.exporter import export_modules
@@ -148,16 +149,16 @@ def table(results: dict[str, dict[str, dict[str, float]]], command: str, machine
         "# Self-attention on the CPU", "",
         f"{machine}, {threads} threads; one head, d = C/8, fp32, batch 1. Medians of interleaved rounds, and the rise of a fresh",
         "process's peak memory over one call (the output, 4 C N bytes, is part of it; so are buffers that later calls reuse).", "",
-        "| C | N | implementation | median ms | of naive | p25-p75 ms | memory MiB |", "|---:|---:|---|---:|---:|---:|---:|",
     ]  # fmt: skip
+    cells = [["C", "N", "implementation", "median ms", "of naive", "p25-p75 ms", "memory MiB"]]
     for shape, rows in results.items():
         c, n = shape.split("x")
         for name, row in rows.items():
             base = rows["onnxruntime naive" if name.startswith("onnx") else "naive"]["median_ms"]
             spread = f"{row['p25_ms']:.1f}-{row['p75_ms']:.1f}"
             ratio = row["median_ms"] / base
-            lines.append(f"| {c} | {n} | {name} | {row['median_ms']:.1f} | {ratio:.2f} | {spread} | {row['peak_mib']:.0f} |")
-    return "\n".join([*lines, "", "```", command, "```", ""])
+            cells.append([c, n, name, f"{row['median_ms']:.1f}", f"{ratio:.2f}", spread, f"{row['peak_mib']:.0f}"])
+    return "\n".join([*lines, markdown_rows(cells, 3), "", "```", command, "```", ""])
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ print(onnxruntime.__version__, *onnxruntime.get_available_providers())
 _OPENED = """
 import sys
 from pathlib import Path
-from export import onnxruntime_session
+from export.backends import onnxruntime_session
 from export.errors import HyctasError
 from export.backends.onnxruntime_session import OnnxRuntime
 from export.target import Target

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.failures import one_sentence
+from export.bench_report import markdown_rows
 from export.files import read_json, write_text
 from hyctas.artifacts.choice import READ_VERSIONS
 from hyctas.artifacts.runs import FORMAT_VERSION
@@ -143,8 +144,7 @@ def _percent(share: float | None) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_rows([head, *rows]) + "\n"
 
 
 if __name__ == "__main__":

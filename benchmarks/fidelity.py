@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from export import codec
+from export.bench_report import markdown_rows
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -30,7 +31,7 @@ from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, predict, profile
-from latency.accuracy import Fidelity
+from latency.accuracy import HEAD, Fidelity
 from latency.calibration import Calibration
 from latency.judge import conformal_bound, judge
 from latency.predictor import compare
@@ -113,9 +114,7 @@ def redraw(path: Path) -> None:
     write_text(path.with_suffix(".svg"), scatter(value["heading"], [network["predicted_ms"] for network in networks], measured))
 
 
-def coverage(
-    calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray
-) -> tuple[float, float] | None:
+def coverage(calibration: Calibration | None, predicted: Sequence[float], measured: np.ndarray) -> tuple[float, float] | None:
     """Return which share of networks stays below the upper bound, and the bound's factor; None without a calibration."""
     if calibration is None:
         return None
@@ -131,13 +130,8 @@ def _bound_text(bound: tuple[float, float] | None) -> str:
 
 def models_table(models: Mapping[str, Fidelity]) -> str:
     """Write how every model does where it is fitted on four fifths of these networks and judged on the rest."""
-    lines = [
-        "Models, by five-fold cross-validation on these networks (`latency.calibration`; `macs` uses no table):", "",
-        "| model | MAPE | within 5 % | within 10 % | Spearman | Kendall |", "|---|---:|---:|---:|---:|---:|",
-        *(f"| {name} | {f.mape:.1%} | {f.within5:.0%} | {f.within10:.0%} | {f.spearman:.3f} | {f.kendall:.3f} |"
-          for name, f in models.items()),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    table = markdown_rows([("model", *HEAD), *((name, *found.cells()) for name, found in models.items())])
+    return f"Models, by five-fold cross-validation on these networks (`latency.calibration`; `macs` uses no table):\n\n{table}\n"
 
 
 def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> str:

@@ -5,7 +5,7 @@
     python -m benchmarks.gate_camvid --table
 
 `--prepare` finds the opponents and measures all contenders, their rounds alternating; nothing else should run. An opponent is a
-hand-made family in the widest form that keeps the limit: from its widest member that does, one width gene after the other is
+hand-made family in the widest form that meets the limit: from its widest member that does, one width gene after the other is
 raised. The trainings are screenings (`benchmarks/screening.py`) of 3,000 steps of 12 crops of 240x320 on all of train, from the
 same source of weights, with the same teachers (`--teacher`), one seed of all contenders before the next; val is looked at once per
 training, and every look is a line of the results file. Finished trainings are skipped; a killed one continues where it last saved.
@@ -23,14 +23,15 @@ from typing import Any
 from benchmarks.failures import one_sentence
 from benchmarks.screening import BASE_INIT, Case, noted, read_results, run
 from benchmarks.search_against_random import paired
+from export.bench_report import markdown_rows
 from export.codec import decode_toml
 from export.errors import Infeasible, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
-from export.target import Target, parse_size
+from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import chosen_genotype, read_genotype
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.search.limits import Limits
 from hyctas.space import edge
 from hyctas.spaces.members import family, members
@@ -103,7 +104,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
     from hyctas.engine.table_attention import open_target
 
     space = edge()
-    size = parse_size(calibrated_sizes(space, table)[0])
+    size = only_calibrated_size(space, table)
     model, identity = CostModel(space, table, size, CLASSES), table.identity
     runtime = open_target(Target.parse(identity.target), identity.threads)
     allowed_ms = TOLERANCE * limit_ms
@@ -120,7 +121,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
             bounds[name] *= allowed_ms / times[name]
     kept = {name: genotype for name, genotype in contenders.items() if times[name] <= (limit_ms if name == WINNER else allowed_ms)}
     for name in sorted(bounds.keys() - kept.keys()):
-        print(f"left out: {name}, " + (f"measured at {times[name]:.2f} ms" if name in times else "no member of it keeps the limit"))
+        print(f"left out: {name}, " + (f"measured at {times[name]:.2f} ms" if name in times else "no member of it meets the limit"))
     if WINNER not in kept or len(kept) == 1:
         raise Infeasible(f"measured on {identity.target}: {times}; nothing to compare within {limit_ms:g} ms")
     write_json(path, {
@@ -130,9 +131,7 @@ def prepare(winner: Genotype, table: LatencyTable, limit_ms: float, path: Path) 
     })  # fmt: skip
 
 
-def cases(
-    found: dict[str, Any], init: str, settings: dict[str, Any], teachers: tuple[tuple[str, int], ...] = ()
-) -> list[GateCase]:
+def cases(found: dict[str, Any], init: str, settings: dict[str, Any], teachers: tuple[tuple[str, int], ...] = ()) -> list[GateCase]:
     """List the trainings of all contenders, seed by seed; a network without blocks of the source starts from random weights."""
     from hyctas.pretrained.start import NONE, default_source
 
@@ -199,10 +198,7 @@ def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     for line in lines:
         if line["case"]["network"] in looks and line["genotype"] == found["contenders"][line["case"]["network"]]["id"]:
             looks[line["case"]["network"]][line["case"]["seed"]] = 100 * line["miou"]
-    rows = [
-        "| network | ms | share of the limit | val mIoU %, by seed | mean | winner minus this | one-sided 95 % bound |",
-        "|---|---:|---:|---|---:|---:|---:|",
-    ]
+    rows = [["network", "ms", "share of the limit", "val mIoU %, by seed", "mean", "winner minus this", "one-sided 95 % bound"]]
     own, gains = looks[WINNER], {}
     for name, contender in found["contenders"].items():
         seeds, share = looks[name], contender["ms"] / found["limit_ms"]
@@ -213,8 +209,8 @@ def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
             gain, bound = (f"{value:+.2f}" for value in gains[name][:2])
         shown = ", ".join(f"{seeds[seed]:.1f}" for seed in sorted(seeds)) or "not trained"
         narrow = "" if share >= NEAR else " (no wider form fits)"
-        first = f"{name} {contender['id']} | {contender['ms']:.2f} | {share:.2f}{narrow}"
-        rows.append(f"| {first} | {shown} | {average} | {gain} | {bound} |")
+        first = f"{name} {contender['id']}", f"{contender['ms']:.2f}", f"{share:.2f}{narrow}"
+        rows.append([*first, shown, average, gain, bound])
     verdict = "Not all trainings are done.\n"
     if gains and all(len(seeds) == SEEDS for seeds in looks.values()):
         best = max(gains, key=lambda name: sum(looks[name].values()))
@@ -229,8 +225,8 @@ def table(found: dict[str, Any], lines: list[dict[str, Any]]) -> str:
         f"of `python -m benchmarks.gate_camvid --data FOLDER`. {found['target']}, {found['threads']} threads, "
         f"{found['size'][0]}x{found['size'][1]}, {found['machine']['cpu']}. Every look at val is in this table; val chose "
         "nothing.\n\n"
-        + "\n".join(rows) + f"\n\n{verdict}"
-    )  # fmt: skip
+        f"{markdown_rows(rows)}\n\n{verdict}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results, train
+from export.bench_report import markdown_rows
 from export.codec import convert, plain
 from export.errors import Infeasible, InvalidInput
 from export.files import sha256, write_text
@@ -29,9 +30,8 @@ from export.target import format_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import recorded_preprocessing
-from hyctas.cli.values import image_size
 from hyctas.commands.datasets import open_dataset
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.search.score import Scorer
 from hyctas.spaces.members import members
@@ -82,11 +82,9 @@ def judge(arguments: argparse.Namespace) -> None:
     """Score the candidates, and train those chosen."""
     supernet, table_path = SupernetRecord.read(arguments.run), arguments.table or arguments.run / "latency.json"
     space, table = supernet.space(), LatencyTable.load(table_path)
-    sizes = calibrated_sizes(space, table)
-    if len(sizes) != 1:
-        raise InvalidInput(f"{table_path} is calibrated for {len(sizes)} sizes of space {space.name}; give one of a single size")
+    size = only_calibrated_size(space, table)
     data = open_dataset(arguments.data or supernet.data, check=False)
-    model = CostModel(space, table, image_size(sizes[0]), data.num_classes)
+    model = CostModel(space, table, size, data.num_classes)
     predict = latency_band(model, arguments.ms).cost
     subject = {
         "supernet": sha256(supernet.path), "table": sha256(table_path), "ms": arguments.ms, "data": data.identity(),
@@ -200,8 +198,9 @@ def _section(group: Sequence[dict[str, Any]]) -> str | None:
     ceiling = float(np.mean([kendall(retrained[:, a], retrained[:, b]) for a, b in pairs]))
     gaps, first = retrained.mean(1) - inherited, group[0]
     share = f"{own / ceiling:.2f} of it" if ceiling > 0 else "no ceiling to compare with"
-    rows = [
-        f"| {name} | {a:.1f} | {', '.join(f'{value:.1f}' for value in row)} | {gap:+.1f} |"
+    rows = [["network", "inherited", "retrained, by seed", "difference"]]
+    rows += [
+        [name, f"{a:.1f}", ", ".join(f"{value:.1f}" for value in row), f"{gap:+.1f}"]
         for name, a, row, gap in sorted(zip(whole, inherited, retrained, gaps, strict=True), key=lambda entry: entry[1])
     ]
     cpus = ", ".join(sorted({line["cpu"] for line in group}))
@@ -212,7 +211,7 @@ def _section(group: Sequence[dict[str, Any]]) -> str | None:
         f"({share}).\n"
         f"* Retrained less inherited: {gaps.mean():+.1f} points on average, from {gaps.min():+.1f} to {gaps.max():+.1f}; within 2 "
         f"points: {(np.abs(gaps) <= 2).sum()} of {len(gaps)}.\n\n"
-        "| network | inherited | retrained, by seed | difference |\n|---|---:|---:|---:|\n" + "\n".join(rows) + "\n"
+        f"{markdown_rows(rows)}\n"
     )
 
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from benchmarks.screening import append, read_results
+from export.bench_report import markdown_rows
 from export.errors import CheckFailed, InvalidInput
 from export.files import sha256, write_text
-from export.target import parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import recorded_preprocessing
@@ -32,7 +32,7 @@ from hyctas.cli.search import SearchJob
 from hyctas.cli.show import bar
 from hyctas.commands.datasets import open_dataset
 from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.search.driver import SURVIVING, search
 from hyctas.search.history import SEARCH, Evaluation, History
@@ -52,7 +52,7 @@ class Draws:
 
     Args:
         model: predicts costs.
-        limits: what networks keep.
+        limits: what networks meet.
         seed: of the draws.
         batch: networks at a time.
     """
@@ -128,7 +128,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(job.run / "train-supernet.json")
     data, path = open_dataset(arguments.data or supernet.data, check=False), job.run / "latency.json"
     space, latency = supernet.space(), LatencyTable.load(path)
-    size = parse_size(calibrated_sizes(space, latency)[0])
+    size = only_calibrated_size(space, latency)
     case = {
         "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
         "evaluations": job.evaluations, "images": job.images, **asdict(job.settings),
@@ -168,19 +168,19 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Return the results as Markdown: a line per seed, and the mean difference with its interval of 95 %."""
-    rows = ["| seed | network | ms predicted | mIoU %, seen | mIoU %, unseen |", "|---:|---|---:|---:|---:|"]
+    rows = [["seed", "network", "ms predicted", "mIoU %, seen", "mIoU %, unseen"]]
     for line in lines:
         for side in SIDES:
             found = line[side]
-            rows.append(f"| {line['case']['seed']} | {side}: {found['id']} | {found['predicted_ms']:.2f} | "
-                        f"{100 * found['seen_miou']:.1f} | {100 * found['unseen_miou']:.1f} |")  # fmt: skip
+            scores = (f"{100 * found[name]:.1f}" for name in ("seen_miou", "unseen_miou"))
+            rows.append([str(line["case"]["seed"]), f"{side}: {found['id']}", f"{found['predicted_ms']:.2f}", *scores])
     mean, low, high = paired([100 * (line["search"]["unseen_miou"] - line["random"]["unseen_miou"]) for line in lines])
     first = lines[0]["case"]
     return (
         "# Search against random\n\nPrinted by `python -m benchmarks.search_against_random --table` from "
         f"`search_against_random.jsonl`. One supernet, {first['evaluations']} scored networks per side and seed, limit "
         f"{first['limit_ms']:.2f} ms; each side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of "
-        "the choosing split that neither saw.\n\n" + "\n".join(rows)
+        "the choosing split that neither saw.\n\n" + markdown_rows(rows, 2)
         + f"\n\nSearch minus random on unseen images: {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} "
         f"({len(lines)} seeds).\n"
     )  # fmt: skip

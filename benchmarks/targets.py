@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.failures import one_sentence
+from export.bench_report import markdown_rows
 from export.codec import convert
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
@@ -121,14 +122,16 @@ def report(found: Sequence[Found], times: Sequence[Mapping[str, float]], command
         f"Limit on both: {f'{limit_ms:.2f} ms' if limit_ms else 'none'}. The fronts have {len(found[0].genotypes)} and "
         f"{len(found[1].genotypes)} members, {len(shared)} of them in both. "
         "mIoU with shared weights; every member was measured on both targets.", "",
-        "| searched for | hypervolume on " + " | hypervolume on ".join(one.name for one in found) + " |", "|---|---:|---:|",
-        *(f"| {one.name} | {row[0]:.4f} | {row[1]:.4f} |" for one, row in zip(found, volumes, strict=True)), "",
+        markdown_rows([
+            ["searched for", *(f"hypervolume on {one.name}" for one in found)],
+            *([one.name, *(f"{volume:.4f}" for volume in row)] for one, row in zip(found, volumes, strict=True)),
+        ]), "",
         f"Each front dominates more on its own target: {'yes' if own else 'no'}.", "",
     ]  # fmt: skip
     for one in found:
-        columns = " | ".join(f"ms on {other.name}" for other in found)
-        lines += [f"Front searched for {one.name}:", "", f"| network | mIoU | {columns} |", "|---|---:|---:|---:|"]
-        lines += [f"| {name} | {one.miou[name]:.3f} | {times[0][name]:.2f} | {times[1][name]:.2f} |" for name in one.miou] + [""]
+        rows = [["network", "mIoU", *(f"ms on {other.name}" for other in found)]]
+        rows += [[name, f"{miou:.3f}", *(f"{by_id[name]:.2f}" for by_id in times)] for name, miou in one.miou.items()]
+        lines += [f"Front searched for {one.name}:", "", markdown_rows(rows), ""]
     first, second = (np.array([by_id[name] for name in times[0]]) for by_id in times)
     rank = spearman(first, second)
     lines += [f"Rank correlation of all members' latencies between the targets: {rank:.3f}.", "", "```", command, "```", ""]

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.gpu_suite.records import sources
 from benchmarks.tensorrt_case import build_all
+from export.bench_report import markdown_rows
 from export.onnx.precision import opset
 from export.trt.attention_case import PRECISIONS as DTYPES
 
@@ -214,16 +215,16 @@ def matrix_rows(names: Sequence[str], known: dict[str, Any], say: Callable[[str]
 def matrix_table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the cases as Markdown: a line per network, and how many of its attentions are one kernel."""
     bodies = [body for body in BODIES if any(row["attention"] == body for row in rows)]
-    lines = [f"| network | precision | {' | '.join(bodies)} |", "|---|---|" + "---|" * len(bodies)]
+    lines = [["network", "precision", *bodies]]
     for network, precision in dict.fromkeys((row["network"], row["precision"]) for row in rows):
         cells = {row["attention"]: _cell(row) for row in rows if (row["network"], row["precision"]) == (network, precision)}
-        lines.append(f"| {network} | {precision} | {' | '.join(cells.get(body, '') for body in bodies)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([network, precision, *(cells.get(body, "") for body in bodies)])
+    return markdown_rows(lines, len(lines[0])) + "\n"
 
 
-def attention_rows() -> list[str]:
+def attention_table() -> str:
     """Write a line for every attention of every network at both sizes."""
-    lines = ["| network | size | attention | heads | d / e | queries x keys | computed as | one kernel |", "|---" * 8 + "|"]
+    lines = [["network", "size", "attention", "heads", "d / e", "queries x keys", "computed as", "one kernel"]]
     answers: dict[AttentionCase, tuple[str, str, dict[str, str]]] = {}
     for name, genotype in networks().items():
         for size in SIZES:
@@ -232,9 +233,9 @@ def attention_rows() -> list[str]:
                 implementation, _, refused = answers[case]
                 fused = implementation in ("fused", "grouped")
                 why = "yes" if fused else f"no: {refused.get('fused', refused.get('grouped', ''))}"
-                facts = f"{case.heads} | {case.qk_channels} / {case.value_channels} | {case.queries} x {case.keys}"
-                lines.append(f"| {name} | {size[0]}x{size[1]} | {number} | {facts} | {implementation} | {why} |")
-    return lines
+                facts = str(case.heads), f"{case.qk_channels} / {case.value_channels}", f"{case.queries} x {case.keys}"
+                lines.append([name, f"{size[0]}x{size[1]}", str(number), *facts, implementation, why])
+    return markdown_rows(lines, len(lines[0]))
 
 
 def main() -> None:
@@ -264,8 +265,8 @@ def main() -> None:
     write_text(args.out / "matrix.md", table)
     print(about)
     if not args.only:
-        lines = "\n".join(attention_rows())
-        write_text(args.out / "attention.md", f"# Which attention TensorRT-RTX makes one kernel of (fp16)\n\n{head}\n{lines}\n")
+        title = "# Which attention TensorRT-RTX makes one kernel of (fp16)"
+        write_text(args.out / "attention.md", f"{title}\n\n{head}\n{attention_table()}\n")
     print(f"wrote {args.out}")
 
 

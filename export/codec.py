@@ -43,7 +43,6 @@ Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = tuple[Count, Count]
 """Height and width."""
 
@@ -134,8 +133,8 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
 
     A line is decoded inside `reading(path, number)`.
     """
-    *lines, torn = path.read_bytes().split(b"\n")
-    return list(enumerate(lines, 1)), torn
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    return list(enumerate(lines, 1)), cut_off
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Hold the errors that all packages of the project share, with the exit code that each command gives them.
 
 A command that ends with one of these prints its text (no traceback) and exits with `exit_code`; any other exception is a
-defect of ours and exits with 70. Errors carry their objects as attributes, so that callers and tests need not parse text.
+bug in hyctas and exits with 70. Errors carry their objects as attributes, so that callers and tests need not parse text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Give:
-    """A setting mends an error: `value` says which, or what kind of value; empty: another one."""
+    """A setting fixes an error: `value` says which, or what kind of value; empty: another one."""
 
     setting: str
     value: str = ""
@@ -43,14 +43,14 @@ class Perform:
 
 
 Remedy = Give | LeaveOut | StartOver | Perform | str
-"""What mends an error, as data; the command line says it with its flags (`hyctas.cli.advice`). A command may give a sentence."""
+"""What fixes an error, as data; the command line says it with its flags (`hyctas.cli.advice`). A command may give a sentence."""
 
 
 class HyctasError(Exception):
-    """Base of every error that a user can cause and mend.
+    """Base of every error that a user can cause and fix.
 
     Attributes:
-        remedies: what mends it, each by itself.
+        remedies: what fixes it, each by itself.
     """
 
     exit_code = 2

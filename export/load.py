@@ -39,9 +39,7 @@ def read_load(stat: Path = Path("/proc/stat")) -> LoadReading | None:
     for line in lines:
         name, *fields = line.split()
         if name in cores and len(fields) >= 5:
-            ticks = [
-                int(field) for field in fields[:8]
-            ]  # user nice system idle iowait irq softirq steal; guest is in user
+            ticks = [int(field) for field in fields[:8]]  # user nice system idle iowait irq softirq steal; guest is in user
             total += sum(ticks)
             idle += ticks[3] + ticks[4]
     if not total:

@@ -56,9 +56,7 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(("name", "driver", "memory"), row, strict=True)) for row in rows if len(row) == 3]
 
 
-def _jetson(
-    board: Path = Path("/proc/device-tree/model"), release: Path = Path("/etc/nv_tegra_release")
-) -> list[dict[str, str]]:
+def _jetson(board: Path = Path("/proc/device-tree/model"), release: Path = Path("/etc/nv_tegra_release")) -> list[dict[str, str]]:
     """Describe a Jetson board, whose older releases have no `nvidia-smi`."""
     try:
         name = board.read_text(errors="replace").strip("\0\n ")

@@ -82,9 +82,7 @@ class OperatorRuntime(Runtime, Protocol):
         """Name what decides the times of operators besides `versions()`, for a latency table's identity."""
         ...
 
-    def load_operators(
-        self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
-    ) -> list[Session | HyctasError]:
+    def load_operators(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session | HyctasError]:
         """Load operators to be timed; in the place of one that cannot be loaded stands why.
 
         A module that comes several times is built as often, independently.

@@ -195,9 +195,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         if name not in expected:
             raise CorruptFile(path, f"holds the unknown tensor {name!r}; was it written for another genotype?")
         if state[name].shape != expected[name].shape:
-            raise CorruptFile(
-                path, f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-            )
+            raise CorruptFile(path, f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}")
         if not torch.isfinite(state[name]).all():
             raise CorruptFile(path, f"{name!r} holds NaN or infinity")
     network.load_state_dict(state)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hyctas.published.released_space import PublishedSpace
-from hyctas.spaces.grid import AttentionVariant, Space, Stage
+from hyctas.spaces.grid import Space
 from hyctas.spaces.search_space import SearchSpace
+from hyctas.spaces.stages import AttentionVariant, Stage
 
 __all__ = ["SPACES", "AttentionVariant", "Space", "Stage", "edge", "published", "tiny"]
 

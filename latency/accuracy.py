@@ -11,6 +11,7 @@ from export.codec import Count, NotNegative, Share
 from export.errors import InvalidInput
 
 Values = Sequence[float] | np.ndarray
+HEAD = ("MAPE", "within 5 %", "within 10 %", "Spearman", "Kendall")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Fidelity:
     """Kendall's tau-b; 0 where undefined."""
     n: Count
     """Number of networks."""
+
+    def cells(self) -> list[str]:
+        """Return the figures as a row of a table below `HEAD`."""
+        return [
+            f"{self.mape:.1%}", f"{self.within5:.0%}", f"{self.within10:.0%}", f"{self.spearman:.3f}", f"{self.kendall:.3f}",
+        ]  # fmt: skip
 
 
 def checked(name: str, values: Values) -> np.ndarray:
@@ -54,9 +61,7 @@ def fidelity(predicted: Values, measured: Values) -> Fidelity:
     """
     p, m = checked("predicted", predicted), checked("measured", measured)
     if p.size != m.size or not p.size:
-        raise InvalidInput(
-            f"got {p.size} predicted and {m.size} measured latencies; give as many of both, at least one"
-        )
+        raise InvalidInput(f"got {p.size} predicted and {m.size} measured latencies; give as many of both, at least one")
     error = np.abs(p - m) / m
     within5, within10 = (float(np.mean(error <= limit + 1e-12)) for limit in (0.05, 0.10))
     return Fidelity(float(error.mean()), within5, within10, spearman(p, m), kendall(p, m), int(p.size))

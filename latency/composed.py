@@ -23,9 +23,7 @@ class Before(nn.Module):
 
     def __init__(self, inputs: tuple[torch.Tensor, ...]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Conv2d(x.shape[1], x.shape[1], 1) if x.dim() == 4 else nn.Identity() for x in inputs
-        )
+        self.layers = nn.ModuleList(nn.Conv2d(x.shape[1], x.shape[1], 1) if x.dim() == 4 else nn.Identity() for x in inputs)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))

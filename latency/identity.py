@@ -47,11 +47,7 @@ class Identity:
     def of(cls, runtime: Runtime, protocol: Protocol, machine: Mapping[str, Any]) -> Identity:
         """Describe what `runtime` measures on `machine`, in the form that JSON gives back."""
         extra = runtime.operator_versions() if isinstance(runtime, OperatorRuntime) else {}
-        value = {
-            "device": dict(machine),
-            "versions": {**runtime.versions(), **extra},
-            "protocol": protocol,
-        }
+        value = {"device": dict(machine), "versions": {**runtime.versions(), **extra}, "protocol": protocol}
         return cls(target=str(runtime.target), threads=runtime.threads, **plain(value))
 
     def check(self, other: Identity, where: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from export.bench_report import markdown_rows
 from export.errors import InvalidInput
-from latency.accuracy import Fidelity, Values, checked, fidelity
+from latency.accuracy import HEAD, Fidelity, Values, checked, fidelity
 
 ASSURANCE = 0.9
 """Probability, over calibrations, that a bound keeps its confidence."""
@@ -38,18 +39,8 @@ class Judgement:
         rows = [("predicted", self.fidelity)]
         if self.repeat is not None:
             rows.append(("measured again", self.repeat))
-        lines = [
-            "| | networks | MAPE | within 5 % | within 10 % | Spearman | Kendall |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-            *(
-                f"| {name} | {f.n} | {f.mape:.1%} | {f.within5:.0%} | {f.within10:.0%} "
-                f"| {f.spearman:.3f} | {f.kendall:.3f} |"
-                for name, f in rows
-            ),
-            "",
-            f"Median bias {self.bias:+.1%}; worst {self.worst_error:+.1%} (network {self.worst}).",
-        ]
-        return "\n".join(lines) + "\n"
+        table = markdown_rows([("", "networks", *HEAD), *((name, str(f.n), *f.cells()) for name, f in rows)])
+        return f"{table}\n\nMedian bias {self.bias:+.1%}; worst {self.worst_error:+.1%} (network {self.worst}).\n"
 
 
 def judge(predicted: Values, measured: Values, repeat: Values | None = None) -> Judgement:

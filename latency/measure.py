@@ -114,9 +114,7 @@ class _Sampler:
         return samples
 
 
-def measure(
-    session: Session, protocol: Protocol, *, clock: Clock = time.perf_counter, load: LoadReader = read_load
-) -> Measurement:
+def measure(session: Session, protocol: Protocol, *, clock: Clock = time.perf_counter, load: LoadReader = read_load) -> Measurement:
     """Time `session.step()` on inputs that were bound before.
 
     Args:

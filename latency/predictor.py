@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.errors import InvalidInput, Perform, Remedy
+from export.errors import InvalidInput, Perform
 from latency.accuracy import Fidelity, checked, fidelity
 from latency.calibration import FLOOR, Calibration, extent, grouped, linear
 from latency.workload import Unit
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "compare", "fit", "predict"]
 
 PENALTIES = 10.0 ** np.arange(-4, 1.5, 0.5)
-MIN_NETWORKS = 5
+FOLDS = MIN_NETWORKS = 5
 Coefficients = dict[str, float]
 
 
@@ -48,33 +48,30 @@ class _Features:
         return np.maximum(linear(coefficients, self.by_group, self.extent), FLOOR * self.total)
 
 
-def predict(
-    units: Sequence[Unit], table: LatencyTable, calibration: Calibration | None = None, *, remedy: Remedy | None = None
-) -> float:
+def predict(units: Sequence[Unit], table: LatencyTable, calibration: Calibration | None = None) -> float:
     """Predict a network's latency in milliseconds; the plain sum of its rows where no calibration is given.
 
     Args:
         units: the network's units, shared ones once.
         table: holds their latencies.
         calibration: corrects the sum.
-        remedy: what measures missing keys, for the error.
 
     Raises:
         MissingKeys: with all the keys that have no row.
     """
-    ms = _unit_ms(units, table, remedy)
+    ms = _unit_ms(units, table)
     return sum(ms) if calibration is None else calibration.estimate(units, ms)
 
 
-def _unit_ms(units: Sequence[Unit], table: LatencyTable, remedy: Remedy | None) -> list[float]:
+def _unit_ms(units: Sequence[Unit], table: LatencyTable) -> list[float]:
     if not units:
         raise InvalidInput("a network without units has no latency to predict")
-    rows = table.rows
-    try:
-        return [rows[unit.key].median_ms for unit in units]
-    except KeyError:
-        table.require([unit.key for unit in units], remedy or Perform("profile", {"target": table.identity.target}))
-        raise
+    _require(units, table)
+    return [table.rows[unit.key].median_ms for unit in units]
+
+
+def _require(units: Sequence[Unit], table: LatencyTable) -> None:
+    table.require((unit.key for unit in units), Perform("profile", {"target": table.identity.target}))
 
 
 def fit(
@@ -84,9 +81,6 @@ def fit(
     *,
     space_hash: str,
     name: str,
-    folds: int = 5,
-    seed: int = 0,
-    remedy: Remedy | None = None,
 ) -> Calibration:
     """Fit the correction from unit sums to measured networks.
 
@@ -96,24 +90,18 @@ def fit(
         table: holds the units' latencies.
         space_hash: hash of the space that the networks come from.
         name: of the calibration, for instance `edge@360x480`.
-        folds: of the cross-validation.
-        seed: of the split into folds.
-        remedy: what measures missing keys, for the error.
 
     Raises:
         InvalidInput: fewer than 5 networks, lengths that differ, or a latency that is not positive and finite.
         MissingKeys: with all the keys, of all networks, that have no row.
     """
     measured = checked("measured", measured_ms)
-    if len(units_list) != measured.size or measured.size < MIN_NETWORKS or folds < 2:
-        raise InvalidInput(
-            f"got {len(units_list)} networks, {measured.size} measured latencies and {folds} folds; "
-            f"give as many latencies as networks, at least {MIN_NETWORKS}, and at least 2 folds"
-        )
-    every_key = [unit.key for units in units_list for unit in units]
-    table.require(every_key, remedy or Perform("profile", {"target": table.identity.target}))
-    features = {model: _features(model, units_list, table, remedy) for model in FITTERS}
-    predicted = {model: _out_of_fold(fitter, features[model], measured, folds, seed) for model, fitter in FITTERS.items()}
+    if len(units_list) != measured.size or measured.size < MIN_NETWORKS:
+        found = f"got {len(units_list)} networks and {measured.size} measured latencies"
+        raise InvalidInput(f"{found}; give as many latencies as networks, at least {MIN_NETWORKS}")
+    _require([unit for units in units_list for unit in units], table)  # names the missing keys of all networks
+    features = {model: _features(model, units_list, table) for model in FITTERS}
+    predicted = {model: _out_of_fold(fitter, features[model], measured) for model, fitter in FITTERS.items()}
     model = _simplest(predicted, measured)
     ratios = measured / predicted[model]
     return Calibration(
@@ -130,9 +118,8 @@ def fit(
 
 
 def compare(
-    units_list: Sequence[Sequence[Unit]], measured_ms: Sequence[float] | np.ndarray, table: LatencyTable, *,
-    folds: int = 5, seed: int = 0,
-) -> dict[str, Fidelity]:  # fmt: skip
+    units_list: Sequence[Sequence[Unit]], measured_ms: Sequence[float] | np.ndarray, table: LatencyTable
+) -> dict[str, Fidelity]:
     """Judge every model by cross-validation on measured networks: each is predicted by a fit that has not seen it.
 
     Besides the models of `latency.calibration` there is `macs`: a constant and a factor on the network's MACs, without a table.
@@ -141,32 +128,25 @@ def compare(
     measured = checked("measured", measured_ms)
     found = {}
     for model, fitter in FITTERS.items():
-        features = _features(model, units_list, table, None)
-        found[model] = fidelity(_out_of_fold(fitter, features, measured, folds, seed), measured)
+        found[model] = fidelity(_out_of_fold(fitter, _features(model, units_list, table), measured), measured)
     macs = np.array([sum(unit.macs for unit in units) for units in units_list], dtype=float)
     by_macs = _Features({"all": macs / max(macs.max(), 1.0)}, {})
-    found["macs"] = fidelity(_out_of_fold(_fit_affine, by_macs, measured, folds, seed), measured)
+    found["macs"] = fidelity(_out_of_fold(_fit_affine, by_macs, measured), measured)
     return found
 
 
-def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTable, remedy: Remedy | None) -> _Features:
-    sums = [grouped(model, units, _unit_ms(units, table, remedy)) for units in units_list]
+def _features(model: str, units_list: Sequence[Sequence[Unit]], table: LatencyTable) -> _Features:
+    sums = [grouped(model, units, _unit_ms(units, table)) for units in units_list]
     groups = sorted({name for found in sums for name in found})
     by_group = {name: np.array([found.get(name, 0.0) for found in sums]) for name in groups}
     extents = [extent(units) for units in units_list]
     return _Features(by_group, {name: np.array([found[name] for found in extents]) for name in extents[0]})
 
 
-def _out_of_fold(
-    fitter: Callable[[_Features, np.ndarray], Coefficients],
-    features: _Features,
-    measured: np.ndarray,
-    folds: int,
-    seed: int,
-) -> np.ndarray:
-    order = np.random.default_rng([seed, 0x666974]).permutation(measured.size)
+def _out_of_fold(fitter: Callable[[_Features, np.ndarray], Coefficients], features: _Features, measured: np.ndarray) -> np.ndarray:
+    order = np.random.default_rng([0, 0x666974]).permutation(measured.size)
     predicted = np.empty_like(measured)
-    for held_out in np.array_split(order, min(folds, measured.size)):
+    for held_out in np.array_split(order, FOLDS):
         train = np.setdiff1d(order, held_out)
         predicted[held_out] = features.at(held_out).estimate(fitter(features.at(train), measured[train]))
     return predicted
@@ -227,13 +207,13 @@ def _ridge(features: _Features, measured: np.ndarray, extras: Sequence[str]) -> 
     return coefficients | {f"op.{name}": weight for name, weight in weights.items()}
 
 
-def _bounded(hessian: np.ndarray, target: np.ndarray, lower: np.ndarray, sweeps: int = 500) -> np.ndarray:
+def _bounded(hessian: np.ndarray, target: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """Minimise x'Hx/2 - t'x for x >= lower: directly where no bound is active, else by coordinate descent."""
     x = np.linalg.solve(hessian, target)
     if np.all(x >= lower):
         return x
     x = np.maximum(x, lower)
-    for _ in range(sweeps):
+    for _ in range(500):
         before = x.copy()
         for i in range(x.size):
             x[i] = max(lower[i], x[i] - (hessian[i] @ x - target[i]) / hessian[i, i])

@@ -69,7 +69,6 @@ def profile(
     batch: int = BATCH,
     reference: Workload | None = None,
     reference_every: int = 10,
-    retry_busy: bool = False,
     seed: int = 0,
     notice: Callable[[str], None] = log.warning,
     measure: Measure = measure,
@@ -87,7 +86,6 @@ def profile(
         reference: measured again and again to notice drift; default the first workload.
         reference_every: keys between two measurements of the reference. Where it moved by more than 10 %, they are
             measured once more, and provenance says so.
-        retry_busy: measure again the rows of the table that are marked `busy`.
         seed: of the order of measuring, which is shuffled so that slow drift does not favour one operator.
         notice: told what a person should know: a wait for the machine, a torn journal, drift.
         measure: times a session; replaced in tests.
@@ -103,12 +101,12 @@ def profile(
         raise InvalidInput(f"batch ({batch}) and reference_every ({reference_every}) must be at least 1")
     wanted = unique(workloads)
     identity = Identity.of(runtime, protocol, hardware() if machine is None else machine)
-    complete = _complete(wanted, path, identity, retry_busy)
+    complete = _complete(wanted, path, identity)
     if complete is not None:
         return complete
     with measuring(notice):
         table = fold(path, identity, notice)
-        todo = in_order(_todo(wanted, table, retry_busy), seed)
+        todo = in_order([workload for key, workload in wanted.items() if key not in table], seed)
         failed: dict[str, HyctasError] = {}
         if todo:
             with Journal(journal_path(path), identity, _provenance(seed)) as journal:
@@ -127,17 +125,13 @@ def in_order(workloads: Sequence[Workload], seed: int = 0) -> list[Workload]:
     return [by_key[place] for place in np.random.default_rng([seed, 0x6C6174]).permutation(len(by_key))]
 
 
-def _complete(wanted: Mapping[str, Workload], path: Path, identity: Identity, retry_busy: bool) -> LatencyTable | None:
+def _complete(wanted: Mapping[str, Workload], path: Path, identity: Identity) -> LatencyTable | None:
     """Return the table where nothing is left to measure, without waiting for a turn on the machine."""
     if not path.exists() or journal_path(path).exists():
         return None
     table = LatencyTable.load(path)
     table.identity.check(identity, str(path))
-    return None if _todo(wanted, table, retry_busy) else table
-
-
-def _todo(wanted: Mapping[str, Workload], table: LatencyTable, retry_busy: bool) -> list[Workload]:
-    return [workload for key, workload in wanted.items() if key not in table or (retry_busy and table.rows[key].busy)]
+    return None if table.missing(wanted) else table
 
 
 def _provenance(seed: int) -> dict[str, Any]:
@@ -209,9 +203,7 @@ class _Run:
     moved: float = 0.0
     """Where the reference stood last, against the start."""
 
-    def measure_all(
-        self, todo: Sequence[Workload], reference: Workload, batch: int, every: int, known: Mapping[str, Row]
-    ) -> None:
+    def measure_all(self, todo: Sequence[Workload], reference: Workload, batch: int, every: int, known: Mapping[str, Row]) -> None:
         """Measure in batches of workloads loaded together, in blocks of `every` between two looks at the reference."""
         plain = replace(self.protocol, builds=1, copies=1, in_context=False)
         with self.loaded([reference], plain) as (builds,):
@@ -239,9 +231,7 @@ class _Run:
                 if not pairs:
                     return
 
-    def measure_block(
-        self, block: Sequence[tuple[Workload, list[Loaded]]], reference: Session, start_ms: float
-    ) -> None:
+    def measure_block(self, block: Sequence[tuple[Workload, list[Loaded]]], reference: Session, start_ms: float) -> None:
         """Measure a block, then the reference; where that moved, measure the block once more, and scale it if it stays so."""
         rows, busy = dict[str, Row](), []
         for workload, builds in block:

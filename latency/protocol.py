@@ -26,7 +26,7 @@ class Protocol(Settings):
     retake_load: Annotated[float, Range(0, 1)] = 0.10
     """Retake samples while other processes use more than this share of the cores."""
     builds: Annotated[int, Range(1, 1000)] = 1
-    """Build each workload this often and keep the median of the builds (TensorRT chooses kernels anew in each)."""
+    """Build each workload this often and keep the median of the builds (TensorRT chooses kernels again in each)."""
     copies: Annotated[int, Range(1, 1000)] = 1
     """Above 1: time this many and twice as many copies of an operator side by side, and take the difference per copy."""
     in_context: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ class Row:
     @classmethod
     def of(cls, op: str, measurements: list[Measurement]) -> Row:
         """Take the median over builds of each figure, and their spread; busy where any build was."""
-        middle = {name: _median([getattr(m, name) for m in measurements]) for name in ("median_ms", "p10_ms", "p90_ms")}
+        middle = {name: statistics.median(getattr(m, name) for m in measurements) for name in ("median_ms", "p10_ms", "p90_ms")}
         busy = any(m.busy for m in measurements)
         medians = [m.median_ms for m in measurements]
         spread = (max(medians) - min(medians)) / middle["median_ms"] if len(medians) > 1 else None
@@ -49,12 +50,6 @@ class Row:
     def __post_init__(self) -> None:
         if not self.p10_ms <= self.median_ms <= self.p90_ms:
             raise ValueError(f"p10 {self.p10_ms}, median {self.median_ms}, p90 {self.p90_ms} are not in ascending order")
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,6 @@ def unique(workloads: Sequence[Workload]) -> dict[str, Workload]:
         first = found.setdefault(workload.key, workload)
         if (first.op, first.inputs) != (workload.op, workload.inputs):
             raise InvalidInput(
-                f"key {workload.key} stands for two workloads: "
-                f"{first.op} {first.inputs} and {workload.op} {workload.inputs}"
+                f"key {workload.key} stands for two workloads: {first.op} {first.inputs} and {workload.op} {workload.inputs}"
             )
     return found

@@ -35,7 +35,7 @@ from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
 from hyctas.search.search_settings import SearchSettings
 from hyctas.space import AttentionVariant, Space, Stage, edge
-from hyctas.spaces import grid
+from hyctas.spaces import stages
 from hyctas.spaces.members import members
 from hyctas.spaces.space_file import load_space
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
@@ -194,8 +194,8 @@ def test_every_field_of_a_space_is_described(kind: type) -> None:
 
 def test_every_operator_and_choice_of_a_space_is_described() -> None:
     text = (ROOT / "docs/own_space.md").read_text()
-    assert all(f"| `{name}` |" in text for name in grid.cells_of_stages() if name != "skip")
-    for name in (*grid.STEMS, *DECODERS, *HEAD_KINDS, *HEAD_BLOCKS, "skip"):
+    assert all(f"| `{name}` |" in text for name in stages.cells_of_stages() if name != "skip")
+    for name in (*stages.STEMS, *DECODERS, *HEAD_KINDS, *HEAD_BLOCKS, "skip"):
         assert f"`{name}`" in text, name
 
 
@@ -229,7 +229,7 @@ def test_named_tests_exist(path: Path) -> None:
 
 def test_the_messages_of_tensorrt_md_are_ours() -> None:
     text = (ROOT / "docs/tensorrt.md").read_text()
-    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Known troubles")[2].partition("## ")[0], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Known problems")[2].partition("## ")[0], re.MULTILINE)
     assert len(rows) == 10
     source = "".join(path.read_text() for folder in ("export", "hyctas") for path in (ROOT / folder).rglob("*.py"))
     for fragment in (part for row in rows for message in re.findall("`([^`]+)`", row) for part in message.split("...")):

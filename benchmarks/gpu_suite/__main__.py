@@ -4,7 +4,7 @@
 
 Runs from a bare checkout with torch, triton, numpy, onnx, safetensors, pillow, msgspec and pytest, in under eight minutes.
 Results are written after every measurement; the same command goes on where it stopped. Exit code 1: a check failed; 3: there is
-no CUDA device; 70: a part ended with a defect of ours (the others ran).
+no CUDA device; 70: a part ended with a bug in hyctas (the others ran).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_suite.records import REST, STATES, read_records, read_suite
+from export.bench_report import markdown_rows
 from export.files import write_text
 
 PARTS = ("numerics", "attention", "fidelity", "end_to_end")
@@ -72,9 +73,8 @@ def defects(out: Path) -> list[str]:
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
     """Write a Markdown table under a title, or nothing without rows; all columns but the first `left` are numbers."""
-    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
-    text = "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines)
-    return f"## {title}\n\n{text}" if len(lines) > 2 else ""
+    lines = [[str(cell) for cell in line] for line in (head, *rows)]
+    return f"## {title}\n\n{markdown_rows(lines, left)}" if len(lines) > 1 else ""
 
 
 def goals(record: Record) -> Iterator[tuple[str, str, bool]]:

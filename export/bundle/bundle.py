@@ -141,7 +141,7 @@ def read_bundle(folder: Path, *, with_engine: bool = True) -> Bundle:
 
     Args:
         folder: the bundle.
-        with_engine: false where its engine is not used: one that is damaged can be built anew from the rest.
+        with_engine: false where its engine is not used: one that is damaged can be rebuilt from the rest.
 
     Raises:
         InvalidInput: no such folder.

@@ -150,7 +150,7 @@ def _place(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
         raise CorruptFile(path, f"says that {what} is {length} bytes of {file.name} from byte {offset} on{takes}")
     if offset + length > file.stat().st_size:
         raise CorruptFile(file, f"is truncated: {path.name} keeps {what} in its bytes {offset} to {offset + length}, "
-                                f"and it has {file.stat().st_size}. Copy it anew")  # fmt: skip
+                                f"and it has {file.stat().st_size}. Copy it again")  # fmt: skip
     return file, offset, length
 
 

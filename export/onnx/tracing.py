@@ -24,9 +24,7 @@ MAX_BYTES = 2**31 - 1
 _EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
 
 
-def trace(
-    module: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], results: list[str], opset: int
-) -> onnx.ModelProto:
+def trace(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], results: list[str], opset: int) -> onnx.ModelProto:
     """Export a module in eval mode with static shapes; its training flags are restored.
 
     Raises:

@@ -21,7 +21,7 @@
 | `runner`                  | run and time an engine behind `export.runtime.Session`                                 |
 | `layers`                  | per-layer times and descriptions in trtexec's schema; is the attention fused?          |
 | `run`                     | `python -m export.trt.run`: time an engine where there is no torch                     |
-| `from_onnx`               | `python -m export.trt.from_onnx`: build one from an ONNX file there, or build it anew  |
+| `from_onnx`               | `python -m export.trt.from_onnx`: build one from an ONNX file there, or rebuild it    |
 | `runtime`                 | TensorRT behind `export.runtime.Runtime`: files, modules, operators                    |
 | `grouped`                 | several operators in one engine, for latency tables                                    |
 | `attribution`             | which layer belongs to which of them; the device kit uses it, too                      |

@@ -38,7 +38,7 @@ class _Content:
 
 
 class AttentionMemory:
-    """What was chosen, in a file, there or not; one that cannot be read is moved aside: it is quicker measured anew than mended.
+    """What was chosen, in a file, there or not; one that cannot be read is moved aside and measured again.
 
     `conditions` are what else decides a choice, as plain values; `on_status` is told of a file that was moved aside.
     """
@@ -62,7 +62,7 @@ class AttentionMemory:
         try:
             encode(self.path, _Content({**self._read(), name: self._used[name]}), FORMAT_VERSION)
         except OSError as error:
-            self._on_status(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention anew")
+            self._on_status(f"{self.path.name} was not written ({error.strerror}): the next command chooses attention again")
 
     def _name(self, case: AttentionCase, offered: Sequence[str]) -> str:
         return f"{json.dumps(asdict(case), sort_keys=True)} {self._conditions} of {','.join(offered)}"

@@ -22,7 +22,7 @@ from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import EngineManifest, Machine, machine_of
 from export.trt.layers import Layer, builder_layers
 from export.trt.log import MESSAGES, TensorRTFailed, attempted, checked, heard, logger_of
-from export.trt.options import BuildOptions, ShapeRange
+from export.trt.options import BuildOptions
 from export.trt.progress import Cancel, Progress, interruptible, monitor_of
 from export.trt.rtx import check_buildable, import_rtx
 from export.trt.timing_cache import attach, cache_path, host_bytes, store
@@ -57,7 +57,7 @@ class BuildResult:
     def manifest(self, machine: Machine, onnx: Path, command: str, **known: Any) -> EngineManifest:
         """Return the manifest to save beside the engine; `known` are its `attention`, `parity` and `latency`.
 
-    The ONNX file is the one that it can be rebuilt from, beside the engine, and the command what builds it anew.
+    The ONNX file is the one that it can be rebuilt from, beside the engine, and the command what rebuilds it.
     """
         return EngineManifest(
             machine=machine, engine_sha256=self.sha256, size_bytes=len(self.plan), onnx=onnx.name, onnx_sha256=sha256(onnx),
@@ -110,7 +110,6 @@ def build_engine(
         builder: Any = checked("creating TensorRT's builder", lambda: trt.Builder(logger_of(trt)), advice)
         network = _parsed(trt, builder, data, options)
         config = _configured(trt, builder, options)
-        _add_shapes(builder, network, config, options.shapes)
         cache = attach(config, cache_path(timing_cache, machine or machine_of(trt))) if timing_cache is not None else None
         attempted("setting the progress monitor", lambda: setattr(config, "progress_monitor", monitor_of(trt, progress, cancel)))
         start, told = time.perf_counter(), list[str]()
@@ -139,6 +138,9 @@ def _parsed(trt: Any, builder: Any, data: bytes, options: BuildOptions) -> Any:
         raise TensorRTFailed(error.what, [*refused, *error.lines], _opset_advice(trt, data)) from None
     if not network.num_outputs:
         raise InvalidInput("the parsed network has no outputs")
+    for tensor in map(network.get_input, range(network.num_inputs)):
+        if -1 in tensor.shape:
+            raise InvalidInput(f"input {tensor.name!r} has the dynamic shape {tuple(tensor.shape)}; export it with a static shape")
     return network
 
 
@@ -193,29 +195,6 @@ def _configured(trt: Any, builder: Any, options: BuildOptions) -> Any:
             advice = f"workspace_mib is {options.workspace_mib}, more than this device allows. Leave it out, or set less: {own}"
             raise TensorRTFailed("limiting the workspace", MESSAGES.take(), advice)
     return config
-
-
-def _add_shapes(builder: Any, network: Any, config: Any, ranges: Sequence[ShapeRange]) -> None:
-    """Give every dynamic input its range; inputs of static shape need none."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
-    given = {entry.name: entry for entry in ranges}
-    if unknown := [name for name in given if name not in shapes]:
-        raise InvalidInput(f"shapes are given for {unknown}, but the inputs are {list(shapes)}")
-    for name, shape in shapes.items():
-        if -1 in shape and name not in given:
-            advice = "give its range (BuildOptions.shapes), or export it with a static shape"
-            raise InvalidInput(f"input {name!r} has the dynamic shape {shape}; {advice}")
-        if name in given and not given[name].fits(shape):
-            low, high = given[name].min, given[name].max
-            raise InvalidInput(f"the range {low} to {high} of input {name!r} does not fit its shape {shape}")
-    if not given:
-        return
-    profile: Any = checked("creating an optimisation profile", builder.create_optimization_profile)
-    for entry in ranges:
-        setting = functools.partial(profile.set_shape, entry.name, entry.min, entry.opt, entry.max)
-        attempted(f"setting the shapes of {entry.name!r}", setting)
-    checked("adding the optimisation profile", lambda: config.add_optimization_profile(profile) >= 0)
 
 
 def _built(builder: Any, network: Any, config: Any, cancel: Cancel, advice: Callable[[Sequence[str]], str]) -> bytes:

@@ -121,7 +121,7 @@ class EngineManifest:
     options: dict[str, Any]
     """`export.trt.options.BuildOptions` as plain values."""
     command: str
-    """What builds the engine anew."""
+    """What rebuilds the engine."""
     attention: dict[str, Any] = field(default_factory=dict)
     """Implementation of each attention: plugin, fused or decomposed, and why."""
     parity: dict[str, Any] | None = None
@@ -254,7 +254,7 @@ def read_engine(path: Path, machine: Machine, *, trust: bool = False) -> Checked
 
 
 def needs_rebuild(path: Path, machine: Machine) -> str | None:
-    """Say why an engine must be built anew before it runs here, or None where it need not.
+    """Say why an engine must be rebuilt before it runs here, or None where it need not.
 
     A missing engine, a missing or unreadable manifest, another machine, another content and a changed ONNX file are reasons.
     """

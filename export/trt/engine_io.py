@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 from export.errors import InvalidInput
@@ -43,30 +42,14 @@ def tensor_names(trt: Any, engine: Any) -> tuple[list[str], list[str]]:
     return inputs, [name for name in names if name not in inputs]
 
 
-def chosen_shapes(
-    engine: Any, inputs: list[str], given: Mapping[str, tuple[int, ...]], notes: list[str]
-) -> dict[str, tuple[int, ...]]:
-    """Return a shape for each dynamic input: the one given, else the one that the engine was tuned for, with a note.
-
-    Raises:
-        InvalidInput: a shape was given for no input, for a static one, or outside of what the engine takes.
-    """
-    unknown = sorted(set(given) - set(inputs))
-    if unknown:
-        raise InvalidInput(f"shapes were given for {unknown}; the engine has the inputs {inputs}")
+def tuned_shapes(engine: Any, inputs: list[str], notes: list[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each dynamic input (of an engine that is not ours) that the engine was tuned for, with a note."""
     chosen = {}
     for name in inputs:
-        built, wanted = tuple(engine.get_tensor_shape(name)), tuple(given.get(name, ()))
-        if -1 not in built:
-            if name in given and wanted != built:
-                raise InvalidInput(f"input {name!r} has the static shape {built}; asked for {wanted}")
-            continue
-        least, best, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
-        if name not in given:
+        if -1 in tuple(engine.get_tensor_shape(name)):
+            least, best, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
             notes.append(f"input {name!r} is dynamic, {least} to {most}; it runs at {best}, which it was tuned for")
-        elif len(wanted) != len(least) or not all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True)):
-            raise InvalidInput(f"input {name!r} takes the shapes {least} to {most}; asked for {wanted}")
-        chosen[name] = wanted if name in given else best
+            chosen[name] = best
     return chosen
 
 

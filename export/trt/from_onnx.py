@@ -1,9 +1,9 @@
-"""Build an engine from an ONNX file where it is to run, or build one anew: python -m export.trt.from_onnx.
+"""Build an engine from an ONNX file where it is to run, or rebuild one: python -m export.trt.from_onnx.
 
 | given                             | writes                                                                                      |
 |-----------------------------------|---------------------------------------------------------------------------------------------|
 | `model.onnx [--precision fp16]`   | `model.engine` and its manifest beside it                                                   |
-| `model.engine`                    | the same anew from the ONNX file beside it, as its manifest says, if it does not fit here   |
+| `model.engine`                    | the same again, from the ONNX file beside it, as its manifest says, if it does not fit here |
 
 Needs Python 3.10, numpy, tensorrt, cuda-bindings, onnx and onnxruntime; the last two convert the graph, and compute what the
 engine must give: nothing is written before both agree. Attention is built as it stands in the file, in standard operators;
@@ -69,8 +69,8 @@ OnStatus = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Place:
-    """What building needs of this machine."""
+class BuildHost:
+    """What building an engine needs of this machine."""
 
     trt: Any
     """The module `tensorrt`, or TensorRT-RTX."""
@@ -81,27 +81,25 @@ class Place:
     """Folder of timing caches."""
 
 
-def open_place(
-    cuda_backend: str | None = None, timing_cache: Path | None = None, capabilities: tuple[int, ...] = ()
-) -> Place:
+def open_host(cuda_backend: str | None = None, timing_cache: Path | None = None, capabilities: tuple[int, ...] = ()) -> BuildHost:
     """Return what this machine has; where GPUs are named, TensorRT-RTX for these. `Unavailable` where it is missing."""
     if capabilities:
         trt = import_rtx()
-        return Place(trt, named_machine(trt, capabilities), None, timing_cache or default_folder())
+        return BuildHost(trt, named_machine(trt, capabilities), None, timing_cache or default_folder())
     trt = import_tensorrt()
-    return Place(trt, machine_of(trt), open_backend(cuda_backend), timing_cache or default_folder())
+    return BuildHost(trt, machine_of(trt), open_backend(cuda_backend), timing_cache or default_folder())
 
 
 def engine_from_onnx(
-    onnx: Path, options: BuildOptions, place: Place, command: str, on_status: OnStatus, progress: Progress | None = None
+    onnx: Path, options: BuildOptions, host: BuildHost, command: str, on_status: OnStatus, progress: Progress | None = None
 ) -> tuple[bytes, EngineManifest]:
     """Build, prove and time an engine, and return it with the manifest to save beside it; nothing is written.
 
     Args:
         onnx: of static shape, one input, one output; fp32, or quantised already for int8 and fp8.
         options: how to build.
-        place: this machine.
-        command: what builds it anew, for the manifest.
+        host: what this machine has.
+        command: what rebuilds it, for the manifest.
         on_status: is told what is being done.
         progress: is told how far the build is.
 
@@ -126,14 +124,14 @@ def engine_from_onnx(
         graph = in_precision(_single_file(onnx), options.precision, examples=examples)
         on_status(f"build {onnx.with_suffix('.engine').name}: {options.precision}, optimisation level {options.level}")
         built = build_engine(
-            graph, options, timing_cache=place.timing_cache, machine=place.machine, trt=place.trt, progress=progress
+            graph, options, timing_cache=host.timing_cache, machine=host.machine, trt=host.trt, progress=progress
         )
         size = f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.2f} MB"
-        describe = functools.partial(built.manifest, place.machine, onnx, command)
-        if place.backend is None:
+        describe = functools.partial(built.manifest, host.machine, onnx, command)
+        if host.backend is None:
             on_status(f"{size}; {UNPROVEN['reason']}")
             return built.plan, describe(attention=_attention(built.engine_layers, graph, on_status), parity=UNPROVEN)
-        session = stack.enter_context(EngineSession(built.plan, backend=place.backend, metadata=onnx_metadata(onnx), trt=place.trt))
+        session = stack.enter_context(EngineSession(built.plan, backend=host.backend, metadata=onnx_metadata(onnx), trt=host.trt))
         tolerance, agreement = options.parity_limits
         parity = check_same(session, reference, tolerance=tolerance, min_agreement=agreement)
         if not parity.passed:
@@ -161,8 +159,8 @@ def _single_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def rebuild_engine(path: Path, place: Place, on_status: OnStatus, progress: Progress | None = None) -> EngineManifest:
-    """Build an engine, there or not, anew from the ONNX file beside it, as its manifest says, and replace both files.
+def rebuild_engine(path: Path, host: BuildHost, on_status: OnStatus, progress: Progress | None = None) -> EngineManifest:
+    """Rebuild an engine, there or not, from the ONNX file beside it, as its manifest says, and replace both files.
 
     Raises:
         EngineRefused: it has no manifest, so what it was built from is not known.
@@ -174,9 +172,9 @@ def rebuild_engine(path: Path, place: Place, on_status: OnStatus, progress: Prog
     if not source.is_file():
         raise CorruptFile(source, f"is missing; {path.name} was built from it")
     if sha256(source) != manifest.onnx_sha256:
-        raise CorruptFile(source, f"is not the file that {path.name} was built from; build anew on purpose: {manifest.command}")
+        raise CorruptFile(source, f"is not the file that {path.name} was built from; rebuild it on purpose: {manifest.command}")
     options = replace(options_of(path, manifest), plugins=False)
-    plan, fresh = engine_from_onnx(source, options, place, manifest.command, on_status, progress)
+    plan, fresh = engine_from_onnx(source, options, host, manifest.command, on_status, progress)
     save_engine(path, plan, fresh)
     return fresh
 
@@ -250,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Build a TensorRT engine from an ONNX file where it is to run, or build one anew if it does not fit this machine."
+    description = "Build a TensorRT engine from an ONNX file where it is to run, or rebuild one that does not fit this machine."
     parser = argparse.ArgumentParser(prog="python -m export.trt.from_onnx", description=description)
     parser.add_argument("file", type=Path, metavar="FILE", help="model.onnx, or an engine with its manifest and its ONNX file")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the engine (default: fp16); int8 and fp8 take a quantised file")
@@ -266,19 +264,19 @@ def _parser() -> argparse.ArgumentParser:
 def _make(args: argparse.Namespace, on_status: OnStatus, shown: Shown) -> None:
     path: Path = args.file
     if path.suffix.lower() not in (".onnx", ".engine"):
-        raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to build anew")
+        raise InvalidInput(f"{path.name}: give an .onnx file to build from, or an .engine file to rebuild")
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"cannot write beside {path}: you may not write there; copy it elsewhere first")
     engine = path if path.suffix.lower() == ".engine" else path.with_suffix(".engine")
     if engine == path:
         if given := [name for name in ("precision", "preset", "workspace_mib", "gpu") if getattr(args, name) is not None]:
-            raise InvalidInput(f"{path.name} is built anew as its manifest says; leave out --{given[0].replace('_', '-')}")
-        place = open_place(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)
-        if (reason := needs_rebuild(path, place.machine)) is None:
+            raise InvalidInput(f"{path.name} is rebuilt as its manifest says; leave out --{given[0].replace('_', '-')}")
+        host = open_host(args.cuda_backend, args.timing_cache, options_of(path, required_manifest(path)).capabilities)
+        if (reason := needs_rebuild(path, host.machine)) is None:
             on_status(f"{path.name} fits this machine; nothing to do")
             return
         on_status(f"{path.name}: {reason}")
-        rebuild_engine(path, place, on_status, shown)
+        rebuild_engine(path, host, on_status, shown)
     else:
         gpus = capabilities(args.gpu) if args.gpu else ()
         chosen = {"workspace_mib": args.workspace_mib, "capabilities": gpus}
@@ -286,9 +284,9 @@ def _make(args: argparse.Namespace, on_status: OnStatus, shown: Shown) -> None:
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
         check_free(engine)
-        place = open_place(args.cuda_backend, args.timing_cache, gpus)
+        host = open_host(args.cuda_backend, args.timing_cache, gpus)
         command = f"python3 -m export.trt.from_onnx {shlex.quote(engine.name)}"
-        save_engine(engine, *engine_from_onnx(path, options, place, command, on_status, shown))
+        save_engine(engine, *engine_from_onnx(path, options, host, command, on_status, shown))
     on_status(f"wrote {engine} and {manifest_path(engine).name}\nnext: python3 -m export.trt.run {shlex.quote(str(engine))}")
 
 

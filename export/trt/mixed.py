@@ -33,9 +33,7 @@ _UNKNOWN_BYTES = 32 << 20
 """What a tensor whose shape cannot be told is taken for."""
 
 
-def keep_list(
-    model: onnx.ModelProto, examples: Sequence[Feeds], *, keep_io: bool = True, limit: float = ERROR_BOUND
-) -> list[str]:
+def keep_list(model: onnx.ModelProto, examples: Sequence[Feeds], *, keep_io: bool = True, limit: float = ERROR_BOUND) -> list[str]:
     """Return a short list of nodes that, kept in fp32, hold the error of an fp16 graph within a limit; the worst come first.
 
     Args:

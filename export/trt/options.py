@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -24,28 +24,6 @@ def target_precision(precision: str) -> str:
     return "fp16" if precision == "mixed" else precision
 
 
-@dataclass(frozen=True)
-class ShapeRange:
-    """The shapes that one input may have at run time; `opt` is what the engine is tuned for."""
-
-    name: str
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        lengths = {len(shape) for shape in (self.min, self.opt, self.max)}
-        ordered = len(lengths) == 1 and all(0 < a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True))
-        if not self.name or not self.min or not ordered:
-            found = f"min {self.min}, opt {self.opt}, max {self.max}"
-            raise InvalidInput(f"the shapes of input {self.name!r} must be of one length with 1 <= min <= opt <= max; got {found}")
-
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Say whether an input of this shape, with -1 for dynamic extents, can have these."""
-        ends = zip(shape, self.min, self.max, strict=True) if len(shape) == len(self.min) else [(0, 1, 1)]
-        return all(extent == -1 or extent == low == high for extent, low, high in ends)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(Settings):
     """How TensorRT is to build an engine. `search` and `release` give the two sets that we use."""
@@ -62,19 +40,12 @@ class BuildOptions(Settings):
     """Most scratch memory of one layer in MiB; None lets TensorRT take what the device has, too much on small devices."""
     max_aux_streams: Annotated[int, Range(0, 1024)] | None = None
     """Streams besides the main one; 0 runs one layer at a time, as latency tables need it; None leaves it to TensorRT."""
-    shapes: tuple[ShapeRange, ...] = ()
-    """Ranges of dynamic inputs; none for graphs of static shape."""
     plugins: bool = False
     """Whether nodes that have an ahead-of-time plugin are built with it."""
     capabilities: tuple[Annotated[int, Range(10, 999)], ...] = ()
     """Compute capabilities that the engine is for, for instance (86, 89): of TensorRT-RTX alone, which needs no GPU to build."""
     detailed: bool = True
     """Whether the engine keeps what the inspector tells of its layers; speed is the same."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len({shape.name for shape in self.shapes}) < len(self.shapes):
-            raise InvalidInput(f"shapes is {[shape.name for shape in self.shapes]}; allowed: one range per input")
 
     @classmethod
     def search(cls, precision: str, **changes: Any) -> BuildOptions:
@@ -103,9 +74,7 @@ class BuildOptions(Settings):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""
-        shapes = [{"name": one.name, "min": list(one.min), "opt": list(one.opt), "max": list(one.max)} for one in self.shapes]
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "shapes": shapes, "capabilities": list(self.capabilities)}
+        return {**vars(self), "capabilities": list(self.capabilities)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildOptions:
@@ -114,8 +83,6 @@ class BuildOptions(Settings):
         if not set(value) <= known:
             raise InvalidInput(f"unknown build options {sorted(set(value) - known)}; known: {sorted(known)}")
         try:
-            ranges = [(str(one["name"]), [tuple(one[end]) for end in ("min", "opt", "max")]) for one in value.get("shapes", ())]
-            shapes = tuple(ShapeRange(name, *ends) for name, ends in ranges)
-            return cls(**{**value, "shapes": shapes, "capabilities": tuple(value.get("capabilities", ()))})
-        except (TypeError, KeyError) as error:
+            return cls(**{**value, "capabilities": tuple(value.get("capabilities", ()))})
+        except TypeError as error:
             raise InvalidInput(f"build options {dict(value)} are not usable: {error}") from None

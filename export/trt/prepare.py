@@ -44,9 +44,7 @@ def prepared(
     return result
 
 
-def in_precision(
-    data: bytes, precision: str, *, keep_io: bool = True, examples: Sequence[Mapping[str, np.ndarray]] = ()
-) -> bytes:
+def in_precision(data: bytes, precision: str, *, keep_io: bool = True, examples: Sequence[Mapping[str, np.ndarray]] = ()) -> bytes:
     """Return the ONNX graph of a file in a precision; one that is in half precision or quantised already stays as it is.
 
     Arguments and errors are those of `prepared`; besides `InvalidInput` where it is no ONNX graph.

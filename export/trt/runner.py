@@ -23,7 +23,7 @@ from export.runtime import Session
 from export.trt.cuda.device import CudaFailed, DeviceBackend, open_backend
 from export.trt.cuda.guard import import_tensorrt
 from export.trt.engine_file import EngineManifest, machine_of, read_engine
-from export.trt.engine_io import chosen_shapes, deserialised, tensor_names, tensor_spec
+from export.trt.engine_io import deserialised, tensor_names, tensor_spec, tuned_shapes
 from export.trt.layers import LayerTimes, profiler_of
 from export.trt.layers import layer_info as describe_layers
 from export.trt.log import TensorRTFailed, attempted, checked
@@ -49,7 +49,6 @@ class EngineSession(Session):
         backend: who talks to CUDA; default `open_backend()`.
         cuda_graph: `auto` captures the runs in a CUDA graph, and where that fails `step` times plain enqueues and `notes` says
             so; `require` makes that failure an error; `off` captures none.
-        shapes: of dynamic inputs, by name; without one, that which the engine was tuned for.
         metadata: of the model (preprocessing, labels), as its ONNX file has it.
         trt: the module `tensorrt`, or TensorRT-RTX; imported, once a GPU is proven, where it is None.
         runtime_cache: file of kernels that TensorRT-RTX compiled before; it has no meaning for TensorRT.
@@ -58,7 +57,7 @@ class EngineSession(Session):
         Unavailable: no usable GPU, TensorRT or CUDA backend; found out before anything of TensorRT is made.
         CudaFailed: CUDA refuses, for instance memory.
         TensorRTFailed: the engine cannot be loaded, for instance for want of memory; with TensorRT's own words.
-        InvalidInput: its inputs or outputs are of a kind that a session does not know, or `shapes` do not fit.
+        InvalidInput: its inputs or outputs are of a kind that a session does not know.
     """
 
     on_gpu = True
@@ -69,7 +68,6 @@ class EngineSession(Session):
         *,
         backend: DeviceBackend | None = None,
         cuda_graph: str = "auto",
-        shapes: Mapping[str, tuple[int, ...]] | None = None,
         metadata: Mapping[str, str] | None = None,
         trt: Any = None,
         runtime_cache: Path | None = None,
@@ -99,7 +97,7 @@ class EngineSession(Session):
         try:
             self._stream = self._own(self._backend.make_stream())
             self._begin, self._end = (self._own(self._backend.make_event()) for _ in range(2))
-            self._load(plan, dict(shapes or {}), runtime_cache)
+            self._load(plan, runtime_cache)
         except BaseException:
             with suppress(CudaFailed):  # the first failure tells more
                 self.close()
@@ -207,10 +205,10 @@ class EngineSession(Session):
         self._owned.append(item)
         return item
 
-    def _load(self, plan: bytes, shapes: dict[str, tuple[int, ...]], runtime_cache: Path | None) -> None:
+    def _load(self, plan: bytes, runtime_cache: Path | None) -> None:
         self._runtime, self._engine = deserialised(self._trt, plan)
         inputs, outputs = tensor_names(self._trt, self._engine)
-        self._shapes = chosen_shapes(self._engine, inputs, shapes, self.notes)
+        self._shapes = tuned_shapes(self._engine, inputs, self.notes)
         if runtime_cache is not None:
             self._compiled = RuntimeCache(self._engine, runtime_cache)
         self._context = self._new_context()
@@ -308,7 +306,7 @@ def open_engine(path: Path | str, *, trust: bool = False, runtime: str = "tensor
         path: the engine.
         trust: load it even without a manifest, or with another content than the manifest's. Code in it is executed.
         runtime: `tensorrt` or `tensorrt-rtx`. An engine of the latter that was built where it could not run is proven first.
-        session: `backend`, `cuda_graph` and `shapes` of `EngineSession`, whose errors are raised as well.
+        session: `backend` and `cuda_graph` of `EngineSession`, whose errors are raised as well.
 
     Raises:
         EngineRefused: it does not fit; names the first thing that does not.

@@ -132,9 +132,7 @@ class Lowering:
                     continue
                 # arms and refines of one final stride are the same slots whatever other branches exist
                 ordinal = {16: 0, 32: 1}[final]
-                arm = self.add(
-                    "arm", ordinal, Conv(self.channels(name), widths[stride], 1, 1, relu), [name], (final,)
-                )
+                arm = self.add("arm", ordinal, Conv(self.channels(name), widths[stride], 1, 1, relu), [name], (final,))
                 own = last[stride]
                 operator = Conv(self.channels(arm, own), widths[stride], 3, 1, relu)
                 name = self.add("refine", ordinal, operator, [arm, own], (final,))

@@ -53,9 +53,7 @@ def slot_name(part: str, stride: int | str, ordinal: int, operator: Operator) ->
     return f"{part}.s{stride}.{ordinal}.{operator.label}.{operator.stride}"
 
 
-def attention_operator(
-    sources: tuple[int, ...], out: int, stride: int, choice: Attention, arithmetic: Arithmetic
-) -> SelfAttention:
+def attention_operator(sources: tuple[int, ...], out: int, stride: int, choice: Attention, arithmetic: Arithmetic) -> SelfAttention:
     """Build the operator of an attention choice."""
     return SelfAttention(
         sources, out, choice.heads, choice.qk_channels, choice.scale, choice.pool, choice.half_resolution,
@@ -81,8 +79,8 @@ def cell_operator(cell: Cell, sources: tuple[int, ...], arithmetic: Arithmetic, 
     return kind(sources, cell.out, **{name: value for name, value in given.items() if name in names}, **fixed)
 
 
-def block_operator(op: str, sources: tuple[int, ...], out: int, stride: int = 1) -> Operator:
+def block_operator(op: str, sources: tuple[int, ...], out: int) -> Operator:
     """Build a head's block, or a light-weight convolution, by its name: conv, downup or downup2x."""
     if op == "conv":
-        return Conv(sources, out, 3, stride)
-    return DownUp(sources, out, {"downup": 1, "downup2x": 2}[op], stride)
+        return Conv(sources, out)
+    return DownUp(sources, out, {"downup": 1, "downup2x": 2}[op])

@@ -1,4 +1,4 @@
-"""Load a trained network from where it lies, and write it as a bundle or as one file, each with the proof that it is right."""
+"""Load a network from a run folder, bundle or genotype, and write it as a bundle or one file, with the proof that it is right."""
 
 from __future__ import annotations
 

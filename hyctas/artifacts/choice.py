@@ -114,7 +114,7 @@ class Outcome:
     weights: str | None = None
     """Folder of the chosen finalist's last training, inside the run folder."""
     confidence: Share | None = None
-    """Of the bound that limits were kept by; None: by the prediction."""
+    """Of the bound that the limits apply to; None: they apply to the prediction."""
     calibration: Named | None = None
     """What predictions used; None: plain sums."""
 

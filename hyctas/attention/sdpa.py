@@ -20,9 +20,7 @@ _LSE_ALIGNMENT = 32
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, _choice: object = None) -> tuple[Tensor, Tensor]:
     """Attend; shapes as `hyctas.attention.self_attention`."""
     query, key, value = (_padded(t.to(_dtype(q, v))) for t in (q, k, v))
-    o, lse, _, _ = _FORWARD(
-        query, key, value, None, compute_log_sumexp=True, dropout_p=0.0, is_causal=False, scale=scale
-    )
+    o, lse, _, _ = _FORWARD(query, key, value, None, compute_log_sumexp=True, dropout_p=0.0, is_causal=False, scale=scale)
     o = o[..., : v.shape[2]].transpose(2, 3).to(v.dtype)  # (B, h, e, N)
     return o.contiguous(), lse[..., : q.shape[3]].contiguous()
 

@@ -1,4 +1,4 @@
-"""Say what mends an error: commands and flags for what libraries raise as data."""
+"""Say what fixes an error: commands and flags for what libraries raise as data."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def command(
     whether the same command goes on where it was stopped.
 
     `--config FILE.toml` fills the same fields; what is on the command line wins. Errors of the user end with one sentence and
-    exit code 1, 2 or 3 (`export.errors`); a defect of ours ends with its traceback and 70.
+    exit code 1, 2 or 3 (`export.errors`); a bug in hyctas ends with its traceback and 70.
     """
     open_standard_streams()
     try:
@@ -95,7 +95,7 @@ def _end(error: BaseException, resumes: bool = True) -> NoReturn:
         print(f"stopped{'; the same command continues' * resumes}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     traceback.print_exception(error)
-    print("This is a defect of hyctas, not of your input. Please report it with the lines above.", file=sys.stderr)
+    print("This is a bug in hyctas, not in your input. Please report it with the lines above.", file=sys.stderr)
     sys.exit(DEFECT)
 
 

@@ -47,7 +47,7 @@ class ProfileJob(Settings):
     restart: bool = False
     """Move the old table aside and start over."""
     builds: tyro.conf.Fixed[Annotated[int, Range(1, 1000)] | None] = None
-    """Builds of each operator, of which the median is kept; default: 3 where TensorRT chooses kernels anew in each, else 1."""
+    """Builds of each operator, of which the median is kept; default: 3 where TensorRT chooses kernels again in each, else 1."""
     protocol: tyro.conf.Fixed[Protocol] = field(default_factory=Protocol)
     """How operators are timed."""
 

@@ -21,17 +21,17 @@ class SearchJob(Settings):
     run: Path = Path("runs/new")
     """Run folder with supernet.safetensors and latency.json."""
     space: str | None = None
-    """Your own space file, if the supernet was trained on one: code that a run folder names is not run unasked."""
+    """Your own space file, if the supernet was trained on one: code that only a run folder names is never run."""
     data: str | None = None
     """Data set; default: the one that the supernet was trained on, at the path that it had then."""
     table: Path | None = None
     """Latency table; default RUN/latency.json."""
     size: str | None = None
-    """Image size that latency counts for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
+    """Image size that latency is predicted for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
     limit: tuple[str, ...] = ()
-    """Limits that every network must keep, for instance fps=30 ms=33 params=2e6 mib=64."""
+    """Limits that every network must meet, for instance fps=30 ms=33 params=2e6 mib=64."""
     confidence: Annotated[float, Range(50, below=100)] | None = None
-    """Hold an upper bound of this confidence, in per cent (95), against the latency limit; default: the prediction itself."""
+    """Apply the latency limit to an upper bound of this confidence in per cent, for instance 95; default: to the prediction."""
     max_error: Annotated[float, Range(0, 1e6)] = 10.0
     """Stop if the hold-out error (MAPE) of the latency table exceeds this many per cent."""
     evaluations: Annotated[int, Range(2, 10**6)] = 200
@@ -39,9 +39,9 @@ class SearchJob(Settings):
     images: Annotated[int, Range(2, 10**6)] = 60
     """Images of the choosing split that a network is scored on."""
     seed: Seed = 0
-    """Seed of every draw."""
+    """Seed of all random choices."""
     measure: Annotated[int, Range(0, 1000)] = 8
-    """Networks of the front that are measured whole on the target; 0: none."""
+    """Networks of the Pareto front that are measured on the target; 0: none."""
     finalists: Annotated[int, Range(0, 1000)] = 12
     """Networks trained for a while before one is chosen, the best hand-made ones among them; 0: choose by shared weights."""
     finalist_steps: Annotated[int, Range(1, 10**6)] = 100

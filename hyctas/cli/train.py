@@ -50,7 +50,7 @@ efficientnet-lite0 for space edge, else none."""
     batch: Annotated[int, Range(2, 4096)] | None = None
     """Crops per step; default 12."""
     seed: Seed | None = None
-    """Seed of every draw; default 0."""
+    """Seed of all random choices; default 0."""
     restart: bool = False
     """Move the old results aside and start over."""
     settings: tyro.conf.Fixed[dict[str, Any]] = field(default_factory=dict)
@@ -96,11 +96,11 @@ class TrainNetworkJob(TrainJob):
     """What `hyctas-train network` trains: RUN/network.safetensors."""
 
     space: str | None = None
-    """Your own space file, if --init names a supernet that was trained on one: code that a run folder names is not run unasked."""
+    """Your own space file, if --init names a supernet that was trained on one: code that only a run folder names is never run."""
     network: Path | None = None
     """Genotype JSON, edge:NAME (hand-made ones), or published:S (M, L); default: the chosen network of RUN/pareto.json."""
     all_of_train: bool = False
-    """Train on the whole train split, with the part that networks are chosen by: only val then tells how good the network is."""
+    """Train on the whole train split, the part held out to choose by included: only val then says how good the network is."""
     teacher: tuple[Path, ...] = ()
     """Learn from trained networks too (distillation): run folders, bundles or ONNX files with the same classes; averaged."""
 

@@ -94,7 +94,7 @@ def demo(job: DemoJob) -> None:
 
 
 def check_limit(run: Path, space: str, size: str, limit: tuple[str, ...], num_classes: int) -> None:
-    """Stop before any training where no network of the space keeps the limit.
+    """Stop before any training where no network of the space meets the limit.
 
     Raises:
         Infeasible: with the predicted latency of the smallest network.

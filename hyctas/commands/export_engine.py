@@ -1,4 +1,4 @@
-"""Export engines: a file of its own, one inside a bundle, and building one anew."""
+"""Export engines: a file of its own, one inside a bundle, and rebuilding one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from export.files import real_path
 from export.runtimes import open_runtime
 from export.target import Target, format_size
 from export.trt.engine_file import check_free, needs_rebuild, required_manifest
-from export.trt.from_onnx import open_place, options_of, rebuild_engine
+from export.trt.from_onnx import open_host, options_of, rebuild_engine
 from export.trt.options import BuildOptions, target_precision
 from export.trt.rtx import RUNTIME, capabilities, check_buildable, import_rtx
 from hyctas.artifacts.bundling import Trained, load_trained
@@ -113,7 +113,7 @@ def write_engine_file(
 
 
 def rebuild(job: ExportJob, path: Path) -> None:
-    """Build an engine anew as its manifest says, if it does not fit this machine: from its bundle, or from the ONNX file beside it.
+    """Rebuild an engine as its manifest says, if it does not fit this machine: from its bundle, or from the ONNX file beside it.
 
     Raises:
         InvalidInput: other flags, or no engine's name.
@@ -123,8 +123,8 @@ def rebuild(job: ExportJob, path: Path) -> None:
     _check_alone(job, path)
     options = options_of(path, required_manifest(path))
     settings, home = job.engine(), bundle_of(path)
-    place = open_place(settings.cuda_backend, settings.cache(), options.capabilities)
-    reason = needs_rebuild(path, place.machine)
+    host = open_host(settings.cuda_backend, settings.cache(), options.capabilities)
+    reason = needs_rebuild(path, host.machine)
     if reason is None and home is not None and not engine_listed(home):  # a kill while it was written
         with engine_replaced(home):
             say(f"{path} fits this machine; its bundle lists it again")
@@ -137,7 +137,7 @@ def rebuild(job: ExportJob, path: Path) -> None:
         _rebuild_from_bundle(job, path, home, options)
         return
     with bar(f"rebuild {path.name}") as shown:
-        rebuild_engine(path, place, say, shown.count)
+        rebuild_engine(path, host, say, shown.count)
     say(f"wrote {path} and {path.name}.json")
 
 

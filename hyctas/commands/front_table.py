@@ -42,7 +42,7 @@ def _finalist_lines(outcome: Outcome, run: Path) -> list[str]:
         lines.append(f"  {finalist.id}   {finalist.evaluation.miou:5.3f}{trained}   {_ms(finalist)}{name}{ends[ended.end]}")
     winner = next((ended for _, ended in finalists if ended.end == "won"), None)
     if winner is None:
-        return [*lines, "warning: no finalist keeps the limit when measured; the choice is the one by shared weights"]
+        return [*lines, "warning: no finalist meets the limit when measured; the choice is the one by shared weights"]
     if winner.handmade:
         lines.append(f"the hand-made network {winner.handmade} beat all that the search found, and is the answer")
     return [*lines, f"to train it on: {command_line('train network', run=run, init=run)}"]
@@ -53,12 +53,12 @@ def _limit_lines(outcome: Outcome) -> list[str]:
     if limit_ms is None:
         return lines
     if outcome.choice.latency_ms > limit_ms:
-        lines.append(f"warning: no measured network of the front keeps {limit_ms:.2f} ms; the fastest needs "
+        lines.append(f"warning: no measured network of the front meets {limit_ms:.2f} ms; the fastest needs "
                      f"{outcome.choice.latency_ms:.2f} ms. Repeat the search with a tighter limit.")  # fmt: skip
     if times := [member.measured_ms for member in outcome.front if member.measured_ms is not None]:
         kept = sum(time <= limit_ms for time in times)
         how = f"searched on the bound of {outcome.confidence:.0%}" if outcome.confidence else "searched on the prediction"
-        lines.append(f"{kept} of {len(times)} measured networks keep {limit_ms:.2f} ms ({how})")
+        lines.append(f"{kept} of {len(times)} measured networks meet {limit_ms:.2f} ms ({how})")
     return lines
 
 

@@ -18,7 +18,7 @@ from hyctas.artifacts.runs import Run
 from hyctas.cli.show import Show, bar, say
 from hyctas.commands.datasets import DataSet
 from hyctas.data import PREPROCESSING, Frames
-from hyctas.network import build, save_weights
+from hyctas.network import Network, build, save_weights
 from hyctas.pretrained.start import Start
 from hyctas.pretrained.weights import Loaded
 from hyctas.training.config import NetworkRecipe
@@ -28,7 +28,7 @@ from hyctas.training.processes import is_first, processes
 from hyctas.training.reparameterise import merge, reparameterise
 from hyctas.training.sandwich import Sandwich
 from hyctas.training.single import Single
-from hyctas.training.soft_labels import label_frames
+from hyctas.training.soft_labels import SoftLabels, label_frames
 from hyctas.training.teacher import TeacherFile
 
 TRAINING = "train network"
@@ -65,23 +65,14 @@ def fit_network(
     if recipe.reparameterise:
         reparameterise(network, preserve=loaded is not None)
     frames, preprocessing = Frames(data.source, "train", data.train, size=recipe.size), preprocessing_of(start)
-    soft_labels = None
-    if teachers:
-        with show("label with teacher") as shown, torch_threads(recipe.threads):
-            soft_labels = label_frames(
-                frames, teachers, run.file("soft_labels"), recipe.temperature,
-                lambda done, total: shown.update(done / total, f"image {done} of {total}"),
-            )  # fmt: skip
+    soft_labels = _soft_labels(run, recipe, frames, teachers, show) if teachers else None
     step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)
     names = trained_parameters(network, loaded)
     trainer = Trainer(network, recipe, run.file("network.checkpoint.pt"), pretrained=names)
     spend_budget(TRAINING, trainer, step, show, on_status)
     if not is_first():
         return None
-    with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
-        reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
-    merge(network)
-    network = network.finished().eval()
+    network = _finished(network, recipe, frames, preprocessing)
     save_weights(network, run.file("network.safetensors"), {"genotype": genotype.id})
     write_text(run.file("genotype.json"), genotype.to_json() + "\n")
     write_json(run.file("labels.json"), data.source.labels.to_json())
@@ -91,6 +82,23 @@ def fit_network(
         start=loaded.to_json() if loaded else None, scored=data.scored(), **scores,
     )  # fmt: skip
     return dict(run.record["results"])
+
+
+def _soft_labels(run: Run, recipe: NetworkRecipe, frames: Frames, teachers: tuple[TeacherFile, ...], show: Show) -> SoftLabels:
+    """Label the images with the teachers."""
+    with show("label with teacher") as shown, torch_threads(recipe.threads):
+        return label_frames(
+            frames, teachers, run.file("soft_labels"), recipe.temperature,
+            lambda done, total: shown.update(done / total, f"image {done} of {total}"),
+        )  # fmt: skip
+
+
+def _finished(network: Network, recipe: NetworkRecipe, frames: Frames, preprocessing: Preprocessing) -> Network:
+    """Return a trained network as it is used: norms estimated again, parallel branches merged, no auxiliary heads."""
+    with torch_threads(recipe.threads):  # equal trainings give equal weights, however many cores the process may use
+        reestimate_norms(network, estimation_batches(frames, recipe.seed, 8, 8, preprocessing), recipe.amp)
+    merge(network)
+    return network.finished().eval()
 
 
 def network_config(recipe: NetworkRecipe, genotype: Genotype, data: DataSet, start: Start | None) -> dict[str, Any]:

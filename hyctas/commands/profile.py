@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import CheckFailed, CorruptFile, InvalidInput
+from export.runtime import Runtime
 from export.target import TENSORRT, Target
 from hyctas.arch.operators import from_key
 from hyctas.artifacts.runs import Run
@@ -20,7 +21,7 @@ from hyctas.commands.table_calibration import calibrated, check_networks, num_cl
 from hyctas.cost.workloads import workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.spaces.space_file import load_space
-from latency import LatencyTable, Workload, profile
+from latency import LatencyTable, Protocol, Workload, profile
 from latency.check import check_table, sample_keys
 
 if TYPE_CHECKING:
@@ -31,13 +32,19 @@ SAMPLE = 24
 
 
 def profile_space(job: ProfileJob) -> None:
-    """Measure RUN/latency.json."""
-    if job.kit is not None or job.ingest is not None:
-        (write_profile_kit if job.ingest is None else ingest_profile)(job)
-        return
-    if job.check is not None:
+    """Do what the settings ask for: measure here, write a device kit or read one, or check a table."""
+    if job.ingest is not None:
+        ingest_profile(job)
+    elif job.kit is not None:
+        write_profile_kit(job)
+    elif job.check is not None:
         check(job)
-        return
+    else:
+        measure_space(job)
+
+
+def measure_space(job: ProfileJob) -> None:
+    """Measure RUN/latency.json."""
     check_networks(job)
     space, size, target = load_space(job.space), image_size(job.size), parse_target(job.target)
     protocol = protocol_of(job, target)
@@ -57,18 +64,7 @@ def profile_space(job: ProfileJob) -> None:
         show(LatencyTable.load(table_path).calibrations.get(run.record["results"].get("calibration", "")))
         return
     join(table_path, job.merge)
-    wanted = workloads(keys)
-    engines, ahead = engines_ahead(wanted, protocol.builds, table_path) if target.runtime in TENSORRT else (0, "")
-    if engines:
-        say(ahead)
-    with bar(f"profile {len(keys)} operators") as shown:
-        follow(runtime, shown, engines)
-        table = profile(
-            wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted),
-            progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}", left),
-        )  # fmt: skip
-    show_spread([table.rows[key] for key in keys])
-    show_attention(runtime)
+    table = measure_operators(workloads(keys), runtime, target, table_path, protocol)
     busy = sum(table.rows[key].busy for key in keys)
     if busy:
         say(f"warning: {busy} of {len(keys)} operators were timed while other processes were running; "
@@ -82,6 +78,24 @@ def profile_space(job: ProfileJob) -> None:
     run.finish(keys=len(keys), busy=busy, calibration=calibration.name if calibration else None, networks=job.networks)
     show(calibration)
     say(f"wrote {table_path}: {len(keys)} operators")
+
+
+def measure_operators(
+    wanted: Sequence[Workload], runtime: Runtime, target: Target, table_path: Path, protocol: Protocol
+) -> LatencyTable:
+    """Measure what the table lacks, and show how much the builds of an operator differ."""
+    engines, ahead = engines_ahead(wanted, protocol.builds, table_path) if target.runtime in TENSORRT else (0, "")
+    if engines:
+        say(ahead)
+    with bar(f"profile {len(wanted)} operators") as shown:
+        follow(runtime, shown, engines)
+        table = profile(
+            wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted),
+            progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}", left),
+        )  # fmt: skip
+    show_spread([table.rows[workload.key] for workload in wanted])
+    show_attention(runtime)
+    return table
 
 
 def part(keys: Sequence[str], shard: str | None) -> list[str]:

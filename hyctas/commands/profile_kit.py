@@ -33,7 +33,7 @@ from latency import LatencyTable
 from latency.calibration import Calibration
 from latency.identity import Identity
 from latency.kit.ingest import ALONE as APART
-from latency.kit.ingest import ingest
+from latency.kit.ingest import Ingested, ingest
 from latency.kit.write import write_kit
 from latency.predictor import MIN_NETWORKS, fit
 from latency.protocol import Protocol
@@ -109,16 +109,10 @@ def ingest_profile(job: ProfileJob) -> None:
     calibration, lacking = (None, "") if missing else _calibrated(space, table, size, classes, about["count"])
     table = replace(table, calibrations={} if calibration is None else {calibration.name: calibration})
     table.save(path)
-    busy = sum(row.busy for row in table.rows.values())
     say(f"wrote {path}: {len(keys) - len(missing)} of {len(keys)} operators, TensorRT {table.identity.versions['tensorrt']} on "
         f"{table.identity.device['gpus'][0]['name']}")  # fmt: skip
-    report_lost(found)
-    if busy:
-        say(f"warning: {busy} operators were timed while the device's speed moved, or without a CUDA graph; lock its clocks "
-            "(run.sh says how), move results/ away and measure again")  # fmt: skip
-    drifted = sum(bool(notes) for notes in found.notes.values())
-    if drifted:
-        say(f"warning: {drifted} calibration networks were disturbed: {next(notes[0] for notes in found.notes.values() if notes)}")
+    busy = sum(row.busy for row in table.rows.values())
+    _warn(found, busy)
     if missing:
         command = f"on the device: sh run.sh; then here: {command_line('profile', run=job.run, ingest=job.ingest)}"
         if found.lost and all(lost.remedy == APART for lost in found.lost):
@@ -134,6 +128,16 @@ def ingest_profile(job: ProfileJob) -> None:
         say(f"warning: {lacking}")
     show(calibration)
     say(f"next: {command_line('search', run=job.run)}, or with another run: --table {path}")
+
+
+def _warn(found: Ingested, busy: int) -> None:
+    """Say which timings are lost or disturbed."""
+    report_lost(found)
+    if busy:
+        say(f"warning: {busy} operators were timed while the device's speed moved, or without a CUDA graph; lock its clocks "
+            "(run.sh says how), move results/ away and measure again")  # fmt: skip
+    if disturbed := [notes[0] for notes in found.notes.values() if notes]:
+        say(f"warning: {len(disturbed)} calibration networks were disturbed: {disturbed[0]}")
 
 
 def estimate_ms(key: str) -> float:

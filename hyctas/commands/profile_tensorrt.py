@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ALONE = ("selfattention",)
 """Families that TensorRT may compile into one layer with their neighbours: each operator gets a file of its own."""
 BUILDS = 3
-"""Of every operator, where TensorRT chooses kernels anew in each."""
+"""Of every operator, where TensorRT chooses kernels again in each."""
 
 
 def protocol_of(job: ProfileJob, target: Target) -> Protocol:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from export.bench_models import BenchModel, open_models
 from export.bundle.imaging import is_photograph
 from export.errors import InvalidInput
+from export.prediction.prediction import jpeg
 from export.runtime import Runtime
 from hyctas.data import Scenes, open_source
 from hyctas.data.images import read_image
@@ -23,14 +22,14 @@ from hyctas.data.scenes import FRAMES_PER_CLIP
 T = TypeVar("T")
 MAX_IMAGES = 16
 JPEG_MARK = b"\xff\xd8\xff"
-EXAMPLES = 2
-"""Street scenes that parity is checked on besides random images."""
+EXAMPLES, QUALITY = 2, 90
+"""Street scenes that parity is checked on besides random images; quality of JPEG files made here."""
 
 
 def load_images(spec: str) -> list[bytes]:
     """Read at most `MAX_IMAGES` images as JPEG files in memory, evenly spread over a folder of images or a data set.
 
-    JPEG files are taken as they are (decoding turns them upright), others are encoded at quality 90.
+    JPEG files are taken as they are (decoding turns them upright), others are encoded at quality `QUALITY`.
 
     Raises:
         InvalidInput: no images there, or a file that is none.
@@ -39,13 +38,13 @@ def load_images(spec: str) -> list[bytes]:
     files = sorted(filter(is_photograph, folder.iterdir())) if folder.is_dir() else []
     if files:
         chosen = [(read_image(path), path.read_bytes()) for path in _spread(files)]  # names a file that is no image
-        return [data if data.startswith(JPEG_MARK) else jpeg(array) for array, data in chosen]
+        return [data if data.startswith(JPEG_MARK) else jpeg(array, QUALITY) for array, data in chosen]
     source = open_source(spec)
     split = "val" if "val" in source.splits else source.splits[0]
     samples = source.samples(split)
     if not samples:
         raise InvalidInput(f"data {spec!r}: split {split} has no images")
-    return [jpeg(source.load(split, sample)[0]) for sample in _spread(samples)]
+    return [jpeg(source.load(split, sample)[0], QUALITY) for sample in _spread(samples)]
 
 
 def street_scenes(size: tuple[int, int], count: int) -> list[np.ndarray]:
@@ -62,13 +61,7 @@ def painted_street(model: BenchModel, runtime: Runtime) -> list[bytes]:
             with open_models([replace(model, name="first")], runtime, Path(folder))[0] as opened:
                 size = opened.usual_image().size
     scenes = Scenes(size=size, train=0, val=FRAMES_PER_CLIP)
-    return [jpeg(scenes.load("val", sample)[0]) for sample in scenes.samples("val")]
-
-
-def jpeg(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return [jpeg(scenes.load("val", sample)[0], QUALITY) for sample in scenes.samples("val")]
 
 
 def _spread(items: Sequence[T]) -> list[T]:

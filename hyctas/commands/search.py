@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle.imaging import Preprocessing
-from export.errors import CheckFailed, InvalidInput
+from export.errors import CheckFailed, Give
 from export.files import sha256, write_text
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.inherit import SupernetRecord
@@ -18,7 +18,7 @@ from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.train_finalists import choose_by_training
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
@@ -29,7 +29,6 @@ from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
 from hyctas.search.score import Scorer, drawn_samples
 from hyctas.spaces.members import members_of
-from hyctas.spaces.search_space import SearchSpace
 from latency import LatencyTable
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def run_search(job: SearchJob) -> None:
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
     space, table = supernet.space(job.space), LatencyTable.load(table_path)
-    size = _size(job, space, table, table_path)
+    size = image_size(job.size) if job.size else only_calibrated_size(space, table, Give("size", "HEIGHTxWIDTH"))
     data = open_dataset(job.data or supernet.data, check=False)
     confidence = None if job.confidence is None else job.confidence / 100
     model = CostModel(space, table, size, data.num_classes, confidence)
@@ -53,9 +52,8 @@ def run_search(job: SearchJob) -> None:
     limits.check_feasible(model)
     if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
         say(warning)
-    settings = job.settings
-    eval_size = settings.eval_size or supernet.size
-    members, screened = members_of(space), min(settings.screen_images, job.images)
+    settings, members = job.settings, members_of(space)
+    eval_size, screened = settings.eval_size or supernet.size, min(settings.screen_images, job.images)
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
         "population": settings.population, "candidates": settings.candidates, "images": job.images, "screen_images": screened,
@@ -75,22 +73,26 @@ def run_search(job: SearchJob) -> None:
     if measured == job.measure and run.file("pareto.json").exists():
         say(f"{run.file('pareto.json')} is already there with this configuration")
     else:
-        if history.evaluations:
-            say(f"continuing: {len(history.evaluations)} evaluations are recorded")
-        scorer = open_scorer(job, supernet, data, preprocessing)
-        with bar(f"search {job.evaluations} networks") as shown:
-            search(
-                model, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=job.seed,
-                reference_ms=reference_ms, screen=scorer.screen if screened else None, members=list(members.values()),
-                candidates=settings.candidates,
-                progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
-            )  # fmt: skip
+        _fill(job, history, open_scorer(job, supernet, data, preprocessing), model, limits, reference_ms)
         facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
         _conclude(run, history, model, limits, reference_ms, job.measure, facts)
     if job.finalists:
         names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
         choose_by_training(job, run, history, limits, model, data, names)
     say(show_front(run.folder))
+
+
+def _fill(job: SearchJob, history: History, scorer: Scorer, model: CostModel, limits: Limits, reference_ms: float) -> None:
+    """Search until the history holds as many evaluations as were asked for."""
+    if history.evaluations:
+        say(f"continuing: {len(history.evaluations)} evaluations are recorded")
+    with bar(f"search {job.evaluations} networks") as shown:
+        search(
+            model, limits, scorer, history, evaluations=job.evaluations, population=job.settings.population, seed=job.seed,
+            reference_ms=reference_ms, screen=scorer.screen if job.settings.screen_images else None,
+            members=list(members_of(model.space).values()), candidates=job.settings.candidates,
+            progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+        )  # fmt: skip
 
 
 def _conclude(
@@ -122,24 +124,12 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
         f"Spearman {held.spearman:.3f} ({held.n} networks)")  # fmt: skip
     if 100 * held.mape > max_error:
         raise CheckFailed(
-            f"the predictions of {path} are off by {held.mape:.1%} on average, allowed are {max_error:g} %: a search would choose "
-            "by noise. Measure it again on a quiet machine (hyctas-profile --restart, more --networks), or accept it with "
+            f"the predictions of {path} are off by {held.mape:.1%} on average, more than {max_error:g} %: a search would follow "
+            "noise. Measure it again on a quiet machine (hyctas-profile --restart, more --networks), or accept it with "
             f"--max-error {100 * held.mape + 1:.0f}"
         )
     if model.confidence is not None:
         say(f"limits on latency hold for the upper bound of {model.confidence:.0%}: {model.bound_factor:.3f} x prediction")
-
-
-def _size(job: SearchJob, space: SearchSpace, table: LatencyTable, table_path: Path) -> tuple[int, int]:
-    """Return the size asked for, or the one that the table was calibrated for."""
-    if job.size:
-        return image_size(job.size)
-    found = calibrated_sizes(space, table)
-    if len(found) != 1:
-        raise InvalidInput(
-            f"{table_path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}); give --size"
-        )
-    return image_size(found[0])
 
 
 def open_scorer(job: SearchJob, supernet: SupernetRecord, data: DataSet, preprocessing: Preprocessing) -> Scorer:

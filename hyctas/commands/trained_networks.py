@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from export.files import sha256
 from export.target import format_size
 from hyctas.cli.show import say
-from hyctas.cli.values import image_size
-from hyctas.cost.workloads import CostModel, calibrated_sizes
+from hyctas.cost.workloads import CostModel, calibrated_sizes, only_calibrated_size
 from hyctas.search.limits import Limits
 from hyctas.spaces.members import members
 from hyctas.spaces.search_space import SearchSpace
@@ -36,7 +34,7 @@ def networks_to_train(
         trained: slots that start from trained weights.
 
     Raises:
-        InvalidInput: not a latency, another bound besides, no table, or no size that it counts for.
+        InvalidInput: not a latency, another bound besides, no table, or no size that it is predicted for.
         MissingKeys, TableMismatch: the table is of another space or size.
         Infeasible: no network was found near the limit.
     """
@@ -54,7 +52,7 @@ def networks_to_train(
         raise InvalidInput(f"max_gmacs = {recipe.max_gmacs:g} and --limit both say which networks are trained; give one of them")
     path = job.table or job.run / "latency.json"
     table = LatencyTable.load(path)
-    size = _latency_size(recipe.size, space, table, path)
+    size = _latency_size(recipe.size, space, table)
     band = latency_band(CostModel(space, table, size, num_classes), limits.latency_ms)
     drawer = Drawer(space, recipe, band, list(members().values()), trained)
     say(
@@ -64,15 +62,9 @@ def networks_to_train(
     return drawer, TrainedBand(limit_ms=limits.latency_ms, low_ms=band.low, high_ms=band.high, size=size, table_sha256=sha256(path))
 
 
-def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: LatencyTable, path: Path) -> tuple[int, int]:
-    """Return the image size that latency counts for: the one trained at where the table is calibrated for it, else the only one."""
+def _latency_size(given: tuple[int, int] | None, space: SearchSpace, table: LatencyTable) -> tuple[int, int]:
+    """Return the size that latency is predicted for: the one trained at if the table is calibrated for it, else the only one."""
     found = calibrated_sizes(space, table)
-    if given is not None and (format_size(given) in found or not found):
+    if given is not None and (given in found or not found):
         return given
-    if len(found) != 1:
-        raise InvalidInput(
-            f"{path} is calibrated for {len(found)} sizes of space {space.name} ({', '.join(found) or 'none'}; it has "
-            f"{', '.join(table.calibrations) or 'no calibration'}); give the size that the latency counts for with --size, or the "
-            "table of this space with --table"
-        )
-    return image_size(found[0])
+    return only_calibrated_size(space, table, Give("size", "HEIGHTxWIDTH"), Give("table", "TABLE", "take the table of this space"))

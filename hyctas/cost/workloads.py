@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import InvalidInput, Perform, TableMismatch
-from export.target import format_size
+from export.errors import InvalidInput, Perform, Remedy, TableMismatch
+from export.target import format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.arch.operators import DownUp, from_key
 from hyctas.plan import Plan, lower
@@ -137,9 +137,23 @@ def find_calibration(space: SearchSpace, table: LatencyTable, size: tuple[int, i
     return calibration
 
 
-def calibrated_sizes(space: SearchSpace, table: LatencyTable) -> list[str]:
-    """List the sizes, HEIGHTxWIDTH, that a table is calibrated for, of a space of this name."""
-    return [name.partition("@")[2] for name in table.calibrations if name.startswith(f"{space.name}@")]
+def calibrated_sizes(space: SearchSpace, table: LatencyTable) -> list[tuple[int, int]]:
+    """List the image sizes that a table is calibrated for, of a space of this name."""
+    return [parse_size(name.partition("@")[2]) for name in table.calibrations if name.startswith(f"{space.name}@")]
+
+
+def only_calibrated_size(space: SearchSpace, table: LatencyTable, *remedies: Remedy) -> tuple[int, int]:
+    """Return the one image size that a table is calibrated for.
+
+    Raises:
+        InvalidInput: it is calibrated for none, or for several; with the remedies of the caller.
+    """
+    found = calibrated_sizes(space, table)
+    if len(found) != 1:
+        known = ", ".join(table.calibrations) or "none"
+        text = f"the latency table is calibrated for {len(found)} sizes of space {space.name}, not for one (calibrations: {known})"
+        raise InvalidInput(text, *remedies)
+    return found[0]
 
 
 def calibration_name(space: SearchSpace, size: tuple[int, int]) -> str:

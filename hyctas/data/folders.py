@@ -146,9 +146,7 @@ def open_folder(root: Path) -> FileSource:
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise InvalidInput(
-            f"data folder {root} {what}; give a folder in one of these layouts, or `scenes`:\n{describe_layouts()}"
-        )
+        raise InvalidInput(f"data folder {root} {what}; give a folder in one of these layouts, or `scenes`:\n{describe_layouts()}")
     layout = recognise(root)
     own = layout.coding is None or has_classes(root)
     coding = read_classes(root) if own or layout.coding is None else layout.coding
@@ -177,9 +175,7 @@ def recognise(root: Path) -> Layout:
             )
     found = sorted(p.name + ("/" if p.is_dir() else "") for p in root.iterdir() if not p.name.startswith("."))
     shown = ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
-    raise InvalidInput(
-        f"{root} is in none of the layouts that are known:\n{describe_layouts()}\nFound there: {shown or 'nothing'}"
-    )
+    raise InvalidInput(f"{root} is in none of the layouts that are known:\n{describe_layouts()}\nFound there: {shown or 'nothing'}")
 
 
 def _lacking(root: Path, layout: Layout) -> list[str]:
@@ -241,7 +237,7 @@ def _pair(images: list[Path], labels: list[Path], image_name: Path, label_name: 
     image, label = next(iter(found), None), next(iter(annotated), None)
     for several in (found, annotated):
         if len(several) > 1:
-            return Pair(image, label, f"{several[0]}: has a rival of the same name ({several[1].name}); keep one of them")
+            return Pair(image, label, f"{several[0]}: another file has the same name ({several[1].name}); keep one of them")
     if label is None:
         what = f"{image}: image without a label" if image else f"{image_name}: is named, but there is no such image"
         return Pair(image, label, f"{what}; expected {label_name.name}{_LABEL_SUFFIX} below {label_name.parent}{_unfit(labels)}")

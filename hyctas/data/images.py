@@ -76,9 +76,7 @@ def _label(picture: Image.Image) -> LabelFile:
     picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "L" and raw_mode in ("L;2", "L;4"):
-        raise InvalidInput(
-            f"label has {raw_mode[-1]} bits per pixel, which decoders stretch to 0..255; save it with 8 bits"
-        )
+        raise InvalidInput(f"label has {raw_mode[-1]} bits per pixel, which decoders stretch to 0..255; save it with 8 bits")
     if picture.mode == "P":
         palette = np.zeros((256, 3), np.uint8)
         given = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
@@ -105,7 +103,7 @@ def _opened_png(path: Path, use: Callable[[Image.Image], T]) -> T:
             raise
         raise InvalidInput(
             f"{path}: is a {found} file whatever its name says; labels are read from PNG, which keeps every value: "
-            "save them anew from where they were made, since a converted JPEG or GIF may have lost values"
+            "save them again with the tool that made them, since a converted JPEG or GIF may have lost values"
         ) from error
 
 

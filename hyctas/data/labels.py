@@ -44,9 +44,7 @@ class Labels:
             if len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour):
                 raise InvalidInput(f"colour of class {name!r} is {colour!r}; wanted three integers 0..255")
         if not len(self.names) <= self.ignore <= 255:
-            raise InvalidInput(
-                f"ignore value {self.ignore} must lie above the classes 0..{len(self.names) - 1} and be at most 255"
-            )
+            raise InvalidInput(f"ignore value {self.ignore} must lie above the classes 0..{len(self.names) - 1} and be at most 255")
 
     @property
     def num_classes(self) -> int:

@@ -110,8 +110,5 @@ def score(confusion: np.ndarray) -> Score:
     iou = tuple(float(r / u) if u else None for r, u in zip(right, union, strict=True))
     counted = [value for value in iou if value is not None]
     return Score(
-        miou=sum(counted) / len(counted),
-        iou=iou,
-        pixel_accuracy=float(right.sum() / total),
-        present=tuple(bool(t) for t in truth),
+        miou=sum(counted) / len(counted), iou=iou, pixel_accuracy=float(right.sum() / total), present=tuple(bool(t) for t in truth)
     )

@@ -117,9 +117,7 @@ def _choose_clips(sizes: dict[str, int], share: float, rng: np.random.Generator)
     return None
 
 
-def _choose_blocks(
-    clips: list[list[Sample]], share: float, gap: int, rng: np.random.Generator
-) -> tuple[set[Sample], set[Sample]]:
+def _choose_blocks(clips: list[list[Sample]], share: float, gap: int, rng: np.random.Generator) -> tuple[set[Sample], set[Sample]]:
     """Return the choosing samples and the dropped ones."""
     choosing: set[Sample] = set()
     dropped: set[Sample] = set()

@@ -151,9 +151,7 @@ def _window(length: int, crop: int, scale: float, position: float) -> tuple[tupl
     return (0, length), slice(first, max(first + 1, min(crop, first + round(length * scale))))
 
 
-def _resize(
-    array: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], how: Image.Resampling
-) -> np.ndarray:
+def _resize(array: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
     """Resize the part of an array inside `box` (left, top, right, bottom, fractions allowed) to (width, height)."""
     x0, y0 = max(0, int(box[0]) - _MARGIN), max(0, int(box[1]) - _MARGIN)
     region = array[y0 : int(box[3]) + 1 + _MARGIN, x0 : int(box[2]) + 1 + _MARGIN]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,9 +85,7 @@ class VerifyReport:
         }
 
 
-def verify(
-    source: Source, splits: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
-) -> VerifyReport:
+def verify(source: Source, splits: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Read every image and label of the splits (default: all).
 
     Args:
@@ -104,24 +103,12 @@ def verify(
     problems: list[str] = [f"{source.name}: split {split!r} has no images" for split in wanted if not source.samples(split)]
     if problems:
         raise InvalidInput(problems[0])
-    classes = source.labels.num_classes
-
-    def read(job: tuple[str, Sample]) -> tuple[tuple[int, int], np.ndarray, dict[int, Colour]] | str:
-        try:
-            (image, label), palette = source.load(*job), source.palette(*job)
-        except InvalidInput as error:
-            return str(error)
-        counts = np.bincount(label.ravel(), minlength=256)
-        if image.dtype != np.uint8 or image.shape != (*label.shape, 3) or counts[classes:IGNORE].any():
-            return f"{job[1].name}: the source returned a pair that breaks its contract"
-        return (label.shape[0], label.shape[1]), counts[[*range(classes), IGNORE]], palette
-
     sizes: Counter[tuple[int, int]] = Counter()
     counted: dict[str, dict[Sample, np.ndarray]] = {split: {} for split in wanted}
     palettes = _Palettes()
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        for done, (job, result) in enumerate(zip(jobs, pool.map(read, jobs), strict=True), 1):
+        for done, (job, result) in enumerate(zip(jobs, pool.map(functools.partial(_read, source), jobs), strict=True), 1):
             if isinstance(result, str):
                 problems.append(result)
             else:
@@ -137,11 +124,23 @@ def verify(
         raise InvalidInput(problems[0] + (f"\n{more} more of the {len(jobs)} samples have a problem" if more else ""))
     return VerifyReport(
         files=2 * len(jobs),
-        num_classes=classes,
+        num_classes=source.labels.num_classes,
         samples={split: len(source.samples(split)) for split in wanted},
         sizes=dict(sizes.most_common()),
         counts=counted,
     )
+
+
+def _read(source: Source, job: tuple[str, Sample]) -> tuple[tuple[int, int], np.ndarray, dict[int, Colour]] | str:
+    """Return a label's size, its pixels by class (ignored ones last) and its palette; or what is wrong with the pair."""
+    try:
+        (image, label), palette = source.load(*job), source.palette(*job)
+    except InvalidInput as error:
+        return str(error)
+    classes, counts = source.labels.num_classes, np.bincount(label.ravel(), minlength=256)
+    if image.dtype != np.uint8 or image.shape != (*label.shape, 3) or counts[classes:IGNORE].any():
+        return f"{job[1].name}: the source returned a pair that breaks its contract"
+    return (label.shape[0], label.shape[1]), counts[[*range(classes), IGNORE]], palette
 
 
 class _Palettes:

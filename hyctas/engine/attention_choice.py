@@ -82,9 +82,7 @@ def choose(
 
     cases = {AttentionCase.of(node) for node in nodes_of(model, function)}
     sizes = sorted({found for case in cases if (found := _chunks(case, _memory(context))[0]) is not None})
-    return choose_attention(
-        model, with_chunks(function, sizes), lambda case: candidates(case, context), context.judge, status
-    )
+    return choose_attention(model, with_chunks(function, sizes), lambda case: candidates(case, context), context.judge, status)
 
 
 def candidates(case: AttentionCase, context: BuildContext) -> list[Candidate]:

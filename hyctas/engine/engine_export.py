@@ -71,7 +71,7 @@ def write_engine(
         size: (H, W).
         output: `native`, `logits`, `labels` or `panoptic`.
         precision: one of `PRECISIONS`.
-        command: what builds it anew, for the manifest.
+        command: what rebuilds it, for the manifest.
         settings: how to build.
         context: where and with what.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.

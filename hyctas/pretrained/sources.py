@@ -118,8 +118,7 @@ def _read_timm(name: str) -> SourceTrunk:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if not tagged or (name != architecture and name not in tagged):
         raise InvalidInput(
-            f"{asked}: timm {timm.__version__} has trained weights for {', '.join(tagged) or 'none of these'}",
-            WITHOUT,
+            f"{asked}: timm {timm.__version__} has trained weights for {', '.join(tagged) or 'none of these'}", WITHOUT
         )
     try:
         model = timm.create_model(name, pretrained=True)

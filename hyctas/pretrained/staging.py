@@ -42,13 +42,13 @@ def trunk_cells(trunk: SourceTrunk) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
-def trunk_genotype(trunk: SourceTrunk, decoder: int = 64) -> Genotype:
+def trunk_genotype(trunk: SourceTrunk) -> Genotype:
     """Return the network that is this trunk, whole, with a light decoder; padding as the source's."""
     cells = trunk_cells(trunk)
     start = 1 + next(index for index, cell in enumerate(cells) if cell.stage == "8")
     return Genotype(
-        stem=cells[:start], branches=(cells[start:],), fusion=Fusion(decoder, decoder, decoder, "sum"),
-        head=Head("plain", decoder // 2), arithmetic=Arithmetic(aligned=not trunk.symmetric_padding),
+        stem=cells[:start], branches=(cells[start:],), fusion=Fusion(64, 64, 64, "sum"),
+        head=Head("plain", 32), arithmetic=Arithmetic(aligned=not trunk.symmetric_padding),
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,15 +86,6 @@ class PublishedSpace(GeneVectors):
             genes += [(f"b{final}.{layer}.width", len(WIDTHS)) for layer in range(self.layers - 1)]
         return tuple(genes)
 
-    def count(self, branches: int) -> int:
-        """Return how many vectors describe networks with a number of branches: an upper bound on the networks.
-
-        Skips count as operators; the rules of compaction and equal networks are not taken off.
-        """
-        per_branch = len(OPERATORS) ** self.layers * len(WIDTHS) ** (self.layers - 1)
-        sets = [chosen for chosen in self.branch_sets if len(chosen) == branches]
-        return sum(math.prod(len(self.paths[final]) * per_branch for final in chosen) for chosen in sets)
-
     # -- genes and genotypes ---------------------------------------------------------------------------------------------
 
     def decode(self, genes: Genes) -> Genotype:
@@ -144,8 +134,8 @@ class PublishedSpace(GeneVectors):
             row += one.stride - 1
             genes[start + 1 + layer] = OPERATORS.index(one.op)
             if layer < len(branch) - 1:
-                ladder = [channels(SCALES[row], self.base_channels, width) for width in WIDTHS]
-                genes[start + 1 + self.layers + layer] = ladder.index(one.out)
+                widths = [channels(SCALES[row], self.base_channels, width) for width in WIDTHS]
+                genes[start + 1 + self.layers + layer] = widths.index(one.out)
 
     # -- drawing and varying -----------------------------------------------------------------------------------------------
 

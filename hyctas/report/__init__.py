@@ -2,7 +2,7 @@
 
     run_data   what a report knows of a run, as frozen data
     collect    run folder -> RunData: every file read and checked once
-    answer     RunData -> the first section: what was found, and whether it keeps the limit
+    answer     RunData -> the first section: what was found, and whether it meets the limit
     evidence   RunData -> the sections that show why to believe it
     document   the blocks that sections are made of, and Markdown
     page       the same blocks as one self-contained HTML page (page.html.j2, blocks.html.j2, page.css)

@@ -63,15 +63,15 @@ def speed(data: RunData) -> Speed | None:
     return Speed(data.member.evaluation.predicted_ms, "predicted")
 
 
-def broken_limits(data: RunData) -> tuple[list[str], list[str]] | None:
-    """Compare the network with each limit; return what is kept and what is broken, in words; None where no limit was set."""
+def limits_met(data: RunData) -> tuple[list[str], list[str]] | None:
+    """Compare the network with each limit; return which are met and which are exceeded, in words; None where no limit was set."""
     outcome, member, found = data.outcome, data.member, speed(data)
     if outcome is None:
         return None
     limits = outcome.limits
     parameters = data.plan.parameters if data.plan else member.evaluation.parameters if member else None
     memory = member.evaluation.memory_mib if member else None
-    kept, broken = list[str](), list[str]()
+    met, exceeded = list[str](), list[str]()
     latency = found.ms if found else None
     for value, limit, text in (
         (latency, limits.latency_ms, ms),
@@ -79,8 +79,8 @@ def broken_limits(data: RunData) -> tuple[list[str], list[str]] | None:
         (memory, limits.memory_mib, lambda x: f"{x:.3g} MiB"),
     ):
         if limit is not None and value is not None:
-            (kept if value <= limit else broken).append(f"{text(value)}, limit {text(limit)}")
-    return (kept, broken) if kept or broken else None
+            (met if value <= limit else exceeded).append(f"{text(value)}, limit {text(limit)}")
+    return (met, exceeded) if met or exceeded else None
 
 
 def _lead(data: RunData) -> str:
@@ -99,9 +99,9 @@ def _lead(data: RunData) -> str:
         sentences.append(f"{how} {ms(found.ms)} per {size}{target}: {fps(found.fps)} frames per second.")
     if data.member is not None and data.member.ended and data.member.ended.end == "won" and data.member.ended.handmade:
         sentences.append(f"It is the hand-made network {data.member.ended.handmade}, which beat all that the search found.")
-    limits = broken_limits(data)
+    limits = limits_met(data)
     if limits and found is not None and data.outcome and (limit := data.outcome.limits.latency_ms) is not None:
-        verb = "keeps" if found.ms <= limit else "breaks"
+        verb = "meets" if found.ms <= limit else "exceeds"
         sentences.append(f"That {verb} the limit of {ms(limit)} ({fps(1000 / limit)} frames per second).")
     if "val" in data.scores:
         sentences.append(f"On images that nothing was trained on or chosen by, it reaches {percent(data.scores['val'].miou)} mIoU.")
@@ -151,15 +151,15 @@ def _score_tiles(data: RunData) -> tuple[Tile, Tile]:
 
 
 def _limit_tile(data: RunData) -> Tile:
-    limits, found = broken_limits(data), speed(data)
+    limits, found = limits_met(data), speed(data)
     if limits is None:
-        return Tile("Limit kept", "no limit", "none was set, or the network's costs are unknown")
-    kept, broken = limits
-    if broken:
-        return Tile("Limit kept", "✗ no", "; ".join(broken), "bad")
+        return Tile("Limit met", "no limit", "none was set, or the network's costs are unknown")
+    met, exceeded = limits
+    if exceeded:
+        return Tile("Limit met", "✗ no", "; ".join(exceeded), "bad")
     if found is not None and found.how == "predicted":
-        return Tile("Limit kept", "✓ yes", "; ".join(kept) + " (by prediction only)", "warn")
-    return Tile("Limit kept", "✓ yes", "; ".join(kept), "good")
+        return Tile("Limit met", "✓ yes", "; ".join(met) + " (by prediction only)", "warn")
+    return Tile("Limit met", "✓ yes", "; ".join(met), "good")
 
 
 def _parity_tile(data: RunData) -> Tile:
@@ -208,7 +208,7 @@ def _search_warnings(outcome: Outcome) -> list[str]:
     if limit is None or chosen.measured_ms is None or chosen.measured_ms <= limit:
         return []
     return [
-        f"no measured network of the front keeps the limit of {ms(limit)}; the fastest one was taken ({ms(chosen.measured_ms)}). "
+        f"no measured network of the front meets the limit of {ms(limit)}; the fastest one was taken ({ms(chosen.measured_ms)}). "
         "Repeat the search with a stricter limit, to leave room for the error of the prediction"
     ]
 
@@ -224,5 +224,5 @@ def _bench_warnings(data: RunData, bench: BenchReport, result: BenchResult) -> l
     limit = outcome.limits.latency_ms if outcome else None
     if limit is not None and result.median_ms <= limit < result.p99_ms:
         share = "one image in a hundred" if result.p95_ms <= limit else "more than one image in twenty"
-        found.append(f"the median keeps the limit, but {share} takes longer than {ms(limit)} (p99 {ms(result.p99_ms)})")
+        found.append(f"the median meets the limit, but {share} takes longer than {ms(limit)} (p99 {ms(result.p99_ms)})")
     return found

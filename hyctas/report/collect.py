@@ -51,9 +51,7 @@ def collect(run: Path, step_name: Callable[[str], str] = str) -> RunData:
     timed = run / ("fps.json" if "fps.json" in sizes else "bench.json")
     for split, score in by_split.items():
         if labels is not None and len(score.iou) != labels.num_classes:
-            raise CorruptFile(
-                run / "scores.json", f"{split} has {len(score.iou)} classes; labels.json names {labels.num_classes}"
-            )
+            raise CorruptFile(run / "scores.json", f"{split} has {len(score.iou)} classes; labels.json names {labels.num_classes}")
     outcome = _optional(Outcome, run / "pareto.json", *PARETO_VERSIONS)
     if points and outcome is not None:
         _check_recorded(run / "pareto.json", outcome, points)

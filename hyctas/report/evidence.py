@@ -44,8 +44,8 @@ def speed_section(data: RunData) -> Section | str:
     notes = [warning[:1].upper() + warning[1:] for warning in bench.warnings]
     notes += [f"{model.name}: {note}" for model in bench.models for note in model.notes]
     blocks: list[Block] = [Text(text), Table(head, rows), *(Note(note, "warn") for note in notes)]
-    if rivals := [model for model in bench.models if model.ratio_median is not None]:
-        blocks.append(Table(("model", f"time by {bench.models[0].name}", "p10", "p90"), tuple(map(_ratio_row, rivals))))
+    if others := [model for model in bench.models if model.ratio_median is not None]:
+        blocks.append(Table(("model", f"time relative to {bench.models[0].name}", "p10", "p90"), tuple(map(_ratio_row, others))))
     return Section("speed", "Measured speed", tuple(blocks))
 
 
@@ -143,7 +143,7 @@ def _verdict(finalists: Sequence[Member]) -> tuple[str, str]:
     """Say who won, and how strongly to say so."""
     winner = next((member.ended for member in finalists if member.ended and member.ended.end == "won"), None)
     if winner is None:
-        return "No finalist keeps the limit when measured; the choice is the one by shared weights.", "warn"
+        return "No finalist meets the limit when measured; the choice is the one by shared weights.", "warn"
     if winner.handmade:
         return f"The hand-made network {winner.handmade} beat all that the search found, so it is the answer.", "warn"
     return "A network that the search found won.", "good"

@@ -9,11 +9,7 @@ from hyctas.report.document import Block, Code, Row, Section, Table, Text
 from hyctas.report.run_data import FILES, Record, RunData
 from hyctas.report.wording import machine, size_of, took
 
-WRITTEN = {
-    "report.html": "this report as a page",
-    "report.md": "this report as Markdown",
-    "pareto.svg": "the figure of the front",
-}
+WRITTEN = {"report.html": "this report as a page", "report.md": "this report as Markdown", "pareto.svg": "the figure of the front"}
 
 
 def reproduce_section(data: RunData) -> Section | str:

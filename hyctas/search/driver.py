@@ -57,7 +57,7 @@ def search(
         optimiser: makes another optimiser from the first generation; default NSGA-II with a surrogate.
 
     Raises:
-        Infeasible: no network, or too few, keep the limits.
+        Infeasible: no network, or too few, meet the limits.
         CorruptFile: a recorded evaluation does not cost what the model says.
     """
     limits.check_feasible(model)
@@ -71,9 +71,7 @@ def search(
         history.notice(f"{history.path}: {strange} evaluations are of networks that this search did not ask for; they do not count")
 
 
-def first_generation(
-    model: CostModel, limits: Limits, members: Sequence[Genotype], population: int, seed: int
-) -> list[Genotype]:
+def first_generation(model: CostModel, limits: Limits, members: Sequence[Genotype], population: int, seed: int) -> list[Genotype]:
     """Return the hand-made networks within the limits, and random ones: `population` of both, but half of that random at least."""
     made = {genotype.id: genotype for genotype in members if limits.keeps(model.costs(genotype))}
     draws = RandomDraws(model, limits, seed, known=made)
@@ -157,7 +155,7 @@ class _Run:
         return replace(found, miou=min(1.0, max(0.0, found.miou + shift)))
 
     def broken(self, genotype: Genotype, generation: int) -> Evaluation:
-        """Stand in for a network that breaks the limits: never scored, never recorded."""
+        """Stand in for a network that exceeds a limit: never scored, never recorded."""
         return self._evaluation(genotype, SEARCH, generation, 0.0)
 
     def _evaluation(self, genotype: Genotype, kind: str, generation: int, miou: float) -> Evaluation:

@@ -1,6 +1,6 @@
 """Make the last choice by training: successive halving (Jamieson and Talwalkar, AISTATS 2016) over a search's finalists.
 
-Before each round the finalists are measured on the device, and those that break the limit go; the others train on, each round
+Before each round the finalists are measured on the device, and those that exceed the limit go; the others train on, each round
 twice as long as the one before; then the worse half goes, until one is left. What was found is written after every network, and
 replayed: a choice that was killed continues to the same result. No torch here.
 """
@@ -22,7 +22,7 @@ from hyctas.spaces.members import family
 
 FORMAT_VERSION = 1
 HANDMADE_SHARE = 3
-"""One finalist of so many is hand-made, where as many families of hand-made networks keep the limits."""
+"""One finalist of so many is hand-made, where as many families of hand-made networks meet the limits."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Round:
     measured_ms: dict[str, Positive]
     """Empty where the device is not here."""
     slow: tuple[str, ...]
-    """Those that break the limit when measured."""
+    """Those that exceed the limit when measured."""
     miou: dict[str, Share] = field(default_factory=dict)
     """On the choosing split, after this round's training."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def halve(
     finalists: Sequence[Finalist], path: Path, limits: Limits, steps: int, train: Train, measure: Measure,
     on_status: Callable[[str], None],
 ) -> list[Round]:  # fmt: skip
-    """Train finalists in rounds until one is left; the last round's `kept` names it, and is empty where all break the limit.
+    """Train finalists in rounds until one is left; the last round's `kept` names it, and is empty where all exceed the limit.
 
     Args:
         finalists: who takes part.

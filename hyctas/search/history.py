@@ -1,6 +1,6 @@
 """Keep every evaluation of a search in one file: a header line, then one line per evaluated network and kind, in order.
 
-What is recorded is replayed, never computed again. A torn last line (a kill in the middle of a write) is dropped with a
+What is recorded is replayed, never computed again. An incomplete last line (a kill in the middle of a write) is dropped with a
 notice; any other bad line is an error with file and line. No torch here.
 """
 
@@ -53,12 +53,12 @@ class Evaluation:
 
 
 def read_history(path: Path) -> tuple[dict[str, Any], list[Evaluation], bytes]:
-    """Return the header, the evaluations and a torn last line of a history; nothing is written.
+    """Return the header, the evaluations and an incomplete last line of a history; nothing is written.
 
     Raises:
         CorruptFile: a bad line.
     """
-    lines, torn = whole_lines(path)
+    lines, cut_off = whole_lines(path)
     header, evaluations = dict[str, Any](), list[Evaluation]()
     for number, line in lines:
         with reading(path, number):
@@ -67,7 +67,7 @@ def read_history(path: Path) -> tuple[dict[str, Any], list[Evaluation], bytes]:
             else:
                 header = decode(dict[str, Any], line)
                 check_version(header, READ_VERSIONS)
-    return header, evaluations, torn
+    return header, evaluations, cut_off
 
 
 class History:
@@ -76,7 +76,7 @@ class History:
     Args:
         path: history.jsonl; made with the header if it does not exist.
         header: what decides the values: configuration, supernet sha256, table sha256, threads.
-        notice: told of a dropped torn line.
+        notice: told of a dropped incomplete line.
         formerly: the same header as an earlier version wrote it; a file that has it is continued.
 
     Raises:
@@ -122,17 +122,17 @@ class History:
 
     def _read(self, notice: Callable[[str], None]) -> None:
         try:
-            found, evaluations, torn = read_history(self.path)
+            found, evaluations, cut_off = read_history(self.path)
             for number, evaluation in enumerate(evaluations, 2):
                 with reading(self.path, number):
                     self._take(evaluation)
         except CorruptFile as error:
-            raise CorruptFile(self.path, f"{error.reason}; mend or remove it", error.line, StartOver()) from None
+            raise CorruptFile(self.path, f"{error.reason}; fix or remove it", error.line, StartOver()) from None
         if found:
             self._check_header(found)
-        if torn:
-            notice(f"{self.path}: dropped a torn last line ({len(torn)} bytes)")
-            write_bytes(self.path, self.path.read_bytes()[: -len(torn)] or json.dumps(self.header).encode() + b"\n")
+        if cut_off:
+            notice(f"{self.path}: dropped an incomplete last line ({len(cut_off)} bytes)")
+            write_bytes(self.path, self.path.read_bytes()[: -len(cut_off)] or json.dumps(self.header).encode() + b"\n")
 
     def _take(self, evaluation: Evaluation) -> None:
         """Take a line that was read.
@@ -163,7 +163,7 @@ class History:
             for name, (read, computed) in pairs.items():
                 if not math.isclose(read, computed, rel_tol=1e-6):
                     reason = f"{name} of network {found.id} is {read:g}, and {computed:g} by the latency table"
-                    raise CorruptFile(self.path, f"{reason}; mend or remove the line", number, StartOver())
+                    raise CorruptFile(self.path, f"{reason}; fix or remove the line", number, StartOver())
 
     def keep(self, asked: Set[tuple[str, str]]) -> int:
         """Forget, in memory, the evaluations of networks that a search has not asked for; return their number."""

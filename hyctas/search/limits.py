@@ -1,4 +1,4 @@
-"""Read the limits that networks must keep, and say by how much one breaks them. No torch here."""
+"""Read the limits that networks must meet, and say by how much one exceeds them. No torch here."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Limits:
         return [value / limit - 1 for value, limit in pairs if limit is not None]
 
     def keeps(self, costs: Costs) -> bool:
-        """Say whether a network keeps all limits."""
+        """Say whether a network meets all limits."""
         return all(excess <= 0 for excess in self.excess(costs))
 
     def check_feasible(self, model: CostModel) -> None:
-        """Raise where not even the smallest network of the space keeps the limits.
+        """Raise where not even the smallest network of the space meets the limits.
 
         Raises:
             Infeasible: with the costs of the smallest network beside the limits.
@@ -74,7 +74,7 @@ class Limits:
             if limit is not None
         ]
         raise Infeasible(
-            f"no network of space {model.space.name} keeps the limits:\n  " + "\n  ".join(lines)
+            f"no network of space {model.space.name} meets the limits:\n  " + "\n  ".join(lines)
             + "\nRaise the limits, choose a smaller size, a faster target, or a space with smaller widths."
         )  # fmt: skip
 

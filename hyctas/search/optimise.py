@@ -41,16 +41,16 @@ class Optimiser(Protocol):
 
 
 class RandomDraws:
-    """Draw distinct random networks that keep the limits: most of the search's first generation.
+    """Draw distinct random networks that meet the limits: most of the search's first generation.
 
     Args:
         model: predicts costs.
-        limits: what networks must keep.
+        limits: what networks must meet.
         seed: of the draws.
         known: ids of networks that are not drawn.
 
     Raises:
-        Infeasible: hardly any network of the space keeps the limits.
+        Infeasible: hardly any network of the space meets the limits.
     """
 
     def __init__(self, model: CostModel, limits: Limits, seed: int, known: Iterable[str] = ()) -> None:
@@ -67,7 +67,7 @@ class RandomDraws:
                 self._seen.add(genotype.id)
                 return genotype
         raise Infeasible(
-            f"{TRIES} random networks of space {self.model.space.name} gave no new one that keeps the limits {self.limits}; "
+            f"{TRIES} random networks of space {self.model.space.name} gave no new one that meets the limits {self.limits}; "
             "raise the limits, or set a smaller population"
         )
 
@@ -137,7 +137,7 @@ class Nsga2:
 
     Args:
         model: predicts the costs.
-        limits: what networks must keep; proposals may break them, and are then never evaluated but ranked by the excess.
+        limits: what networks must meet; proposals may exceed them, and are then never evaluated but ranked by the excess.
         population: networks kept.
         first: the first generation.
         seed: of every draw.
@@ -149,9 +149,7 @@ class Nsga2:
     ) -> None:
         self.model, self.limits, space = model, limits, model.space
         constraints = len(limits.excess(model.costs(space.smallest())))
-        self.problem = Problem(
-            n_var=len(space.genes), n_obj=2, n_ieq_constr=constraints, xl=0, xu=space.cardinality - 1, vtype=int
-        )
+        self.problem = Problem(n_var=len(space.genes), n_obj=2, n_ieq_constr=constraints, xl=0, xu=space.cardinality - 1, vtype=int)
         self.algorithm = NSGA2(
             pop_size=population, n_offsprings=offspring or max(2, population // 3),
             sampling=np.array([space.encode(g) for g in first]), crossover=_SpaceCrossover(space),
@@ -163,7 +161,7 @@ class Nsga2:
         self._asked: Population | None = None
 
     def ask(self) -> list[Genotype]:
-        """Return the next generation's networks; those that break the limits are among them."""
+        """Return the next generation's networks; those that exceed a limit are among them."""
         self._asked = self.algorithm.ask()
         if self._asked is None or len(self._asked) == 0:
             return []

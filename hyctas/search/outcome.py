@@ -16,9 +16,9 @@ from hyctas.search.limits import Limits
 
 
 def choose(front: Sequence[Evaluation], measured_ms: dict[str, float], limits: Limits) -> Evaluation:
-    """Return the most accurate member of a front whose measured latency keeps the limit.
+    """Return the most accurate member of a front whose measured latency meets the limit.
 
-    Where nothing was measured the prediction counts; where every measured member breaks the limit, the fastest is taken (the
+    Where nothing was measured the prediction counts; where every measured member exceeds the limit, the fastest is taken (the
     report says so).
     """
     candidates = [e for e in front if e.id in measured_ms] or list(front)

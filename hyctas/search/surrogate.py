@@ -57,7 +57,7 @@ class SurrogateNsga2:
 
     Args:
         model: predicts costs.
-        limits: what networks must keep; none is proposed that breaks one.
+        limits: what networks must meet; none is proposed that exceeds one.
         population: networks that NSGA-II keeps, and as many are new in each of its generations on the surrogate.
         first: the first generation.
         seed: of every draw.

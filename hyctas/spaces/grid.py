@@ -29,101 +29,11 @@ from typing import Any
 import numpy as np
 
 from export.errors import InvalidInput
-from hyctas.arch.genotype import (
-    DECODERS,
-    HEAD_BLOCKS,
-    HEAD_KINDS,
-    LINEAR,
-    STAGES,
-    Arithmetic,
-    Attention,
-    Branch,
-    Cell,
-    Fusion,
-    Genotype,
-    Head,
-    normal_form,
-)
-from hyctas.arch.node import cell_operator, slot_name
-from hyctas.arch.operators import CELLS, Operator, Shape, half
+from hyctas.arch.genotype import DECODERS, HEAD_BLOCKS, HEAD_KINDS, STAGES, Branch, Cell, Fusion, Genotype, Head, normal_form
+from hyctas.arch.operators import CELLS, Operator
+from hyctas.spaces import extent
 from hyctas.spaces.search_space import LAYOUT, Genes, GeneVectors
-
-ALIGNED = Arithmetic(aligned=True)
-STEMS = ("conv", "separable", "resnet")
-"""First layers: a 3x3 at stride 2; the same and a depthwise separable convolution to half the width, as in MobileNetV2 and
-EfficientNet; a 7x7 at stride 2 and a max-pooling, as in ResNet."""
-
-
-REPLACED = {"residual": "inverted", "downup2x": "downup"}
-"""What cells become in a stage that an inverted residual begins. Its features have negative values, so that cells end without ReLU
-there; each such version is more rows of the latency table, and these two would cost as much as what replaces them."""
-
-
-def cells_of_stages() -> tuple[str, ...]:
-    """Name what the cells of a stage can be; max-pooling is part of a stem, attention and context stand at a stage's end."""
-    return tuple(op for op in CELLS if op not in ("pool", "attention", "context"))
-
-
-@dataclass(frozen=True)
-class AttentionVariant:
-    """A kind of self-attention, for any width."""
-
-    heads: int = 1
-    qk_divisor: int = 8
-    """Channels of q and k: width / qk_divisor, at least 8 per head; 1: as many as of v, what TensorRT has a kernel for."""
-    pool: int = 1
-    half_resolution: bool = False
-
-    def at(self, channels: int) -> Attention:
-        """Return the choice at a width; logits are scaled by 1 / sqrt(channels per head)."""
-        qk = max(8 * self.heads, channels // self.qk_divisor // self.heads * self.heads)
-        scale = round(float((qk / self.heads) ** -0.5), 6)
-        return Attention(self.heads, qk, scale, self.pool, self.half_resolution, linear=True)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The cells at one stage of a trunk."""
-
-    name: str
-    """One of `hyctas.arch.genotype.STAGES`."""
-    widths: tuple[int, ...]
-    """Ascending multiples of 8, at most five."""
-    depth: int = 1
-    """Most cells, the first included."""
-    first: tuple[str, ...] = ("conv",)
-    """Choices for the first cell; where the stage does not halve the resolution, a leading "skip" leaves the stage out."""
-    operators: tuple[str, ...] = ("skip",)
-    """Choices for the others, "skip" (no cell) first."""
-    kernels: tuple[int, ...] = (3,)
-    """Of the depthwise convolutions in inverted residuals."""
-    expansions: tuple[int, ...] = (6,)
-    """Of the inverted residuals."""
-    attention: bool = False
-    """Whether attention can stand at its end."""
-
-    @property
-    def index(self) -> int:
-        return STAGES.index(self.name)
-
-    @property
-    def reduction(self) -> int:
-        """Stride relative to the image."""
-        return int(self.name.rstrip("ab"))
-
-    @property
-    def stride(self) -> int:
-        """Stride of its first cell."""
-        return 1 if self.name.endswith("b") else 2
-
-    def cell(self, op: str, width: int, stride: int, kernel: int, expansion: int, first: str = "") -> Cell:
-        """Return a cell of the stage; where the stage's `first` is given and has signed outputs, one that has them as well."""
-        op = REPLACED.get(op, op) if first == "inverted" else op
-        inverted = op == "inverted"
-        return Cell(
-            op, width, stride, stage=self.name, kernel=kernel if inverted else 3, expansion=expansion if inverted else 1,
-            relu6=inverted, linear=first == "inverted" and op in LINEAR,
-        )  # fmt: skip
+from hyctas.spaces.stages import ALIGNED, STEMS, AttentionVariant, Stage, cells_of_stages, separable_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +109,6 @@ class Space(GeneVectors):
         """The first 12 hexadecimal digits of the sha256 of the table."""
         value = {"layout": LAYOUT, **dataclasses.asdict(self)}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-    # -- genes --------------------------------------------------------------------------------------------------------------
 
     @cached_property
     def choices(self) -> dict[str, tuple[Any, ...]]:
@@ -291,9 +199,7 @@ class Space(GeneVectors):
         return (*cells, self._first(g, "stem.8", eight))
 
     def _first(self, g: Mapping[str, Any], prefix: str, stage: Stage) -> Cell:
-        return stage.cell(
-            g[f"{prefix}.first"], g[f"{prefix}.width"], stage.stride, g[f"{prefix}.kernel"], g[f"{prefix}.expansion"]
-        )
+        return stage.cell(g[f"{prefix}.first"], g[f"{prefix}.width"], stage.stride, g[f"{prefix}.kernel"], g[f"{prefix}.expansion"])
 
     def _rest(
         self, g: Mapping[str, Any], prefix: str, stage: Stage, width: int, kernel: int, expansion: int, first: str
@@ -385,8 +291,6 @@ class Space(GeneVectors):
         rest = [cell for cell in (cells[1:] if first else cells) if cell.op != "attention"]
         return found | {f"{prefix}.{i}.op": cell.op for i, cell in enumerate(rest, 1)}
 
-    # -- drawing and varying -----------------------------------------------------------------------------------------------
-
     def sample_genes(self, rng: np.random.Generator, ratios: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Genes:
         """Draw a gene vector: the number of branches with the given ratios (rho), then within it.
 
@@ -434,8 +338,6 @@ class Space(GeneVectors):
             if target is not None:
                 genes[target] = genes[self.index[name]]
 
-    # -- extent ------------------------------------------------------------------------------------------------------------
-
     def corner(self, *, largest: bool, **overrides: Any) -> Genotype:
         """Return the network with all widths and depths at their largest (plain convolutions) or smallest; overrides set genes."""
         chosen = {name: choices[-1 if largest else 0] for name, choices in self.choices.items()}
@@ -457,151 +359,12 @@ class Space(GeneVectors):
 
     def keys(self, size: tuple[int, int], num_classes: int = 19) -> tuple[str, ...]:
         """List the latency-table keys of all networks of the space at an image size, sorted."""
-        from hyctas.plan import lower
-
-        keys = {operator.key((shape,)) for _, operator, shape in self._cells(size, widest=False)}
-        for genotype in self._decoders():
-            keys.update(node.key for node in lower(genotype, size, num_classes).nodes if node.part not in ("stem", "trunk"))
-        return tuple(sorted(keys))
+        return extent.keys(self, size, num_classes)
 
     def cells(self) -> Iterator[tuple[str, Operator]]:
         """Yield the slot of every cell, with an operator that is at least as wide as any that a network puts there."""
-        for slot, operator, _ in self._cells((64, 64), widest=True):
-            yield slot, operator
-
-    def _cells(self, size: tuple[int, int], *, widest: bool) -> Iterator[tuple[str, Operator, Shape]]:
-        """Yield every cell's slot, operator and input shape: of all networks, or of the widest ones alone."""
-        sizes = {1: size}
-        for stride in (1, 2, 4, 8, 16):
-            sizes[2 * stride] = (half(sizes[stride][0]), half(sizes[stride][1]))
-        for stage in self.stages:
-            before = self._widths_before(stage)
-            inputs = sizes[stage.reduction // stage.stride]
-            for cell in self._first_cells(stage, widest=widest):
-                for width in before[-1:] if widest else before:
-                    if cell.op == "pool" and cell.out != width:
-                        continue
-                    operator = cell_operator(cell, (width,), ALIGNED)
-                    yield slot_name("stage", stage.name, 0, operator), operator, (width, *inputs)
-            for ordinal, cell, width in self._later_cells(stage, widest=widest):
-                operator = cell_operator(cell, (width,), ALIGNED)
-                yield slot_name("stage", stage.name, ordinal, operator), operator, (width, *sizes[stage.reduction])
-
-    def _widths_before(self, stage: Stage) -> tuple[int, ...]:
-        """Return the widths that a stage's first cell can get, ascending."""
-        if stage.name == "2":
-            return (3,)
-        if stage.name == "4":
-            plain = set(self.stages[0].widths) if {"conv", "resnet"} & {*self.stems} else set[int]()
-            separable = {separable_width(w) for w in self.stages[0].widths} if "separable" in self.stems else set[int]()
-            return tuple(sorted(plain | separable))
-        previous = self.stages[stage.index - 1]
-        widths = set(previous.widths)
-        if previous.stride == 1:
-            widths |= set(self.stages[previous.index - 1].widths) if previous.first[0] == "skip" else set()
-        if stage.name == "8" and "resnet" in self.stems:
-            widths |= set(self.stages[0].widths)
-        return tuple(sorted(widths))
-
-    def _first_cells(self, stage: Stage, *, widest: bool) -> Iterator[Cell]:
-        widths = stage.widths[-1:] if widest else stage.widths
-        if stage.name == "2":
-            kinds = [(3, True)] * bool({"conv", "separable"} & {*self.stems}) + [(7, False)] * ("resnet" in self.stems)
-            for width, (kernel, relu6) in itertools.product(widths, kinds):
-                yield Cell("conv", width, 2, stage="2", kernel=kernel, relu6=relu6)
-            return
-        if stage.name == "4" and "resnet" in self.stems:
-            for width in self.stages[0].widths[-1:] if widest else self.stages[0].widths:
-                yield Cell("pool", width, 2, stage="4")
-        for op, width in itertools.product([op for op in stage.first if op != "skip"], widths):
-            yield from self._shaped(stage, op, width, stage.stride, "", widest=widest)
-
-    def _later_cells(self, stage: Stage, *, widest: bool) -> Iterator[tuple[int, Cell, int]]:
-        """Yield the cells after a stage's first: ordinal, cell, input width; for keys (not widest) one ordinal stands for all."""
-        widths = set(stage.widths)
-        if stage.name == "2":
-            for width in stage.widths[-1:] if widest else stage.widths if "separable" in self.stems else ():
-                yield 1, stage.cell("inverted", separable_width(width), 1, 3, 1), width
-            return
-        if stage.name == "4" and "resnet" in self.stems:
-            widths |= set(self.stages[0].widths)
-        ops = {*stage.operators} - {"skip"} if stage.depth > 1 else set()
-        if stage.name == "8" and not ops:
-            ops = {"conv"}  # what a branch that would be empty gets
-        firsts = {"inverted" if first == "inverted" else "" for first in stage.first if first != "skip"}
-        kinds = {(REPLACED.get(op, op) if first else op, first) for first in firsts for op in ops}
-        for width in sorted(widths)[-1:] if widest else sorted(widths):
-            for op, first in sorted(kinds):
-                for cell in self._shaped(stage, op, width, 1, first, widest=widest):
-                    yield from ((ordinal, cell, width) for ordinal in (range(1, max(2, stage.depth)) if widest else (1,)))
-            added = [Cell("attention", width, 1, variant.at(width)) for variant in self.attention] if stage.attention else []
-            if self.context and stage.reduction == 32:
-                added.append(Cell("context", width))
-            yield from ((0, cell, width) for cell in added)
-
-    def _shaped(self, stage: Stage, op: str, width: int, stride: int, first: str, *, widest: bool) -> Iterator[Cell]:
-        """Yield a cell at every kernel and expansion, or at the largest alone."""
-        if op != "inverted":
-            yield stage.cell(op, width, stride, 3, 1, first)
-            return
-        kernels, expansions = (stage.kernels[-1:], stage.expansions[-1:]) if widest else (stage.kernels, stage.expansions)
-        for kernel, expansion in itertools.product(kernels, expansions):
-            yield stage.cell(op, width, stride, kernel, expansion)
-
-    def _decoders(self) -> Iterator[Genotype]:
-        """Yield networks that together have every operator behind the trunk at every pair of widths."""
-        narrow = {f"b{final}.8.{i}.op": "skip" for final in self.finals for i in range(1, self.stage("8").depth)}
-        for decoder, level in itertools.product(self.decoders, self.choices["decoder.width"]):
-            base = {"decoder": decoder, "decoder.width": level}
-            ends = itertools.zip_longest(self.stage("8").widths, self._ends(16), self._ends(32))
-            for w8, w16, w32 in ends:
-                for branches in self.branch_sets:
-                    chosen: dict[str, Any] = {**narrow, **base, "branches": branches}
-                    chosen["stem.8.width"] = w8 or self.stage("8").widths[0]
-                    for final in branches:
-                        for stride, end in ((16, w16), (32, w32)):
-                            if end is not None and final >= stride:
-                                stage, width = end
-                                chosen[f"b{final}.{stage}.width"] = width
-                                if stage.endswith("b"):
-                                    chosen[f"b{final}.{stage}.first"] = self.stage(stage).first[-1]
-                    yield self.network(chosen)
-            for kind, block, width in itertools.product(self.heads, self.head_blocks, self.choices["head.width"]):
-                head = {"head.kind": kind, "head.block": block, "head.width": width}
-                for w4, w8 in itertools.zip_longest(self._taps(), self.stage("8").widths):
-                    low = {"stem.8.width": w8 or self.stage("8").widths[0]}
-                    yield self.network({**narrow, **base, **head, **low, **(w4 or {})})
-        for level, variant in itertools.product(self.choices["decoder.width"], self.attention):
-            yield self.network({"decoder.width": level, "head.attention": True, "attention": variant})
-
-    def _ends(self, stride: int) -> list[tuple[str, int]]:
-        """Return the stage and width of every feature at a stride that a decoder can get."""
-        if stride > max(self.finals):
-            return []
-        return [(stage.name, width) for stage in self.stages if stage.reduction == stride for width in stage.widths]
-
-    def _taps(self) -> list[dict[str, Any]]:
-        """Return the choices that give a head every width of stride-4 features."""
-        taps: list[dict[str, Any]] = []
-        if {"conv", "separable"} & {*self.stems}:
-            kind = next(kind for kind in self.stems if kind != "resnet")
-            taps += [{"stem.kind": kind, "stem.4.width": width} for width in self.stage("4").widths]
-        if "resnet" in self.stems:
-            taps += [{"stem.kind": "resnet", "stem.2.width": width} for width in self.stages[0].widths]
-        return taps
+        return ((slot, operator) for slot, operator, _ in extent.cells(self, (64, 64), widest=True))
 
     def covering_networks(self) -> Iterator[Genotype]:
         """Yield the largest networks of every branch set, decoder and head, optional stages in and out; most branches first."""
-        by_size = sorted(self.branch_sets, key=lambda chosen: -len(chosen))
-        optional = [name for name, choices in self.choices.items() if name.endswith(".first") and choices[0] == "skip"]
-        ends = [{name: self.choices[name][end] for name in optional} for end in (0, -1)]
-        variants = [{}, *({"head.attention": True, "attention": variant} for variant in self.attention)]
-        for choice in itertools.product(by_size, self.decoders, self.heads, self.head_blocks, variants, ends):
-            branches, decoder, kind, block, attention, stages = choice
-            frame = {"branches": branches, "decoder": decoder, "head.kind": kind, "head.block": block}
-            yield self.corner(largest=True, **frame, **attention, **stages)
-
-
-def separable_width(width: int) -> int:
-    """Return the width after a stem's separable convolution: half of the stem's, rounded to a multiple of 8, at least 8."""
-    return max(8, (width // 2 + 4) // 8 * 8)
+        return extent.covering_networks(self)

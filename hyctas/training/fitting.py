@@ -27,7 +27,7 @@ from hyctas.arch.operators import Layer, Operator
 from hyctas.data import Frames
 from hyctas.nn.supernet import Slot, Supernet
 from hyctas.pretrained.weights import Loaded
-from hyctas.spaces.grid import ALIGNED, REPLACED
+from hyctas.spaces.stages import ALIGNED, REPLACED
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import Progress, Trainer, average_numbers, to_device

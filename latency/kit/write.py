@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,18 +91,13 @@ def write_kit(
         if progress is not None:
             progress(exported + len(done), total)
 
-    def add(file: KitFile, model: onnx.ModelProto) -> None:
+    floor_file = [(KitFile("floor", FLOOR, ""), floor)]
+    operators, wholes = _operator_files(groups, cost_ms, target.precision, tick), _network_files(networks, target.precision)
+    for file, model in itertools.chain(operators, floor_file, wholes):
         path = folder / "onnx" / f"{file.name}.onnx"
         write_bytes(path, model.SerializeToString(deterministic=True))
-        done.append(KitFile(file.name, file.kind, sha256(path), file.operators, file.network))
+        done.append(replace(file, sha256=sha256(path)))
         tick(len(wanted))
-
-    for file, model in _operator_files(groups, cost_ms, target.precision, tick):
-        add(file, model)
-    add(KitFile("floor", FLOOR, ""), floor)
-    for number, (name, make) in enumerate(networks.items()):
-        half = converted(make(), target.precision, keep_io=True)
-        add(KitFile(f"net-{number:04d}", NETWORK, "", network=name), half)
     kit = Kit(target=target, about=dict(about), request=request, timing=timing, rounds=rounds, files=tuple(done))
     write_text(folder / "run.sh", script(kit, then))
     kit.save(folder)
@@ -177,6 +173,11 @@ def _operator_files(
             operators = [KitOperator(w.key, w.op, f"k{number + n:04d}", copies) for n, w in enumerate(group)]
             number += len(group)
             yield KitFile(f"ops-{index:04d}", OPERATORS, "", tuple(operators)), _joined(operators, paths, precision)
+
+
+def _network_files(networks: Mapping[str, NetworkModel], precision: str) -> Iterator[tuple[KitFile, onnx.ModelProto]]:
+    for number, (name, make) in enumerate(networks.items()):
+        yield KitFile(f"net-{number:04d}", NETWORK, "", network=name), converted(make(), precision, keep_io=True)
 
 
 def _joined(operators: Sequence[KitOperator], paths: Mapping[str, Path], precision: str) -> onnx.ModelProto:

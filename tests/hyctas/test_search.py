@@ -135,10 +135,10 @@ def test_a_killed_search_continues_to_the_same_result(tmp_path: Path, whole: His
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", scorer=dying(score), screen=dying(screen))
     text = (tmp_path / "b").read_text()
-    (tmp_path / "b").write_text(text + '{"kind": "sea')  # and a torn line
+    (tmp_path / "b").write_text(text + '{"kind": "sea')  # and an incomplete line
     notices: list[str] = []
     History(tmp_path / "b", HEADER, notices.append)
-    assert len(notices) == 1 and "torn" in notices[0] and (tmp_path / "b").read_text() == text
+    assert len(notices) == 1 and "incomplete last line" in notices[0] and (tmp_path / "b").read_text() == text
     continued = run(tmp_path / "b")
     assert continued.evaluations == whole.evaluations and (tmp_path / "b").read_text() == whole.path.read_text()
 
@@ -149,8 +149,8 @@ def test_a_history_with_a_random_baseline_is_read(tmp_path: Path) -> None:
     run(path, 8, screen=None)
     lines = path.read_text().replace('"format_version": 2', '"format_version": 1').splitlines()
     path.write_text("\n".join([*lines, *(line.replace('"search"', '"random"') for line in lines[1:])]) + "\n")
-    _, points, torn = read_history(path)
-    assert {point.kind for point in points} == {"search", "random"} and not torn
+    _, points, cut_off = read_history(path)
+    assert {point.kind for point in points} == {"search", "random"} and not cut_off
     with pytest.raises(InvalidInput, match="format_version: was 1, now 2"):
         History(path, HEADER, lambda text: None)
 

@@ -69,8 +69,9 @@ def test_latency_predict_plain_sum_counts_each_unit() -> None:
 def test_latency_predict_reports_all_missing_keys() -> None:
     units = [Unit(key, "conv", (8,), 0, 0) for key in ("conv0", "x", "y", "x")]
     with pytest.raises(MissingKeys) as caught:
-        predict(units, make_table(), remedy=Perform("profile", {"space": "tiny"}))
-    assert (caught.value.keys, caught.value.remedies) == (("x", "y"), (Perform("profile", {"space": "tiny"}),))
+        predict(units, make_table())
+    target = make_table().identity.target
+    assert (caught.value.keys, caught.value.remedies) == (("x", "y"), (Perform("profile", {"target": target}),))
     with pytest.raises(MissingKeys) as caught:
         fit([units, [*units, Unit("z", "conv", (8,), 0, 0)]] * 3, [1.0] * 6, make_table(), space_hash="", name="")
     assert caught.value.keys == ("x", "y", "z")

@@ -115,11 +115,7 @@ def scaled() -> list[NodeProto]:
 
 
 def _padded() -> list[NodeProto]:
-    return [
-        *_widened(),
-        *_averages("q_rows", "k_padded", "v_rows"),
-        *_narrowed("o_rows"),
-    ]
+    return [*_widened(), *_averages("q_rows", "k_padded", "v_rows"), *_narrowed("o_rows")]
 
 
 def _grouped(*, odd: bool) -> list[NodeProto]:

@@ -53,7 +53,5 @@ def as_node(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     padding, value_padding = ([0, 0, 0, 0, 0, 0, size - x.shape[2], 0] for x in (q, v))
     attributes: dict[str, Any] = {"scale": float(scale), "padding": padding, "value_padding": value_padding}
     attributes["channels"] = [v.shape[2]]
-    output: Tensor = torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{NAME}", [q, k, v], attributes, dtype=v.dtype, shape=shape, version=1
-    )
+    output: Tensor = torch.onnx.ops.symbolic(f"{DOMAIN}::{NAME}", [q, k, v], attributes, dtype=v.dtype, shape=shape, version=1)
     return output

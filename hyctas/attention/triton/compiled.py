@@ -26,7 +26,6 @@ from export.errors import HyctasError, Unavailable
 from export.plugin_kernel import ptx_version
 from hyctas.attention.triton.cases import MODULES, Case, arguments
 from hyctas.attention.triton.resources import Resources
-from hyctas.attention.triton.tiles import Tile
 
 TENSOR_CORE_OPCODES = ("HMMA", "HGMMA", "UTCHMMA")
 
@@ -62,12 +61,6 @@ class Compiled(Resources):
         return Resources(**{field.name: getattr(self, field.name) for field in fields(Resources)})
 
 
-def compile_kernel(kernel: str, arch: int, tile: Tile, *, channels: int, qk_channels: int, dtype: str, **options: Any) -> Compiled:
-    """Compile one kernel; `options` are other fields of `Case`. Raises what `compile_case` and `Case` do."""
-    case = Case(kernel=kernel, arch=arch, tile=tile, channels=channels, qk_channels=qk_channels, dtype=dtype, **options)
-    return compile_case(case)
-
-
 def missing() -> str:
     """Return why nothing can be compiled in this process; empty where it can."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -77,9 +70,7 @@ def missing() -> str:
     return ""
 
 
-def compile_case(
-    case: Case, multiples: Mapping[str, int] | None = None, *, newest_ptx: tuple[int, int] | None = None
-) -> Compiled:
+def compile_case(case: Case, multiples: Mapping[str, int] | None = None, *, newest_ptx: tuple[int, int] | None = None) -> Compiled:
     """Compile one kernel.
 
     Args:
@@ -94,9 +85,6 @@ def compile_case(
     """
     if why := missing():
         raise Unavailable("the offline compiler", why, "pip install triton, and unset TRITON_INTERPRET")
-    import triton
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     wanted = arguments(case)
@@ -110,18 +98,7 @@ def compile_case(
         attrs={places[name]: [["tt.divisibility", multiples[name]]] if name in multiples else []
                for name, kind in wanted.types.items() if kind != "fp32"},  # as a launch, which finds this in Triton's cache
     )
-    options = {"num_warps": case.tile.warps, "num_stages": case.tile.stages}
-    try:
-        # Triton prints all of the PTX that its assembler refuses; line numbers would put paths of this machine into the PTX
-        with redirect_stdout(io.StringIO()), knobs.compilation.scope():
-            knobs.compilation.disable_line_info = True
-            compiled = functools.partial(triton.compile, source, target=GPUTarget("cuda", case.arch, 32))
-            kernel = compiled(options=options)
-            # asked for afterwards, since the assembler refuses PTX that is newer than itself
-            if newest_ptx is not None and ptx_version(kernel.asm["ptx"]) > newest_ptx:
-                kernel = compiled(options={**options, "ptx_version": 10 * newest_ptx[0] + newest_ptx[1]})
-    except (RuntimeError, ValueError, TypeError, triton.TritonError) as error:
-        raise DoesNotCompile(case, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    kernel = _kernel(case, source, newest_ptx)
     metadata, ptx = kernel.metadata._asdict(), kernel.asm["ptx"]
     listed = re.search(r"\.entry \w+\(([^)]*)\)", ptx)
     assert listed is not None
@@ -134,6 +111,27 @@ def compile_case(
         hidden_parameters=listed[1].count(".param") - visible,
         metadata=metadata,
     )
+
+
+def _kernel(case: Case, source: Any, newest_ptx: tuple[int, int] | None) -> Any:
+    """Have Triton compile a source for a case; return its `CompiledKernel`."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": case.tile.warps, "num_stages": case.tile.stages}
+    compiled = functools.partial(triton.compile, source, target=GPUTarget("cuda", case.arch, 32))
+    try:
+        # Triton prints all of the PTX that its assembler refuses; line numbers would put paths of this machine into the PTX
+        with redirect_stdout(io.StringIO()), knobs.compilation.scope():
+            knobs.compilation.disable_line_info = True
+            kernel = compiled(options=options)
+            # asked for afterwards, since the assembler refuses PTX that is newer than itself
+            if newest_ptx is not None and ptx_version(kernel.asm["ptx"]) > newest_ptx:
+                kernel = compiled(options={**options, "ptx_version": 10 * newest_ptx[0] + newest_ptx[1]})
+    except (RuntimeError, ValueError, TypeError, triton.TritonError) as error:
+        raise DoesNotCompile(case, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    return kernel
 
 
 def read_resources(kernel: Any, arch: int) -> Resources:

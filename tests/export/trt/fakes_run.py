@@ -394,7 +394,7 @@ class Rig:
 
     def session(self, *arguments: Any, **named: Any) -> EngineSession:
         """Open a session on a plan of this TensorRT's version; arguments as `plan`, those of a session by name."""
-        own = {key: named.pop(key) for key in ("cuda_graph", "shapes", "backend") if key in named}
+        own = {key: named.pop(key) for key in ("cuda_graph", "backend") if key in named}
         data = plan(*arguments, version=self.trt.version, **named)
         return EngineSession(data, **{"backend": self.backend, **own})
 

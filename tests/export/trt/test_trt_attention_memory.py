@@ -46,7 +46,7 @@ def test_a_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     kept = memory(tmp_path / "file/kept.json", told)
     kept.put(CASE, OFFERED, CHOSEN)
     assert kept.get(CASE, OFFERED) == {**CHOSEN, "parity": {}}
-    assert told == ["kept.json was not written (File exists): the next command chooses attention anew"]
+    assert told == ["kept.json was not written (File exists): the next command chooses attention again"]
 
 
 @pytest.mark.parametrize(

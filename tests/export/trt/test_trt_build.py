@@ -19,14 +19,13 @@ from export.trt import build as build_module
 from export.trt.build import BuildResult, build_engine
 from export.trt.engine_file import Machine
 from export.trt.log import MESSAGES, TensorRTFailed
-from export.trt.options import BuildOptions, ShapeRange
+from export.trt.options import BuildOptions
 from tests.export import foreign_files as foreign
 from tests.export.trt.rtx_builds import graph, module, needs_rtx, options
 
 pytestmark = needs_rtx
 MACHINE = Machine("1.7.1", "13.0", "580.1", "Some GPU", (8, 9), "Linux-x86_64", "tensorrt-rtx")
 FP16 = options()
-RANGE = ShapeRange("image", (1, 3, 4, 8), (1, 3, 8, 8), (1, 3, 16, 8))
 
 
 def build(data: bytes | Path | None = None, wanted: BuildOptions = FP16, **arguments: Any) -> BuildResult:
@@ -66,8 +65,7 @@ def test_what_the_options_become(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_presets_and_their_json() -> None:
     search, release = BuildOptions.search("fp16"), BuildOptions.release("int8", workspace_mib=512)
     assert (search.level, search.max_aux_streams, release.level, release.max_aux_streams) == (2, 0, 5, None)
-    ranged = BuildOptions.release("fp16", shapes=(ShapeRange("image", (1, 3, 8, 8), (1, 3, 16, 8), (1, 3, 32, 8)),))
-    for made in (search, release, ranged):
+    for made in (search, release, BuildOptions.release("fp16", capabilities=(86, 89))):
         assert BuildOptions.from_json(made.to_json()) == made
     with pytest.raises(InvalidInput, match=r"unknown build options \['speed'\]; known: \['capabilities'"):
         BuildOptions.from_json({"precision": "fp16", "speed": 1})
@@ -75,21 +73,8 @@ def test_presets_and_their_json() -> None:
         BuildOptions.from_json({"level": 3})
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [({"precision": "fp12"}, "precision is 'fp12'"), ({"shapes": (ShapeRange("x", (1,), (1,), (1,)),) * 2}, "one range per input")],
-)
-def test_options_that_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        BuildOptions(**{"precision": "fp16", **values})
-
-
-@pytest.mark.parametrize(
-    "shapes", [((1, 3), (1, 3), (1,)), ((2,), (1,), (3,)), ((1,), (3,), (2,)), ((0,), (1,), (2,)), ((), (), ())]
-)
-def test_ranges_that_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(InvalidInput, match="must be of one length with 1 <= min <= opt <= max"):
-        ShapeRange("image", *shapes)
+    with pytest.raises(InvalidInput, match="precision is 'fp12'"):
+        BuildOptions(precision="fp12")
 
 
 NOTHING = "Nothing"
@@ -173,20 +158,9 @@ def test_a_graph_that_does_not_fit_the_precision_never_reaches_tensorrt() -> Non
         build(graph(TensorProto.FLOAT), trt=object())
 
 
-def test_dynamic_shapes_need_a_range_that_fits() -> None:
-    data = graph(height="h")
-    low, mid, high = RANGE.min, RANGE.opt, RANGE.max
-    with pytest.raises(InvalidInput, match=r"'image' has the dynamic shape \(1, 3, -1, 8\); give its range"):
-        build(data)
-    wrong = {
-        r"shapes are given for \['picture'\], but the inputs are \['image'\]": ShapeRange("picture", low, mid, high),
-        r"does not fit its shape \(1, 3, -1, 8\)": ShapeRange("image", low, (1, 3, 8, 9), (1, 3, 8, 9)),
-        r"range \(1, 3\) to \(1, 3\) of input 'image' does not fit": ShapeRange("image", (1, 3), (1, 3), (1, 3)),
-    }
-    for message, entry in wrong.items():
-        with pytest.raises(InvalidInput, match=message):
-            build(data, options(shapes=(entry,)))
-    assert build(data, options(shapes=(RANGE,))).plan
+def test_dynamic_shapes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"'image' has the dynamic shape \(1, 3, -1, 8\)"):
+        build(graph(height="h"))
 
 
 def test_progress_names_phases_from_the_outermost() -> None:

@@ -19,14 +19,13 @@ INSIDE = "tests.export.trt.inside"
 VERSIONS = ROOT / "export/trt/versions.py"
 NAME = re.compile(r"(?<![\w.])(?:self\._)?(trtp|trt|tensorrt)\.([A-Za-z_][\w.]*\w)")
 MEMBERS = {
-    "Builder": "build_serialized_network create_builder_config create_network create_optimization_profile",
+    "Builder": "build_serialized_network create_builder_config create_network",
     "INetworkDefinition": "get_input num_inputs num_layers num_outputs",
     "OnnxParser": "get_error num_errors parse",
     "ParserError": "code desc local_function_stack node node_name node_operator",
-    "IBuilderConfig": "add_optimization_profile avg_timing_iterations builder_optimization_level clear_flag create_timing_cache "
+    "IBuilderConfig": "avg_timing_iterations builder_optimization_level clear_flag create_timing_cache "
     "get_memory_pool_limit get_timing_cache max_aux_streams profiling_verbosity progress_monitor set_flag set_memory_pool_limit "
     "set_timing_cache",
-    "IOptimizationProfile": "set_shape",
     "ITimingCache": "combine serialize",
     "IHostMemory": "nbytes",
     "Runtime": "deserialize_cuda_engine",

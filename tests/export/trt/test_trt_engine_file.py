@@ -26,14 +26,14 @@ from export.trt.engine_file import (
     read_manifest,
     save_engine,
 )
-from export.trt.from_onnx import Place
+from export.trt.from_onnx import BuildHost
 from export.trt.options import BuildOptions
 from tests.export.trt.fakes_version import fake_tensorrt
 
 ROOT = Path(__file__).parents[3]
 HERE = Machine("10.16.1.11", "12.6.77", "565.57.01", "NVIDIA H200", (9, 0), "Linux-x86_64")
 PLAN, ONNX = b"an engine", b"a graph"
-PLACE = Place(None, HERE, None, Path())
+HOST = BuildHost(None, HERE, None, Path())
 COMMAND = "hyctas-export model.engine --network bundle --target tensorrt:fp16"
 
 
@@ -239,7 +239,7 @@ def test_rebuilding_uses_the_onnx_file_beside_it(engine: Path, monkeypatch: pyte
 
     monkeypatch.setattr(from_onnx, "engine_from_onnx", built)
     assert needs_rebuild(engine, there)
-    assert from_onnx.rebuild_engine(engine, PLACE, print).machine == there
+    assert from_onnx.rebuild_engine(engine, HOST, print).machine == there
     assert asked == [(ONNX, BuildOptions.release("fp16"))]
     assert read_engine(engine, there).plan == b"anew" and needs_rebuild(engine, there) is None
 
@@ -247,14 +247,14 @@ def test_rebuilding_uses_the_onnx_file_beside_it(engine: Path, monkeypatch: pyte
 def test_rebuilding_refuses_what_it_does_not_know(engine: Path) -> None:
     source = engine.parent / "model.onnx"
     source.write_bytes(b"another graph")
-    with pytest.raises(CorruptFile, match=r"is not the file .* build anew on purpose: hyctas-export model"):
-        from_onnx.rebuild_engine(engine, PLACE, print)
+    with pytest.raises(CorruptFile, match=r"is not the file .* rebuild it on purpose: hyctas-export model"):
+        from_onnx.rebuild_engine(engine, HOST, print)
     source.unlink()
     with pytest.raises(CorruptFile, match=r"is missing; model\.engine was built from it"):
-        from_onnx.rebuild_engine(engine, PLACE, print)
+        from_onnx.rebuild_engine(engine, HOST, print)
     manifest_path(engine).unlink()
     with pytest.raises(EngineRefused, match="no manifest"):
-        from_onnx.rebuild_engine(engine, PLACE, print)
+        from_onnx.rebuild_engine(engine, HOST, print)
     assert engine.read_bytes() == PLAN
 
 

@@ -166,7 +166,7 @@ def test_what_it_refuses(network: Path, builder: FakeBuilder, tmp_path: Path, ca
     assert engine.read_bytes() == b"mine" and builder.graphs == []
     engine.unlink()
     assert main([str(network)]) == 0
-    assert "is built anew as its manifest says; leave out --precision" in refused(engine, "--precision", "fp16")
+    assert "is rebuilt as its manifest says; leave out --precision" in refused(engine, "--precision", "fp16")
     beside = json.loads(manifest_path(engine).read_text())
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"precision": "fp32"}, "says fp16, and fp32"), ({"level": 9}, "level is 9"), ({"odd": 1}, "unknown"),

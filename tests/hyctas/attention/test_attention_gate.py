@@ -267,7 +267,9 @@ def test_gate_compiles_and_writes_what_is_stale_only(
 def test_no_compiler_beside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(Unavailable, match="TRITON_INTERPRET is set"):
-        compiled.compile_kernel("forward", 80, Tile(64, 64, 64, 4, 2), channels=64, qk_channels=8, dtype="float16")
+        compiled.compile_case(
+            Case(kernel="forward", arch=80, tile=Tile(64, 64, 64, 4, 2), channels=64, qk_channels=8, dtype="float16")
+        )
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""What mends an error is said with the commands and flags of the command line."""
+"""What fixes an error is said with the commands and flags of the command line."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from export.trt import from_onnx
 from export.trt.choose import take_first
 from export.trt.cuda import guard
 from export.trt.engine_file import read_manifest, save_engine
-from export.trt.from_onnx import Place
+from export.trt.from_onnx import BuildHost
 from hyctas.cli.bench import BenchJob
 from hyctas.cli.export import ExportJob
 from hyctas.commands import model_files
@@ -137,10 +137,10 @@ def moved(path: Path, **facts: Any) -> None:
 
 
 @pytest.fixture
-def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def host(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Let `--rebuild` find the machine of the shop, and engines that are ONNX Runtime's where it builds from an ONNX file."""
-    fake = Place(None, MACHINE, object(), shop.folder)  # type: ignore[arg-type]
-    monkeypatch.setattr("hyctas.commands.export_engine.open_place", lambda backend, cache, capabilities: fake)
+    fake = BuildHost(None, MACHINE, object(), shop.folder)  # type: ignore[arg-type]
+    monkeypatch.setattr("hyctas.commands.export_engine.open_host", lambda backend, cache, capabilities: fake)
     context: Any = shop.context()
     monkeypatch.setattr(from_onnx, "build_engine", lambda graph, options, **named: context.build(graph, options, None))
     monkeypatch.setattr(from_onnx, "EngineSession", lambda plan, **named: context.open(plan))
@@ -151,7 +151,7 @@ def place(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 @pytest.mark.slow
 def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
-    command: Command, genotype: Path, work: Path, place: Shop, monkeypatch: pytest.MonkeyPatch
+    command: Command, genotype: Path, work: Path, host: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\n')
     source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
@@ -168,13 +168,13 @@ def test_a_bundle_with_an_engine_rebuilds_it_on_another_machine(
         assert str(model_files.choose_target(None, [(work / "b", "bundle")])) == target, "its engine, where TensorRT is"
 
     expect(command("export", "b/model.engine", "--rebuild"), 0, "b/model.engine fits this machine; nothing to do")
-    assert len(place.built) == 1
+    assert len(host.built) == 1
 
     moved(bundle.engine, tensorrt="10.3.0")
     told = expect(command("export", "b/model.engine", "--rebuild"), 0)
     assert "model.engine: it was built for TensorRT 10.3.0, and here is TensorRT 11.4.0" in told
     assert "wrote b/model.engine" in told and "plugin, 50.0% faster" in told, "attention is chosen anew"
-    assert place.built[0][0] == place.built[1][0], "with the options that the manifest names"
+    assert host.built[0][0] == host.built[1][0], "with the options that the manifest names"
     again = read_bundle(work / "b")
     assert again.engine is not None and read_manifest(again.engine) == built
 
@@ -210,7 +210,7 @@ def test_a_failure_leaves_a_bundle_whole(work: Path) -> None:
     assert listed() == whole
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("host")
 def test_an_engine_that_a_bundle_lost_in_a_kill_is_listed_again(command: Command, work: Path) -> None:
     (work / "model.onnx").write_bytes(ONNX)
     write_manifest(work, target="tensorrt:fp16", size=(64, 64), output="native", extra={})
@@ -224,12 +224,12 @@ def test_an_engine_that_a_bundle_lost_in_a_kill_is_listed_again(command: Command
 
 
 @pytest.mark.slow
-def test_an_engine_is_written_with_what_rebuilds_it(command: Command, genotype: Path, work: Path, place: Shop) -> None:
+def test_an_engine_is_written_with_what_rebuilds_it(command: Command, genotype: Path, work: Path, host: Shop) -> None:
     (work.parent / "build.toml").write_text('preset = "search"\nworkspace_mib = 256\nclasses = 5\n')
     source = ("--network", genotype, "--random-weights", "--size", "64x64", "--config", work.parent / "build.toml")
     told = expect(command("export", "m.engine", *source), 0)
     assert sorted(os.listdir(work)) == ["m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"]
-    assert place.opened == [EngineSettings(preset="search", workspace_mib=256)]  # type: ignore[attr-defined]
+    assert host.opened == [EngineSettings(preset="search", workspace_mib=256)]  # type: ignore[attr-defined]
     assert "fp16, built in 2 s; m.engine.json; and m.onnx" in told and "parity of 'native' over 5 inputs" in told
     assert "plugin, 50.0% faster than" in told and "  no chunked: all logits fit at once" in told
     assert "latency: median 10.000 ms" in told and "note: no CUDA graph here" in told
@@ -250,7 +250,7 @@ def test_an_engine_is_written_with_what_rebuilds_it(command: Command, genotype: 
     manifest = read_manifest(work / "m.engine")
     assert manifest is not None and manifest.machine == MACHINE and manifest.attention["reason"].startswith("attention is built as")
     assert manifest.parity is not None and manifest.parity["against"] == "m.onnx"
-    (options, graph) = place.built[-1]
+    (options, graph) = host.built[-1]
     assert not options.plugins and {node.domain for node in graph.graph.node} == {""}
 
     moved(work / "m.engine", gpu="NVIDIA Orin")
@@ -258,7 +258,7 @@ def test_an_engine_is_written_with_what_rebuilds_it(command: Command, genotype: 
     expect(command("export", "m.engine", "--rebuild"), 2, "is not the file that m.engine was built from")
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("host")
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

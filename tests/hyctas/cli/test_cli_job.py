@@ -542,7 +542,7 @@ def test_a_training_that_ended_anywhere_continues(command: Command, tmp_path: Pa
 
 def test_unexpected_errors_are_ours(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hyctas.commands.search.search", lambda *a, **k: 1 / 0)
-    expect(command("search", "--run", run, *SEARCH), 70, "defect of hyctas", "ZeroDivisionError")
+    expect(command("search", "--run", run, *SEARCH), 70, "bug in hyctas", "ZeroDivisionError")
 
 
 def test_the_demo_shares_weights_at_a_size_that_a_few_minutes_allow() -> None:

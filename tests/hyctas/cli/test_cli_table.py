@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.errors import Give, InvalidInput
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
-from hyctas.cost.workloads import CostModel, calibration_networks, units
+from hyctas.cost.workloads import CostModel, calibration_networks, only_calibrated_size, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
 from latency.predictor import predict
@@ -62,7 +63,17 @@ def test_measured_front_is_counted(searched: Path) -> None:
         member["measured_ms"] = 4.0 if index % 2 == 0 else 6.0
     (searched / "pareto.json").write_text(json.dumps(outcome))
     count = len(outcome["front"])
-    assert f"{(count + 1) // 2} of {count} measured networks keep 5.00 ms (searched on the prediction)" in show_front(searched)
+    assert f"{(count + 1) // 2} of {count} measured networks meet 5.00 ms (searched on the prediction)" in show_front(searched)
+
+
+def test_the_only_calibrated_size() -> None:
+    table = made_table()
+    assert only_calibrated_size(tiny(), table) == SIZE
+    (calibration,) = table.calibrations.values()
+    for calibrations in ({}, {**table.calibrations, "tiny@32x48": calibration}):
+        with pytest.raises(InvalidInput) as found:
+            only_calibrated_size(tiny(), replace(table, calibrations=calibrations), Give("size", "HEIGHTxWIDTH"))
+        assert f"for {len(calibrations)} sizes" in str(found.value) and found.value.remedies == (Give("size", "HEIGHTxWIDTH"),)
 
 
 def test_calibration_networks_reach_the_ends() -> None:

@@ -159,7 +159,7 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("trainannot/a_10.png", lambda p: put(p, np.zeros(SIZE, np.uint16) + 300), r"a_10\.png: holds the values 300"),
     ("trainannot/a_10.png", lambda p: put(p, np.zeros((5, 8), np.uint8)), r"is 5x8 .*a_10\.jpg is 6x8"),
     ("trainannot/a_10.png", lambda p: put(p, 77), r"a_10\.png: holds the values 77, .*allowed: 0\.\.11, 255"),
-    ("train/a_10.png", lambda p: put(p, picture()), r"a_10\.jpg: has a rival of the same name \(a_10\.png\)"),
+    ("train/a_10.png", lambda p: put(p, picture()), r"a_10\.jpg: another file has the same name \(a_10\.png\)"),
 ]
 
 

@@ -28,8 +28,8 @@ from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_g
 from hyctas.pretrained.start import DEFAULT, NONE, default_source, default_supernet_source, find_start
 from hyctas.pretrained.weights import network_weights, start_network, start_supernet
 from hyctas.space import edge, published, tiny
-from hyctas.spaces.grid import AttentionVariant
 from hyctas.spaces.members import member
+from hyctas.spaces.stages import AttentionVariant
 
 LIMIT = 1e-4
 """Allowed largest error of a feature, in standard deviations of the original's."""
