@@ -22,11 +22,12 @@ from export.errors import CorruptFile, InvalidInput, TableMismatch, Unavailable
 from export.target import Target
 from hyctas.arch.operators import Conv, DownUp, FeatureFusion, Predict, SelfAttention
 from hyctas.cost.workloads import workloads
+from latency.kit import format as kit_format
 from latency.kit.format import CANARY, OPERATORS, Kit, Timing
 from latency.kit.ingest import ALONE, Ingested, ingest
 from latency.kit.write import MAX_COPIES, grouped, write_kit
 from latency.workload import Workload
-from tests.latency.kit_device import FAKE, convolution, environment, run_script
+from tests.latency.kit_device import convolution, environment, layer_times, run_script
 
 pytest.importorskip("onnxruntime")
 KEYS = (
@@ -95,7 +96,7 @@ def truth(kit: Path) -> dict[str, float]:
     for file in description.files:
         if file.kind != OPERATORS:
             continue
-        layers = FAKE.layer_times(onnx.load(kit / "onnx" / f"{file.name}.onnx"))
+        layers = layer_times(onnx.load(kit / "onnx" / f"{file.name}.onnx"))
         for operator in file.operators:
             mine = sum(ms for name, ms in layers.items() if name.startswith(f"{operator.prefix}_"))
             found[operator.key] = mine / operator.copies
@@ -124,7 +125,7 @@ def test_the_whole_loop_recovers_every_time(tmp_path: Path, version: int, precis
     assert identity.target == f"tensorrt:{precision}" and identity.versions["tensorrt"] == VERSIONS[version]
     assert identity.device["gpus"][0]["name"] == "Orin" and identity.device["compute_capability"] == "8.7"
     assert identity.protocol["typing"] == ("weak" if version < 100000 else "strong") and identity.protocol["cuda_graph"]
-    net = FAKE.layer_times(onnx.load(folder / "onnx" / "net-0000.onnx"))
+    net = layer_times(onnx.load(folder / "onnx" / "net-0000.onnx"))
     assert np.median(found.networks["net0"]) == pytest.approx(sum(net.values()), rel=0.01)
     assert found.table.provenance[0]["floor_ms"] == pytest.approx(0.005 + 2048e-6, rel=0.01)
     used = "\n".join(calls(folder))
@@ -455,13 +456,13 @@ def test_conversions_at_the_ends_are_left_out(kit: Path) -> None:
 
 
 @pytest.mark.slow
-def test_drift_marks_the_block(tmp_path: Path) -> None:
+def test_drift_marks_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_format, "CANARY_EVERY", 4)
     folder = tmp_path / "kit"
-    kit = write(folder, keys=KEYS[:3], nets=4, rounds=6, alone=("conv",))
+    kit = write(folder, keys=KEYS[:3], nets=1, rounds=6, alone=("conv",))
     steps = [step for step in kit.steps() if step.file.kind == CANARY]
     assert len(steps) == 4
-    last = len(kit.steps()) - 4
-    run_script(folder, FAKE_DRIFT=f"{last}:1.10")
+    run_script(folder, FAKE_DRIFT=f"{len(kit.steps()) - 2}:1.10")
     found = ingest(folder)
     assert found.table.provenance[0]["drift"] == {"4": pytest.approx(0.1, abs=0.01), "3": pytest.approx(0.1, abs=0.01)}
     assert not any(row.busy for row in found.table.rows.values()) and all(found.notes.values())
