@@ -213,23 +213,24 @@ def test_a_file_holds_what_its_kind_says(kit: Path, kind: str, other: str) -> No
         Kit.load(kit)
 
 
-def test_a_folder_holds_one_kit(written: Path, tmp_path: Path) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()}
-    assert write(written).id == Kit.load(written).id
-    assert {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()} == before
+def test_a_folder_holds_one_kit(small: Path, tmp_path: Path) -> None:
+    same = {"keys": SMALL, "nets": 1, "rounds": 1}
+    before = {path.name: path.stat().st_mtime_ns for path in (small / "onnx").iterdir()}
+    assert write(small, **same).id == Kit.load(small).id
+    assert {path.name: path.stat().st_mtime_ns for path in (small / "onnx").iterdir()} == before
     with pytest.raises(InvalidInput, match="another device kit"):
-        write(written, keys=KEYS[:3])
+        write(small, keys=KEYS[:3])
     again = tmp_path / "again"
     (again / "onnx").mkdir(parents=True)
     (again / "onnx" / "left.onnx").write_text("by a stopped writer")
-    assert write(again).id == Kit.load(written).id, "the same kit has the same bytes"
+    assert write(again, **same).id == Kit.load(small).id, "the same kit has the same bytes"
     assert not (again / "onnx" / "left.onnx").exists()
     (again / "onnx" / "net-0000.onnx").write_text("damaged")
-    assert write(again).id == Kit.load(written).id
+    assert write(again, **same).id == Kit.load(small).id
     (again / "onnx" / "net-0000.onnx").write_text("damaged")
     (again / "results").mkdir()
     with pytest.raises(InvalidInput, match="lost or changed net-0000"):
-        write(again)
+        write(again, **same)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "photo.jpg").write_text("")
