@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -89,8 +90,8 @@ def conformal_bound(ratios: Values, confidence: float, assurance: float = ASSURA
             f"a bound of confidence {confidence} that holds with probability {assurance} needs at least {needed} networks; got "
             f"{values.size}"
         )
-    rank = next(r for r in range(1, values.size + 1) if _assured(r, values.size, confidence) >= assurance)
-    return float(values[rank - 1])
+    ranks = range(1, values.size + 1)
+    return float(values[bisect.bisect_left(ranks, assurance, key=lambda rank: _assured(rank, values.size, confidence))])
 
 
 def _assured(rank: int, count: int, confidence: float) -> float:

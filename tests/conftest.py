@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not hold a core that another process needs
+gc.set_threshold(50_000, 20, 20)  # some 4 % of the time otherwise goes into looking for garbage among millions of objects
 os.environ["HYCTAS_MEASURING_LOCK"] = f"hyctas-tests-{os.getpid()}"  # tests wait for no measurement on this machine
 with contextlib.suppress(ModuleNotFoundError):  # a machine with a GPU runs what needs one with pytest alone
     from hypothesis import HealthCheck, settings

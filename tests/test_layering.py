@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import collections
 import dataclasses
+import functools
 import graphlib
 import importlib
 import json
@@ -17,8 +18,6 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import pytest
 
 from export.ranges import Settings
 
@@ -49,7 +48,7 @@ CLAIM = "No torch here"
 
 BARE = ("arch", "nn", "plan", "spaces", "network", "attention", "training", "pretrained")
 """Parts of hyctas that run from a bare checkout, as do export, latency and (where it exists) benchmarks.gpu_suite."""
-NOT_NEEDED = ("tyro", "rich", "pymoo", "sklearn", "matplotlib", "timm", "cv2")
+NOT_NEEDED = ("tyro", "rich", "pymoo", "sklearn", "matplotlib", "timm", "cv2", "onnxruntime")
 
 PROBE = """
 import importlib, importlib.abc, json, sys
@@ -83,6 +82,12 @@ def modules(folder: str) -> dict[str, Path]:
 MODULES = {name: path for layer in LAYERS for name, path in modules(layer).items()}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Parse a module, for all tests once."""
+    return ast.parse(path.read_text())
+
+
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield (line, module) of every import, lazy ones and importlib.import_module("...") included."""
     for node in ast.walk(tree):
@@ -98,7 +103,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def imported_modules(name: str) -> set[str]:
     """Return the modules of the project that a module imports when it is used, inside functions too; not those for types alone."""
-    tree = ast.parse(MODULES[name].read_text())
+    tree = parsed(MODULES[name])
     for_types = {
         id(node)
         for block in ast.walk(tree)
@@ -135,7 +140,7 @@ def test_no_arrow_points_back() -> None:
     wrong = []
     for name, path in MODULES.items():
         layer = LAYERS.index(name.partition(".")[0])
-        for line, target in imported(ast.parse(path.read_text())):
+        for line, target in imported(parsed(path)):
             package = target.partition(".")[0]
             backwards = package in LAYERS and LAYERS.index(package) > layer
             if backwards or package == "tests" or target.startswith("."):
@@ -148,7 +153,7 @@ def test_the_library_imports_no_command() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {target}"
         for name, path in MODULES.items()
         if not name.startswith((*COMMANDS, "benchmarks"))
-        for line, target in imported(ast.parse(path.read_text()))
+        for line, target in imported(parsed(path))
         if target.startswith(COMMANDS)
     ]
     assert not wrong, "\n".join(wrong)
@@ -175,7 +180,7 @@ def test_libraries_name_no_command_and_no_flag() -> None:
         f"{path.relative_to(ROOT)}:{line} says {found[0]}; raise data, which hyctas/cli/advice.py puts into words"
         for name, path in MODULES.items()
         if not name.startswith((*COMMANDS, "benchmarks")) and name not in PROGRAMS
-        for line, text in texts(ast.parse(path.read_text()))
+        for line, text in texts(parsed(path))
         if (found := named.search(text))
     ]
     assert not wrong, "\n".join(wrong)
@@ -186,7 +191,7 @@ def test_commands_import_at_the_top() -> None:
         name
         for name, path in MODULES.items()
         if name.startswith("hyctas.commands")
-        for function in ast.walk(ast.parse(path.read_text()))
+        for function in ast.walk(parsed(path))
         if isinstance(function, ast.FunctionDef) and list(imported(ast.Module(function.body, [])))
     }
     assert inside == TORCH_LATER
@@ -214,7 +219,7 @@ def test_every_folder_is_a_package() -> None:
 
 
 def test_torch_free_modules() -> None:
-    says = {name for name, path in MODULES.items() if CLAIM in (ast.get_docstring(ast.parse(path.read_text())) or "")}
+    says = {name for name, path in MODULES.items() if CLAIM in (ast.get_docstring(parsed(path)) or "")}
     claiming = [name for name in MODULES if any(name == one or name.startswith(f"{one}.") for one in says)]
     assert len(claiming) >= 100, f'packages and modules say "{CLAIM}" in their docstring'
     assert failures(["torch"], sorted({*TORCH_FREE, *claiming})) == {}
@@ -224,8 +229,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert failures(HEAVY, [name for name in MODULES if name.startswith("hyctas.cli")]) == {}
 
 
-@pytest.mark.parametrize("blocked", [NOT_NEEDED, ("onnxruntime",)], ids="-".join)
-def test_what_runs_from_a_bare_checkout(blocked: tuple[str, ...]) -> None:
+def test_what_runs_from_a_bare_checkout() -> None:
     names = [name for name in MODULES if name.startswith(("export", "latency", "benchmarks.gpu_suite"))]
     names += [name for name in MODULES if name.startswith("hyctas.") and name.split(".")[1] in BARE]
-    assert failures(blocked, names) == {}
+    assert failures(NOT_NEEDED, names) == {}

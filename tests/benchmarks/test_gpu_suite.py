@@ -197,7 +197,7 @@ def test_4_a_part_that_dies_goes_on_behind_it(tmp_path: Path, monkeypatch: pytes
 
 def test_4_a_part_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "GRACE", 0.5)
-    found = supervised(tmp_path, monkeypatch, "records.attempt('two', lambda: time.sleep(60))", 4.0)
+    found = supervised(tmp_path, monkeypatch, "records.attempt('two', lambda: time.sleep(60))", 2.0)
     assert "was killed" in found["two"]["error"] and found[REST]["state"] == "left_out"
 
 

@@ -15,6 +15,7 @@ from export.errors import Infeasible, InvalidInput
 from hyctas.arch.genotype import Genotype
 from hyctas.plan import lower
 from hyctas.space import tiny
+from hyctas.training import band
 from tests.hyctas.cli.conftest import TRAIN, made_table, run_command
 
 
@@ -58,6 +59,8 @@ def test_a_repeated_command_trains_what_is_missing(tmp_path: Path, monkeypatch: 
     run, results = tmp_path / "run", tmp_path / "ranking.jsonl"
     assert run_command("train", *TRAIN, "--run", run) == 0
     made_table().save(run / "latency.json")
+    monkeypatch.setattr(band, "SAMPLES", 40)
+    monkeypatch.setattr(band, "ENOUGH", 2)
     trained: list[str] = []
     stop = [4]
 

@@ -69,14 +69,19 @@ def start_command(name: str, arguments: Sequence[object], log: Path, prepare: Ca
     def work() -> int:
         if prepare is not None:
             prepare()
-        sys.argv = [f"hyctas-{name}", *map(str, arguments)]
-        try:
-            importlib.import_module(f"hyctas.cli.{name}").main()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        return 0
+        return perform(name, arguments)
 
     return start(work, log)
+
+
+def perform(name: str, arguments: Sequence[object]) -> int:
+    """Run `hyctas-NAME ARGUMENTS` in this process; return its exit code."""
+    sys.argv = [f"hyctas-{name}", *map(str, arguments)]
+    try:
+        importlib.import_module(f"hyctas.cli.{name}").main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0
 
 
 def wait(pid: int, timeout_s: float) -> int | None:

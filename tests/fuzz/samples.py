@@ -6,16 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.fuzz.fuzz_launch import run_command, start, wait
+from tests.fuzz.fuzz_launch import perform, run_command, start, wait
 
-HERE = Path(__file__).parent
 DATA = "scenes:train=16,val=4,size=32x32"
 SIZE, CLASSES = (64, 64), 10
 IMAGES = ("png", "jpg", "bmp", "tif", "webp")
@@ -63,8 +60,8 @@ def make_samples(root: Path) -> None:
     commands += [("export", (run / "model.onnx", "--network", run, "--size", "64x64"))]
     commands += [("export", (run / "model.pt2", "--network", run, "--size", "64x64"))]
     commands += [("bench", ("--run", run, "--seconds", 0.02, "--size", "64x64"))]
-    for name, arguments in commands:
-        _must(run_command(name, *arguments, log=log), log)
+    # in one process, which starts the exporter once
+    _must(wait(start(lambda: any(perform(name, arguments) for name, arguments in commands), log), 600), log)
     stopped = ("--config", root / "files" / "train.toml", "--run", half, "--data", DATA, *SMALL)
     _must(run_command("train", "supernet", "--space", "tiny", *stopped, log=log, prepare=_stop_before_weights), log)
     told = ("--network", run / "genotype.json", "--teacher", run)
@@ -145,19 +142,13 @@ def _kit(root: Path) -> None:
     from hyctas.cost.workloads import workloads
     from hyctas.space import tiny
     from latency.kit.write import write_kit
+    from tests.latency.kit_device import run_script
 
     keys = list(tiny().keys(SIZE, CLASSES))[:3]
     about = {"purpose": "profile", "space": "tiny", "space_hash": tiny().hash, "size": [*SIZE], "classes": CLASSES, "count": 0,
              "networks": {}}  # fmt: skip
     write_kit(root, workloads(keys), {}, Target.parse("tensorrt:fp16"), about=about, cost_ms=dict.fromkeys(keys, 0.05))
-    state = root.parent / "trtexec-state"
-    state.mkdir()
-    program = state / "trtexec"
-    program.write_text(f"#!{sys.executable}\n" + (HERE.parent / "latency" / "fake_trtexec.py").read_text())
-    program.chmod(0o755)
-    given = {"TRTEXEC": program, "FAKE_STATE": state, "FAKE_CACHE": state, "MIN_FREE_MB": 1, "FAKE_VERSION": 100300}
-    environment = os.environ | {name: str(value) for name, value in given.items()}
-    subprocess.run(["sh", "run.sh"], cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
+    run_script(root)
 
 
 def _files(folder: Path) -> None:

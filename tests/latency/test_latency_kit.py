@@ -22,11 +22,12 @@ from export.errors import CorruptFile, InvalidInput, TableMismatch, Unavailable
 from export.target import Target
 from hyctas.arch.operators import Conv, DownUp, FeatureFusion, Predict, SelfAttention
 from hyctas.cost.workloads import workloads
+from latency.kit import format as kit_format
 from latency.kit.format import CANARY, OPERATORS, Kit, Timing
 from latency.kit.ingest import ALONE, Ingested, ingest
 from latency.kit.write import MAX_COPIES, grouped, write_kit
 from latency.workload import Workload
-from tests.latency.kit_device import FAKE, convolution, environment, run_script
+from tests.latency.kit_device import convolution, environment, layer_times, run_script
 
 pytest.importorskip("onnxruntime")
 KEYS = (
@@ -95,7 +96,7 @@ def truth(kit: Path) -> dict[str, float]:
     for file in description.files:
         if file.kind != OPERATORS:
             continue
-        layers = FAKE.layer_times(onnx.load(kit / "onnx" / f"{file.name}.onnx"))
+        layers = layer_times(onnx.load(kit / "onnx" / f"{file.name}.onnx"))
         for operator in file.operators:
             mine = sum(ms for name, ms in layers.items() if name.startswith(f"{operator.prefix}_"))
             found[operator.key] = mine / operator.copies
@@ -124,7 +125,7 @@ def test_the_whole_loop_recovers_every_time(tmp_path: Path, version: int, precis
     assert identity.target == f"tensorrt:{precision}" and identity.versions["tensorrt"] == VERSIONS[version]
     assert identity.device["gpus"][0]["name"] == "Orin" and identity.device["compute_capability"] == "8.7"
     assert identity.protocol["typing"] == ("weak" if version < 100000 else "strong") and identity.protocol["cuda_graph"]
-    net = FAKE.layer_times(onnx.load(folder / "onnx" / "net-0000.onnx"))
+    net = layer_times(onnx.load(folder / "onnx" / "net-0000.onnx"))
     assert np.median(found.networks["net0"]) == pytest.approx(sum(net.values()), rel=0.01)
     assert found.table.provenance[0]["floor_ms"] == pytest.approx(0.005 + 2048e-6, rel=0.01)
     used = "\n".join(calls(folder))
@@ -212,23 +213,24 @@ def test_a_file_holds_what_its_kind_says(kit: Path, kind: str, other: str) -> No
         Kit.load(kit)
 
 
-def test_a_folder_holds_one_kit(written: Path, tmp_path: Path) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()}
-    assert write(written).id == Kit.load(written).id
-    assert {path.name: path.stat().st_mtime_ns for path in (written / "onnx").iterdir()} == before
+def test_a_folder_holds_one_kit(small: Path, tmp_path: Path) -> None:
+    same = {"keys": SMALL, "nets": 1, "rounds": 1}
+    before = {path.name: path.stat().st_mtime_ns for path in (small / "onnx").iterdir()}
+    assert write(small, **same).id == Kit.load(small).id
+    assert {path.name: path.stat().st_mtime_ns for path in (small / "onnx").iterdir()} == before
     with pytest.raises(InvalidInput, match="another device kit"):
-        write(written, keys=KEYS[:3])
+        write(small, keys=KEYS[:3])
     again = tmp_path / "again"
     (again / "onnx").mkdir(parents=True)
     (again / "onnx" / "left.onnx").write_text("by a stopped writer")
-    assert write(again).id == Kit.load(written).id, "the same kit has the same bytes"
+    assert write(again, **same).id == Kit.load(small).id, "the same kit has the same bytes"
     assert not (again / "onnx" / "left.onnx").exists()
     (again / "onnx" / "net-0000.onnx").write_text("damaged")
-    assert write(again).id == Kit.load(written).id
+    assert write(again, **same).id == Kit.load(small).id
     (again / "onnx" / "net-0000.onnx").write_text("damaged")
     (again / "results").mkdir()
     with pytest.raises(InvalidInput, match="lost or changed net-0000"):
-        write(again)
+        write(again, **same)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "photo.jpg").write_text("")
@@ -455,13 +457,13 @@ def test_conversions_at_the_ends_are_left_out(kit: Path) -> None:
 
 
 @pytest.mark.slow
-def test_drift_marks_the_block(tmp_path: Path) -> None:
+def test_drift_marks_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_format, "CANARY_EVERY", 4)
     folder = tmp_path / "kit"
-    kit = write(folder, keys=KEYS[:3], nets=4, rounds=6, alone=("conv",))
+    kit = write(folder, keys=KEYS[:3], nets=1, rounds=6, alone=("conv",))
     steps = [step for step in kit.steps() if step.file.kind == CANARY]
     assert len(steps) == 4
-    last = len(kit.steps()) - 4
-    run_script(folder, FAKE_DRIFT=f"{last}:1.10")
+    run_script(folder, FAKE_DRIFT=f"{len(kit.steps()) - 2}:1.10")
     found = ingest(folder)
     assert found.table.provenance[0]["drift"] == {"4": pytest.approx(0.1, abs=0.01), "3": pytest.approx(0.1, abs=0.01)}
     assert not any(row.busy for row in found.table.rows.values()) and all(found.notes.values())

@@ -47,13 +47,13 @@ from tests.export.trt.rtx_builds import CAPABILITY, graph, module, needs_rtx, op
 SIZE = (96, 128)
 CHOSEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "edge:lite0-16": (["standard"], ["fp32", "fp16", "bf16", "mixed"]),
-    "edge:resnet-w50": (["standard"], ["fp32", "bf16"]),
-    "edge:plain-w75": (["standard"], ["fp16", "mixed"]),
-    "edge:two-branch-w50": (["standard"], ["fp16", "bf16"]),
-    "edge:hyctas-w50": (["chosen"], ["fp32", "fp16", "mixed"]),
+    "edge:resnet-w50": (["standard"], ["fp32"]),
+    "edge:plain-w75": (["standard"], ["fp16"]),
+    "edge:two-branch-w50": (["standard"], ["bf16"]),
+    "edge:hyctas-w50": (["chosen"], ["fp16", "mixed"]),
     "edge:lite0-16-attention-w50": (["chosen"], ["bf16"]),
     "published:S": (["chosen"], ["fp16"]),
-    "tiny sample 194": (["standard"], ["fp32", "fp16", "bf16"]),
+    "tiny sample 194": (["standard"], ["fp32", "bf16"]),
 }
 """Network: with which attention, in which precisions. All of them, and M and L, are in the matrix."""
 SINGLE = AttentionCase(1, 1, 16, 32, 345, 345, "float16", 0.5)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("interpreted.py")
 LIMITS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 """Relative errors in the Frobenius norm, by dtype of v."""
-CASES = {"forward": 53, "odd": 24, "backward": 27, "block": 30}
+CASES = {"forward": 33, "odd": 16, "backward": 17, "block": 18}
 
 Results = dict[str, dict[str, Any]]
 

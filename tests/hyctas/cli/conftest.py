@@ -6,8 +6,10 @@ import importlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from hyctas.artifacts.bundling import bundle_network, load_trained
 from hyctas.cost.workloads import family
 from hyctas.data import Labels, default_colours
 from hyctas.network import build, save_weights
-from hyctas.space import tiny
+from hyctas.space import SPACES, Space, tiny
 from latency.accuracy import Fidelity
 from latency.calibration import Calibration
 from latency.identity import Identity
@@ -79,6 +81,22 @@ def made_table(mape: float = 0.01, ratios: tuple[float, ...] = ()) -> LatencyTab
         holdout=Fidelity(mape, 1.0, 1.0, 1.0, 1.0, 20), space_hash=tiny().hash, residual_sd=0.0, ratios=ratios,
     )  # fmt: skip
     return LatencyTable(identity, rows, {calibration.name: calibration})
+
+
+def nano() -> Space:
+    """A space of few operators."""
+    plain: dict[str, Any] = {"first": ("conv",), "attention": False}
+    stages = [replace(s, widths=s.widths[-1:], operators=("skip", *plain["first"][: s.depth - 1]), **plain) for s in tiny().stages]
+    few: dict[str, Any] = {"stems": ("conv",), "attention": (), "branch_sets": ((16,), (8, 16)), "heads": ("plain",)}
+    return replace(tiny(), name="nano", stages=tuple(stages), **few)
+
+
+@pytest.fixture(scope="module")
+def nano_known() -> Iterator[None]:
+    """Let commands know that space."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPACES, "nano", nano)
+        yield
 
 
 @pytest.fixture(scope="session")

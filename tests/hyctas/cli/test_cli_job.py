@@ -24,6 +24,7 @@ from hyctas.commands.datasets import open_dataset
 from hyctas.data import PREPROCESSING
 from hyctas.presets import preset_names
 from hyctas.space import tiny
+from hyctas.training import band
 from hyctas.training.config import Recipe
 from hyctas.training.loop import Trainer
 from latency.table import LatencyTable
@@ -439,8 +440,10 @@ def test_bad_training_arguments(command: Command, tmp_path: Path, arguments: tup
 
 
 @pytest.mark.slow
-def test_a_supernet_for_a_limit(command: Command, run: Path) -> None:
+def test_a_supernet_for_a_limit(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained stands in the record: another limit is refused by name, and a search outside of it is warned."""
+    monkeypatch.setattr(band, "SAMPLES", 40)
+    monkeypatch.setattr(band, "ENOUGH", 2)
     expect(command("train", *TRAIN, "--run", run, "--limit", "ms=0.3"), 2, "band: was None, now")
     ended = command("train", *TRAIN, "--run", run, "--limit", "ms=0.3", "--restart")
     expect(ended, 0, "networks of 0.15 to 0.36 ms at 64x64 on onnxruntime-cpu:fp32")

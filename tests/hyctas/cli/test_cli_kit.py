@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
 
 from hyctas.commands.profile_kit import network_models
 from hyctas.cost.workloads import CostModel, draw_networks
-from hyctas.space import SPACES, Space, tiny
 from latency.kit.format import OPERATORS, Kit
 from latency.table import LatencyTable
-from tests.hyctas.cli.conftest import Command, expect, run_command
-from tests.latency.kit_device import FAKE, convolution, run_script
+from tests.hyctas.cli.conftest import Command, expect, nano, run_command
+from tests.latency.kit_device import convolution, layer_times, run_script
 
 pytest.importorskip("onnxruntime")
 PROFILE = ("--space", "nano", "--size", "64x64", "--networks", "6", "--target", "tensorrt:fp16")
-
-
-def nano() -> Space:
-    """A space of few operators."""
-    plain: dict[str, Any] = {"first": ("conv",), "attention": False}
-    stages = [replace(s, widths=s.widths[-1:], operators=("skip", *plain["first"][: s.depth - 1]), **plain) for s in tiny().stages]
-    few: dict[str, Any] = {"stems": ("conv",), "attention": (), "branch_sets": ((16,), (8, 16)), "heads": ("plain",)}
-    return replace(tiny(), name="nano", stages=tuple(stages), **few)
-
-
 OPERATORS_OF_NANO = len(nano().keys((64, 64), 19))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def known() -> Iterator[None]:
-    """Let commands know that space."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SPACES, "nano", nano)
-        yield
-
-
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(nano_known: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kit = tmp_path_factory.mktemp("written") / "kit"
     arguments = ["--kit", str(kit), *PROFILE, "--run", str(kit.parent / "run")]
     assert run_command("profile", *arguments) == 0
@@ -77,7 +55,7 @@ def test_from_kit_to_the_search(command: Command, measured: Path, tmp_path: Path
         for genotype in genotypes:
             from export.onnx.precision import converted
 
-            true_ms = sum(FAKE.layer_times(converted(networks[genotype.id](), "fp16", keep_io=True)).values())
+            true_ms = sum(layer_times(converted(networks[genotype.id](), "fp16", keep_io=True)).values())
             assert model.costs(genotype).latency_ms == pytest.approx(true_ms, rel=0.05)
     record = json.loads((run / "profile.json").read_text())
     assert record["state"] == "done" and record["config"]["size"] == [64, 64] and record["config"]["classes"] == 19
@@ -188,7 +166,7 @@ def test_models_give_the_ordinary_report(command: Command, tmp_path: Path) -> No
     run_script(kit, FAKE_VERSION=110000)
     expect(command("bench", "--ingest", kit, "--out", out), 0, "time by first")
     report = json.loads(out.read_text())
-    true = [sum(FAKE.layer_times(onnx.load(kit / "onnx" / f"net-000{n}.onnx")).values()) for n in range(2)]
+    true = [sum(layer_times(onnx.load(kit / "onnx" / f"net-000{n}.onnx")).values()) for n in range(2)]
     for model, ms in zip(report["models"], true, strict=True):
         assert model["median_ms"] == pytest.approx(ms, rel=0.01) and model["rounds"] == 5 and model["size"] == "64x48"
     assert report["models"][1]["ratio_median"] == pytest.approx(true[1] / true[0], rel=0.01)

@@ -17,7 +17,7 @@ from hyctas.search.limits import Limits
 from hyctas.space import tiny
 from latency.predictor import predict
 from latency.table import LatencyTable
-from tests.hyctas.cli.conftest import CLASSES, SEARCH, SIZE, Command, expect, made_table
+from tests.hyctas.cli.conftest import CLASSES, SEARCH, SIZE, Command, expect, made_table, nano
 
 QUICK = "warmup_ms = 0\nmin_samples = 6\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n"
 RATIOS = tuple(np.linspace(0.9, 1.2, 50).tolist())
@@ -102,11 +102,11 @@ def test_parts() -> None:
 
 
 @pytest.mark.slow
-def test_shards_merge_into_a_whole_table(command: Command, tmp_path: Path) -> None:
+def test_shards_merge_into_a_whole_table(nano_known: None, command: Command, tmp_path: Path) -> None:
     """Two machines measure half each; a third step joins them, calibrates, and --check finds the machine unchanged or noisy."""
     settings = tmp_path / "quick.toml"
     settings.write_text(QUICK)
-    common = ("--space", "tiny", "--size", "32x48", "--target", "torch-cpu:fp32", "--classes", 3, "--config", settings)
+    common = ("--space", "nano", "--size", "32x48", "--target", "torch-cpu:fp32", "--classes", 3, "--config", settings)
     for half in (1, 2):
         expect(command("profile", *common, "--run", tmp_path / f"half{half}", "--shard", f"{half}/2"), 0, "belong to other shards")
     tables = [tmp_path / f"half{half}" / "latency.json" for half in (1, 2)]
@@ -115,11 +115,11 @@ def test_shards_merge_into_a_whole_table(command: Command, tmp_path: Path) -> No
     ended = command("profile", *common, "--run", tmp_path / "whole", "--networks", 6, "--merge", *tables)
     expect(ended, 0, f"joined 2 tables: {sum(sizes)} operators")
     whole = LatencyTable.load(tmp_path / "whole" / "latency.json")
-    assert set(whole.rows) == set(tiny().keys((32, 48), 3)) and whole.calibrations["tiny@32x48"].n == 6
+    assert set(whole.rows) == set(nano().keys((32, 48), 3)) and whole.calibrations["nano@32x48"].n == 6
     assert {key: whole.rows[key] for key in before} == before, "nothing was measured again"
     code, text = command("profile", *common, "--run", tmp_path / "whole", "--networks", 7, "--merge", *tables)
     again = LatencyTable.load(tmp_path / "whole" / "latency.json")
-    assert code == 0 and again.calibrations["tiny@32x48"].n == 7 and again.rows == whole.rows, "more networks alone are measured"
+    assert code == 0 and again.calibrations["nano@32x48"].n == 7 and again.rows == whole.rows, "more networks alone are measured"
     assert "already measured" in command("profile", *common, "--run", tmp_path / "whole", "--networks", 7, "--merge", *tables)[1]
     code, text = command("profile", "--check", tmp_path / "whole" / "latency.json")
     assert (code, "still describes" in text) == (0, True) or (code == 1 and "does not describe this machine as it is now" in text)

@@ -49,7 +49,7 @@ from tests.export import foreign_files as foreign
 from tests.export.trt.fakes_engines import FakeBuilder, install_builder
 from tests.export.trt.fakes_gpu import CAPTURE_UNSUPPORTED
 from tests.export.trt.fakes_run import SHAPE, Rig, make_rig, plan, save
-from tests.hyctas.cli.conftest import Command, expect
+from tests.hyctas.cli.conftest import Command, expect, nano
 
 FP16 = Target("tensorrt", "fp16")
 QUICK = "warmup_ms = 0\nmin_samples = 6\nmax_samples = 6\nbudget_ms = 0\nci = 0.5\nretake_load = 1\n"
@@ -133,7 +133,7 @@ class TestProfile:
     def test_networks_calibrate_it(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
         """Whole networks get an engine each, with fp32 inputs, whatever the operators have."""
         runtime = open_target(FP16, 1)
-        measured = measure_networks(draw_networks(tiny(), 2, 0, 1), runtime, (64, 64), 4, rounds=1)
+        measured = measure_networks(draw_networks(nano(), 2, 0, 1), runtime, (64, 64), 4, rounds=1)
         networks = [model for model in builder.graphs if model not in trials(builder)]
         assert set(builder.caches) == {tmp_path / "cache/hyctas/tensorrt"}, "the same as the operators'"
         assert measured.shape == (1, 2)
