@@ -30,7 +30,7 @@ from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
 from hyctas.presets import read_preset
-from hyctas.spaces.grid import AttentionVariant
+from hyctas.spaces.stages import AttentionVariant
 from hyctas.spaces.members import member
 
 RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
