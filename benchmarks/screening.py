@@ -30,8 +30,8 @@ from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
 from hyctas.presets import read_preset
-from hyctas.spaces.stages import AttentionVariant
 from hyctas.spaces.members import member
+from hyctas.spaces.stages import AttentionVariant
 
 RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
 BASE, BASE_INIT = "edge:lite0-16", "efficientnet-lite0"
