@@ -49,13 +49,13 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
     if not state.ok:
         raise Unavailable(state.target, state.reason, state.install)
     if target.runtime.startswith("onnxruntime-"):
-        from export.backends.onnxruntime_session import OnnxRuntime
+        from export.backends.onnxruntime_session import Int8OnnxRuntime, OnnxRuntime
 
-        return OnnxRuntime(target, threads, cache)
+        return (Int8OnnxRuntime if target.precision == "int8" else OnnxRuntime)(target, threads, cache)
     if target.runtime == "openvino-cpu":
-        from export.backends.openvino_session import OpenVinoRuntime
+        from export.backends.openvino_session import Int8OpenVinoRuntime, OpenVinoRuntime
 
-        return OpenVinoRuntime(target, threads, cache)
+        return (Int8OpenVinoRuntime if target.precision == "int8" else OpenVinoRuntime)(target, threads, cache)
     if target.runtime in TENSORRT:
         from export.trt.tensorrt_runtime import TensorRTRuntime
 
