@@ -3,11 +3,11 @@
 ONNX Runtime's kernels on x86 take activations in uint8, and it fuses a convolution with what follows only where that is a
 QuantizeLinear. In a symmetric int8 graph a ReLU stands between the two, and half of the range behind it is never used. So
 
-| tensor                             | in the file               | here                                                    |
-|------------------------------------|---------------------------|---------------------------------------------------------|
-| of either sign                     | int8, scale s             | uint8, scale s, zero point 128: the same values         |
-| never negative (behind a ReLU)     | int8, scale s: 0 to 127 s | uint8, scale 127/255 s, zero point 0: the same range, in twice as many steps |
-| between a layer and such a tensor  | Relu, Clip                | nothing: rounding to uint8 cuts off what they would     |
+| tensor                            | in the file               | here                                                      |
+|-----------------------------------|---------------------------|-----------------------------------------------------------|
+| of either sign                    | int8, scale s             | uint8, scale s, zero point 128: the same values           |
+| never negative (behind a ReLU)    | int8, scale s: 0 to 127 s | uint8, scale 127/255 s, zero point 0: twice as many steps |
+| between a layer and such a tensor | Relu, Clip                | nothing: rounding to uint8 cuts off what they would       |
 
 Weights, layers and scales are those of the file; the result is never further from fp32 than it, rounding aside.
 """
@@ -25,7 +25,9 @@ from export.onnx.opset import STANDARD
 
 STEPS = 255 / 127
 """How many steps of uint8 one of symmetric int8 becomes where nothing is negative."""
-_SAME_SIGN = ("Resize", "MaxPool", "AveragePool", "GlobalAveragePool", "Slice", "Concat", "Add", "QuantizeLinear", "DequantizeLinear")
+_SAME_SIGN = (
+    "Resize", "MaxPool", "AveragePool", "GlobalAveragePool", "Slice", "Concat", "Add", "QuantizeLinear", "DequantizeLinear",
+)  # fmt: skip
 """Operators that give nothing negative where they read nothing negative (a Resize that is not cubic)."""
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
@@ -86,7 +88,8 @@ def _drop_activations(
     graph: onnx.GraphProto, rounded: set[int], constants: Mapping[str, np.ndarray], readers: Mapping[str, list[onnx.NodeProto]]
 ) -> None:
     """Remove each activation that is read by rounding alone, which cuts off at least as much."""
-    outputs, scales = {info.name for info in graph.output}, {t.name: numpy_helper.to_array(t) for t in graph.initializer if not t.dims}
+    outputs = {info.name for info in graph.output}
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if not tensor.dims}
     for node in [node for node in graph.node if node.op_type in ("Relu", "Clip")]:
         users = readers[node.output[0]]
         limits = _limits(node, constants)

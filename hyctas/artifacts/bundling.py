@@ -6,7 +6,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -233,6 +233,7 @@ def bundle_network(
     target: str = "onnxruntime-cpu:fp32",
     examples: Sequence[np.ndarray] = (),
     extra: Mapping[str, Any] | None = None,
+    add: Callable[[Path], None] | None = None,
 ) -> BundleReport:
     """Write a network as a bundle, or replace an older bundle whole.
 
@@ -244,6 +245,7 @@ def bundle_network(
         target: what it is meant for.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
         extra: noted in the manifest besides the facts of `trained`.
+        add: as `export.bundle.bundle.write_bundle` takes it.
 
     Raises:
         CheckFailed: the exported model does not compute what the network computes.
@@ -253,7 +255,7 @@ def bundle_network(
     return write_bundle(
         folder, module=trained.network, size=size, labels=trained.labels.to_json(), preprocessing=trained.preprocessing.to_json(),
         genotype_json=trained.genotype.to_json(), weights=weights_bytes(trained.network, {"genotype": trained.genotype.id}),
-        output=output, target=target, extra={**trained.facts, **(extra or {})}, examples=examples,
+        output=output, target=target, extra={**trained.facts, **(extra or {})}, examples=examples, add=add,
     )  # fmt: skip
 
 
@@ -265,18 +267,20 @@ def write_file(
     target: str = "onnxruntime-cpu:fp32",
     examples: Sequence[np.ndarray] = (),
     extra: Mapping[str, Any] | None = None,
+    change: Callable[[Path], dict[str, Any]] | None = None,
 ) -> FileReport:
     """Write a network as `x.onnx` or `x.pt2` (torch.export, BN folded) with `x.<suffix>.manifest.json` beside it.
 
     The files take their places when parity is proven. The arguments are those of `bundle_network`; ONNX metadata, and the extra
-    files inside a `.pt2`, are those of a bundle's model.
+    files inside a `.pt2`, are those of a bundle's model. `change` may replace the file once it is proven, and returns what is to
+    be noted of that.
 
     Raises:
         CheckFailed: the file does not compute what the network computes.
         InvalidInput: another suffix, or the path is taken by a file that was not written here.
         Unavailable: onnxruntime is missing, so parity cannot be proven.
     """
-    with drafted_file(trained, path, size, output, target, examples, extra) as report:
+    with drafted_file(trained, path, size, output, target, examples, extra, change) as report:
         return report
 
 
@@ -289,6 +293,7 @@ def drafted_file(
     target: str,
     examples: Sequence[np.ndarray],
     extra: Mapping[str, Any] | None,
+    change: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Iterator[FileReport]:
     """Write and prove what `write_file` does, and let it take its place once the block has ended without an exception."""
     kind = path.suffix.lower()
@@ -301,11 +306,12 @@ def drafted_file(
         _write_model(trained, draft, size, output)
         parity = prove(trained, draft, PROOF[kind], size, output, examples)
         parity.raise_if_failed()
+        changed = change(draft) if change is not None else {}
         size_bytes = draft.stat().st_size
         manifest = Manifest(
             target=target, size=size, output=output, versions=versions(),
             files={path.name: {"sha256": sha256(draft), "size_bytes": size_bytes}},
-            extra={**trained.facts, **(extra or {}), "parity": parity.to_json()},
+            extra={**trained.facts, **(extra or {}), "parity": parity.to_json(), **changed},
         )  # fmt: skip
         draft_manifest = manifest_of(draft)
         write_json(draft_manifest, manifest.to_json())

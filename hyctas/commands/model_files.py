@@ -13,6 +13,7 @@ from export.errors import InvalidInput
 from export.target import TENSORRT, Target, format_size
 from export.trt.cuda.guard import unavailable_reason
 from export.trt.engine_file import read_manifest
+from export.trt.onnx_metadata import onnx_metadata
 from hyctas.commands.chosen_target import best_target
 
 BUNDLE, RUN = "bundle", "run folder"
@@ -40,7 +41,7 @@ def kind_of(path: Path) -> str:
 def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Target:
     """Return the target asked for, or the best available one that runs all models; bundles and runs run on any.
 
-    That is TensorRT where a bundle has an engine, or an engine is to be timed.
+    That is TensorRT where a bundle has an engine, or an engine is to be timed, and int8 where one of the files is quantised.
 
     Raises:
         InvalidInput: no one target runs all of them, or the one asked for does not.
@@ -59,6 +60,8 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
         if (onnx or pt2) and target.runtime.startswith(("onnxruntime-", "torch-")) and not target.runtime.startswith(runtimes):
             raise InvalidInput(f"{target} does not run {onnx or pt2}; take {runtimes[0]}cpu:fp32, or a bundle (runs on both)")
         return target
+    if onnx and any(onnx_metadata(path).get("precision") == "int8" for path, kind in models if kind == ".onnx"):
+        return Target("onnxruntime-cpu", "int8")
     built = None if pt2 else _engine_of_bundles([path for path, kind in models if kind == BUNDLE])
     return best_target(runtimes) if built is None else _target_of_engine(None, built)
 
