@@ -13,9 +13,12 @@ from PIL import Image
 
 from export.bundle.bundle import read_bundle
 from export.codec import decode
+from export.errors import CorruptFile
 from export.int8.loss import Int8Loss
+from export.trt.engine_file import read_manifest
 from export.trt.engine_precision import check_graph
-from hyctas.data import Labels, default_colours
+from hyctas.data import Labels, default_colours, open_source
+from tests.export.trt.rtx_builds import missing, needs_rtx
 from tests.hyctas.cli.conftest import RECORD, SIZE, Command, expect, run_command, write_run
 
 STREETS = "scenes:train=16,val=2,size=48x64"
@@ -27,8 +30,6 @@ LOOSE = "calibration_images = 4\njudged_images = 2\nmin_agreement = 0.0\nmax_mio
 @pytest.fixture(scope="session")
 def streets_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose network has the classes of generated streets, and whose record says so."""
-    from hyctas.data import open_source
-
     folder = write_run(tmp_path_factory.mktemp("int8"), Labels(open_source(STREETS).labels.names, default_colours(10)))
     line = ["hyctas-train", "network", "--data", STREETS]
     record = RECORD | {"config": {"recipe": {"size": list(SIZE)}, "data": {}}, "command_line": line}
@@ -127,7 +128,29 @@ def test_a_bound_that_cannot_be_kept(command: Command, streets_run: Path, tmp_pa
 def test_a_damaged_loss_is_noticed(int8_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(int8_bundle, tmp_path / "b")
     (tmp_path / "b" / "int8.json").write_text("{}")
-    from export.errors import CorruptFile
-
     with pytest.raises(CorruptFile, match=r"int8\.json: differs from the manifest"):
         read_bundle(tmp_path / "b")
+
+
+@needs_rtx
+def test_the_real_builder_takes_the_bundles_int8_model(command: Command, int8_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(int8_bundle, tmp_path / "b"))
+    options = ("--target", "tensorrt-rtx:int8", "--gpu", "sm_89")
+    expect(command("export", folder / "model.engine", *options, "--data", STREETS), 2, "the engine is built from", "leave it out")
+    expect(command("export", folder / "model.engine", *options), 0, "int8; model.engine.json; built from model.int8.onnx")
+    built = read_manifest(folder / "model.engine")
+    assert built is not None and (built.precision, built.onnx) == ("int8", "model.int8.onnx")
+    assert read_bundle(folder).engine == folder / "model.engine"
+
+
+@needs_rtx
+def test_an_engine_of_its_own(command: Command, streets_run: Path, tmp_path: Path) -> None:
+    options = ("--network", streets_run, "--target", "tensorrt-rtx:int8", "--gpu", "sm_89", "--config", streets_run / "loose.toml")
+    expect(command("export", tmp_path / "m.engine", *options), 0, "int8 on onnxruntime-cpu:fp32", "built from m.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"m.engine", "m.engine.json", "m.onnx", "m.onnx.manifest.json"}
+
+
+def test_a_bundle_without_int8_has_no_int8_engine(command: Command, bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "b"))
+    ended = command("export", folder / "model.engine", "--target", "tensorrt-rtx:int8", "--gpu", "sm_89")
+    expect(ended, 2 if not missing() else 3, "model.int8.onnx" if not missing() else "tensorrt-rtx")
