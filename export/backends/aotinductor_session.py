@@ -1,19 +1,20 @@
 """Compile modules ahead of time with AOTInductor, and run `.pt2` packages that it made: on a CPU, and on CUDA.
 
-A package holds a library that was compiled for the machine's instruction sets and one thread count's loops; loading it executes
-that code. Making one takes a C++ compiler; running one does not. The compiler's work happens in a folder of its own, so that equal
-programs are compiled once per process and nothing is left behind.
+A package holds a library that was compiled for one kind of device and this machine's instruction sets; loading it executes that
+code. Making one takes a C++ compiler; running one does not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.backends.torch_session import METADATA, torch_threads
+from export.backends.torch_session import METADATA, torch_threads, unavailable_reason
 from export.errors import CorruptFile, InvalidInput, Unavailable, first_line
 from export.feeds import check_feeds
 from export.onnx.tracing import folded
-from export.platform import install_line, platform_kind
+from export.pt2_package import OURS, compiled_facts
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
 
 COMPILERS = ("g++", "clang++", "c++")
 COMPILER_LINE = "sudo apt install g++ (Debian, Ubuntu), or your system's C++ compiler"
+Decompositions = Mapping[Any, Callable[..., Any]]
 _LOWER = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_OURS = "hyctas_"
-"""Begins the names of our entries in a package's metadata."""
 
 
 class AOTInductorRuntime:
@@ -42,6 +42,9 @@ class AOTInductorRuntime:
     Below fp32, convolutions and products compute in the lower precision (autocast, traced into the program); inputs and outputs
     stay float32. fp32 on CUDA means without TF32.
 
+    Attributes:
+        decompositions: as `compile_package` takes them, for modules.
+
     Raises:
         Unavailable: CUDA was asked for and PyTorch finds none.
     """
@@ -49,6 +52,7 @@ class AOTInductorRuntime:
     def __init__(self, target: Target, threads: int = 1) -> None:
         check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads = target, threads
+        self.decompositions: Decompositions = {}
 
     def versions(self) -> dict[str, str]:
         """Return the version of PyTorch, which AOTInductor is part of, and on CUDA those of the toolkit and the GPU."""
@@ -70,22 +74,19 @@ class AOTInductorRuntime:
             raise InvalidInput(f"no such file: {path}")
         if path.suffix.lower() != ".pt2":
             raise InvalidInput(f"{self.target} runs .pt2 packages of AOTInductor; got {path.name}")
+        facts = compiled_facts(path)
+        if facts is None and zipfile.is_zipfile(path):
+            raise InvalidInput(f"{path} holds a program that is not compiled (torch.export.save); torch-cpu:fp32 runs it")
+        if facts is not None:
+            _check_fits(path, facts, self.target)
         try:
             with _quiet():
                 model = torch._inductor.aoti_load_package(str(path), run_single_threaded=self.target.device == "cpu")
-            noted = dict(model.loader.get_metadata())
-        except RuntimeError as error:
-            if _is_program(path):
-                raise InvalidInput(f"{path} holds a program that is not compiled (torch.export.save); torch-cpu:fp32 runs it") from None
+        except (RuntimeError, OSError) as error:
             raise CorruptFile(path, f"is not a readable package of AOTInductor ({first_line(error)})") from None
-        made_for = noted.get(_OURS + "target", f"aotinductor-{noted.get('AOTI_DEVICE_KEY', '?')}:fp32")
-        if made_for != str(self.target):
-            raise InvalidInput(f"{path} is compiled for {made_for}, asked for {self.target}; compile it anew")
-        shapes = noted.get(_OURS + "inputs")
-        if shapes is None:
-            raise InvalidInput(f"{path} does not say which inputs it takes: it was not written here")
-        session = AOTInductorSession(model, _specs(path, shapes), self.target, self.threads)
-        session.metadata = {name: noted[_OURS + name] for name in METADATA if noted.get(_OURS + name)}
+        assert facts is not None, "what is no package is not loaded"
+        session = AOTInductorSession(model, _specs(path, facts[OURS + "inputs"]), self.target, self.threads)
+        session.metadata = {name: facts[OURS + name] for name in METADATA if facts.get(OURS + name)}
         return session
 
     def load_modules(self, modules: Sequence[tuple[nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
@@ -99,7 +100,8 @@ class AOTInductorRuntime:
         with tempfile.TemporaryDirectory(prefix="hyctas-aotinductor-") as temporary:
             for index, (module, inputs) in enumerate(modules):
                 path = Path(temporary) / f"m{index}.pt2"
-                compile_package(module, inputs, path, self.target, [f"x{i}" for i in range(len(inputs))])
+                names = [f"x{i}" for i in range(len(inputs))]
+                compile_package(module, inputs, path, self.target, names, decompositions=self.decompositions)
                 sessions.append(self.load_file(path))
         return sessions
 
@@ -166,7 +168,7 @@ class AOTInductorSession(Session):
 
 def compile_package(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path, target: Target, names: Sequence[str],
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None, decompositions: Decompositions | None = None,
 ) -> None:  # fmt: skip
     """Compile a module (eval mode, BN folded where it offers `folded()`) to a package for one target.
 
@@ -177,6 +179,7 @@ def compile_package(
         target: device and precision.
         names: of the inputs.
         metadata: text that the package carries; `AOTInductorSession.metadata` has it back.
+        decompositions: functions in the place of operators that torch itself does not have, so that the package opens without them.
 
     Raises:
         Unavailable: no C++ compiler.
@@ -188,24 +191,19 @@ def compile_package(
     own = _Lower(folded(module).eval(), target).to(target.device)
     examples = tuple(x.detach().to(target.device) for x in inputs)
     facts = {"target": str(target), "inputs": _written(names, examples), **(metadata or {})}
-    settings = {"aot_inductor.metadata": {_OURS + key: value for key, value in facts.items()}}
+    # loops take the thread count of the run, not that of the compilation
+    settings = {"aot_inductor.metadata": {OURS + key: value for key, value in facts.items()}, "cpp.dynamic_threads": True}
     with tempfile.TemporaryDirectory(prefix="hyctas-aotinductor-") as temporary, torch.no_grad(), _quiet():
         made = Path(temporary) / "model.pt2"
         try:
             program = torch.export.export(own, examples)
-            program = program.run_decompositions(_portable())
+            if decompositions:
+                program = program.run_decompositions(dict(decompositions))
             torch._inductor.aoti_compile_and_package(program, package_path=str(made), inductor_configs=settings)
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
             raise InvalidInput(f"AOTInductor {torch.__version__} does not compile it: {first_line(error)}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(made, path)
-
-
-def unavailable_reason(target: Target) -> tuple[str, str] | None:
-    """Say why a target of AOTInductor cannot run here, with the install line; None when it can. Compiling needs a compiler, too."""
-    if target.device == "cuda" and not torch.cuda.is_available():
-        return f"PyTorch {torch.__version__} finds no CUDA device", install_line(target.runtime, platform_kind())
-    return None
 
 
 class _Lower(nn.Module):
@@ -224,16 +222,6 @@ class _Lower(nn.Module):
         return tuple(y.float() if y.is_floating_point() else y for y in many)
 
 
-def _portable() -> dict[Any, Any]:
-    """Return decompositions of operators of packages that are loaded: a package must open without them."""
-    from torch.export import default_decompositions
-
-    return {} if not DECOMPOSED else {**{}, **DECOMPOSED} if default_decompositions else {}
-
-
-DECOMPOSED: dict[Any, Any] = {}
-
-
 def _written(names: Sequence[str], examples: Sequence[torch.Tensor]) -> str:
     dtypes = [str(x.dtype).removeprefix("torch.") for x in examples]
     return ";".join(f"{n}:{d}:{'x'.join(map(str, x.shape))}" for n, d, x in zip(names, dtypes, examples, strict=True))
@@ -247,15 +235,15 @@ def _specs(path: Path, text: str) -> tuple[TensorSpec, ...]:
         raise CorruptFile(path, f"says in no readable way which inputs it takes ({text[:80]!r})") from None
 
 
-def _is_program(path: Path) -> bool:
-    """Say whether a file is one of torch.export.save."""
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("exported_program" in name or "/models/" in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+def _check_fits(path: Path, facts: Mapping[str, str], target: Target) -> None:
+    """Refuse a package for something else, before any code of it is executed."""
+    made_for, machine = facts.get(OURS + "target"), facts.get("AOTI_MACHINE", platform.machine())
+    if made_for is None or OURS + "inputs" not in facts:
+        raise InvalidInput(f"{path} does not say which inputs it takes: it was not written by this package")
+    if made_for != str(target):
+        raise InvalidInput(f"{path} is compiled for {made_for}, asked for {target}; compile it anew")
+    if machine != platform.machine():
+        raise InvalidInput(f"{path} is compiled for {machine}, here is {platform.machine()}; compile it anew")
 
 
 @contextlib.contextmanager

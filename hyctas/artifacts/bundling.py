@@ -28,7 +28,7 @@ from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_genotype
 from hyctas.artifacts.runs import check_output, recorded_preprocessing
-from hyctas.attention import self_attention_graph
+from hyctas.attention import decompositions
 from hyctas.data import PREPROCESSING, Labels, default_colours
 from hyctas.data.metric import SCORES_VERSION, Scores
 from hyctas.network import Network, build, load_weights, weights_bytes
@@ -42,7 +42,9 @@ RUN_FILES = ("network.safetensors", "genotype.json", "labels.json")
 RELEASED_PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """ImageNet's, which the released training code normalises with."""
 PROOF = {".onnx": Target("onnxruntime-cpu", "fp32"), ".pt2": Target("torch-cpu", "fp32")}
-"""Kinds of files that can be written, and where each is compared with PyTorch whatever target it is meant for."""
+"""Kinds of files that can be written, and where each is compared with PyTorch; compiled ones are on their own target."""
+HALF_LIMITS = (0.5, 0.95)
+"""Largest error in standard deviations, and share of pixels that must keep their label, of compiled fp16 and bf16 files."""
 
 
 @dataclass(frozen=True)
@@ -303,8 +305,8 @@ def drafted_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with building_folder(path) as temporary:
         draft = temporary / path.name
-        _write_model(trained, draft, size, output)
-        parity = prove(trained, draft, PROOF[kind], size, output, examples)
+        _write_model(trained, draft, size, output, Target.parse(target))
+        parity = prove(trained, draft, proof_target(path, Target.parse(target)), size, output, examples)
         parity.raise_if_failed()
         changed = change(draft) if change is not None else {}
         size_bytes = draft.stat().st_size
@@ -332,10 +334,21 @@ def prove(
     from export.runtimes import open_runtime
 
     images = [trained.preprocessing.apply(Image.fromarray(example), size) for example in examples]
+    limits = {} if target.precision == "fp32" else dict(zip(("tolerance", "min_agreement"), HALF_LIMITS, strict=True))
     with open_runtime(target, threads=1).load_file(path) as session:
         # parity reads from the output's name what to compare with; a .pt2 file does not keep the name
         session.outputs = (replace(session.outputs[0], name=output),)
-        return check_parity(trained.network, session, images, size)
+        return check_parity(trained.network, session, images, size, **limits)
+
+
+def is_compiled(path: Path, target: Target) -> bool:
+    """Say whether a file is a package that AOTInductor compiles for its target; every other one fits all targets."""
+    return path.suffix.lower() == ".pt2" and target.runtime.startswith("aotinductor-")
+
+
+def proof_target(path: Path, target: Target) -> Target:
+    """Return where a file is compared with PyTorch."""
+    return target if is_compiled(path, target) else PROOF[path.suffix.lower()]
 
 
 def manifest_of(path: Path) -> Path:
@@ -353,7 +366,7 @@ def check_free(path: Path) -> None:
     check_own(path, manifest, lambda: path.name in read_json(manifest, FORMAT_VERSION)["files"])
 
 
-def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str) -> None:
+def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target) -> None:
     from export.onnx.exporter import Output, export_onnx
 
     about = {
@@ -363,11 +376,17 @@ def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: st
     if path.suffix.lower() == ".onnx":
         export_onnx(trained.network, size, path, output, about)
         return
+    if is_compiled(path, target):
+        from export.backends.aotinductor_session import compile_package
+
+        network = Output(trained.network.folded(), output)
+        compile_package(network, (torch.zeros(1, 3, *size),), path, target, ["image"], about, decompositions())
+        return
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch 2.13 about itself
         program = torch.export.export(Output(trained.network.folded(), output).eval(), (torch.zeros(1, 3, *size),))
         # our operator would make the file unreadable without this package
-        program = program.run_decompositions({torch.ops.hyctas.self_attention.default: self_attention_graph})
+        program = program.run_decompositions(decompositions())
     torch.export.save(program, buffer, extra_files=about)
     write_bytes(path, buffer.getvalue())

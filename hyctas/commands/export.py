@@ -14,7 +14,7 @@ from export.bundle.bundle_engine import ENGINE_NAME, bundle_of
 from export.errors import InvalidInput
 from export.runtimes import open_runtime
 from export.target import TENSORRT, Target, format_size
-from hyctas.artifacts.bundling import PROOF, Trained, bundle_network, check_free, load_trained, prove, write_file
+from hyctas.artifacts.bundling import PROOF, Trained, bundle_network, check_free, load_trained, proof_target, prove, write_file
 from hyctas.artifacts.runs import newest_run
 from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hyctas.cli.export import ExportJob
 
 BUNDLE, ENGINE = "bundle", ".engine"
-RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
+RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-", "aotinductor-"), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
 """What runs each kind of output."""
 
 
@@ -166,7 +166,7 @@ def _prove_on_target(
 ) -> None:
     """Check parity once more where the file will run, if that is not the CPU target that it was proven on."""
     kind = path.suffix.lower()
-    if target == PROOF[kind]:
+    if target == proof_target(path, target):
         return
     if target.precision != "fp32" or not target.runtime.startswith(RUNS_ON[kind]):
         say(f"note: the file is fp32 and was proven on {PROOF[kind]}; {target} was not compared")

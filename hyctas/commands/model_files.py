@@ -10,6 +10,7 @@ import numpy as np
 from export.bench_models import BenchModel
 from export.bundle.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
 from export.errors import InvalidInput
+from export.pt2_package import OURS, compiled_facts
 from export.target import TENSORRT, Target, format_size
 from export.trt.cuda.guard import unavailable_reason
 from export.trt.engine_file import read_manifest
@@ -54,10 +55,14 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
         return _target_of_engine(text, engine)
     if onnx and pt2:
         raise InvalidInput(f"{onnx} runs on onnxruntime, {pt2} on torch: no target runs both; time them in two commands")
-    runtimes = ("onnxruntime-",) if onnx else ("torch-",) if pt2 else ("onnxruntime-", "torch-")
+    facts = compiled_facts(pt2) if pt2 else None
+    runtimes = ("onnxruntime-",) if onnx else ("onnxruntime-", "torch-") if not pt2 else ("torch-",)
+    if facts is not None:
+        return Target.parse(text or facts.get(f"{OURS}target", "aotinductor-cpu:fp32"))
     if text is not None:
         target = Target.parse(text)
-        if (onnx or pt2) and target.runtime.startswith(("onnxruntime-", "torch-")) and not target.runtime.startswith(runtimes):
+        others = ("onnxruntime-", "torch-", "aotinductor-")
+        if (onnx or pt2) and target.runtime.startswith(others) and not target.runtime.startswith(runtimes):
             raise InvalidInput(f"{target} does not run {onnx or pt2}; take {runtimes[0]}cpu:fp32, or a bundle (runs on both)")
         return target
     if onnx and any(onnx_metadata(path).get("precision") == "int8" for path, kind in models if kind == ".onnx"):
@@ -97,7 +102,7 @@ def bench_model(path: Path, kind: str, name: str, target: Target, size: tuple[in
     Raises:
         InvalidInput: made for another size, or for none that it says.
     """
-    if kind != RUN and not (kind == BUNDLE and target.runtime.startswith("torch-")):
+    if kind != RUN and not (kind == BUNDLE and target.runtime.startswith(("torch-", "aotinductor-"))):
         return BenchModel(name, path=path, size=size)
     from hyctas.artifacts.bundling import load_trained  # torch, which other files are run without
 
