@@ -48,14 +48,18 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
     state = _check(target)
     if not state.ok:
         raise Unavailable(state.target, state.reason, state.install)
+    if target.precision == "int8" and target.device == "cpu":
+        from export.backends.int8_runtimes import Int8OnnxRuntime, Int8OpenVinoRuntime
+
+        return (Int8OpenVinoRuntime if target.runtime == "openvino-cpu" else Int8OnnxRuntime)(target, threads, cache)
     if target.runtime.startswith("onnxruntime-"):
-        from export.backends.onnxruntime_session import Int8OnnxRuntime, OnnxRuntime
+        from export.backends.onnxruntime_session import OnnxRuntime
 
-        return (Int8OnnxRuntime if target.precision == "int8" else OnnxRuntime)(target, threads, cache)
+        return OnnxRuntime(target, threads, cache)
     if target.runtime == "openvino-cpu":
-        from export.backends.openvino_session import Int8OpenVinoRuntime, OpenVinoRuntime
+        from export.backends.openvino_session import OpenVinoRuntime
 
-        return (Int8OpenVinoRuntime if target.precision == "int8" else OpenVinoRuntime)(target, threads, cache)
+        return OpenVinoRuntime(target, threads, cache)
     if target.runtime in TENSORRT:
         from export.trt.tensorrt_runtime import TensorRTRuntime
 

@@ -23,7 +23,7 @@ import numpy as np
 from export.errors import CorruptFile, InvalidInput, Unavailable, first_line
 from export.feeds import check_feeds, dynamic_note, random_feeds
 from export.files import utf8_path
-from export.int8.loading import Int8Modules, int8_content, other_precision
+from export.int8.loading import int8_content, other_precision
 from export.machine import instruction_sets
 from export.platform import install_line, nvidia_driver, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
@@ -51,7 +51,7 @@ class OnnxRuntime:
     """ONNX Runtime on one target with one thread count.
 
     Args:
-        target: `onnxruntime-cpu:fp32`, `onnxruntime-cuda:fp32`, or (`Int8OnnxRuntime`) `onnxruntime-cpu:int8`.
+        target: `onnxruntime-cpu:fp32`, `onnxruntime-cuda:fp32`, or (`export.backends.int8_runtimes`) `onnxruntime-cpu:int8`.
         threads: threads inside one operator.
         cache: where `load_modules` keeps the files that it exports; without it they are temporary.
         cuda_graph: on CUDA, replay one captured graph in `step`; a model that cannot be captured is an error. Without it
@@ -133,10 +133,6 @@ class OnnxRuntime:
 
     def _unavailable(self, reason: str) -> Unavailable:
         return Unavailable(str(self.target), reason, install_line(self.target.runtime, platform_kind()))
-
-
-class Int8OnnxRuntime(Int8Modules, OnnxRuntime):
-    """ONNX Runtime for `onnxruntime-cpu:int8`: quantised files with activations in uint8, modules quantised for timing."""
 
 
 class OnnxSession(Session):

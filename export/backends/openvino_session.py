@@ -21,7 +21,7 @@ from export.backends.onnxruntime_session import load_exported
 from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds, dynamic_note, random_feeds
 from export.files import utf8_path
-from export.int8.loading import Int8Modules, int8_content, other_precision
+from export.int8.loading import int8_content, other_precision
 from export.platform import install_line, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
@@ -41,7 +41,7 @@ class OpenVinoRuntime:
     """OpenVINO on the CPU with one thread count.
 
     Args:
-        target: `openvino-cpu:fp32`, `openvino-cpu:bf16` or (`Int8OpenVinoRuntime`) `openvino-cpu:int8`. Inputs and outputs of
+        target: `openvino-cpu:fp32`, `openvino-cpu:bf16` or (`export.backends.int8_runtimes`) `openvino-cpu:int8`. Inputs and outputs of
             networks are float32 in all.
         threads: threads inside one operator.
         cache: where `load_modules` keeps the ONNX files that it exports; without it they are temporary.
@@ -110,10 +110,6 @@ class OpenVinoRuntime:
             if found[name] != value:
                 reason = f"OpenVINO took {name} {found[name]} where {value} was asked for"
                 raise InvalidInput(f"{self.target} with {self.threads} threads: {reason}")
-
-
-class Int8OpenVinoRuntime(Int8Modules, OpenVinoRuntime):
-    """OpenVINO for `openvino-cpu:int8`: quantised files with activations in uint8, modules quantised for timing."""
 
 
 class OpenVinoSession(Session):

@@ -128,7 +128,7 @@ def _ranges(model: onnx.ModelProto, feeds: Iterator[Feeds]) -> Any:
     """Return the range of every tensor beside an operator that can be quantised."""
     tools = _tools()
 
-    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined,misc]
+    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined]
         """Gives the calibrator one image at a time."""
 
         def get_next(self) -> dict[str, np.ndarray] | None:

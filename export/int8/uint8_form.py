@@ -78,7 +78,7 @@ def _make_uint8(
     scale = constants[node.input[1]].astype(np.float32).reshape(())
     zero = np.uint8(0 if positive else 128)
     names = f"{node.output[0]}_uint8_scale", f"{node.output[0]}_uint8_zero_point"
-    values = np.array(scale / STEPS if positive else scale, np.float32), np.array(zero)
+    values: tuple[np.ndarray, np.ndarray] = np.array(scale / STEPS if positive else scale, np.float32), np.array(zero)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in zip(names, values, strict=True))
     for user in (node, *readers):
         user.input[1], user.input[2] = names

@@ -178,7 +178,7 @@ def _check_alone(job: ExportJob, path: Path) -> None:
     names = (field.name for field in fields(job) if field.name not in KEPT)
     other = [name for name in names if getattr(job, name) != getattr(plain, name)]
     if other:
-        flag = "config" if other[0] == "build" else other[0].replace("_", "-")
+        flag = "config" if other[0] in ("build", "int8") else other[0].replace("_", "-")
         raise InvalidInput(f"--rebuild builds what the manifest of {path.name} says; leave out --{flag}")
 
 

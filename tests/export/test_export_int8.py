@@ -18,12 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export import export_onnx
+from export.backends.int8_runtimes import AT_RANDOM
 from export.backends.openvino_session import unavailable_reason
 from export.errors import CheckFailed, InvalidInput
 from export.int8.float_layers import float_layers
-from export.int8.loading import AT_RANDOM, NOT_QUANTISED
+from export.int8.loading import NOT_QUANTISED
 from export.int8.loss import Int8Loss, SplitLoss
-from export.int8.operators import quantised_operator
+from export.int8.quantised_operator import quantised_operator
 from export.int8.quantise import Calibrated, calibrated, is_quantised, quantised_at_random
 from export.int8.uint8_form import uint8_form
 from export.onnx.exporter import export_modules
