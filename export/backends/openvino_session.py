@@ -41,8 +41,8 @@ class OpenVinoRuntime:
     """OpenVINO on the CPU with one thread count.
 
     Args:
-        target: `openvino-cpu:fp32`, `openvino-cpu:bf16` or (`export.backends.int8_runtimes`) `openvino-cpu:int8`. Inputs and outputs of
-            networks are float32 in all.
+        target: `openvino-cpu:fp32`, `:bf16` or (`export.backends.int8_runtimes`) `:int8`. Inputs and outputs of networks are
+            float32 in all.
         threads: threads inside one operator.
         cache: where `load_modules` keeps the ONNX files that it exports; without it they are temporary.
 

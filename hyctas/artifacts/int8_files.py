@@ -167,7 +167,8 @@ class _Compared:
     def miou(self, labels: Sequence[np.ndarray]) -> float:
         """Return the mIoU of label maps against the truth."""
         classes = self.judge.trained.labels.num_classes
-        return score(sum(confusion(truth, found, classes) for truth, found in zip(self.truths, labels, strict=True))).miou  # type: ignore[arg-type]
+        counts = [confusion(truth, found, classes) for truth, found in zip(self.truths, labels, strict=True)]
+        return score(np.sum(counts, axis=0)).miou
 
     def holds(self, settings: Int8Settings) -> Callable[[onnx.ModelProto], bool]:
         """Return what says whether a graph's loss is within the bounds."""

@@ -24,8 +24,8 @@ from export.errors import CheckFailed, InvalidInput
 from export.int8.float_layers import float_layers
 from export.int8.loading import NOT_QUANTISED
 from export.int8.loss import Int8Loss, SplitLoss
-from export.int8.quantised_operator import quantised_operator
 from export.int8.quantise import Calibrated, calibrated, is_quantised, quantised_at_random
+from export.int8.quantised_operator import quantised_operator
 from export.int8.uint8_form import uint8_form
 from export.onnx.exporter import export_modules
 from export.runtime import OperatorRuntime
