@@ -12,22 +12,28 @@ EDGE = "__edge"
 """Ends the names of what is put behind an output, so that the quantiser finds a reader that wants it quantised."""
 
 
-def quantised_operator(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
-    """Return an operator in int8, calibrated with one random input, with inputs and outputs in uint8 where they can be.
+def quantised_operator(model: onnx.ModelProto, seed: int = 0, *, uint8: bool = True) -> onnx.ModelProto:
+    """Return an operator in int8, calibrated with one random input, with inputs and outputs in 8 bits where they can be.
 
     An input that is read in float, too, stays in float; so does an output that is no float.
+
+    Args:
+        model: fp32, static shapes.
+        seed: of the random input.
+        uint8: in the form of CPU runtimes; else symmetric, as TensorRT takes it.
     """
     from export.feeds import random_feeds
     from export.onnx.graph_split import spec_of
 
     whole, edges = _with_readers(model)
     feeds = random_feeds([spec_of(info) for info in model.graph.input], seed)
-    made = uint8_form(calibrated(whole, [feeds], edges).quantised())
+    symmetric = calibrated(whole, [feeds], edges).quantised()
+    made, kind = (uint8_form(symmetric), TensorProto.UINT8) if uint8 else (symmetric, TensorProto.INT8)
     for name in edges:
-        _cut_output(made, name)
+        _cut_output(made, name, kind)
     _remove_unread(made.graph)
     for info in made.graph.input:
-        _cut_input(made.graph, info)
+        _cut_input(made.graph, info, kind)
     onnx.checker.check_model(made, full_check=True)
     return made
 
@@ -43,18 +49,23 @@ def _with_readers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return copy, [info.name for info in floats]
 
 
-def _cut_output(model: onnx.ModelProto, edge: str) -> None:
-    """Make the rounded tensor before a Concat the output in its place."""
+def _cut_output(model: onnx.ModelProto, edge: str, kind: int) -> None:
+    """Make the rounded tensor before a Concat the output, under the name of the one that it is the rounding of."""
     made = {name: node for node in model.graph.node for name in node.output}
     (info,) = (info for info in model.graph.output if info.name in (edge, made[edge].output[0]))
     node = made[edge]
     while node.op_type != "Concat":
         node = made[node.input[0]]
     rounded = made[made[node.input[0]].input[0]]
-    info.name, info.type.tensor_type.elem_type = rounded.output[0], TensorProto.UINT8
+    name = edge.removesuffix(EDGE)
+    names = {name: f"{name}__float", rounded.output[0]: name}
+    for other in model.graph.node:
+        other.input[:] = [names.get(one, one) for one in other.input]
+        other.output[:] = [names.get(one, one) for one in other.output]
+    info.name, info.type.tensor_type.elem_type = name, kind
 
 
-def _cut_input(graph: onnx.GraphProto, info: onnx.ValueInfoProto) -> None:
+def _cut_input(graph: onnx.GraphProto, info: onnx.ValueInfoProto, kind: int) -> None:
     """Take an input that is read by one QuantizeLinear alone in the type that this gives."""
     readers = [node for node in graph.node if info.name in node.input]
     if len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
@@ -63,7 +74,7 @@ def _cut_input(graph: onnx.GraphProto, info: onnx.ValueInfoProto) -> None:
     for node in graph.node:
         node.input[:] = [info.name if name == rounded else name for name in node.input]
     graph.node.remove(readers[0])
-    info.type.tensor_type.elem_type = TensorProto.UINT8
+    info.type.tensor_type.elem_type = kind
 
 
 def _remove_unread(graph: onnx.GraphProto) -> None:

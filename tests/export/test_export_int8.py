@@ -31,10 +31,12 @@ from export.onnx.exporter import export_modules
 from export.runtime import OperatorRuntime
 from export.runtimes import open_runtime
 from export.target import Target
+from export.trt.build import build_engine
 from export.trt.engine_precision import check_graph
 from hyctas.network import build
 from hyctas.space import tiny
 from hyctas.spaces.members import members
+from tests.export.trt.rtx_builds import needs_rtx, options
 
 ORT, OPENVINO = Target("onnxruntime-cpu", "int8"), Target("openvino-cpu", "int8")
 SIZE = (64, 96)
@@ -214,6 +216,23 @@ def test_operators_of_a_space(tmp_path: Path) -> None:
         kinds = {info.type.tensor_type.elem_type for info in (*made.graph.input, *made.graph.output)}
         assert kinds <= {TensorProto.UINT8, TensorProto.FLOAT} and is_quantised(made), path
         onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@needs_rtx
+def test_the_real_builder_takes_operators() -> None:
+    """Symmetric, with int8 inputs and outputs."""
+    made = quantised_operator(uint8=False, model=convolution())
+    ends = {info.type.tensor_type.elem_type for info in (*made.graph.input, *made.graph.output)}
+    assert ends == {TensorProto.INT8} and [info.name for info in (*made.graph.input, *made.graph.output)] == ["x", "y"]
+    assert build_engine(made.SerializeToString(), options("int8")).plan
+
+
+def convolution() -> onnx.ModelProto:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8]) for name in "xy"]
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
 
 
 def test_float_layers_are_as_few_as_hold(source: Calibrated) -> None:
