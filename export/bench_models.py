@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from msgspec import Meta
 
+from export.bundle.bundle import INT8_NAME, Bundle, read_bundle
 from export.bundle.imaging import Preprocessing, palette
 from export.codec import Byte, decode
 from export.errors import CorruptFile, InvalidInput, Perform
@@ -147,7 +148,6 @@ def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:
 
 def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
     """Return what a target runs of a bundle: on TensorRT its engine, if it has one of this precision, else its ONNX file."""
-    from export.bundle.bundle import read_bundle
     from export.bundle.bundle_engine import ENGINE_FILES, ENGINE_NAME
 
     try:
@@ -158,14 +158,28 @@ def _of_bundle(folder: Path, target: Target, notes: list[str]) -> Path:
         again = Perform("export", {"rebuild": True}, str(folder / ENGINE_NAME))
         raise CorruptFile(error.path, error.reason, error.line, again) from None
     if target.runtime not in TENSORRT or bundle.engine is None:
-        return bundle.model
+        return _model_of(bundle, target)
     from export.trt.engine_file import required_manifest
 
     found = required_manifest(bundle.engine).target
     if found == str(target):
         return bundle.engine
     notes.append(f"the bundle's engine is for {found}; this one was built for {target}")
-    return bundle.model
+    return _model_of(bundle, target)
+
+
+def _model_of(bundle: Bundle, target: Target) -> Path:
+    """Return a bundle's ONNX file for a target.
+
+    Raises:
+        InvalidInput: int8 is asked for, and it has no such file.
+    """
+    if target.precision != "int8":
+        return bundle.model
+    if bundle.int8_model is None:
+        again = Perform("export", {"network": bundle.folder, "target": target, "data": "DATA"}, "NEW_BUNDLE/")
+        raise InvalidInput(f"the bundle {bundle.folder} has no {INT8_NAME}, which {target} runs", again)
+    return bundle.int8_model
 
 
 def _described(model: BenchModel, session: Session, notes: list[str]) -> OpenModel:

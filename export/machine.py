@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -24,6 +25,12 @@ def hardware() -> dict[str, Any]:
         "architecture": platform.machine(),
         "gpus": gpus(),
     }
+
+
+@functools.cache
+def instruction_sets() -> frozenset[str]:
+    """Return those of `_EXTENSIONS` that this CPU has; none where that cannot be told."""
+    return frozenset(_EXTENSIONS) & _cpu()[1]
 
 
 def fingerprint() -> dict[str, Any]:

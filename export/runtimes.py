@@ -48,6 +48,10 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
     state = _check(target)
     if not state.ok:
         raise Unavailable(state.target, state.reason, state.install)
+    if target.precision == "int8" and target.device == "cpu":
+        from export.backends.int8_runtimes import Int8OnnxRuntime, Int8OpenVinoRuntime
+
+        return (Int8OpenVinoRuntime if target.runtime == "openvino-cpu" else Int8OnnxRuntime)(target, threads, cache)
     if target.runtime.startswith("onnxruntime-"):
         from export.backends.onnxruntime_session import OnnxRuntime
 
@@ -60,6 +64,10 @@ def open_runtime(target: Target, threads: int, cache: Path | None = None, **tens
         from export.trt.tensorrt_runtime import TensorRTRuntime
 
         return TensorRTRuntime(target, threads, cache, **tensorrt)
+    if target.runtime.startswith("aotinductor-"):
+        from export.backends.aotinductor_session import AOTInductorRuntime
+
+        return AOTInductorRuntime(target, threads)
     from export.backends.torch_session import TorchRuntime
 
     return TorchRuntime(target, threads)
@@ -103,13 +111,11 @@ def _unavailable_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]
         from export.backends import openvino_session
 
         return openvino_session.unavailable_reason(target)
-    if target.runtime.startswith("torch-"):
-        return _torch_reason(target, has_gpu)
     if target.runtime in TENSORRT:
         from export.trt.cuda import guard
 
         return guard.unavailable_reason(target.runtime)  # asks the driver itself: a Jetson may have no nvidia-smi
-    return _unbuilt_reason(target, has_gpu)
+    return _torch_reason(target, has_gpu)
 
 
 def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | None:
@@ -121,20 +127,7 @@ def _torch_reason(target: Target, has_gpu: bool | None) -> tuple[str, str] | Non
         return "nvidia-smi finds no NVIDIA GPU", install_line(target.runtime, platform_kind(driver=False))
     from export.backends import torch_session
 
-    return torch_session.unavailable_reason(target)
-
-
-def _unbuilt_reason(target: Target, has_gpu: bool | None) -> tuple[str, str]:
-    """Describe a runtime that has no implementation yet, with whatever else is missing."""
-    device = target.runtime.partition("-")[2]
-    notes = [f"{target.runtime} is not built into this release yet"]
-    if not _installed("torch"):
-        notes.append("the package torch is not installed")
-    on_gpu = device != "cpu" and (bool(gpus()) if has_gpu is None else has_gpu)
-    if device != "cpu" and not on_gpu:
-        notes.append("nvidia-smi finds no NVIDIA GPU")
-    instead = "onnxruntime-cuda:fp32 or torch-cuda:fp16" if on_gpu else "onnxruntime-cpu:fp32 or torch-cpu:fp32"
-    return "; ".join(notes), f"no installation helps until then; take {instead}"
+    return torch_session.unavailable_reason(target)  # AOTInductor is part of PyTorch
 
 
 def _installed(package: str) -> bool:

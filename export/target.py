@@ -9,14 +9,14 @@ from export.errors import InvalidInput
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 RUNTIMES: dict[str, tuple[str, ...]] = {
     "onnxruntime-cpu": ("fp32", "int8"),
-    "onnxruntime-cuda": ("fp32", "fp16"),
+    "onnxruntime-cuda": ("fp32",),
     "openvino-cpu": ("fp32", "bf16", "int8"),
     "torch-cpu": ("fp32", "bf16"),
     "torch-cuda": ("fp32", "fp16", "bf16"),
     "aotinductor-cpu": ("fp32", "bf16"),
     "aotinductor-cuda": ("fp32", "fp16", "bf16"),
     "tensorrt": PRECISIONS,
-    "tensorrt-rtx": ("fp32", "fp16", "bf16"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8"),
 }
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")

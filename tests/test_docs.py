@@ -19,6 +19,7 @@ import tyro
 
 from export.bench_report import BenchReport, BenchResult
 from export.bundle.manifest import Manifest
+from export.int8.loss import Int8Loss, SplitLoss
 from export.parity import ParityReport
 from export.ranges import hints, limits
 from export.trt.engine_file import EngineManifest, Machine
@@ -175,7 +176,7 @@ def default(field: dataclasses.Field[object]) -> str:
 
 FORMATS = (
     BenchReport, BenchResult, Manifest, ParityReport, Score, Genotype, Cell, Fusion, Head, Attention, Arithmetic,
-    Evaluation, Limits, Calibration, Fidelity, Identity, Row, EngineManifest, Machine,
+    Evaluation, Limits, Calibration, Fidelity, Identity, Row, EngineManifest, Machine, Int8Loss, SplitLoss,
 )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ import numpy as np
 from export.errors import CorruptFile, InvalidInput, Unavailable, first_line
 from export.feeds import check_feeds, dynamic_note, random_feeds
 from export.files import utf8_path
+from export.int8.loading import int8_content, other_precision
+from export.machine import instruction_sets
 from export.platform import install_line, nvidia_driver, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
@@ -49,14 +51,14 @@ class OnnxRuntime:
     """ONNX Runtime on one target with one thread count.
 
     Args:
-        target: `onnxruntime-cpu:fp32` or `onnxruntime-cuda:fp32`.
+        target: `onnxruntime-cpu:fp32`, `onnxruntime-cuda:fp32`, or (`export.backends.int8_runtimes`) `onnxruntime-cpu:int8`.
         threads: threads inside one operator.
         cache: where `load_modules` keeps the files that it exports; without it they are temporary.
         cuda_graph: on CUDA, replay one captured graph in `step`; a model that cannot be captured is an error. Without it
             every kernel is launched by itself, which small networks spend more time on than on computing.
 
     Raises:
-        Unavailable: onnxruntime or its provider is missing, or the precision has no implementation yet.
+        Unavailable: onnxruntime or its provider is missing.
     """
 
     def __init__(self, target: Target, threads: int = 1, cache: Path | None = None, cuda_graph: bool = True) -> None:
@@ -88,17 +90,20 @@ class OnnxRuntime:
         path = Path(path)
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
-        session = self._open(path)
+        content, notes = int8_content(path) if self.target.precision == "int8" else (utf8_path(path), [])
+        session = self._open(path, content)
         try:
-            return OnnxSession(session, self.target, self._cuda_graph)
+            opened = OnnxSession(session, self.target, self._cuda_graph)
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from None
+        opened.notes += [*notes, *other_precision(opened.metadata, self.target.precision)]
+        return opened
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
         return [*load_exported(modules, self._cache, self.load_file)]
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Path, content: str | bytes) -> Any:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -109,7 +114,7 @@ class OnnxRuntime:
         try:
             with _silenced(on_cuda):
                 session = onnxruntime.InferenceSession(
-                    utf8_path(path), _options(self.threads), providers=[(wanted, extra)], enable_fallback=0
+                    content, _options(self.threads), providers=[(wanted, extra)], enable_fallback=0
                 )
         except states.InvalidProtobuf as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({first_line(error)})") from None
@@ -263,8 +268,6 @@ def unavailable_reason(target: Target) -> tuple[str, str] | None:
         reasons.append("no NVIDIA driver is found")
     if reasons:
         return "; ".join(reasons), install_line(target.runtime, platform_kind())
-    if target.precision != "fp32":
-        return f"conversion to {target.precision} is not built into this release yet", f"use {target.runtime}:fp32"
     return None
 
 
@@ -305,6 +308,8 @@ def _options(threads: int) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not {"avx_vnni", "avx512_vnni", "asimd"} & instruction_sets():  # else sums of two products overflow; it costs speed
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # failures arrive as exceptions
     return options
 

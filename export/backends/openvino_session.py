@@ -1,4 +1,4 @@
-"""Run ONNX files on OpenVINO's CPU device, in fp32 or bf16.
+"""Run ONNX files on OpenVINO's CPU device, in fp32, bf16 or int8.
 
 Left alone, OpenVINO computes in bf16 wherever the CPU can (and in f16 on Arm), takes as many threads as it likes and pins
 them. Here precision, threads and the rest are asked for by name and read back from the compiled model; what differs is an
@@ -21,6 +21,7 @@ from export.backends.onnxruntime_session import load_exported
 from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds, dynamic_note, random_feeds
 from export.files import utf8_path
+from export.int8.loading import int8_content, other_precision
 from export.platform import install_line, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     import torch
 
 DEVICE = "CPU"
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
-"""How OpenVINO calls the precisions that are built in."""
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""What OpenVINO is told that a model computes in, outside of its quantised layers."""
+_NEEDED = {"bf16": ("BF16", "a CPU with AMX or AVX512-BF16"), "int8": ("INT8", "an x86 CPU with AVX2 or better")}
+"""What a CPU must be able to, as OpenVINO calls it, and which ones are."""
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -38,12 +41,13 @@ class OpenVinoRuntime:
     """OpenVINO on the CPU with one thread count.
 
     Args:
-        target: `openvino-cpu:fp32` or `openvino-cpu:bf16`. Inputs and outputs are float32 in both.
+        target: `openvino-cpu:fp32`, `:bf16` or (`export.backends.int8_runtimes`) `:int8`. Inputs and outputs of networks are
+            float32 in all.
         threads: threads inside one operator.
         cache: where `load_modules` keeps the ONNX files that it exports; without it they are temporary.
 
     Raises:
-        Unavailable: openvino is missing, the CPU does not compute in bf16, or the precision has no implementation yet.
+        Unavailable: openvino is missing, or the CPU does not compute in the precision.
     """
 
     def __init__(self, target: Target, threads: int = 1, cache: Path | None = None) -> None:
@@ -66,15 +70,18 @@ class OpenVinoRuntime:
         """
         path = Path(path)
         inputs, outputs, metadata = _described(path)
+        content, notes = int8_content(path) if self.target.precision == "int8" else (utf8_path(path), [])
         try:
-            compiled = self._core.compile_model(self._core.read_model(utf8_path(path)), DEVICE, self._settings())
+            compiled = self._core.compile_model(self._core.read_model(content), DEVICE, self._settings())
         except RuntimeError as error:
             raise InvalidInput(f"{path}: {_why_refused(error)}") from None
         self._compare(compiled)
         try:
-            return OpenVinoSession(compiled, inputs, outputs, metadata)
+            opened = OpenVinoSession(compiled, inputs, outputs, metadata)
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from None
+        opened.notes += [*notes, *other_precision(metadata, self.target.precision)]
+        return opened
 
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
@@ -192,13 +199,12 @@ def unavailable_reason(target: Target) -> tuple[str, str] | None:
     if DEVICE not in core.available_devices:
         found = ", ".join(core.available_devices) or "none"
         return f"OpenVINO {openvino.__version__} finds no CPU device here, only: {found}", "use onnxruntime-cpu:fp32"
-    if target.precision not in PRECISIONS:
-        return f"conversion to {target.precision} is not built into this release yet", f"use {target.runtime}:fp32"
     able = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    if target.precision == "bf16" and "BF16" not in able:
+    needed, which = _NEEDED.get(target.precision, ("FP32", ""))
+    if needed not in able:
         name = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-        reason = f"OpenVINO does not compute in bf16 on this CPU ({name}), only in {', '.join(able)}"
-        return reason, "a CPU with AMX or AVX512-BF16; on this one use openvino-cpu:fp32"
+        reason = f"OpenVINO does not compute in {target.precision} on this CPU ({name}), only in {', '.join(able)}"
+        return reason, f"{which}; on this one use openvino-cpu:fp32"
     return None
 
 

@@ -6,7 +6,7 @@ A bundle is built in a sibling folder and swapped in whole (`export/swap.py`), s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from export.onnx.exporter import OnnxReport
 
 T = TypeVar("T")
+INT8_NAME, INT8_LOSS = "model.int8.onnx", "int8.json"
+"""The ONNX file quantised to int8, where there is one, and what that cost."""
 CONTENT = ("model.onnx", "genotype.json", "weights.safetensors", "labels.json", "parity.json", "run.py")
 
 
@@ -73,6 +75,11 @@ class Bundle:
         return self.folder / "model.onnx"
 
     @property
+    def int8_model(self) -> Path | None:
+        """The ONNX file quantised to int8, if the bundle has one."""
+        return self.folder / INT8_NAME if INT8_NAME in self.manifest.files else None
+
+    @property
     def weights(self) -> Path:
         """The safetensors file."""
         return self.folder / "weights.safetensors"
@@ -96,6 +103,7 @@ def write_bundle(
     target: str,
     extra: Mapping[str, Any] | None = None,
     examples: Sequence[np.ndarray] = (),
+    add: Callable[[Path], None] | None = None,
 ) -> BundleReport:
     """Write a bundle or replace one whole, once every step, parity included, succeeded; files of the user's own stay.
 
@@ -111,6 +119,7 @@ def write_bundle(
         target: what the bundle is meant for; parity is proven on ONNX Runtime's CPU provider in any case.
         extra: noted in the manifest.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
+        add: writes further files into the folder that it is given, which has a proven model.onnx.
 
     Raises:
         CheckFailed: the exported model does not compute what the module computes.
@@ -130,6 +139,8 @@ def write_bundle(
         write_bytes(building / "weights.safetensors", weights)
         write_text(building / "genotype.json", genotype_json)
         _write_plain(building, labels, parity)
+        if add is not None:
+            add(building)
         manifest = write_manifest(building, target=target, size=size, output=output, extra=dict(extra or {}))
     total = sum(path.stat().st_size for path in map(folder.joinpath, (*manifest.files, NAME)))
     return BundleReport(folder, total, onnx, parity, manifest)

@@ -242,7 +242,7 @@ def _check_quantised(model: onnx.ModelProto, precision: str) -> None:
     quantise = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     restored = {node.output[0] for node in quantise if node.op_type == "DequantizeLinear"}
     heavy = [node for node in model.graph.node if _is_heavy(node)]
-    if not any(set(node.input[:2]) <= restored for node in heavy):
+    if (heavy or not quantise) and not any(set(node.input[:2]) <= restored for node in heavy):
         none = "has no QuantizeLinear and DequantizeLinear nodes"
         found = "has no convolution or product with both inputs quantised" if quantise else none
         _refuse(precision, found, _QUANTISE[precision])

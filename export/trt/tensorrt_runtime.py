@@ -68,7 +68,8 @@ class TensorRTRuntime:
     """TensorRT or TensorRT-RTX on one target, for instance `tensorrt:fp16`: builds engines and runs them.
 
     Args:
-        target: its precision is the graphs'; fp32 ones are converted to fp16 and bf16, for int8 and fp8 they come quantised.
+        target: its precision is the graphs'; fp32 ones are converted to fp16 and bf16. For int8 and fp8 files come quantised;
+            modules are quantised to int8 with random data, to be timed.
         threads: of the host; TensorRT takes none.
         cache: folder for exported modules; without it they are forgotten.
         backend: name of the CUDA backend, see `export.trt.cuda.device`; default the first that works.
@@ -213,9 +214,11 @@ class TensorRTRuntime:
             return load_exported(modules, self._cache, load, [self.attention.function(version)], version)
 
     def _placed(self, path: Path, keep_io: bool) -> bytes:
-        """Return a module's graph in the target's precision, with its attention in place."""
+        """Return a module's graph in the target's precision, with its attention in place; int8 is quantised with random data."""
         from export.trt.prepare import in_precision
 
+        if self.target.precision == "int8":
+            return _quantised(path, keep_io)
         graph = in_precision(path.read_bytes(), self._module_options().precision, keep_io=keep_io)
         return graph if self.attention is None else self.attention.placed(graph)
 
@@ -281,6 +284,17 @@ class TensorRTRuntime:
             runtime_cache=own_cache_path(self._trt, self._machine),
         )  # fmt: skip
         return session, result
+
+
+def _quantised(path: Path, keep_io: bool) -> bytes:
+    """Return a module's graph in int8, calibrated with one random input: good for timing alone."""
+    from export.int8.quantise import quantised_at_random
+    from export.int8.quantised_operator import quantised_operator
+    from export.onnx.foreign import load_model
+
+    model = load_model(path)
+    made = quantised_at_random(model) if keep_io else quantised_operator(model, uint8=False)
+    return made.SerializeToString()
 
 
 def _described(options: BuildOptions) -> str:

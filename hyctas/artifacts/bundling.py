@@ -6,7 +6,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_genotype
 from hyctas.artifacts.runs import check_output, recorded_preprocessing
-from hyctas.attention import self_attention_graph
+from hyctas.attention import decompositions
 from hyctas.data import PREPROCESSING, Labels, default_colours
 from hyctas.data.metric import SCORES_VERSION, Scores
 from hyctas.network import Network, build, load_weights, weights_bytes
@@ -42,7 +42,9 @@ RUN_FILES = ("network.safetensors", "genotype.json", "labels.json")
 RELEASED_PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """ImageNet's, which the released training code normalises with."""
 PROOF = {".onnx": Target("onnxruntime-cpu", "fp32"), ".pt2": Target("torch-cpu", "fp32")}
-"""Kinds of files that can be written, and where each is compared with PyTorch whatever target it is meant for."""
+"""Kinds of files that can be written, and where each is compared with PyTorch; compiled ones are on their own target."""
+FP32_LIMITS, HALF_LIMITS = (1e-3, 0.999), (0.5, 0.95)
+"""Largest error in standard deviations, and share of pixels that must keep their label; the latter of compiled fp16 and bf16."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,7 @@ def bundle_network(
     target: str = "onnxruntime-cpu:fp32",
     examples: Sequence[np.ndarray] = (),
     extra: Mapping[str, Any] | None = None,
+    add: Callable[[Path], None] | None = None,
 ) -> BundleReport:
     """Write a network as a bundle, or replace an older bundle whole.
 
@@ -244,6 +247,7 @@ def bundle_network(
         target: what it is meant for.
         examples: RGB images (h, w, 3) uint8 that parity is checked on besides random ones.
         extra: noted in the manifest besides the facts of `trained`.
+        add: as `export.bundle.bundle.write_bundle` takes it.
 
     Raises:
         CheckFailed: the exported model does not compute what the network computes.
@@ -253,7 +257,7 @@ def bundle_network(
     return write_bundle(
         folder, module=trained.network, size=size, labels=trained.labels.to_json(), preprocessing=trained.preprocessing.to_json(),
         genotype_json=trained.genotype.to_json(), weights=weights_bytes(trained.network, {"genotype": trained.genotype.id}),
-        output=output, target=target, extra={**trained.facts, **(extra or {})}, examples=examples,
+        output=output, target=target, extra={**trained.facts, **(extra or {})}, examples=examples, add=add,
     )  # fmt: skip
 
 
@@ -265,18 +269,20 @@ def write_file(
     target: str = "onnxruntime-cpu:fp32",
     examples: Sequence[np.ndarray] = (),
     extra: Mapping[str, Any] | None = None,
+    change: Callable[[Path], dict[str, Any]] | None = None,
 ) -> FileReport:
     """Write a network as `x.onnx` or `x.pt2` (torch.export, BN folded) with `x.<suffix>.manifest.json` beside it.
 
     The files take their places when parity is proven. The arguments are those of `bundle_network`; ONNX metadata, and the extra
-    files inside a `.pt2`, are those of a bundle's model.
+    files inside a `.pt2`, are those of a bundle's model. `change` may replace the file once it is proven, and returns what is to
+    be noted of that.
 
     Raises:
         CheckFailed: the file does not compute what the network computes.
         InvalidInput: another suffix, or the path is taken by a file that was not written here.
         Unavailable: onnxruntime is missing, so parity cannot be proven.
     """
-    with drafted_file(trained, path, size, output, target, examples, extra) as report:
+    with drafted_file(trained, path, size, output, target, examples, extra, change) as report:
         return report
 
 
@@ -289,6 +295,7 @@ def drafted_file(
     target: str,
     examples: Sequence[np.ndarray],
     extra: Mapping[str, Any] | None,
+    change: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Iterator[FileReport]:
     """Write and prove what `write_file` does, and let it take its place once the block has ended without an exception."""
     kind = path.suffix.lower()
@@ -298,14 +305,15 @@ def drafted_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with building_folder(path) as temporary:
         draft = temporary / path.name
-        _write_model(trained, draft, size, output)
-        parity = prove(trained, draft, PROOF[kind], size, output, examples)
+        _write_model(trained, draft, size, output, Target.parse(target))
+        parity = prove(trained, draft, proof_target(path, Target.parse(target)), size, output, examples)
         parity.raise_if_failed()
+        changed = change(draft) if change is not None else {}
         size_bytes = draft.stat().st_size
         manifest = Manifest(
             target=target, size=size, output=output, versions=versions(),
             files={path.name: {"sha256": sha256(draft), "size_bytes": size_bytes}},
-            extra={**trained.facts, **(extra or {}), "parity": parity.to_json()},
+            extra={**trained.facts, **(extra or {}), "parity": parity.to_json(), **changed},
         )  # fmt: skip
         draft_manifest = manifest_of(draft)
         write_json(draft_manifest, manifest.to_json())
@@ -326,10 +334,21 @@ def prove(
     from export.runtimes import open_runtime
 
     images = [trained.preprocessing.apply(Image.fromarray(example), size) for example in examples]
+    tolerance, agreement = FP32_LIMITS if target.precision == "fp32" else HALF_LIMITS
     with open_runtime(target, threads=1).load_file(path) as session:
         # parity reads from the output's name what to compare with; a .pt2 file does not keep the name
         session.outputs = (replace(session.outputs[0], name=output),)
-        return check_parity(trained.network, session, images, size)
+        return check_parity(trained.network, session, images, size, tolerance=tolerance, min_agreement=agreement)
+
+
+def is_compiled(path: Path, target: Target) -> bool:
+    """Say whether a file is a package that AOTInductor compiles for its target; every other one fits all targets."""
+    return path.suffix.lower() == ".pt2" and target.runtime.startswith("aotinductor-")
+
+
+def proof_target(path: Path, target: Target) -> Target:
+    """Return where a file is compared with PyTorch."""
+    return target if is_compiled(path, target) else PROOF[path.suffix.lower()]
 
 
 def manifest_of(path: Path) -> Path:
@@ -347,7 +366,7 @@ def check_free(path: Path) -> None:
     check_own(path, manifest, lambda: path.name in read_json(manifest, FORMAT_VERSION)["files"])
 
 
-def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str) -> None:
+def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target) -> None:
     from export.onnx.exporter import Output, export_onnx
 
     about = {
@@ -357,11 +376,17 @@ def _write_model(trained: Trained, path: Path, size: tuple[int, int], output: st
     if path.suffix.lower() == ".onnx":
         export_onnx(trained.network, size, path, output, about)
         return
+    if is_compiled(path, target):
+        from export.backends.aotinductor_session import compile_package
+
+        network = Output(trained.network.folded(), output)
+        compile_package(network, (torch.zeros(1, 3, *size),), path, target, ["image"], about, decompositions())
+        return
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch 2.13 about itself
         program = torch.export.export(Output(trained.network.folded(), output).eval(), (torch.zeros(1, 3, *size),))
         # our operator would make the file unreadable without this package
-        program = program.run_decompositions({torch.ops.hyctas.self_attention.default: self_attention_graph})
+        program = program.run_decompositions(decompositions())
     torch.export.save(program, buffer, extra_files=about)
     write_bytes(path, buffer.getvalue())

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from hyctas.attention.chunked import self_attention_graph
 from hyctas.attention.dispatch import Choice, explain
 from hyctas.attention.onnx.nodes import as_node, emitting_nodes
 
-__all__ = ["Choice", "explain", "fp16_qk_autocast", "self_attention", "self_attention_graph"]
+__all__ = ["Choice", "decompositions", "explain", "fp16_qk_autocast", "self_attention", "self_attention_graph"]
 _ = (_op, _block)
 
 
@@ -62,3 +64,8 @@ def self_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tenso
         return as_node(q, k, v, scale) if emitting_nodes() else self_attention_graph(q, k, v, scale)[0]
     output: Tensor = torch.ops.hyctas.self_attention(q, k, v, scale)[0]
     return output
+
+
+def decompositions() -> dict[Any, Callable[..., tuple[Tensor, Tensor]]]:
+    """Return what makes programs of torch.export free of our operator, so that they open without this package."""
+    return {torch.ops.hyctas.self_attention.default: self_attention_graph}

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from export.ranges import Classes, Settings, Threads
+from hyctas.artifacts.int8_settings import Int8Settings
 from hyctas.cli.entry import command
 from hyctas.engine.settings import EngineSettings
 
@@ -35,6 +36,8 @@ class ExportJob(Settings):
     """Image size, HEIGHTxWIDTH; default: the one that the run or bundle was made for."""
     classes: Classes | None = None
     """Number of classes of a genotype; default 19."""
+    data: str | None = None
+    """Images that int8 is calibrated with: a data set (see hyctas-train) or a folder; default: what the run was trained on."""
     threads: Threads = 1
     """Threads that it is meant to run with, as the manifest notes and the printed hyctas-bench command uses."""
     random_weights: bool = False
@@ -47,6 +50,8 @@ class ExportJob(Settings):
     """Library that talks to CUDA for an engine; default: the first that works."""
     build: tyro.conf.Fixed[EngineSettings] = field(default_factory=EngineSettings)
     """How an engine is built, but for `cuda_backend`."""
+    int8: tyro.conf.Fixed[Int8Settings] = field(default_factory=Int8Settings)
+    """How an int8 file is made."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"engine": ("rebuild", "gpu", "cuda_backend")}
 

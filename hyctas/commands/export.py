@@ -9,25 +9,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.bundle.bundle import INT8_NAME
 from export.bundle.bundle_engine import ENGINE_NAME, bundle_of
 from export.errors import InvalidInput
 from export.runtimes import open_runtime
 from export.target import TENSORRT, Target, format_size
-from hyctas.artifacts.bundling import PROOF, Trained, bundle_network, check_free, load_trained, prove, write_file
+from hyctas.artifacts.bundling import PROOF, Trained, bundle_network, check_free, load_trained, proof_target, prove, write_file
 from hyctas.artifacts.runs import newest_run
 from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.chosen_target import best_target
 from hyctas.commands.export_engine import check_bundle, check_engine, rebuild, write_engine_file
+from hyctas.commands.export_int8 import adder, open_images, show, sizes_note, writer
 from hyctas.commands.output_paths import check_writable
 from hyctas.commands.sample_images import EXAMPLES, street_scenes
 
 if TYPE_CHECKING:
+    from hyctas.artifacts.int8_files import Int8Images
     from hyctas.cli.export import ExportJob
 
 BUNDLE, ENGINE = "bundle", ".engine"
-RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-",), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
+RUNS_ON = {".onnx": ("onnxruntime-",), ".pt2": ("torch-", "aotinductor-"), ENGINE: TENSORRT, BUNDLE: ("onnxruntime-", "torch-")}
 """What runs each kind of output."""
 
 
@@ -73,12 +76,13 @@ def export_network(job: ExportJob) -> None:
     chosen = "" if job.network or home else " (the newest run)"
     say(f"network: {source}{chosen}, genotype {trained.genotype.id}, {trained.labels.num_classes} classes, "
         f"{trained.facts['weights']} weights")  # fmt: skip
+    images = _images(job, trained, source, target, size, home)
     if kind == BUNDLE:
-        _bundle(job, trained, path, size, target)
+        _bundle(job, trained, path, size, target, images)
     elif kind != ENGINE:
-        _file(job, trained, path, size, target)
+        _file(job, trained, path, size, target, images)
     if engine is not None:
-        write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source)
+        write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source, images)
     there = "" if target.runtime != "tensorrt-rtx" else ", on a machine with such a GPU: it proves parity first"
     say(f"next: {command_line('bench', path, target=target, threads=job.threads, trust=kind == '.pt2')}{there}")
 
@@ -100,17 +104,41 @@ def choose_target(text: str | None, kind: str, path: Path, gpu: str | None = Non
     return Target("tensorrt-rtx" if gpu else "tensorrt", "fp16") if kind == ENGINE else best_target(RUNS_ON[kind])
 
 
-def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int], target: Target) -> None:
+def _images(
+    job: ExportJob, trained: Trained, source: Path, target: Target, size: tuple[int, int], home: Path | None
+) -> Int8Images | None:
+    """Open the images that int8 needs; None for other precisions, and for the engine of a bundle, which is quantised already.
+
+    Raises:
+        InvalidInput: images are given and not needed, or needed and not there.
+    """
+    if target.precision != "int8" or home is not None:
+        if job.data is not None:
+            what = f"{target} needs none" if home is None else f"the engine is built from {home / INT8_NAME}"
+            raise InvalidInput(f"--data is for int8, which is calibrated with images; {what}: leave it out")
+        return None
+    images = open_images(job, trained, source)
+    if note := sizes_note(images, size):
+        say(f"note: {note}")
+    return images
+
+
+def _bundle(
+    job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int], target: Target, images: Int8Images | None
+) -> None:
     had_engine = (folder / ENGINE_NAME).exists()
     examples = street_scenes(size, EXAMPLES)
     with bar("export bundle"):
-        report = bundle_network(trained, folder, size, job.output, str(target), examples, {"threads": job.threads})
+        report = bundle_network(
+            trained, folder, size, job.output, str(target), examples, {"threads": job.threads},
+            None if images is None else adder(trained, target, images, job),
+        )  # fmt: skip
     onnx = report.onnx
     shape = "x".join(map(str, onnx.output.shape))
     say(f"wrote {folder}/: {megabytes(report.size_bytes)}; model.onnx {megabytes(onnx.size_bytes)}, opset {onnx.opset}, "
         f"image {format_size(size)}, {job.output} {shape}")  # fmt: skip
     say(report.parity.summary())
-    if target.runtime not in TENSORRT:  # its engine, which follows, is compared by itself
+    if target.runtime not in TENSORRT and images is None:  # its engine, which follows, is compared by itself
         _prove_on_target(trained, folder / "model.onnx", size, job.output, target, examples)
     if had_engine and target.runtime not in TENSORRT and not (folder / ENGINE_NAME).exists():
         again = command_line("export", folder / ENGINE_NAME)
@@ -118,13 +146,19 @@ def _bundle(job: ExportJob, trained: Trained, folder: Path, size: tuple[int, int
     say(f"try it: python {shlex.quote(str(folder / 'run.py'))} IMAGE_OR_FOLDER")
 
 
-def _file(job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target) -> None:
+def _file(
+    job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], target: Target, images: Int8Images | None
+) -> None:
     examples = street_scenes(size, EXAMPLES)
     with bar(f"export {path.name}"):
-        report = write_file(trained, path, size, job.output, str(target), examples, {"threads": job.threads})
+        report = write_file(
+            trained, path, size, job.output, str(target), examples, {"threads": job.threads},
+            None if images is None else writer(trained, target, images, job, show),
+        )  # fmt: skip
     say(f"wrote {path}: {megabytes(report.size_bytes)}, image {format_size(size)}, {job.output}; and {report.manifest.name}")
-    say(report.parity.summary())
-    _prove_on_target(trained, path, size, job.output, target, examples)
+    say(report.parity.summary() + " (before quantising)" * (images is not None))
+    if images is None:
+        _prove_on_target(trained, path, size, job.output, target, examples)
 
 
 def _prove_on_target(
@@ -132,7 +166,7 @@ def _prove_on_target(
 ) -> None:
     """Check parity once more where the file will run, if that is not the CPU target that it was proven on."""
     kind = path.suffix.lower()
-    if target == PROOF[kind]:
+    if target == proof_target(path, target):
         return
     if target.precision != "fp32" or not target.runtime.startswith(RUNS_ON[kind]):
         say(f"note: the file is fp32 and was proven on {PROOF[kind]}; {target} was not compared")

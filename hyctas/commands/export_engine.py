@@ -7,26 +7,29 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.bundle.bundle import INT8_NAME
 from export.bundle.bundle_engine import bundle_of, engine_listed, engine_replaced
 from export.bundle.manifest import read_manifest
 from export.errors import InvalidInput, Unavailable
 from export.files import real_path
 from export.runtimes import open_runtime
 from export.target import Target, format_size
-from export.trt.engine_file import check_free, needs_rebuild, required_manifest
-from export.trt.from_onnx import open_host, options_of, rebuild_engine
+from export.trt.engine_file import check_free, needs_rebuild, required_manifest, save_engine
+from export.trt.from_onnx import engine_from_onnx, open_host, options_of, rebuild_engine
 from export.trt.options import BuildOptions, target_precision
 from export.trt.rtx import RUNTIME, capabilities, check_buildable, import_rtx
-from hyctas.artifacts.bundling import Trained, load_trained
+from hyctas.artifacts.bundling import Trained, load_trained, write_file
 from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
+from hyctas.commands.export_int8 import show, writer
 from hyctas.commands.sample_images import EXAMPLES, street_scenes
 from hyctas.engine.context import named_context, open_context
 from hyctas.engine.engine_export import EngineReport, write_engine
 from hyctas.engine.settings import EngineSettings, built_precision
 
 if TYPE_CHECKING:
+    from hyctas.artifacts.int8_files import Int8Images
     from hyctas.cli.export import ExportJob
 
 KEPT = ("file", "cuda_backend", "threads", "rebuild")
@@ -89,17 +92,26 @@ def check_bundle(job: ExportJob, folder: Path) -> str:
 
 
 def write_engine_file(
-    job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path
-) -> None:
-    """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there."""
+    job: ExportJob, trained: Trained, path: Path, size: tuple[int, int], output: str, target: Target, source: Path,
+    images: Int8Images | None = None,
+) -> None:  # fmt: skip
+    """Build an engine and write it with its ONNX file; inside a bundle, beside the one that is there. int8 needs images."""
     settings, home = job.engine(), bundle_of(path)
     if home is None:
         again = command_line(
             "export", path.name, network=source, target=target, output=output, size=format_size(size), checkpoint=job.checkpoint,
-            classes=job.classes, random_weights=job.random_weights, gpu=job.gpu,
+            classes=job.classes, random_weights=job.random_weights, gpu=job.gpu, data=job.data,
         )  # fmt: skip
     else:
         again = command_line("export", path, target=target, gpu=job.gpu)
+    if target.precision == "int8":
+        onnx = home / INT8_NAME if home is not None else path.with_suffix(".onnx")
+        if home is None:
+            assert images is not None, "they are opened before"
+            write_file(trained, onnx, size, output, str(target), street_scenes(size, EXAMPLES), {"threads": job.threads},
+                       writer(trained, target, images, job, show))  # fmt: skip
+        _write_quantised(job, path, onnx, again)
+        return
     context = named_context(capabilities_of(job)) if target.runtime == RUNTIME else open_context(settings)
     with bar(f"export {path.name}") as shown:
         report = write_engine(
@@ -110,6 +122,24 @@ def write_engine_file(
     say(f"wrote {path}: {len(report.build.plan) / 1e6:.2f} MB, {report.build.options.precision}, "
         f"built in {report.build.seconds:.0f} s; {beside}")  # fmt: skip
     _show_report(report)
+
+
+def _write_quantised(job: ExportJob, path: Path, onnx: Path, again: str) -> None:
+    """Build an engine from a quantised ONNX file.
+
+    Raises:
+        InvalidInput: a bundle without such a file, or settings that do not go with int8.
+    """
+    if not onnx.is_file():
+        raise InvalidInput(f"{path} would be built from {onnx.name}, which {onnx.parent} has not; export the bundle again with "
+                           f"--target tensorrt:int8 (or tensorrt-rtx:int8) and --data")  # fmt: skip
+    settings, gpus = job.engine(), capabilities_of(job)
+    options = settings.options(built_precision("int8", settings), capabilities=gpus)
+    host = open_host(settings.cuda_backend, settings.cache(), gpus)
+    with bar(f"export {path.name}") as shown:
+        plan, manifest = engine_from_onnx(onnx, options, host, again, say, shown.count)
+        save_engine(path, plan, manifest)
+    say(f"wrote {path}: {len(plan) / 1e6:.2f} MB, int8; {path.name}.json; built from {onnx.name}")
 
 
 def rebuild(job: ExportJob, path: Path) -> None:
@@ -148,7 +178,7 @@ def _check_alone(job: ExportJob, path: Path) -> None:
     names = (field.name for field in fields(job) if field.name not in KEPT)
     other = [name for name in names if getattr(job, name) != getattr(plain, name)]
     if other:
-        flag = "config" if other[0] == "build" else other[0].replace("_", "-")
+        flag = "config" if other[0] in ("build", "int8") else other[0].replace("_", "-")
         raise InvalidInput(f"--rebuild builds what the manifest of {path.name} says; leave out --{flag}")
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from export.bench_models import BenchModel
 from export.bundle.bundle_engine import ENGINE_NAME, bundle_of, engine_listed
 from export.errors import InvalidInput
+from export.pt2_package import OURS, compiled_facts
 from export.target import TENSORRT, Target, format_size
 from export.trt.cuda.guard import unavailable_reason
 from export.trt.engine_file import read_manifest
+from export.trt.onnx_metadata import onnx_metadata
 from hyctas.commands.chosen_target import best_target
 
 BUNDLE, RUN = "bundle", "run folder"
@@ -40,7 +42,7 @@ def kind_of(path: Path) -> str:
 def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Target:
     """Return the target asked for, or the best available one that runs all models; bundles and runs run on any.
 
-    That is TensorRT where a bundle has an engine, or an engine is to be timed.
+    That is TensorRT where a bundle has an engine, or an engine is to be timed, and int8 where one of the files is quantised.
 
     Raises:
         InvalidInput: no one target runs all of them, or the one asked for does not.
@@ -53,12 +55,18 @@ def choose_target(text: str | None, models: Sequence[tuple[Path, str]]) -> Targe
         return _target_of_engine(text, engine)
     if onnx and pt2:
         raise InvalidInput(f"{onnx} runs on onnxruntime, {pt2} on torch: no target runs both; time them in two commands")
-    runtimes = ("onnxruntime-",) if onnx else ("torch-",) if pt2 else ("onnxruntime-", "torch-")
+    facts = compiled_facts(pt2) if pt2 else None
+    runtimes = ("onnxruntime-",) if onnx else ("onnxruntime-", "torch-") if not pt2 else ("torch-",)
+    if facts is not None:
+        return Target.parse(text or facts.get(f"{OURS}target", "aotinductor-cpu:fp32"))
     if text is not None:
         target = Target.parse(text)
-        if (onnx or pt2) and target.runtime.startswith(("onnxruntime-", "torch-")) and not target.runtime.startswith(runtimes):
+        others = ("onnxruntime-", "torch-", "aotinductor-")
+        if (onnx or pt2) and target.runtime.startswith(others) and not target.runtime.startswith(runtimes):
             raise InvalidInput(f"{target} does not run {onnx or pt2}; take {runtimes[0]}cpu:fp32, or a bundle (runs on both)")
         return target
+    if onnx and any(onnx_metadata(path).get("precision") == "int8" for path, kind in models if kind == ".onnx"):
+        return Target("onnxruntime-cpu", "int8")
     built = None if pt2 else _engine_of_bundles([path for path, kind in models if kind == BUNDLE])
     return best_target(runtimes) if built is None else _target_of_engine(None, built)
 
@@ -94,7 +102,7 @@ def bench_model(path: Path, kind: str, name: str, target: Target, size: tuple[in
     Raises:
         InvalidInput: made for another size, or for none that it says.
     """
-    if kind != RUN and not (kind == BUNDLE and target.runtime.startswith("torch-")):
+    if kind != RUN and not (kind == BUNDLE and target.runtime.startswith(("torch-", "aotinductor-"))):
         return BenchModel(name, path=path, size=size)
     from hyctas.artifacts.bundling import load_trained  # torch, which other files are run without
 

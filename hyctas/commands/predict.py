@@ -21,10 +21,10 @@ from export.prediction.prediction import OutputNames, VideoSink, predict, read_p
 from export.prediction.segment import Segmenter
 from export.prediction.stage_times import RECENT, StageTimes
 from export.target import TENSORRT
-from hyctas.cli.advice import explain
+from hyctas.cli.advice import command_line, explain
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
-from hyctas.commands.model_files import bench_model, choose_target, kind_of
+from hyctas.commands.model_files import RUN, bench_model, choose_target, kind_of
 from hyctas.commands.output_paths import check_writable
 from hyctas.engine.settings import LoadSettings
 from hyctas.engine.table_attention import open_target
@@ -51,6 +51,9 @@ def predict_sources(job: PredictJob) -> None:
     if address is None:
         check_writable(job.out / "overlay.png")
     target = choose_target(job.target, [(path, kind)])
+    if target.precision == "int8" and kind == RUN:
+        raise InvalidInput(f"{path} is a run folder, whose network is not quantised; make an int8 file or bundle of it: "
+                           f"{command_line('export', 'BUNDLE/', network=path, target=target)}")  # fmt: skip
     sources = open_sources(job.sources)
     try:
         runtime = open_target(target, job.threads, **(LoadSettings().arguments() if target.runtime in TENSORRT else {}))

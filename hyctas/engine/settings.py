@@ -11,7 +11,7 @@ from export.ranges import OneOf, Range, Settings
 from export.trt.options import PRESETS, BuildOptions
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-"""Of engines that are built from a network alone; int8 and fp8 need a graph that was quantised with data."""
+"""Of engines that are built from a network alone; int8 is quantised with images first, fp8 by other tools."""
 
 Backend = Annotated[str, OneOf(("torch", "cuda-bindings", "pycuda"))]
 
@@ -66,11 +66,11 @@ def built_precision(precision: str, settings: EngineSettings) -> str:
     Raises:
         InvalidInput: engines in it are not built from a network alone, or it does not go with the settings.
     """
-    if precision not in PRECISIONS:
+    if precision not in (*PRECISIONS, "int8"):
         raise InvalidInput(
             f"an engine in {precision} needs a graph that was quantised with images: write an .onnx file, quantise it (NVIDIA "
             f"ModelOpt), and build that: python -m export.trt.from_onnx FILE.onnx --precision {precision}; "
-            f"here take {', '.join(PRECISIONS)}"
+            f"here take {', '.join(PRECISIONS)} or int8"
         )
     if settings.mixed and precision != "fp16":
         raise InvalidInput(f"mixed keeps parts of an fp16 engine in fp32; it does not go with {precision}")

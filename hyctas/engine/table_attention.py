@@ -80,6 +80,12 @@ def open_target(target: Target, threads: int, cache: Path | None = None, **more:
     runtime = open_runtime(target, threads, cache, **more)
     if target.runtime in TENSORRT and target.precision in PRECISIONS:
         _attend(runtime, more.get("backend"))
+    if target.runtime.startswith("aotinductor-"):
+        from export.backends.aotinductor_session import AOTInductorRuntime
+        from hyctas.attention import decompositions
+
+        assert isinstance(runtime, AOTInductorRuntime), "open_runtime gives a target's own runtime"
+        runtime.decompositions = decompositions()
     return runtime
 
 

@@ -21,7 +21,7 @@ from tests.export.trt.fakes_run import Rig, plan
 if TYPE_CHECKING:
     import pytest
 
-KINDS = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16"}
+KINDS = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16", TensorProto.INT8: "INT8"}
 
 
 class FakeBuilder:

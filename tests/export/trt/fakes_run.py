@@ -40,7 +40,7 @@ except ImportError:  # a device
 else:
     _EXTRA = {"BF16": bfloat16, "FP8": float8_e4m3fn}
 
-DTYPES: dict[str, Any] = {"FLOAT": np.float32, "HALF": np.float16, **_EXTRA, "INT32": np.int32, "UINT8": np.uint8}
+DTYPES: dict[str, Any] = {"FLOAT": np.float32, "HALF": np.float16, **_EXTRA, "INT32": np.int32, "UINT8": np.uint8, "INT8": np.int8}
 VERSIONS = ("10.3.0", "10.16.1", "11.4.0")
 MAGIC = b"fake plan "
 SHAPE = (1, 3, 4, 6)

@@ -178,9 +178,15 @@ class TestFailure:
         assert isinstance(first, InvalidInput) and isinstance(second, InvalidInput) and "reports no layer" in str(first)
 
     def test_graphs_that_do_not_fit_the_precision(self, builder: FakeBuilder) -> None:
-        for failed in TensorRTRuntime(Target("tensorrt", "int8")).load_operators(pair()):
+        for failed in TensorRTRuntime(Target("tensorrt", "fp8")).load_operators(pair()):
             assert isinstance(failed, InvalidInput) and "has no QuantizeLinear" in str(failed)
         assert builder.graphs == []
+
+    def test_int8_operators_are_quantised_with_random_data(self, builder: FakeBuilder) -> None:
+        close(opened(TensorRTRuntime(Target("tensorrt", "int8")).load_operators(pair())))
+        for graph in builder.graphs:
+            ends = [info.type.tensor_type.elem_type for info in (*graph.graph.input, *graph.graph.output)]
+            assert set(ends) == {onnx.TensorProto.INT8}, "as parts of networks have them"
 
     def test_without_a_cuda_graph_there_are_no_rows(self, rig: Rig, builder: FakeBuilder) -> None:
         rig.gpu.fail["end_capture"] = (CAPTURE_UNSUPPORTED, "operation not permitted")

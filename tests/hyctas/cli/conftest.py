@@ -141,9 +141,9 @@ RECORD = {
 
 def write_run(folder: Path, labels: Labels = LABELS) -> Path:
     """Write what hyctas-train network leaves of the network itself, without the training."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    save_weights(build(small_genotype(), 5), folder / "network.safetensors", {"genotype": small_genotype().id})
+    save_weights(build(small_genotype(), labels.num_classes), folder / "network.safetensors", {"genotype": small_genotype().id})
     (folder / "genotype.json").write_text(small_genotype().to_json())
     (folder / "labels.json").write_text(json.dumps(labels.to_json()))
     return folder

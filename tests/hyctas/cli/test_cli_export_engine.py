@@ -104,7 +104,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     ("arguments", "toml", "reason"),
     [
         (("--target", "onnxruntime-cpu:fp32"), "", "does not run engines; take tensorrt:fp16, or write m.onnx"),
-        (("--target", "tensorrt:int8"), "", "needs a graph that was quantised"),
+        (("--target", "tensorrt:fp8"), "", "needs a graph that was quantised"),
         (("--target", "tensorrt:fp32"), "mixed = true", "does not go with fp32"),
         ((), 'preset = "fast"', "allowed: release, search"),
         ((), "workspace_mib = 0", "workspace_mib is 0"),
