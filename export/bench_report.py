@@ -12,11 +12,14 @@ import numpy as np
 from msgspec import Meta
 
 from export.codec import Count, NotNegative, Positive, Share, elided, plain
+from export.curves import CSS as CURVES
 from export.target import parse_size
 
 FORMAT_VERSION = 1
 MAX_CV = 0.05
 """Coefficient of variation above which a result carries a warning."""
+MAX_LOAD = 0.1
+"""Load by cores above which the report warns that other processes were running."""
 _CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1c2330;background:#fff}"
     "h1{font-size:1.4rem;margin:0 0 .2rem}.sub{color:#5b6575;margin:0 0 1.2rem}.wide{overflow-x:auto}"
@@ -25,9 +28,7 @@ _CSS = (
     "{text-align:left}tbody tr:hover{background:#f5f7fb}.warn{color:#8a4b00}li{margin:.15rem 0}"
     "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e4e8ef}th,.sub{color:#9aa5b5}th,td{border-color:#2b323d}"
     "tbody tr:hover{background:#1c222b}.warn{color:#f0b35e}}"
-    "h2{font-size:1.05rem;margin:1.6rem 0 .2rem}.pace{width:100%;max-width:45rem;font-size:11px}.pace text{fill:currentColor}"
-    ".pace polyline{fill:none;stroke:#1f6fb5;stroke-width:2}.pace .oldest{stroke-width:.8;stroke-opacity:.7}"
-    ".pace .deadline{stroke:#c2487f;stroke-dasharray:5 4;fill:none}.pace .missed{fill:#d9480f}"
+    + CURVES
 )
 
 
@@ -136,6 +137,13 @@ def circumstances(machine: Mapping[str, Any], versions: Mapping[str, str], other
     place = f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores{gpus}"
     load = "load by others unknown" if others_share is None else f"others used {others_share:.0%} of the cores"
     return f"{place}; {machine['os']}, Python {machine['python']}; {named}; {load}"
+
+
+def load_remark(others_share: float | None) -> list[str]:
+    """Return what a reader should know of the load by other processes; nothing where there was little."""
+    if others_share is None or others_share <= MAX_LOAD:
+        return []
+    return [f"other processes used {others_share:.0%} of the cores during the measurement"]
 
 
 def markdown_table(title: str, subtitle: str, rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from export.bench_report import FORMAT_VERSION, BenchReport
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json, write_text
-from export.paced import PacedReport
+from export.paced_report import PacedReport
 from hyctas.cli.show import say
 from hyctas.cli.streams import printable
 from hyctas.commands.output_paths import check_writable

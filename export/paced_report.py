@@ -1,0 +1,130 @@
+"""Hold and render what frames that arrive by the clock became: JSON for machines, Markdown and one HTML page for people."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from export.bench_report import circumstances, load_remark, markdown_table, page
+from export.curves import Chart, Line
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Second:
+    """What happened to the frames that arrived in one second."""
+
+    frames: int
+    missed: int
+    """Dropped, or late."""
+    age_p50_ms: float | None
+    """None where all were dropped."""
+    age_max_ms: float | None
+
+
+@dataclass(frozen=True)
+class PacedResult:
+    """How one model kept up."""
+
+    name: str
+    file: str | None
+    sha256: str | None
+    size: str | None
+    frames: int
+    """That arrived."""
+    dropped: int
+    late: int
+    """Outputs older than one period."""
+    outputs_per_second: float
+    age_p50_ms: float
+    age_p99_ms: float
+    jitter_ms: float
+    """Standard deviation of the time from one output to the next."""
+    run_p50_ms: float
+    run_p99_ms: float
+    seconds: tuple[Second, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dropped_share(self) -> float:
+        return self.dropped / self.frames
+
+    @property
+    def missed_share(self) -> float:
+        """Share of the frames that were dropped or late."""
+        return (self.dropped + self.late) / self.frames
+
+
+@dataclass(frozen=True)
+class PacedReport:
+    """Models under one pace, one after another."""
+
+    target: str
+    threads: int
+    mode: str
+    pace: float
+    """Frames per second."""
+    source: str
+    """Where the frames come from."""
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    others_share: float | None
+    models: tuple[PacedResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @property
+    def title(self) -> str:
+        return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}, {self.pace:g} frames per second"
+
+    def remarks(self) -> list[str]:
+        """Return what a reader of the numbers should know."""
+        notes = [f"{result.name}: {note}" for result in self.models for note in result.notes]
+        return [*load_remark(self.others_share), f"frames: {self.source}", *notes]
+
+    def rows(self) -> list[list[str]]:
+        """Return the table's cells, `HEAD` first."""
+        return [HEAD, *(
+            [
+                result.name, result.size or "no image", f"{result.missed_share:.1%}", f"{result.dropped_share:.1%}",
+                f"{result.outputs_per_second:.1f}", f"{result.age_p50_ms:.1f}", f"{result.age_p99_ms:.1f}",
+                f"{result.jitter_ms:.2f}", f"{result.run_p50_ms:.2f}", str(result.frames),
+            ]
+            for result in self.models
+        )]  # fmt: skip
+
+    def to_markdown(self) -> str:
+        """Return a table and the circumstances, GitHub flavour."""
+        place = circumstances(self.machine, self.versions, self.others_share)
+        return markdown_table(self.title, place, self.rows(), self.remarks())
+
+    def to_html(self) -> str:
+        """Return one page without scripts or outside resources; a curve per model shows age and misses over time."""
+        curves = "".join(_curve(result, 1000 / self.pace) for result in self.models)
+        place = circumstances(self.machine, self.versions, self.others_share)
+        return page(self.title, place, self.rows(), self.remarks(), curves)
+
+
+HEAD = [
+    "model", "size", "missed", "dropped", "outputs/s", "age p50 ms", "age p99 ms", "jitter ms", "run p50 ms", "frames",
+]  # fmt: skip
+
+
+def _curve(result: PacedResult, period_ms: float) -> str:
+    """Draw the age of the outputs over time, with the deadline, and the share of missed frames below."""
+    seconds = result.seconds
+    lines = [
+        Line("median", [second.age_p50_ms for second in seconds]),
+        Line("oldest", [second.age_max_ms for second in seconds], thin=True),
+    ]
+    missed = [second.missed / second.frames if second.frames else 0.0 for second in seconds]
+    chart = Chart("age of the outputs", "ms", lines, len(seconds), period_ms, missed, "missed")
+    return (
+        f"<h2>{html.escape(result.name)}</h2>{chart.to_svg()}"
+        "<p>Age of the outputs, second by second: the median, and thin the oldest; dashed the deadline, one period. Bars: share of "
+        "missed frames.</p>"
+    )
