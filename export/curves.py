@@ -39,6 +39,8 @@ class Chart:
     """Drawn as a dashed line across."""
     bars: Sequence[float] = ()
     bars_name: str = ""
+    from_zero: bool = False
+    """Whether the height begins at 0 however little the values differ."""
 
     def to_svg(self) -> str:
         """Return one SVG element; nothing where no line has a value."""
@@ -46,7 +48,8 @@ class Chart:
         if not found:
             return ""
         low, high = min(found), max([*found, *([self.limit] if self.limit is not None else [])])
-        low = 0.0 if low < 0.7 * high else low - 0.1 * (high - low or high or 1.0)  # near-constant values fill the height, too
+        from_zero = self.from_zero or low < 0.7 * high
+        low = 0.0 if from_zero else low - 0.1 * (high - low or high or 1.0)
         high += 0.05 * (high - low) or 1.0
         count = max(len(line.values) for line in self.lines)
         step = (WIDTH - LEFT - RIGHT) / max(1, count)
@@ -64,7 +67,7 @@ class Chart:
         if self.bars:
             parts.append(f'<text x="0" y="{bottom - 6:g}">{html.escape(self.bars_name)}</text>')
         parts.append(f'<text x="{LEFT:g}" y="{bottom + 18:g}">0 s</text>')
-        parts.append(f'<text x="{WIDTH - RIGHT:g}" y="{bottom + 18:g}" text-anchor="end">{self.seconds:g} s</text>')
+        parts.append(f'<text x="{WIDTH - RIGHT:g}" y="{bottom + 18:g}" text-anchor="end">{self.seconds:.3g} s</text>')
         label = html.escape(f"{self.title} over time, {self.unit}", quote=True)
         return (
             f'<svg class="curve" viewBox="0 -18 {WIDTH:g} {bottom + 42:g}" role="img" aria-label="{label}">'

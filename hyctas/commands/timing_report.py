@@ -14,6 +14,7 @@ from export.bench_report import FORMAT_VERSION, BenchReport
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.paced_report import PacedReport
+from export.sustained_report import SustainedReport
 from hyctas.cli.show import say
 from hyctas.cli.streams import printable
 from hyctas.commands.output_paths import check_writable
@@ -40,19 +41,22 @@ def check_out(out: Path) -> None:
         raise InvalidInput(f"{taken[0]} exists and is no report of hyctas-bench; choose another --out or move it away")
 
 
-def publish(report: BenchReport | PacedReport, out: Path, run: Path | None) -> None:
+Report = BenchReport | PacedReport | SustainedReport
+
+
+def publish(report: Report, out: Path, run: Path | None) -> None:
     """Print a report, and write it and that of the run which it belongs to."""
-    if isinstance(report, PacedReport):
-        print_paced(report)
-    else:
+    if isinstance(report, BenchReport):
         print_report(report)
+    else:
+        print_over_time(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
     if run and (run / "train-network.json").exists():
         say(f"wrote {report_run(run)}")
 
 
-def write_report(report: BenchReport | PacedReport, out: Path) -> tuple[Path, Path, Path]:
+def write_report(report: Report, out: Path) -> tuple[Path, Path, Path]:
     """Write FILE.json, FILE.md and FILE.html."""
     paths = out, out.with_suffix(".md"), out.with_suffix(".html")
     write_json(paths[0], {**report.to_json(), "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]]})
@@ -72,8 +76,8 @@ def _printed(table: Table) -> Console:
     return console
 
 
-def print_paced(report: PacedReport) -> None:
-    """Print what `--pace` found."""
+def print_over_time(report: PacedReport | SustainedReport) -> None:
+    """Print what `--pace` or `--sustained` found."""
     table = _table(report.title)
     head, *rows = report.rows()
     for index, name in enumerate(head):

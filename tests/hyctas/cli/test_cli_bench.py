@@ -100,12 +100,21 @@ def test_paced_by_images_and_a_video(call: Command, bundle: Path) -> None:
     Path("empty").mkdir()
     Path("t.txt").write_text("none")
     refused = [
-        (("--data", "clip.mp4"), 2, "arrive by the clock"), (("--data", "torn.mp4", "--pace", "400"), 2, "cannot be read as a video"),
-        (("--data", "camera:99", "--pace", "400"), 3, "camera:99 is unavailable"), (("--data", "empty", "--pace", "400"), 2, "empty"),
-        (("--data", "t.txt", "--pace", "400"), 2, "suffix '.txt' is unknown"), (("--pace", "0"), 2, "above 0"),
+        ("--data clip.mp4", 2, "arrive by the clock"), ("--data torn.mp4 --pace 400", 2, "cannot be read as a video"),
+        ("--data camera:99 --pace 400", 3, "camera:99 is unavailable"), ("--data empty --pace 400", 2, "empty"),
+        ("--data t.txt --pace 400", 2, "suffix '.txt' is unknown"), ("--pace 0", 2, "above 0"),
+        ("--sustained 10", 2, "'10' is not a number with s, m or h"), ("--sustained 1s", 2, "from 2s to 24h"),
+        ("--sustained 10m --kit kit", 2, "leave --sustained out"), ("--sustained 2s --pace 4", 2, "less than 10 frames"),
     ]  # fmt: skip
     for arguments, code, reason in refused:
-        expect(call(bundle, *arguments), code, reason)
+        expect(call(bundle, *arguments.split()), code, reason)
+
+
+def test_sustained(call: Command, bundle: Path) -> None:
+    expect(call(bundle, "--sustained", "2s", "--pace", "50"), 0, "last by first", "wrote sustained.html", "mode model, 50 frames")
+    report = json.loads(Path("sustained.json").read_text())
+    (model,) = report["models"]
+    assert report["state"] == "done" and sum(interval["frames"] for interval in model["intervals"]) == 100
 
 
 def test_end_to_end_paints_a_street(call: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
