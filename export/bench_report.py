@@ -60,6 +60,10 @@ class BenchResult:
     ratio_p10: float | None
     ratio_p90: float | None
     notes: tuple[str, ...] = ()
+    memory_mib: NotNegative | None = elided(None)
+    """Most host memory beyond the runtime's own, where it was measured."""
+    device_memory_mib: NotNegative | None = elided(None)
+    """The same of the GPU's memory."""
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -93,11 +97,11 @@ class BenchReport:
 
     def to_markdown(self) -> str:
         """Return a table and the circumstances, GitHub flavour."""
-        return markdown_table(self._title(), self._subtitle(), [_HEAD, *self._rows()], self._remarks())
+        return markdown_table(self._title(), self._subtitle(), self._rows(), self._remarks())
 
     def to_html(self) -> str:
         """Return one page without scripts or outside resources."""
-        return page(self._title(), self._subtitle(), [_HEAD, *self._rows()], self._remarks())
+        return page(self._title(), self._subtitle(), self._rows(), self._remarks())
 
     def _title(self) -> str:
         return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}"
@@ -106,7 +110,9 @@ class BenchReport:
         return circumstances(self.machine, self.versions, self.others_share)
 
     def _rows(self) -> list[list[str]]:
-        return [
+        """Return the table's cells, its head first."""
+        memory = [field for field in MEMORY if any(getattr(result, field) is not None for result in self.models)]
+        return [[*_HEAD, *(MEMORY[field] for field in memory)], *(
             [
                 result.name,
                 result.size or "no image",
@@ -115,15 +121,23 @@ class BenchReport:
                 f"{result.cv:.1%}",
                 str(result.n),
                 "1" if result.ratio_median is None else _ratio(result),
+                *(cell_of(getattr(result, field)) for field in memory),
             ]
             for result in self.models
-        ]
+        )]  # fmt: skip
 
     def _remarks(self) -> list[str]:
         return [*self.warnings, *(f"{result.name}: {note}" for result in self.models for note in result.notes)]
 
 
+MEMORY = {"memory_mib": "memory MiB", "device_memory_mib": "GPU memory MiB"}
+"""Of the fields of a result that only some reports have: their columns."""
 _HEAD = ["model", "size", "FPS", "median ms", "p90", "p95", "p99", "min", "CV", "n", "time by first [p10, p90]"]
+
+
+def cell_of(mib: float | None) -> str:
+    """Write memory for a table."""
+    return "" if mib is None else f"{mib:.1f}"
 
 
 def _ratio(result: BenchResult) -> str:

@@ -2,7 +2,8 @@
 
 Frame i arrives at i / pace; a camera's pictures arrive when they do. One frame waits at most: while a model runs, a new frame takes
 the place of the one that waits, which is dropped. The age of an output is the time since its frame arrived; a deadline is missed
-where a frame was dropped, or its output is older than one period.
+where a frame was dropped, or its output is older than one period. Of a bundle with several networks, a governor picks the one that
+keeps the deadline (`export/governor.py`).
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from export.arrivals import EPSILON, Arrival, Clock, MonotonicClock, Output, Pictures, by_the_clock, of_pictures, play
-from export.bench_models import BenchModel, OpenModel, open_models
-from export.bench_timing import named, no_garbage_collection
+from export.bench_models import BenchModel, OpenModel, check_names
+from export.bench_timing import no_garbage_collection
 from export.bundle.imaging import decode
+from export.contestant import Contestant, Process, Running, open_contestant, weighted_miou
 from export.errors import Give, InvalidInput
+from export.governor import Governor
 from export.load import others_share, read_load
 from export.machine import fingerprint
-from export.paced_report import PacedReport, PacedResult, Second
+from export.paced_report import LadderUse, PacedReport, PacedResult, RungUse, Second
 from export.prediction.segment import frame, on_pictures, synthetic_jpeg
 from export.runtime import Runtime
 from export.target import format_size
 
-WARM_UP_RUNS = 10
+WARM_UP_SIZE = (720, 1280)
+"""Of a picture to warm up with where a video or camera gives the real ones."""
 MIN_FRAMES = 10
 RATE_TOLERANCE = 0.05
 """Share by which a camera's rate may differ from the pace before that is said."""
-Process = Callable[[Image.Image | None], object]
 
 
 def pace(
@@ -57,18 +61,22 @@ def pace(
     """
     check_frames(frames_per_second, seconds)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
-        opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
+        contestants = open_contestants(models, runtime, Path(temporary), stack)
         results, before = [], read_load()
         with no_garbage_collection():
-            for index, model in enumerate(opened):
-                process = warmed_up(model, mode, images, pictures)
-                clock, outputs = MonotonicClock(), list[Output]()
-                for output in play(process, arrivals(clock, frames_per_second, seconds, pictures), clock):
+            for index, contestant in enumerate(contestants):
+                running = Running(contestant, *preparation(mode, images, pictures), 1 / frames_per_second)
+                clock, outputs, levels = MonotonicClock(), list[Output](), list[int]()
+                for output in play(running, arrivals(clock, frames_per_second, seconds, pictures), clock):
                     outputs.append(output)
+                    levels.append(running.governor.level)
+                    running.governor.observe(output.age, output.run)
                     if progress is not None:
-                        progress(int(100 * (index + min(1.0, output.ended / seconds)) / len(opened)), 100)
+                        progress(int(100 * (index + min(1.0, output.ended / seconds)) / len(models)), 100)
                 notes = notes_of(pictures, outputs, frames_per_second)
-                results.append(summarise(model, outputs, frames_per_second, notes))
+                result = summarise(contestant.models[0], outputs, frames_per_second, notes)
+                ladder = len(contestant.models) > 1
+                results.append(with_ladder(result, contestant, outputs, levels, running.governor) if ladder else result)
         others = others_share(before, read_load())
     if progress is not None:
         progress(100, 100)
@@ -91,22 +99,24 @@ def check_frames(frames_per_second: float, seconds: float) -> None:
         )
 
 
-def warmed_up(model: OpenModel, mode: str, images: Sequence[bytes], pictures: Pictures | None) -> Process:
-    """Return what processes a frame, after a few of them."""
-    with named(model):
-        if pictures is None:
-            once = frame(model, mode, images)
+def open_contestants(models: Sequence[BenchModel], runtime: Runtime, folder: Path, stack: ExitStack) -> list[Contestant]:
+    """Open every model, to be closed with a stack."""
+    check_names(models)
+    return [stack.enter_context(open_contestant(model, runtime, folder)) for model in models]
 
-            def process(picture: Image.Image | None) -> object:
-                return once()
 
-            first = None
-        else:
-            process = on_pictures(model, mode)
-            first = decode(synthetic_jpeg(model.image.size if model.image else (32, 32), seed=0))
-    for _ in range(WARM_UP_RUNS):
-        process(first)
-    return process
+def preparation(
+    mode: str, images: Sequence[bytes], pictures: Pictures | None
+) -> tuple[Callable[[OpenModel], Process], Image.Image | None]:
+    """Return what makes a model process frames, and a frame to warm up with."""
+    if pictures is not None:
+        return (lambda model: on_pictures(model, mode)), decode(synthetic_jpeg(WARM_UP_SIZE, seed=0))
+
+    def prepare(model: OpenModel) -> Process:
+        once = frame(model, mode, images)
+        return lambda picture: once()
+
+    return prepare, None
 
 
 def arrivals(clock: Clock, frames_per_second: float, seconds: float, pictures: Pictures | None) -> Iterator[Arrival]:
@@ -136,6 +146,26 @@ def notes_of(pictures: Pictures | None, outputs: Sequence[Output], frames_per_se
     differs = abs(found / frames_per_second - 1) > RATE_TOLERANCE
     rate = [f"{pictures.name} sent {found:.1f} frames per second; the deadline is that of {frames_per_second:g}"] if differs else []
     return (*pictures.notes, *rate)
+
+
+def with_ladder(
+    result: PacedResult, contestant: Contestant, outputs: Sequence[Output], levels: Sequence[int], governor: Governor
+) -> PacedResult:
+    """Return a result with what its governor did: a network counts for as long as its outputs were the newest."""
+    ends = np.array([output.ended for output in outputs])
+    lasts = np.diff(ends, append=ends[-1] + governor.deadline_s)
+    chosen = np.array(levels)
+    shares = [float(lasts[chosen == level].sum() / lasts.sum()) for level in range(len(contestant.models))]
+    use = [
+        RungUse(model.name, miou, share) for model, miou, share in zip(contestant.models, contestant.mious, shares, strict=True)
+    ]
+    second_of = np.floor([output.arrived + EPSILON for output in outputs]).astype(int)
+    seconds = [
+        replace(second, rung=float(chosen[second_of == index].mean()) + 1 if (second_of == index).any() else None)
+        for index, second in enumerate(result.seconds)
+    ]
+    ladder = LadderUse(tuple(use), governor.switches, weighted_miou(contestant.mious, shares))
+    return replace(result, ladder=ladder, seconds=tuple(seconds))
 
 
 def summarise(

@@ -22,6 +22,32 @@ class Second:
     age_p50_ms: float | None
     """None where all were dropped."""
     age_max_ms: float | None
+    rung: float | None = None
+    """Of a ladder: which of its networks gave the outputs, on average, 1 the most accurate."""
+
+
+@dataclass(frozen=True)
+class RungUse:
+    """How much of the time one network of a ladder was in charge."""
+
+    name: str
+    miou: float | None
+    """As its bundle notes it."""
+    share: float
+
+
+@dataclass(frozen=True)
+class LadderUse:
+    """What a governor did with a ladder."""
+
+    rungs: tuple[RungUse, ...]
+    switches: int
+    miou: float | None
+    """Mean, weighted by time; None where the bundles do not note them all."""
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{rung.name} {rung.share:.0%}" for rung in self.rungs)
+        return f"{self.switches} switch{'es' * (self.switches != 1)}; of the time: {shares}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,8 @@ class PacedResult:
     run_p99_ms: float
     seconds: tuple[Second, ...]
     notes: tuple[str, ...] = ()
+    ladder: LadderUse | None = None
+    """Of a bundle with several networks."""
 
     @property
     def dropped_share(self) -> float:
@@ -83,16 +111,18 @@ class PacedReport:
 
     def remarks(self) -> list[str]:
         """Return what a reader of the numbers should know."""
-        notes = [f"{result.name}: {note}" for result in self.models for note in result.notes]
+        notes = [f"{result.name}: {result.ladder}" for result in self.models if result.ladder]
+        notes += [f"{result.name}: {note}" for result in self.models for note in result.notes]
         return [*load_remark(self.others_share), f"frames: {self.source}", *notes]
 
     def rows(self) -> list[list[str]]:
-        """Return the table's cells, `HEAD` first."""
-        return [HEAD, *(
+        """Return the table's cells, its head first."""
+        ladders = any(result.ladder for result in self.models)
+        return [[*HEAD, *["mIoU over time", "switches"] * ladders], *(
             [
                 result.name, result.size or "no image", f"{result.missed_share:.1%}", f"{result.dropped_share:.1%}",
                 f"{result.outputs_per_second:.1f}", f"{result.age_p50_ms:.1f}", f"{result.age_p99_ms:.1f}",
-                f"{result.jitter_ms:.2f}", f"{result.run_p50_ms:.2f}", str(result.frames),
+                f"{result.jitter_ms:.2f}", f"{result.run_p50_ms:.2f}", str(result.frames), *_ladder_cells(result) * ladders,
             ]
             for result in self.models
         )]  # fmt: skip
@@ -114,6 +144,13 @@ HEAD = [
 ]  # fmt: skip
 
 
+def _ladder_cells(result: PacedResult) -> list[str]:
+    if result.ladder is None:
+        return ["", ""]
+    miou = "not noted" if result.ladder.miou is None else f"{result.ladder.miou:.1%}"
+    return [miou, str(result.ladder.switches)]
+
+
 def _curve(result: PacedResult, period_ms: float) -> str:
     """Draw the age of the outputs over time, with the deadline, and the share of missed frames below."""
     seconds = result.seconds
@@ -123,8 +160,9 @@ def _curve(result: PacedResult, period_ms: float) -> str:
     ]
     missed = [second.missed / second.frames if second.frames else 0.0 for second in seconds]
     chart = Chart("age of the outputs", "ms", lines, len(seconds), period_ms, missed, "missed")
+    rungs = Chart("network in charge", "1 the most accurate", [Line("rung", [s.rung for s in seconds])], len(seconds))
     return (
-        f"<h2>{html.escape(result.name)}</h2>{chart.to_svg()}"
+        f"<h2>{html.escape(result.name)}</h2>{chart.to_svg()}{rungs.to_svg()}"
         "<p>Age of the outputs, second by second: the median, and thin the oldest; dashed the deadline, one period. Bars: share of "
         "missed frames.</p>"
     )

@@ -134,6 +134,15 @@ class Sensors:
         return mhz, celsius, None if milliwatts is None else milliwatts / 1e3
 
 
+def gpu_used_mib() -> float | None:
+    """Return how much memory of the GPU is in use, by whomever; None where NVML does not tell."""
+    nvml, _ = _nvml()
+    if nvml is None:
+        return None
+    found = _asked(nvml[0], lambda: nvml[0].nvmlDeviceGetMemoryInfo(nvml[1]).used)
+    return None if found is None else found / 2**20
+
+
 def _nvml() -> tuple[tuple[ModuleType, Any] | None, str]:
     """Return NVML and the GPU that CUDA calls 0, or why it cannot be asked."""
     try:

@@ -5,6 +5,7 @@ What an interval holds is handed on as soon as the interval ends, so that a run 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from export.arrivals import Arrival, Clock, MonotonicClock, Output, Pictures, back_to_back, play
-from export.bench_models import BenchModel, OpenModel, open_models
+from export.bench_models import BenchModel, OpenModel
 from export.bench_timing import no_garbage_collection
+from export.contestant import Contestant, Running
 from export.load import LoadReading, others_share, read_load
 from export.machine import fingerprint
-from export.paced import arrivals, check_frames, described, notes_of, warmed_up
+from export.paced import arrivals, check_frames, described, notes_of, open_contestants, preparation
 from export.runtime import Runtime
 from export.sensors import Sensors
 from export.sustained_report import Interval, SustainedReport, SustainedResult
@@ -73,7 +75,7 @@ def sustain(
     if plan.pace is not None:
         check_frames(plan.pace, plan.seconds)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
-        opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
+        contestants = open_contestants(models, runtime, Path(temporary), stack)
         sensors, before = Sensors(runtime.target.device != "cpu"), read_load()
         report = SustainedReport(
             str(runtime.target), runtime.threads, plan.mode, plan.pace, plan.seconds, "running",
@@ -82,14 +84,14 @@ def sustain(
         state = "done"
         try:
             with no_garbage_collection():
-                for index, model in enumerate(opened):
+                for index, contestant in enumerate(contestants):
 
                     def show(share: float, index: int = index) -> None:
                         if progress is not None:
-                            progress(int(100 * (index + share) / len(opened)), 100)
+                            progress(int(100 * (index + share) / len(contestants)), 100)
 
                     former = report
-                    for result in _run(model, plan, sensors, show):
+                    for result in _run(contestant, plan, sensors, show):
                         report = replace(former, models=(*former.models, result), others_share=others_share(before, read_load()))
                         keep(report)
         except KeyboardInterrupt:
@@ -97,15 +99,22 @@ def sustain(
     return replace(report, state=state)
 
 
-def _run(model: OpenModel, plan: Plan, sensors: Sensors, show: Callable[[float], None]) -> Iterator[SustainedResult]:
+def _run(contestant: Contestant, plan: Plan, sensors: Sensors, show: Callable[[float], None]) -> Iterator[SustainedResult]:
     """Run one model; yield what there is after every interval."""
-    process, clock = warmed_up(model, plan.mode, plan.images, plan.pictures), MonotonicClock()
+    ladder = len(contestant.models) > 1 and plan.pace is not None
+    contestant = contestant if ladder else replace(contestant, models=contestant.models[:1])
+    deadline_s = math.inf if plan.pace is None else 1 / plan.pace
+    running = Running(contestant, *preparation(plan.mode, plan.images, plan.pictures), deadline_s)
+    model, governor, clock = contestant.models[0], running.governor, MonotonicClock()
     intervals, span, outputs = list[Interval](), list[Output](), list[Output]()
+    used = [0.0] * len(contestant.models)
     sensors.read()  # power counts from here on
     recorder = _Recorder(plan, sensors)
     try:
-        for output in play(process, plan.arrivals(clock), clock):
+        for output in play(running, plan.arrivals(clock), clock):
             span.append(output)
+            used[governor.level] += output.run
+            governor.observe(output.age, output.run)
             outputs = [*outputs[:1], output]  # the first and the last one, for a camera's rate
             show(min(1.0, output.ended / plan.seconds))
             if recorder.is_over(output):
@@ -119,6 +128,9 @@ def _run(model: OpenModel, plan: Plan, sensors: Sensors, show: Callable[[float],
     notes = () if plan.pace is None else notes_of(plan.pictures, outputs, plan.pace)
     if span:
         intervals.append(recorder.interval(span))
+    if ladder:
+        shares = ", ".join(f"{m.name} {seconds / sum(used):.0%}" for m, seconds in zip(contestant.models, used, strict=True))
+        notes = (*notes, f"{governor.switches} switches between the networks of the ladder; of the time: {shares}")
     yield _result(model, intervals, notes)
 
 

@@ -30,6 +30,8 @@ class BenchJob(Settings):
     """Let this many frames per second arrive, as from a camera, and report how many are missed and how old the outputs are."""
     sustained: str | None = None
     """Run each model this long, for instance 10m: times, clocks, temperature and power over time; --pace holds as well."""
+    memory: bool = False
+    """Measure the most memory that each model takes, in a process of its own."""
     mode: Literal["model", "labels", "end-to-end"] = "model"
     """model: the network alone; labels: tensor in memory to labels; end-to-end: JPEG bytes to overlay."""
     size: str | None = None

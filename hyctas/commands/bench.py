@@ -19,6 +19,7 @@ from export.target import TENSORRT
 from hyctas.cli.show import say, still_bar
 from hyctas.cli.values import duration, image_size
 from hyctas.commands.bench_kit import ingest_bench, write_bench_kit
+from hyctas.commands.bench_memory import measure_memories, with_memories
 from hyctas.commands.model_files import bench_model, choose_target, kind_of, names
 from hyctas.commands.sample_images import load_images, open_pictures, painted_street
 from hyctas.commands.timing_report import check_out, publish, write_report
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 def bench_models(job: BenchJob) -> None:
     """Time the models and write the report."""
     if job.kit is not None or job.ingest is not None:
-        for flag, given in (("--pace", job.pace), ("--sustained", job.sustained)):
+        for flag, given in (("--pace", job.pace), ("--sustained", job.sustained), ("--memory", job.memory or None)):
             if given is not None:
                 where = "runs models on this machine; a kit times them back to back on a device"
                 raise InvalidInput(f"{flag} {where}: leave {flag} out")
@@ -59,6 +60,7 @@ def bench_models(job: BenchJob) -> None:
         f"model{'s' * (len(models) != 1)} for {sustained_s or job.seconds:g} s each")  # fmt: skip
     try:
         with measuring(say), still_bar("time models") as show:
+            memories = measure_memories(models, target, job.threads) if job.memory else {}
             report: BenchReport | PacedReport | SustainedReport
             if sustained_s is not None:
                 plan = Plan(sustained_s, job.pace, job.mode, images, pictures)
@@ -74,7 +76,7 @@ def bench_models(job: BenchJob) -> None:
             pictures.close()
     if isinstance(report, SustainedReport) and not report.models:
         raise KeyboardInterrupt
-    publish(report, out, job.run)
+    publish(with_memories(report, memories), out, job.run)
     if isinstance(report, SustainedReport) and report.state == "stopped":
         raise KeyboardInterrupt
 

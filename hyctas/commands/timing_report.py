@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export.bench_report import FORMAT_VERSION, BenchReport
+from export.bench_report import FORMAT_VERSION, MEMORY, BenchReport, cell_of
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.paced_report import PacedReport
@@ -95,14 +95,15 @@ def print_report(report: BenchReport) -> None:
     table = _table(title)
     table.add_column("model", overflow="fold", min_width=8)
     columns = ("size",) * (len(sizes) > 1) + ("FPS", "median ms", "p90", "p95", "p99", "CV", "time by first")
-    for name in columns:
+    memory = [field for field in MEMORY if any(getattr(result, field) is not None for result in report.models)]
+    for name in (*columns, *(MEMORY[field] for field in memory)):
         table.add_column(name, justify="right", no_wrap=True)
     for result in report.models:
         ratio = "1" if result.ratio_median is None else f"{result.ratio_median:.3f}"
         if result.ratio_p10 is not None:
             ratio += f" [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
         times = [f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms)]
-        cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio)]
+        cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio), *(cell_of(getattr(result, f)) for f in memory)]
         table.add_row(escape(printable(result.name)), *([result.size or "no image"] if len(sizes) > 1 else []), *cells)
     console = _printed(table)
     for warning in report.warnings:
