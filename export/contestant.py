@@ -71,7 +71,7 @@ class Running:
         for model in contestant.models:
             with named(model):
                 process = prepare(model)
-            times.append(_warm_up(process, first))
+            times.append(warm_up(process, first))
             self._processes.append(process)
         try:
             self.governor = Governor(times, deadline_s)
@@ -83,7 +83,7 @@ class Running:
         return self._processes[self.governor.level](picture)
 
 
-def _warm_up(process: Process, first: Image.Image | None) -> float:
+def warm_up(process: Process, first: Image.Image | None) -> float:
     """Run a few times; return the median of the seconds that the later half took."""
     seconds = []
     for _ in range(WARM_UP_RUNS):

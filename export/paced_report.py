@@ -134,9 +134,12 @@ class PacedReport:
 
     def to_html(self) -> str:
         """Return one page without scripts or outside resources; a curve per model shows age and misses over time."""
-        curves = "".join(_curve(result, 1000 / self.pace) for result in self.models)
         place = circumstances(self.machine, self.versions, self.others_share)
-        return page(self.title, place, self.rows(), self.remarks(), curves)
+        return page(self.title, place, self.rows(), self.remarks(), self.curves())
+
+    def curves(self) -> str:
+        """Return the curves of every model, as HTML."""
+        return "".join(_curve(result, 1000 / self.pace) for result in self.models)
 
 
 HEAD = [

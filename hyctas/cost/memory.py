@@ -18,6 +18,8 @@ from hyctas.arch.operators import BYTES_PER_ELEMENT, DownUp, Layer, Operator, Se
 from hyctas.plan import Plan
 
 FORMAT_VERSION = 1
+GRAPH_LOGITS = 1 << 22
+"""Logits of an attention that an exported graph holds at a time (`hyctas.attention.chunked.GRAPH_ELEMENTS`)."""
 FITTED = Path(__file__).with_name("memory.json")
 
 
@@ -109,7 +111,7 @@ def _attended(operator: Operator, size: tuple[int, int]) -> int:
         return 0
     sizes = operator.layer_sizes(*size)
     (height, width), (key_height, key_width) = sizes["query"], sizes["key"]
-    return 2 * operator.heads * height * width * key_height * key_width
+    return 2 * min(GRAPH_LOGITS, operator.heads * height * width * key_height * key_width)
 
 
 def _resized(operator: Operator, size: tuple[int, int]) -> int:

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export import contestant as contestant_module
 from export.arrivals import Output, by_the_clock, play
@@ -22,6 +24,8 @@ from export.errors import CorruptFile, InvalidInput
 from export.governor import Governor
 from export.paced import pace, summarise, with_ladder
 from export.paced_report import PacedResult
+from export.prediction.frame_source import Frame
+from export.prediction.ladder_segmenter import LadderSegmenter
 from export.runtimes import open_runtime
 from export.target import Target
 from tests.export.test_export_bundle import Net, write
@@ -133,7 +137,7 @@ def test_miou_is_not_made_up() -> None:
 
 def test_a_real_ladder(ladder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.002, 0.001])
-    monkeypatch.setattr(contestant_module, "_warm_up", lambda process, first: next(times))
+    monkeypatch.setattr(contestant_module, "warm_up", lambda process, first: next(times))
     report = pace([BenchModel("b", ladder)], open_runtime(ORT, 1), 50, 0.4)
     (result,) = report.models
     assert result.ladder is not None and [rung.name for rung in result.ladder.rungs] == ["b", "b/member-2"]
@@ -144,7 +148,21 @@ def test_a_real_ladder(ladder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_ladder_whose_networks_are_equally_fast_is_refused(ladder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contestant_module, "_warm_up", lambda process, first: 0.001)
+    monkeypatch.setattr(contestant_module, "warm_up", lambda process, first: 0.001)
     with open_contestant(BenchModel("b", ladder), open_runtime(ORT, 1), tmp_path) as opened:
         with pytest.raises(InvalidInput, match="b: network 2 of the ladder takes 1"):
             Running(opened, lambda model: lambda picture: None, None, 0.1)
+
+
+def test_a_camera_sets_the_deadline() -> None:
+    segmenters = [SimpleNamespace(model=SimpleNamespace(name=name)) for name in "ab"]
+    ladder = LadderSegmenter(segmenters, [0.04, 0.01])  # type: ignore[arg-type]
+    picture = Image.new("RGB", (4, 4))
+    for number in range(30):
+        ladder.observe(Frame(picture, Path("c"), 0.0, 5 + number / 25, number), 0.05, 0.045, None)
+    assert ladder.governor.deadline_s == pytest.approx(1 / 25) and ladder.governor.level == 1
+    assert ladder.summary() == "networks of the ladder, share of the frames: a 40%, b 60%; 1 switch"
+    still = LadderSegmenter(segmenters, [0.04, 0.01])  # type: ignore[arg-type]
+    for _ in range(30):
+        still.observe(Frame(picture, Path("i"), 0.0), 9.0, 9.0, None)
+    assert still.governor.level == 0, "images have no deadline"

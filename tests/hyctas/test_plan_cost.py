@@ -28,7 +28,8 @@ from hyctas.arch.operators import (
     Skip,
     from_key,
 )
-from hyctas.cost.memory import fits, inner_elements, live_mib, predicted_mib, weights_mib
+from hyctas.attention.chunked import GRAPH_ELEMENTS
+from hyctas.cost.memory import GRAPH_LOGITS, fits, inner_elements, live_mib, predicted_mib, weights_mib
 from hyctas.network import build
 from hyctas.nn.blocks import Block
 from hyctas.plan import IMAGE, lower
@@ -158,6 +159,7 @@ def test_what_operators_hold_inside() -> None:
     assert inner(Conv((8, 4), 16), (8, 32, 64), (4, 16, 32)) == (4 + 12) * 32 * 64, "a resized copy, and all side by side"
     attention = SelfAttention((8,), 8, heads=2, pool=2)
     assert inner(attention, (8, 16, 16)) == 2 * 2 * 256 * 64, "logits and their softmax, of two heads"
+    assert inner(SelfAttention((8,), 8), (8, 128, 128)) == 2 * GRAPH_LOGITS == 2 * GRAPH_ELEMENTS, "a chunk of them"
 
 
 def test_predicted_memory_follows_the_fit() -> None:

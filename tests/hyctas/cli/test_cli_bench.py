@@ -104,10 +104,19 @@ def test_paced_by_images_and_a_video(call: Command, bundle: Path) -> None:
         ("--data camera:99 --pace 400", 3, "camera:99 is unavailable"), ("--data empty --pace 400", 2, "empty"),
         ("--data t.txt --pace 400", 2, "suffix '.txt' is unknown"), ("--pace 0", 2, "above 0"),
         ("--sustained 10", 2, "'10' is not a number with s, m or h"), ("--sustained 1s", 2, "from 2s to 24h"),
-        ("--sustained 10m --kit kit", 2, "leave --sustained out"), ("--sustained 2s --pace 4", 2, "less than 10 frames"),
+        ("--sustained 10m --kit kit", 2, "leave --sustained out"), ("--memory --kit kit", 2, "leave --memory out"), ("--sustained 2s --pace 4", 2, "less than 10 frames"),
     ]  # fmt: skip
     for arguments, code, reason in refused:
         expect(call(bundle, *arguments.split()), code, reason)
+
+
+def test_memory(call: Command, bundle: Path, foreign: Path) -> None:
+    out = expect(call(bundle, foreign, "--size", "64x64", "--memory"), 0, "memory MiB", "memory of b: ")
+    report = json.loads(Path("bench.json").read_text())
+    assert all(model["memory_mib"] > 0 for model in report["models"]) and "GPU memory" not in out
+    expect(call(bundle, "--memory", "--target", "torch-cpu:fp32"), 0, "memory of b: not measured, the target runs it as a module")
+    assert "memory_mib" not in json.loads(Path("bench.json").read_text())["models"][0]
+    expect(call(bundle, "--pace", "400", "--memory"), 0, "b: it takes ")
 
 
 def test_sustained(call: Command, bundle: Path) -> None:
