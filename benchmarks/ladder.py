@@ -2,10 +2,10 @@
 
     python -m benchmarks.ladder LADDER --out benchmarks/results/cpu/ladder.json
 
-LADDER is a bundle of several networks (`hyctas-export LADDER/ --network A B C`), which use all cores. While another process keeps one
-core busy, the median time of the most accurate network is measured; then frames arrive every 1.1 x that. The most accurate network
-alone and the ladder take turns of SECONDS each. Goal: the ladder misses at most 1 % where the network alone misses more than 20 %.
-Nothing else should run on the machine.
+LADDER is a bundle of several networks (`hyctas-export LADDER/ --network A B C`), which use all cores. While another process keeps
+one core busy, the median time of the most accurate network is measured; then frames arrive every 1.1 x that. The most accurate
+network alone and the ladder take turns of SECONDS each. Goal: the ladder misses at most 1 % where the network alone misses more
+than 20 %. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.failures import one_sentence
 from export.bench_models import BenchModel
 from export.bench_report import circumstances, markdown_table, page
 from export.bench_timing import bench
-from export.bundle.ladder import has_members
+from export.bundle.bundle_ladder import has_members
 from export.errors import InvalidInput
 from export.files import write_json, write_text
 from export.machine import usable_cores
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare a ladder under load with its most accurate network.")
     parser.add_argument("ladder", type=Path, help="bundle of several networks")
     parser.add_argument("--target", default="onnxruntime-cpu:fp32", help="where they run")
-    parser.add_argument("--threads", type=argument(Threads), default=usable_cores(), help="threads of the networks; default: all cores")
+    parser.add_argument("--threads", type=argument(Threads), default=usable_cores(), help="of the networks; default: all cores")
     parser.add_argument("--seconds", type=argument(Seconds), default=30.0, help="of each turn")
     parser.add_argument("--rounds", type=int, choices=range(1, 11), default=2, help="turns of each")
     parser.add_argument("--out", type=Path, required=True, help="result, FILE.json; FILE.md and FILE.html appear beside it")

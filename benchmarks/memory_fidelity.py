@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime = open_runtime(target, 1)
     networks = held_out(measure(target, [parse_size(size) for size in arguments.sizes], arguments.networks, arguments.seed))
     errors = [network.error for network in networks]
-    fit = MemoryFit(*map(float, fitted(networks)), len(networks), float(np.mean(errors)), max(errors), runtime.versions())
+    constant, per_weight, per_live = map(float, fitted(networks))
+    fit = MemoryFit(constant, per_weight, per_live, len(networks), float(np.mean(errors)), max(errors), runtime.versions())
     command = f"python -m benchmarks.memory_fidelity --target {target} --networks {len(networks)} --seed {arguments.seed}"
     value: dict[str, Any] = {"target": str(target), "machine": hardware(), "fit": fit, "networks": networks, "command": command}
     write_json(arguments.out, {"format_version": FORMAT_VERSION, **plain(value)})

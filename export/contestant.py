@@ -42,7 +42,7 @@ def open_contestant(model: BenchModel, runtime: Runtime, folder: Path) -> Contes
     """Open a model; of a bundle that is a ladder, every network."""
     if model.path is None or not model.path.is_dir():
         return Contestant(model.name, tuple(open_models([model], runtime, folder)), (None,))
-    from export.bundle.ladder import read_ladder
+    from export.bundle.bundle_ladder import read_ladder
 
     rungs = read_ladder(model.path, with_engine=runtime.target.runtime in TENSORRT)
     names = [model.name, *(f"{model.name}/{rung.folder.name}" for rung in rungs[1:])]

@@ -9,12 +9,13 @@ from typing import TypeVar
 from export.bench_models import BenchModel
 from export.bench_report import BenchReport
 from export.model_memory import ModelMemory, measure_memory
-from export.paced_report import PacedReport
-from export.sustained_report import SustainedReport
+from export.paced_report import PacedReport, PacedResult
+from export.sustained_report import SustainedReport, SustainedResult
 from export.target import Target
 from hyctas.cli.show import say
 
-Report = TypeVar("Report", BenchReport, PacedReport, SustainedReport)
+Result = TypeVar("Result", PacedResult, SustainedResult)
+Report = BenchReport | PacedReport | SustainedReport
 
 
 def measure_memories(models: Sequence[BenchModel], target: Target, threads: int) -> dict[str, ModelMemory]:
@@ -38,8 +39,12 @@ def with_memories(report: Report, memories: dict[str, ModelMemory]) -> Report:
             for result in report.models
         ]  # fmt: skip
         return replace(report, models=tuple(results))
-    noted = [
-        replace(result, notes=(*result.notes, f"it takes {memory}")) if (memory := memories.get(result.name)) else result
-        for result in report.models
-    ]
-    return replace(report, models=tuple(noted))
+    if isinstance(report, PacedReport):
+        return replace(report, models=tuple(_noted(result, memories) for result in report.models))
+    return replace(report, models=tuple(_noted(result, memories) for result in report.models))
+
+
+def _noted(result: Result, memories: dict[str, ModelMemory]) -> Result:
+    """Return a result with its memory as a note."""
+    memory = memories.get(result.name)
+    return result if memory is None else replace(result, notes=(*result.notes, f"it takes {memory}"))

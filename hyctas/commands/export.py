@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.bundle.bundle_engine import ENGINE_NAME, bundle_of
-from export.bundle.ladder import check_order, list_members, member_folder, miou_of
+from export.bundle.bundle_ladder import check_order, list_members, member_folder, miou_of
 from export.errors import InvalidInput
 from export.runtimes import open_runtime
 from export.target import TENSORRT, Target, format_size

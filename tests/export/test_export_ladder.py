@@ -17,8 +17,8 @@ from export import contestant as contestant_module
 from export.arrivals import Output, by_the_clock, play
 from export.bench_models import BenchModel, OpenModel
 from export.bundle.bundle import read_bundle
+from export.bundle.bundle_ladder import check_order, has_members, list_members, member_folder, miou_of, read_ladder
 from export.bundle.imaging import Preprocessing
-from export.bundle.ladder import check_order, has_members, list_members, member_folder, miou_of, read_ladder
 from export.contestant import Contestant, Running, open_contestant, weighted_miou
 from export.errors import CorruptFile, InvalidInput
 from export.governor import Governor

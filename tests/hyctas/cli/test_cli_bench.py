@@ -104,7 +104,8 @@ def test_paced_by_images_and_a_video(call: Command, bundle: Path) -> None:
         ("--data camera:99 --pace 400", 3, "camera:99 is unavailable"), ("--data empty --pace 400", 2, "empty"),
         ("--data t.txt --pace 400", 2, "suffix '.txt' is unknown"), ("--pace 0", 2, "above 0"),
         ("--sustained 10", 2, "'10' is not a number with s, m or h"), ("--sustained 1s", 2, "from 2s to 24h"),
-        ("--sustained 10m --kit kit", 2, "leave --sustained out"), ("--memory --kit kit", 2, "leave --memory out"), ("--sustained 2s --pace 4", 2, "less than 10 frames"),
+        ("--sustained 10m --kit kit", 2, "leave --sustained out"),
+        ("--memory --kit kit", 2, "leave --memory out"), ("--sustained 2s --pace 4", 2, "less than 10 frames"),
     ]  # fmt: skip
     for arguments, code, reason in refused:
         expect(call(bundle, *arguments.split()), code, reason)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from export.bundle.bundle import read_bundle
-from export.bundle.ladder import read_ladder
+from export.bundle.bundle_ladder import read_ladder
 from export.errors import InvalidInput
 from export.target import Target
 from hyctas.arch.genotype import Arithmetic, Genotype
