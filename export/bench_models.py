@@ -99,9 +99,7 @@ def open_models(models: Sequence[BenchModel], runtime: Runtime, folder: Path) ->
         runtime: where they run.
         folder: for temporary copies of files whose shape has to be fixed.
     """
-    names = [model.name for model in models]
-    if not models or len(set(names)) != len(names):
-        raise InvalidInput(f"a comparison needs at least one model, and different names; got {names}")
+    check_names(models)
     opened: list[OpenModel] = []
     try:
         for model in models:
@@ -113,19 +111,42 @@ def open_models(models: Sequence[BenchModel], runtime: Runtime, folder: Path) ->
     return opened
 
 
+def check_names(models: Sequence[BenchModel]) -> None:
+    """Refuse models that a report could not tell apart.
+
+    Raises:
+        InvalidInput: none, or two of one name.
+    """
+    names = [model.name for model in models]
+    if not models or len(set(names)) != len(names):
+        raise InvalidInput(f"a comparison needs at least one model, and different names; got {names}")
+
+
 def _open_file(model: BenchModel, runtime: Runtime, folder: Path) -> OpenModel:
     assert model.path is not None
-    path, notes = Path(model.path), list[str]()
-    if path.is_dir():
-        path = _of_bundle(path, runtime.target, notes)
-    original = path
+    notes = list[str]()
+    original = _of_bundle(model.path, runtime.target, notes) if model.path.is_dir() else Path(model.path)
+    session = runtime.load_file(runnable_file(replace(model, path=original), runtime.target, folder, notes))
+    return replace(_described(model, session, notes), file=original.name, sha256=sha256(original))
+
+
+def runnable_file(model: BenchModel, target: Target, folder: Path, notes: list[str]) -> Path:
+    """Return the file that a target's runtime opens for a file or bundle.
+
+    Args:
+        model: with a path.
+        target: where it runs.
+        folder: for a temporary copy of a file whose shape has to be fixed.
+        notes: what was chosen or changed is added to them.
+    """
+    assert model.path is not None
+    path = _of_bundle(model.path, target, notes) if model.path.is_dir() else Path(model.path)
     if path.suffix.lower() not in (".pt2", ".engine", ".plan"):
         from export.onnx.static_shape import static_onnx
 
         path, changed = static_onnx(path, model.size, folder)
         notes += changed
-    session = runtime.load_file(path)
-    return replace(_described(model, session, notes), file=original.name, sha256=sha256(original))
+    return path
 
 
 def _open_module(model: BenchModel, runtime: Runtime) -> OpenModel:

@@ -12,11 +12,14 @@ import numpy as np
 from msgspec import Meta
 
 from export.codec import Count, NotNegative, Positive, Share, elided, plain
+from export.curves import CSS as CURVES
 from export.target import parse_size
 
 FORMAT_VERSION = 1
 MAX_CV = 0.05
 """Coefficient of variation above which a result carries a warning."""
+MAX_LOAD = 0.1
+"""Load by cores above which the report warns that other processes were running."""
 _CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1c2330;background:#fff}"
     "h1{font-size:1.4rem;margin:0 0 .2rem}.sub{color:#5b6575;margin:0 0 1.2rem}.wide{overflow-x:auto}"
@@ -25,9 +28,7 @@ _CSS = (
     "{text-align:left}tbody tr:hover{background:#f5f7fb}.warn{color:#8a4b00}li{margin:.15rem 0}"
     "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e4e8ef}th,.sub{color:#9aa5b5}th,td{border-color:#2b323d}"
     "tbody tr:hover{background:#1c222b}.warn{color:#f0b35e}}"
-    "h2{font-size:1.05rem;margin:1.6rem 0 .2rem}.pace{width:100%;max-width:45rem;font-size:11px}.pace text{fill:currentColor}"
-    ".pace polyline{fill:none;stroke:#1f6fb5;stroke-width:2}.pace .oldest{stroke-width:.8;stroke-opacity:.7}"
-    ".pace .deadline{stroke:#c2487f;stroke-dasharray:5 4;fill:none}.pace .missed{fill:#d9480f}"
+    + CURVES
 )
 
 
@@ -59,6 +60,10 @@ class BenchResult:
     ratio_p10: float | None
     ratio_p90: float | None
     notes: tuple[str, ...] = ()
+    memory_mib: NotNegative | None = elided(None)
+    """Most host memory beyond the runtime's own, where it was measured."""
+    device_memory_mib: NotNegative | None = elided(None)
+    """The same of the GPU's memory."""
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -92,11 +97,11 @@ class BenchReport:
 
     def to_markdown(self) -> str:
         """Return a table and the circumstances, GitHub flavour."""
-        return markdown_table(self._title(), self._subtitle(), [_HEAD, *self._rows()], self._remarks())
+        return markdown_table(self._title(), self._subtitle(), self._rows(), self._remarks())
 
     def to_html(self) -> str:
         """Return one page without scripts or outside resources."""
-        return page(self._title(), self._subtitle(), [_HEAD, *self._rows()], self._remarks())
+        return page(self._title(), self._subtitle(), self._rows(), self._remarks())
 
     def _title(self) -> str:
         return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}"
@@ -105,7 +110,9 @@ class BenchReport:
         return circumstances(self.machine, self.versions, self.others_share)
 
     def _rows(self) -> list[list[str]]:
-        return [
+        """Return the table's cells, its head first."""
+        memory = [field for field in MEMORY if any(getattr(result, field) is not None for result in self.models)]
+        return [[*_HEAD, *(MEMORY[field] for field in memory)], *(
             [
                 result.name,
                 result.size or "no image",
@@ -114,15 +121,23 @@ class BenchReport:
                 f"{result.cv:.1%}",
                 str(result.n),
                 "1" if result.ratio_median is None else _ratio(result),
+                *(cell_of(getattr(result, field)) for field in memory),
             ]
             for result in self.models
-        ]
+        )]  # fmt: skip
 
     def _remarks(self) -> list[str]:
         return [*self.warnings, *(f"{result.name}: {note}" for result in self.models for note in result.notes)]
 
 
+MEMORY = {"memory_mib": "memory MiB", "device_memory_mib": "GPU memory MiB"}
+"""Of the fields of a result that only some reports have: their columns."""
 _HEAD = ["model", "size", "FPS", "median ms", "p90", "p95", "p99", "min", "CV", "n", "time by first [p10, p90]"]
+
+
+def cell_of(mib: float | None) -> str:
+    """Write memory for a table."""
+    return "" if mib is None else f"{mib:.1f}"
 
 
 def _ratio(result: BenchResult) -> str:
@@ -136,6 +151,13 @@ def circumstances(machine: Mapping[str, Any], versions: Mapping[str, str], other
     place = f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores{gpus}"
     load = "load by others unknown" if others_share is None else f"others used {others_share:.0%} of the cores"
     return f"{place}; {machine['os']}, Python {machine['python']}; {named}; {load}"
+
+
+def load_remark(others_share: float | None) -> list[str]:
+    """Return what a reader should know of the load by other processes; nothing where there was little."""
+    if others_share is None or others_share <= MAX_LOAD:
+        return []
+    return [f"other processes used {others_share:.0%} of the cores during the measurement"]
 
 
 def markdown_table(title: str, subtitle: str, rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.bench_models import BenchModel, OpenModel, open_models
-from export.bench_report import MAX_CV, BenchReport, BenchResult, summarise
+from export.bench_report import MAX_CV, MAX_LOAD, BenchReport, BenchResult, summarise
 from export.errors import InvalidInput
 from export.load import others_share, read_load
 from export.machine import fingerprint, usable_cores
@@ -25,8 +25,6 @@ from export.target import Target, format_size
 SLICE_S = 0.1
 """How long one model runs before the next one's turn."""
 MIN_ROUNDS = 5
-MAX_LOAD = 0.1
-"""Load by cores above which the report warns that other processes were running."""
 
 
 @dataclass

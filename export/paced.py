@@ -1,285 +1,198 @@
 """Run models on frames that arrive by the clock, as from a camera: what is missed, what is dropped, how old an output is.
 
-Frame i arrives at i / pace. One frame waits at most: while a model runs, a new frame takes the place of the one that waits, which
-is dropped. The age of an output is the time since its frame arrived; a deadline is missed where a frame was dropped, or its output
-is older than one period.
+Frame i arrives at i / pace; a camera's pictures arrive when they do. One frame waits at most: while a model runs, a new frame takes
+the place of the one that waits, which is dropped. The age of an output is the time since its frame arrived; a deadline is missed
+where a frame was dropped, or its output is older than one period. Of a bundle with several networks, a governor picks the one that
+keeps the deadline (`export/governor.py`).
 """
 
 from __future__ import annotations
 
-import html
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
-from export.bench_models import BenchModel, OpenModel, open_models
-from export.bench_report import circumstances, markdown_table, page
-from export.bench_timing import MAX_LOAD, named, no_garbage_collection
+from export.arrivals import EPSILON, Arrival, Clock, MonotonicClock, Output, Pictures, by_the_clock, of_pictures, play
+from export.bench_models import BenchModel, OpenModel, check_names
+from export.bench_timing import no_garbage_collection
+from export.bundle.imaging import decode
+from export.contestant import Contestant, Process, Running, open_contestant, weighted_miou
 from export.errors import Give, InvalidInput
+from export.governor import Governor
 from export.load import others_share, read_load
 from export.machine import fingerprint
-from export.prediction.segment import frame
+from export.paced_report import LadderUse, PacedReport, PacedResult, RungUse, Second
+from export.prediction.segment import frame, on_pictures, synthetic_jpeg
 from export.runtime import Runtime
 from export.target import format_size
 
-FORMAT_VERSION = 1
-WARM_UP_RUNS = 10
-
-
-class Clock(Protocol):
-    """Seconds from any origin."""
-
-    def now(self) -> float: ...
-
-    def sleep_until(self, moment: float) -> None: ...
-
-
-class MonotonicClock:
-    """The system's."""
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def sleep_until(self, moment: float) -> None:
-        time.sleep(max(0.0, moment - time.monotonic()))
-
-
-@dataclass(frozen=True)
-class Output:
-    """What became of a frame that was not dropped; times in seconds."""
-
-    frame: int
-    started: float
-    """Since the first frame arrived."""
-    ended: float
-
-
-@dataclass(frozen=True)
-class Second:
-    """What happened to the frames that arrived in one second."""
-
-    frames: int
-    missed: int
-    """Dropped, or late."""
-    age_p50_ms: float | None
-    """None where all were dropped."""
-    age_max_ms: float | None
-
-
-@dataclass(frozen=True)
-class PacedResult:
-    """How one model kept up."""
-
-    name: str
-    file: str | None
-    sha256: str | None
-    size: str | None
-    frames: int
-    """That arrived."""
-    dropped: int
-    late: int
-    """Outputs older than one period."""
-    outputs_per_second: float
-    age_p50_ms: float
-    age_p99_ms: float
-    jitter_ms: float
-    """Standard deviation of the time from one output to the next."""
-    run_p50_ms: float
-    run_p99_ms: float
-    seconds: tuple[Second, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def dropped_share(self) -> float:
-        return self.dropped / self.frames
-
-    @property
-    def missed_share(self) -> float:
-        """Share of the frames that were dropped or late."""
-        return (self.dropped + self.late) / self.frames
-
-
-@dataclass(frozen=True)
-class PacedReport:
-    """Models under one pace, one after another."""
-
-    target: str
-    threads: int
-    mode: str
-    pace: float
-    """Frames per second."""
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    others_share: float | None
-    models: tuple[PacedResult, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
-
-    @property
-    def title(self) -> str:
-        return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}, {self.pace:g} frames per second"
-
-    def remarks(self) -> list[str]:
-        """Return what a reader of the numbers should know."""
-        found = [f"{result.name}: {note}" for result in self.models for note in result.notes]
-        if self.others_share is not None and self.others_share > MAX_LOAD:
-            found.insert(0, f"other processes used {self.others_share:.0%} of the cores during the measurement")
-        return found
-
-    def rows(self) -> list[list[str]]:
-        """Return the table's cells, `HEAD` first."""
-        return [HEAD, *(
-            [
-                result.name, result.size or "no image", f"{result.missed_share:.1%}", f"{result.dropped_share:.1%}",
-                f"{result.outputs_per_second:.1f}", f"{result.age_p50_ms:.1f}", f"{result.age_p99_ms:.1f}",
-                f"{result.jitter_ms:.2f}", f"{result.run_p50_ms:.2f}", str(result.frames),
-            ]
-            for result in self.models
-        )]  # fmt: skip
-
-    def to_markdown(self) -> str:
-        """Return a table and the circumstances, GitHub flavour."""
-        place = circumstances(self.machine, self.versions, self.others_share)
-        return markdown_table(self.title, place, self.rows(), self.remarks())
-
-    def to_html(self) -> str:
-        """Return one page without scripts or outside resources; a curve per model shows age and misses over time."""
-        curves = "".join(_curve(result, 1000 / self.pace) for result in self.models)
-        place = circumstances(self.machine, self.versions, self.others_share)
-        return page(self.title, place, self.rows(), self.remarks(), curves)
-
-
-HEAD = [
-    "model", "size", "missed", "dropped", "outputs/s", "age p50 ms", "age p99 ms", "jitter ms", "run p50 ms", "frames",
-]  # fmt: skip
+WARM_UP_SIZE = (720, 1280)
+"""Of a picture to warm up with where a video or camera gives the real ones."""
+MIN_FRAMES = 10
+RATE_TOLERANCE = 0.05
+"""Share by which a camera's rate may differ from the pace before that is said."""
 
 
 def pace(
     models: Sequence[BenchModel], runtime: Runtime, frames_per_second: float, seconds: float, mode: str = "model",
-    images: Sequence[bytes] = (), progress: Callable[[int, int], None] | None = None,
+    images: Sequence[bytes] = (), progress: Callable[[int, int], None] | None = None, pictures: Pictures | None = None,
 ) -> PacedReport:  # fmt: skip
     """Run every model for `seconds` on frames that arrive by the clock.
 
     Args:
         models: at least one.
         runtime: where all of them run.
-        frames_per_second: of the clock.
+        frames_per_second: of the clock; with a camera, which has its own, one by it is the deadline.
         seconds: per model; at least ten frames.
-        mode: what one frame is: `model`, `labels` or `end-to-end`, as `export.bench_timing.bench` has them.
+        mode: what one frame is: `model`, `labels` or `end-to-end`, as `export.bench_timing.bench` has them. A picture of
+            `pictures` is decoded when it arrives; then `labels` begins with its pre-processing.
         images: JPEG files in memory, used in turn.
         progress: called with (percent, 100) between runs.
+        pictures: a video or camera, in the place of `images`.
 
     Raises:
         InvalidInput: too few frames, an unknown mode, or a model that does not fit it.
     """
-    if frames_per_second * seconds < 10:
-        raise InvalidInput(
-            f"{seconds:g} s at {frames_per_second:g} frames per second are less than 10 frames",
-            Give("seconds"),
-        )
+    check_frames(frames_per_second, seconds)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="hyctas-bench-") as temporary:
-        opened = [stack.enter_context(model) for model in open_models(models, runtime, Path(temporary))]
+        contestants = open_contestants(models, runtime, Path(temporary), stack)
         results, before = [], read_load()
         with no_garbage_collection():
-            for index, model in enumerate(opened):
-                with named(model):
-                    once = frame(model, mode, images)
-                for _ in range(WARM_UP_RUNS):
-                    once()
-
-                def show(share: float, index: int = index) -> None:
+            for index, contestant in enumerate(contestants):
+                running = Running(contestant, *preparation(mode, images, pictures), 1 / frames_per_second)
+                clock, outputs, levels = MonotonicClock(), list[Output](), list[int]()
+                for output in play(running, arrivals(clock, frames_per_second, seconds, pictures), clock):
+                    outputs.append(output)
+                    levels.append(running.governor.level)
+                    running.governor.observe(output.age, output.run)
                     if progress is not None:
-                        progress(int(100 * (index + share) / len(opened)), 100)
-
-                results.append(summarise(model, play(once, frames_per_second, seconds, MonotonicClock(), show), frames_per_second))
+                        progress(int(100 * (index + min(1.0, output.ended / seconds)) / len(models)), 100)
+                notes = notes_of(pictures, outputs, frames_per_second)
+                result = summarise(contestant.models[0], outputs, frames_per_second, notes)
+                ladder = len(contestant.models) > 1
+                results.append(with_ladder(result, contestant, outputs, levels, running.governor) if ladder else result)
         others = others_share(before, read_load())
+    if progress is not None:
+        progress(100, 100)
+    source = described(pictures, images)
     return PacedReport(
-        str(runtime.target), runtime.threads, mode, frames_per_second, runtime.versions(), fingerprint(), others, tuple(results)
-    )
+        str(runtime.target), runtime.threads, mode, frames_per_second, source, runtime.versions(), fingerprint(), others,
+        tuple(results),
+    )  # fmt: skip
 
 
-def play(
-    once: Callable[[], object], frames_per_second: float, seconds: float, clock: Clock, progress: Callable[[float], None]
-) -> list[Output]:
-    """Let frames arrive and `once` process the newest, until the last frame is done; return the outputs in order."""
-    outputs: list[Output] = []
-    total, last, start = round(frames_per_second * seconds), -1, clock.now()
-    while last < total - 1:
-        newest = min(total - 1, int((clock.now() - start) * frames_per_second + 1e-6))
-        if newest == last:
-            clock.sleep_until(start + (last + 1) / frames_per_second)
-            continue
-        started = clock.now() - start
-        once()
-        outputs.append(Output(newest, started, clock.now() - start))
-        last = newest
-        progress((newest + 1) / total)
-    return outputs
+def check_frames(frames_per_second: float, seconds: float) -> None:
+    """Refuse a time in which hardly anything arrives.
+
+    Raises:
+        InvalidInput: less than `MIN_FRAMES` frames.
+    """
+    if frames_per_second * seconds < MIN_FRAMES:
+        raise InvalidInput(
+            f"{seconds:g} s at {frames_per_second:g} frames per second are less than {MIN_FRAMES} frames", Give("seconds")
+        )
 
 
-def summarise(model: OpenModel, outputs: Sequence[Output], frames_per_second: float) -> PacedResult:
+def open_contestants(models: Sequence[BenchModel], runtime: Runtime, folder: Path, stack: ExitStack) -> list[Contestant]:
+    """Open every model, to be closed with a stack."""
+    check_names(models)
+    return [stack.enter_context(open_contestant(model, runtime, folder)) for model in models]
+
+
+def preparation(
+    mode: str, images: Sequence[bytes], pictures: Pictures | None
+) -> tuple[Callable[[OpenModel], Process], Image.Image | None]:
+    """Return what makes a model process frames, and a frame to warm up with."""
+    if pictures is not None:
+        return (lambda model: on_pictures(model, mode)), decode(synthetic_jpeg(WARM_UP_SIZE, seed=0))
+
+    def prepare(model: OpenModel) -> Process:
+        once = frame(model, mode, images)
+        return lambda picture: once()
+
+    return prepare, None
+
+
+def arrivals(clock: Clock, frames_per_second: float, seconds: float, pictures: Pictures | None) -> Iterator[Arrival]:
+    """Return when frames arrive."""
+    return by_the_clock(clock, frames_per_second, seconds) if pictures is None else of_pictures(pictures, seconds)
+
+
+def described(pictures: Pictures | None, images: Sequence[bytes]) -> str:
+    """Say where frames come from."""
+    if pictures is not None:
+        return pictures.name
+    return f"{len(images)} image{'s' * (len(images) != 1)} in memory, in turn" if images else "one in memory, again and again"
+
+
+def notes_of(pictures: Pictures | None, outputs: Sequence[Output], frames_per_second: float) -> tuple[str, ...]:
+    """Return what a reader should know of a video or camera.
+
+    Raises:
+        InvalidInput: nothing came of it.
+    """
+    if pictures is None:
+        return ()
+    if len(outputs) < 2:
+        why = "".join(f"; {note}" for note in pictures.notes)
+        raise InvalidInput(f"{pictures.name}: {len(outputs) or 'no'} picture came, and a pace has several{why}")
+    found = (outputs[-1].frame - outputs[0].frame) / (outputs[-1].arrived - outputs[0].arrived)
+    differs = abs(found / frames_per_second - 1) > RATE_TOLERANCE
+    rate = [f"{pictures.name} sent {found:.1f} frames per second; the deadline is that of {frames_per_second:g}"] if differs else []
+    return (*pictures.notes, *rate)
+
+
+def with_ladder(
+    result: PacedResult, contestant: Contestant, outputs: Sequence[Output], levels: Sequence[int], governor: Governor
+) -> PacedResult:
+    """Return a result with what its governor did: a network counts for as long as its outputs were the newest."""
+    ends = np.array([output.ended for output in outputs])
+    lasts = np.diff(ends, append=ends[-1] + governor.deadline_s)
+    chosen = np.array(levels)
+    shares = [float(lasts[chosen == level].sum() / lasts.sum()) for level in range(len(contestant.models))]
+    use = [
+        RungUse(model.name, miou, share) for model, miou, share in zip(contestant.models, contestant.mious, shares, strict=True)
+    ]
+    second_of = np.floor([output.arrived + EPSILON for output in outputs]).astype(int)
+    seconds = [
+        replace(second, rung=float(chosen[second_of == index].mean()) + 1 if (second_of == index).any() else None)
+        for index, second in enumerate(result.seconds)
+    ]
+    ladder = LadderUse(tuple(use), governor.switches, weighted_miou(contestant.mious, shares))
+    return replace(result, ladder=ladder, seconds=tuple(seconds))
+
+
+def summarise(
+    model: OpenModel, outputs: Sequence[Output], frames_per_second: float, notes: Sequence[str] = ()
+) -> PacedResult:
     """Reduce outputs to numbers."""
     period, total = 1 / frames_per_second, outputs[-1].frame + 1
-    ages = np.array([output.ended - output.frame * period for output in outputs])
-    runs = np.array([output.ended - output.started for output in outputs])
+    ages = np.array([output.age for output in outputs])
+    runs = np.array([output.run for output in outputs])
     gaps = np.diff([output.ended for output in outputs])
     late = ages > period
-    arrivals = np.floor(np.arange(total) * period + 1e-6).astype(int)  # second in which each frame arrives
     frames = np.array([output.frame for output in outputs])
+    moments = np.interp(np.arange(total), frames, [output.arrived for output in outputs])  # dropped frames came in between
+    arrived = np.floor(moments + EPSILON).astype(int)  # second in which each frame arrives
     seconds = []
-    for second, arrived in enumerate(np.bincount(arrivals).tolist()):
-        own = arrivals[frames] == second
-        missed = arrived - int(own.sum()) + int(late[own].sum())
+    for second, count in enumerate(np.bincount(arrived).tolist()):
+        own = arrived[frames] == second
+        missed = count - int(own.sum()) + int(late[own].sum())
         found = 1000 * ages[own]
         age = (float(np.median(found)), float(found.max())) if len(found) else (None, None)
-        seconds.append(Second(arrived, missed, *age))
+        seconds.append(Second(count, missed, *age))
     age50, age99 = (float(value) for value in 1000 * np.percentile(ages, (50, 99)))
     run50, run99 = (float(value) for value in 1000 * np.percentile(runs, (50, 99)))
     return PacedResult(
         name=model.name, file=model.file, sha256=model.sha256, size=format_size(model.image.size) if model.image else None,
         frames=total, dropped=total - len(outputs), late=int(late.sum()),
-        outputs_per_second=len(outputs) / max(outputs[-1].ended, total * period), age_p50_ms=age50, age_p99_ms=age99,
-        jitter_ms=1000 * statistics.pstdev(gaps.tolist()) if len(gaps) else 0.0, run_p50_ms=run50, run_p99_ms=run99,
-        seconds=tuple(seconds), notes=model.remarks,
+        outputs_per_second=len(outputs) / max(outputs[-1].ended, outputs[-1].arrived + period), age_p50_ms=age50,
+        age_p99_ms=age99, jitter_ms=1000 * statistics.pstdev(gaps.tolist()) if len(gaps) else 0.0, run_p50_ms=run50,
+        run_p99_ms=run99, seconds=tuple(seconds), notes=(*model.remarks, *notes),
     )  # fmt: skip
-
-
-def _curve(result: PacedResult, period_ms: float) -> str:
-    """Draw the age of the outputs over time, with the deadline, and the share of missed frames below."""
-    width, height, left = 720.0, 130.0, 52.0
-    seconds = result.seconds
-    top = max([period_ms, *(second.age_max_ms for second in seconds if second.age_max_ms is not None)]) * 1.05
-    step = (width - left) / max(1, len(seconds))
-
-    def y(ms: float) -> float:
-        return height - height * ms / top
-
-    def line(values: Sequence[float | None], name: str) -> str:
-        points = [f"{left + (i + 0.5) * step:.1f},{y(ms):.1f}" for i, ms in enumerate(values) if ms is not None]
-        return f'<polyline class="{name}" points="{" ".join(points)}"/>'
-
-    bars = "".join(
-        f'<rect class="missed" x="{left + i * step:.1f}" y="{height + 46 - 30 * second.missed / second.frames:.1f}" '
-        f'width="{max(1.0, step - 1):.1f}" height="{30 * second.missed / second.frames:.1f}"/>'
-        for i, second in enumerate(seconds)
-    )
-    return (
-        f"<h2>{html.escape(result.name)}</h2>"
-        f'<svg class="pace" viewBox="0 0 {width:g} {height + 70:g}" role="img" aria-label="Age of the outputs over time">'
-        f'<text x="0" y="12">{top:.0f} ms</text><text x="0" y="{y(period_ms) + 4:.1f}">{period_ms:.1f}</text>'
-        f'<path class="deadline" d="M{left:g} {y(period_ms):.1f}H{width:g}"/>'
-        + line([second.age_max_ms for second in seconds], "oldest") + line([second.age_p50_ms for second in seconds], "median")
-        + f'{bars}<text x="0" y="{height + 40:g}">missed</text><text x="{left:g}" y="{height + 64:g}">0 s</text>'
-        f'<text x="{width - 40:g}" y="{height + 64:g}">{len(seconds)} s</text></svg>'
-        "<p>Age of the outputs, second by second: the median, and thin the oldest; dashed the deadline, one period. Bars: share of "
-        "missed frames.</p>"
-    )

@@ -23,7 +23,6 @@ from hyctas.arch.genotype import Genotype, normal_form
 from hyctas.arch.heads import auxiliary_heads, instance_head, semantic_head
 from hyctas.arch.lowering import Lowering
 from hyctas.arch.node import IMAGE, Node
-from hyctas.arch.operators import BYTES_PER_ELEMENT
 
 __all__ = ["IMAGE", "SEMANTIC", "Node", "Plan", "lower"]
 
@@ -70,23 +69,6 @@ class Plan:
     @property
     def parameters(self) -> int:
         return sum(node.operator.parameters for node in self.nodes)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Largest sum, over the nodes, of the fp32 activations alive while a node runs (its inputs and output included)."""
-        last_use = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
-        alive = {IMAGE: 3 * self.padded[0] * self.padded[1]}
-        peak = 0
-        for index, node in enumerate(self.nodes):
-            channels, height, width = node.shape
-            alive[node.name] = channels * height * width
-            peak = max(peak, sum(alive.values()))
-            alive = {name: size for name, size in alive.items() if last_use.get(name, len(self.nodes)) > index}
-        return BYTES_PER_ELEMENT * peak
-
-    @property
-    def weight_bytes(self) -> int:
-        return BYTES_PER_ELEMENT * self.parameters
 
 
 def lower(genotype: Genotype, size: tuple[int, int], num_classes: int, *, auxiliary: bool = False) -> Plan:

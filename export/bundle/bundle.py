@@ -240,7 +240,8 @@ def _write_plain(building: Path, labels: Mapping[str, Any], parity: ParityReport
 
 def _unlisted(folder: Path) -> list[Path]:
     try:
-        listed = set(read_manifest(folder).files)
+        manifest = read_manifest(folder)
+        listed = {*manifest.files, *(member.folder for member in manifest.members)}
     except CorruptFile:
         listed = set(CONTENT)
     return [entry for entry in folder.iterdir() if entry.name not in listed | {NAME}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -19,7 +19,16 @@ FORMAT_VERSION = 1
 NAME = "manifest.json"
 OUTPUTS = ("native", "logits", "labels", "panoptic")
 """What a network's file can give."""
-_SHA256 = re.compile("[0-9a-f]{64}")
+_SHA256, _MEMBER = re.compile("[0-9a-f]{64}"), re.compile("member-[2-9]")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A faster network for the same task, in a folder of the bundle that is a bundle itself."""
+
+    folder: str
+    model_sha256: str
+    """Of its `model.onnx`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,8 @@ class Manifest:
     """File name -> `sha256`, `size_bytes`; every file of the bundle but the manifest."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the maker of the bundle wanted to note."""
+    members: tuple[Member, ...] = ()
+    """Of a ladder: the networks besides the bundle's own, each faster and less accurate than the one before."""
 
     def __post_init__(self) -> None:
         Target.parse(self.target)
@@ -50,6 +61,9 @@ class Manifest:
                 raise InvalidInput(f"it lists {name!r}, which is not a plain file name")
             if not _SHA256.fullmatch(entry["sha256"]) or entry["size_bytes"] < 0:
                 raise InvalidInput(f"{name!r} has {entry['size_bytes']} bytes of the sha256 {entry['sha256']!r}")
+        for member in self.members:
+            if not _MEMBER.fullmatch(member.folder) or not _SHA256.fullmatch(member.model_sha256):
+                raise InvalidInput(f"it lists the member {member.folder!r} with a model of sha256 {member.model_sha256!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -61,6 +75,7 @@ class Manifest:
             "versions": self.versions,
             "files": self.files,
             "extra": self.extra,
+            **({"members": [asdict(member) for member in self.members]} if self.members else {}),
         }
 
 
@@ -107,6 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
             versions={name: _of(str, version) for name, version in value["versions"].items()},
             files={name: _entry(entry) for name, entry in value["files"].items()},
             extra=_of(dict, value["extra"]),
+            members=tuple(Member(_of(str, m["folder"]), _of(str, m["model_sha256"])) for m in _of(list, value.get("members", []))),
         )
     except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
         raise CorruptFile(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None

@@ -108,12 +108,12 @@ def calibrated(model: onnx.ModelProto, feeds: Iterable[Feeds], edges: Iterable[s
     return Calibrated(copy, _ranges(copy, itertools.chain([first], images)), ends)
 
 
-def quantised_at_random(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
+def quantised_at_random(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph calibrated with one random input: good for timing, useless for predicting."""
     from export.feeds import random_feeds
     from export.onnx.graph_split import spec_of
 
-    feeds = random_feeds([spec_of(info) for info in model.graph.input], seed)
+    feeds = random_feeds([spec_of(info) for info in model.graph.input])
     return calibrated(model, [feeds]).quantised()
 
 

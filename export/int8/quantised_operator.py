@@ -12,21 +12,20 @@ EDGE = "__edge"
 """Ends the names of what is put behind an output, so that the quantiser finds a reader that wants it quantised."""
 
 
-def quantised_operator(model: onnx.ModelProto, seed: int = 0, *, uint8: bool = True) -> onnx.ModelProto:
+def quantised_operator(model: onnx.ModelProto, *, uint8: bool = True) -> onnx.ModelProto:
     """Return an operator in int8, calibrated with one random input, with inputs and outputs in 8 bits where they can be.
 
     An input that is read in float, too, stays in float; so does an output that is no float.
 
     Args:
         model: fp32, static shapes.
-        seed: of the random input.
         uint8: in the form of CPU runtimes; else symmetric, as TensorRT takes it.
     """
     from export.feeds import random_feeds
     from export.onnx.graph_split import spec_of
 
     whole, edges = _with_readers(model)
-    feeds = random_feeds([spec_of(info) for info in model.graph.input], seed)
+    feeds = random_feeds([spec_of(info) for info in model.graph.input])
     symmetric = calibrated(whole, [feeds], edges).quantised()
     made, kind = (uint8_form(symmetric), TensorProto.UINT8) if uint8 else (symmetric, TensorProto.INT8)
     for name in edges:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from export.bundle.imaging import IMAGE_SUFFIXES, is_photograph, opened, upright_rgb
 from export.errors import InvalidInput, Unavailable
+from export.prediction.newest import Newest
 from export.prediction.opencv import open_camera, open_video, opencv, rgb
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .wmv .flv .ogv .3gp .mjpeg .gif".split())
@@ -39,6 +41,8 @@ class Frame:
     """Reading and decoding it, without the wait for a camera."""
     arrived: float | None = None
     """Of a camera, the moment in seconds of `time.monotonic`."""
+    number: int = 0
+    """Of a camera, how many it has sent before, dropped ones included."""
 
 
 class FrameSource(Protocol):
@@ -49,10 +53,13 @@ class FrameSource(Protocol):
     """Frames, where known."""
     rate: float | None
     """Frames per second, for a viewer; None where they come when they come."""
-    dropped: int
-    """Frames that nobody had time for; only a camera's are."""
     notes: list[str]
     """What a reader of the results should know."""
+
+    @property
+    def dropped(self) -> int:
+        """Frames that nobody had time for; only a camera's are."""
+        ...
 
     def __iter__(self) -> Iterator[Frame | InvalidInput]: ...
 
@@ -103,7 +110,7 @@ class Video:
         self.total: int | None = int(total) if 0 < total < 1e9 else None
 
     def __iter__(self) -> Iterator[Frame | InvalidInput]:
-        capture, count = open_video(self.path), 0
+        capture, read = open_video(self.path), 0
         try:
             while True:
                 start = time.perf_counter_ns()
@@ -111,12 +118,12 @@ class Video:
                 if not found:
                     break
                 picture = Image.fromarray(rgb(pixels))
-                count += 1
+                read += 1
                 yield Frame(picture, self.path, _since(start))
         finally:
             capture.release()
-        if self.total is not None and count < self.total:
-            note = f"{self.path} announces {self.total} frames; {count} could be read"
+        if self.total is not None and read < self.total:
+            note = f"{self.path} announces {self.total} frames; {read} could be read"
             self.notes += [note] if note not in self.notes else []
 
     def close(self) -> None:
@@ -137,51 +144,49 @@ class Camera:
     def __init__(self, address: str) -> None:
         self.name = re.sub(r"//[^/@]*@", "//", address.partition("?")[0])  # what is printed holds no password
         self.path = Path(re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-")[:100] or "camera")
-        self.notes, self.dropped = list[str](), 0
+        self.notes = list[str]()
         capture = open_camera(address)
         if capture is None or not capture.grab():
             answer = "nothing answers there" if capture is None else "it sends no picture"
             raise Unavailable(self.name, answer, "connect a camera, and name it camera:0, /dev/video0, rtsp://... or http://...")
-        self._capture, self._changed = capture, threading.Condition()
-        self._newest: tuple[np.ndarray, float, float] | None = None
-        self._ended = False
+        self._capture, self._newest = capture, Newest[tuple[np.ndarray, float, float, int]]()
         self._thread = threading.Thread(target=self._read, name="camera", daemon=True)
 
-    def __iter__(self) -> Iterator[Frame | InvalidInput]:
-        self._thread.start()
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._newest is not None or self._ended)
-                newest, self._newest = self._newest, None
-            if newest is None:
-                self.notes.append(f"{self.name} sends no more pictures")
-                return
-            pixels, arrived, decode_ms = newest
+    @property
+    def dropped(self) -> int:
+        """Pictures that a newer one replaced."""
+        return self._newest.replaced
+
+    def __iter__(self) -> Generator[Frame | InvalidInput]:
+        """Give the newest picture from now on; iterated again, it goes on with the camera's numbers."""
+        self._newest.clear()
+        if self._thread.ident is None:
+            self._thread.start()
+        while (newest := self._newest.take()) is not None:
+            pixels, arrived, decode_ms, number = newest
             start = time.perf_counter_ns()
             picture = Image.fromarray(rgb(pixels))
-            yield Frame(picture, self.path, decode_ms + _since(start), arrived)
+            yield Frame(picture, self.path, decode_ms + _since(start), arrived, number)
+        self.notes.append(f"{self.name} sends no more pictures")
 
     def close(self) -> None:
         """Stop reading; one that is stuck in waiting for its network is left to end by itself."""
-        self._ended = True
+        self._newest.end()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._capture.release()
 
     def _read(self) -> None:
-        while not self._ended and self._capture.grab():
+        for number in count():
+            if self._newest.ended or not self._capture.grab():
+                break
             arrived, start = time.monotonic(), time.perf_counter_ns()
             found, pixels = self._capture.retrieve()
             if not found:
                 break
-            with self._changed:
-                self.dropped += self._newest is not None
-                self._newest = pixels, arrived, _since(start)
-                self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+            self._newest.put((pixels, arrived, _since(start), number))
+        self._newest.end()
 
 
 def open_sources(names: Sequence[str]) -> list[FrameSource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from itertools import chain, count
@@ -18,6 +19,7 @@ from PIL import Image
 from export.claims import building_folder
 from export.errors import InvalidInput, LeaveOut
 from export.prediction.frame_source import Camera, Frame, FrameSource, ImageFiles, Video
+from export.prediction.ladder_segmenter import LadderSegmenter
 from export.prediction.opencv import VideoFile
 from export.prediction.segment import Segmenter
 from export.prediction.stage_times import StageTimes
@@ -36,8 +38,8 @@ class Sink(Protocol):
 
 
 def predict(
-    source: FrameSource, segmenter: Segmenter, sink: Sink, times: StageTimes, progress: Callable[[], None],
-    unreadable: Callable[[InvalidInput], None],
+    source: FrameSource, segmenter: Segmenter | LadderSegmenter, sink: Sink, times: StageTimes, progress: Callable[[], None],
+    unreadable: Callable[[InvalidInput], None], rate: float | None = None,
 ) -> None:  # fmt: skip
     """Segment every frame of a source.
 
@@ -48,11 +50,13 @@ def predict(
         times: where every frame's stages are noted.
         progress: called after each frame.
         unreadable: told of what cannot be read, in a frame's place.
+        rate: frames per second that a ladder should keep, where the source is no camera.
     """
     for frame in source:
         if isinstance(frame, InvalidInput):
             unreadable(frame)
             continue
+        start = time.monotonic()
         times.add("reading", frame.read_ms)
         with times.stage("pre-processing"):
             tensor = segmenter.prepare(frame.picture)
@@ -65,6 +69,9 @@ def predict(
         with times.stage("writing"):
             sink.write(frame, drawn, labels)
         times.end_frame()
+        if isinstance(segmenter, LadderSegmenter):
+            end = time.monotonic()
+            segmenter.observe(frame, end - (start if frame.arrived is None else frame.arrived), end - start, rate)
         progress()
 
 

@@ -88,10 +88,7 @@ def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes] = ()) -> Callable[
         else:
             model.session.bind(random_feeds(model.session.inputs))
         return model.session.step
-    try:
-        segmenter = Segmenter(model)
-    except InvalidInput as error:
-        raise InvalidInput(f"mode {mode}: {error}. Time it in mode model") from None
+    segmenter = _segmenter(model, mode)
     jpegs = jpegs or [synthetic_jpeg(segmenter.image.size, seed=0)]
     tensors = [segmenter.prepare(decode(data)) for data in (jpegs if mode == "labels" else jpegs[:1])]
     segmenter.labels(segmenter.run(tensors[0]))
@@ -112,6 +109,40 @@ def frame(model: OpenModel, mode: str, jpegs: Sequence[bytes] = ()) -> Callable[
         return (time.perf_counter_ns() - start) / 1e6
 
     return timed
+
+
+def on_pictures(model: OpenModel, mode: str) -> Callable[[Image.Image | None], object]:
+    """Return a function that processes a picture that has arrived and is decoded.
+
+    `model` runs the network on what is bound to it once, whatever the picture shows; `labels` goes from the picture to a label map,
+    `end-to-end` to an overlay of the picture's size.
+
+    Args:
+        model: the model.
+        mode: one of `MODES`.
+
+    Raises:
+        InvalidInput: as `frame`.
+    """
+    if mode == "model":
+        once = frame(model, mode)
+        return lambda picture: once()
+    segmenter = _segmenter(model, mode)
+
+    def work(picture: Image.Image | None) -> None:
+        assert picture is not None
+        labels = segmenter.labels(segmenter.run(segmenter.prepare(picture)))
+        if mode == "end-to-end":
+            segmenter.draw(picture, segmenter.fit(labels, picture))
+
+    return work
+
+
+def _segmenter(model: OpenModel, mode: str) -> Segmenter:
+    try:
+        return Segmenter(model)
+    except InvalidInput as error:
+        raise InvalidInput(f"mode {mode}: {error}. Time it in mode model") from None
 
 
 def synthetic_jpeg(size: tuple[int, int], seed: int) -> bytes:

@@ -27,7 +27,11 @@ class BenchJob(Settings):
     seconds: Annotated[float, Range(above=0, at_most=86400)] = 3.0
     """Measured time per model."""
     pace: Annotated[float, Range(above=0, at_most=1e4)] | None = None
-    """Feed this many frames per second, as a camera does, and report how many are missed and how old the outputs are."""
+    """Let this many frames per second arrive, as from a camera, and report how many are missed and how old the outputs are."""
+    sustained: str | None = None
+    """Run each model this long, for instance 10m: times, clocks, temperature and power over time; --pace holds as well."""
+    memory: bool = False
+    """Measure the most memory that each model takes, in a process of its own."""
     mode: Literal["model", "labels", "end-to-end"] = "model"
     """model: the network alone; labels: tensor in memory to labels; end-to-end: JPEG bytes to overlay."""
     size: str | None = None
@@ -35,7 +39,7 @@ class BenchJob(Settings):
     out: Path | None = None
     """Report, FILE.json (FILE.md and FILE.html appear beside it); default RUN/fps.json, or bench.json without --run."""
     data: str | None = None
-    """Images to time with: a folder of images, or a data set (see hyctas-train); default: a generated street scene."""
+    """Images to time with: a folder, an image, a data set, with --pace a video or camera:0; default: a generated street scene."""
     run: Path | None = None
     """Run folder for the reports (RUN/report.html too); without models, its trained network is timed."""
     kit: Path | None = None

@@ -24,8 +24,8 @@ class ExportJob(Settings):
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """model.onnx, model.pt2, model.engine, or a folder (no suffix, or a / at its end) for a whole bundle."""
-    network: Path | None = None
-    """Run folder, genotype JSON, published:S (M, L), or bundle; default: the newest run with a trained network, printed."""
+    network: tuple[Path, ...] = ()
+    """Run folder, genotype JSON, published:S (M, L), or bundle; 2 to 4, most accurate first, make a ladder; default: newest run."""
     checkpoint: Path | None = None
     """Weights of the released code (.pth) for a published network."""
     target: str | None = None

@@ -30,6 +30,22 @@ def image_size(text: str) -> tuple[int, int]:
     return size
 
 
+def duration(text: str) -> float:
+    """Parse 90s, 10m or 1.5h, of 2 seconds to a day; return seconds.
+
+    Raises:
+        InvalidInput: not a duration, or too short or long.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 2.0 <= seconds <= 86400.0:
+        raise InvalidInput(f"duration {text!r} is not a number with s, m or h, for instance 90s, 10m or 1.5h, from 2s to 24h")
+    return seconds
+
+
 def read_toml(path: Path, job: type) -> dict[str, Any]:
     """Return what a TOML file sets of a job, by field: flags, and settings that are no flags, grouped in fields of their own.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from export.bundle.bundle import INT8_NAME
 from export.bundle.bundle_engine import ENGINE_NAME, bundle_of
+from export.bundle.bundle_ladder import check_order, list_members, member_folder, miou_of
 from export.errors import InvalidInput
 from export.runtimes import open_runtime
 from export.target import TENSORRT, Target, format_size
@@ -24,6 +25,7 @@ from hyctas.commands.export_engine import check_bundle, check_engine, rebuild, w
 from hyctas.commands.export_int8 import adder, open_images, show, sizes_note, writer
 from hyctas.commands.output_paths import check_writable
 from hyctas.commands.sample_images import EXAMPLES, street_scenes
+from hyctas.plan import lower
 
 if TYPE_CHECKING:
     from hyctas.artifacts.int8_files import Int8Images
@@ -68,21 +70,26 @@ def export_network(job: ExportJob) -> None:
     if kind != BUNDLE and home is None:
         check_free(path.with_suffix(".onnx") if kind == ENGINE else path)
     output = job.output if home is None else check_bundle(job, home)
-    source = job.network or home or newest_run()
-    trained = load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint)
-    size = size or trained.size
+    sources = job.network or (home or newest_run(),)
+    if len(sources) > 1 and kind != BUNDLE:
+        raise InvalidInput(f"{path} holds one network; several make a ladder, which is a bundle: write a folder, such as ladder/")
+    networks = [
+        load_trained(source, job.classes, random_weights=job.random_weights, checkpoint=job.checkpoint) for source in sources
+    ]
+    size = size or networks[0].size
     if size is None:
-        raise InvalidInput(f"{source} does not say for which image size; give --size HEIGHTxWIDTH")
+        raise InvalidInput(f"{sources[0]} does not say for which image size; give --size HEIGHTxWIDTH")
     chosen = "" if job.network or home else " (the newest run)"
-    say(f"network: {source}{chosen}, genotype {trained.genotype.id}, {trained.labels.num_classes} classes, "
-        f"{trained.facts['weights']} weights")  # fmt: skip
-    images = _images(job, trained, source, target, size, home)
+    for source, trained in zip(sources, networks, strict=True):
+        say(f"network: {source}{chosen}, genotype {trained.genotype.id}, {trained.labels.num_classes} classes, "
+            f"{trained.facts['weights']} weights")  # fmt: skip
+    images = [_images(job, trained, source, target, size, home) for source, trained in zip(sources, networks, strict=True)]
     if kind == BUNDLE:
-        _bundle(job, trained, path, size, target, images)
+        write_bundles(job, list(map(str, sources)), networks, path, size, target, images)
     elif kind != ENGINE:
-        _file(job, trained, path, size, target, images)
-    if engine is not None:
-        write_engine_file(job, trained, engine, size, output, target, path if kind == BUNDLE else source, images)
+        _file(job, networks[0], path, size, target, images[0])
+    if engine is not None and kind != BUNDLE:
+        write_engine_file(job, networks[0], engine, size, output, target, sources[0], images[0])
     there = "" if target.runtime != "tensorrt-rtx" else ", on a machine with such a GPU: it proves parity first"
     say(f"next: {command_line('bench', path, target=target, threads=job.threads, trust=kind == '.pt2')}{there}")
 
@@ -121,6 +128,26 @@ def _images(
     if note := sizes_note(images, size):
         say(f"note: {note}")
     return images
+
+
+def write_bundles(
+    job: ExportJob, names: Sequence[str], networks: Sequence[Trained], path: Path, size: tuple[int, int], target: Target,
+    images: Sequence[Int8Images | None],
+) -> None:
+    """Write a network's bundle; further networks are its members, which make it a ladder."""
+    check_order(names, [lower(trained.genotype, size, trained.labels.num_classes).macs for trained in networks],
+                [miou_of(dict(trained.facts)) for trained in networks])  # fmt: skip
+    for name, trained in zip(names, networks, strict=True):
+        if trained.labels != networks[0].labels:
+            raise InvalidInput(f"{name} has other labels than {names[0]}: the networks of a ladder are for the same classes")
+    for number, (trained, its_images) in enumerate(zip(networks, images, strict=True), 1):
+        folder = path if number == 1 else member_folder(path, number)
+        _bundle(job, trained, folder, size, target, its_images)
+        if target.runtime in TENSORRT:
+            write_engine_file(job, trained, folder / ENGINE_NAME, size, job.output, target, folder, its_images)
+    if len(networks) > 1:
+        list_members(path, len(networks))
+        say(f"{path}/ is a ladder of {len(networks)} networks; whatever runs frames in time takes the best one that is fast enough")
 
 
 def _bundle(

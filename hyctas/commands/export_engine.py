@@ -81,7 +81,7 @@ def check_bundle(job: ExportJob, folder: Path) -> str:
         CorruptFile: the bundle's manifest is damaged.
     """
     manifest = read_manifest(folder)
-    if job.network is not None and real_path(job.network) != real_path(folder):
+    if any(real_path(source) != real_path(folder) for source in job.network):
         raise InvalidInput(f"{job.file} is part of the bundle {folder}, and is built from it; leave --network out, "
                            "or write the engine elsewhere")  # fmt: skip
     asked = image_size(job.size) if job.size else manifest.size

@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.bench_models import open_models
+from PIL import Image
+
 from export.bench_timing import named
+from export.bundle.imaging import decode
+from export.contestant import Contestant, open_contestant, warm_up
 from export.errors import CheckFailed, InvalidInput
+from export.paced import WARM_UP_SIZE
 from export.prediction.frame_source import FrameSource, open_sources
+from export.prediction.ladder_segmenter import LadderSegmenter
 from export.prediction.live_page import LivePage, is_local
 from export.prediction.prediction import OutputNames, VideoSink, predict, read_paths, sink_for
-from export.prediction.segment import Segmenter
+from export.prediction.segment import Segmenter, synthetic_jpeg
 from export.prediction.stage_times import RECENT, StageTimes
 from export.target import TENSORRT
 from hyctas.cli.advice import command_line, explain
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = Path("models/balanced")
 LOOPBACK = "127.0.0.1"
 SHOW_SECONDS = 0.5
+Steps = Segmenter | LadderSegmenter
 
 
 def predict_sources(job: PredictJob) -> None:
@@ -60,9 +66,8 @@ def predict_sources(job: PredictJob) -> None:
         model = bench_model(path, kind, str(path), target, size)
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hyctas-predict-")))
-            opened = stack.enter_context(open_models([model], runtime, folder)[0])
-            with named(opened):
-                segmenter = Segmenter(opened)
+            contestant = stack.enter_context(open_contestant(model, runtime, folder))
+            opened, segmenter = contestant.models[0], ready_segmenter(contestant)
             say(f"model: {path} on {target}, {job.threads} thread{'s' * (job.threads != 1)}")
             times, unreadable = StageTimes(), Unreadable()
             if address is None:
@@ -77,11 +82,34 @@ def predict_sources(job: PredictJob) -> None:
     if not times.frames and unreadable.texts:
         raise InvalidInput("nothing of what was given could be read")
     say(times.summary())
+    if isinstance(segmenter, LadderSegmenter):
+        say(segmenter.summary())
     if dropped := sum(source.dropped for source in sources):
         say(f"dropped {dropped} of the camera's {dropped + times.frames} pictures, for newer ones")
     if unreadable.texts:
         count = len(unreadable.texts)
         raise CheckFailed(f"{count} file{'s' * (count != 1)} could not be read; the others are done")
+
+
+def ready_segmenter(contestant: Contestant) -> Steps:
+    """Return what segments pictures; of a ladder, with how long each network takes."""
+    segmenters = []
+    for model in contestant.models:
+        with named(model):
+            segmenters.append(Segmenter(model))
+    if len(segmenters) == 1:
+        return segmenters[0]
+    picture = decode(synthetic_jpeg(WARM_UP_SIZE, seed=0))
+    times = []
+    for segmenter in segmenters:
+
+        def whole(picture: Image.Image | None, segmenter: Segmenter = segmenter) -> None:
+            assert picture is not None
+            labels = segmenter.fit(segmenter.labels(segmenter.run(segmenter.prepare(picture))), picture)
+            segmenter.draw(picture, labels)
+
+        times.append(warm_up(whole, picture))
+    return LadderSegmenter(segmenters, times)
 
 
 class Unreadable:
@@ -123,7 +151,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def write_files(
-    job: PredictJob, sources: Sequence[FrameSource], segmenter: Segmenter, times: StageTimes, unreadable: Unreadable
+    job: PredictJob, sources: Sequence[FrameSource], segmenter: Steps, times: StageTimes, unreadable: Unreadable
 ) -> None:
     """Write the overlays of every source into a folder. Ctrl-C is how a camera ends."""
     names, colours = OutputNames(job.out, read_paths(sources)), segmenter.model.colours
@@ -143,7 +171,7 @@ def write_files(
 
 
 def serve(
-    address: tuple[str, int], sources: Sequence[FrameSource], segmenter: Segmenter, times: StageTimes, unreadable: Unreadable
+    address: tuple[str, int], sources: Sequence[FrameSource], segmenter: Steps, times: StageTimes, unreadable: Unreadable
 ) -> None:
     """Show the sources on a live page until Ctrl-C; files begin again at their end."""
     live = any(source.rate is None for source in sources)
@@ -160,7 +188,7 @@ def serve(
             while True:
                 before = times.frames
                 for source in sources:
-                    predict(source, segmenter, page, times, paced(show, source.rate), unreadable)
+                    predict(source, segmenter, page, times, paced(show, source.rate), unreadable, source.rate)
                 if live or times.frames == before:
                     return
 

@@ -10,9 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from export.arrivals import Pictures
 from export.bench_models import BenchModel, open_models
 from export.bundle.imaging import is_photograph
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
+from export.prediction.clocked_video import ClockedVideo
+from export.prediction.frame_source import CAMERAS, VIDEO_SUFFIXES, Camera, Video, open_sources
 from export.prediction.prediction import jpeg
 from export.runtime import Runtime
 from hyctas.data import Scenes, open_source
@@ -26,16 +29,42 @@ EXAMPLES, QUALITY = 2, 90
 """Street scenes that parity is checked on besides random images; quality of JPEG files made here."""
 
 
+def open_pictures(spec: str, pace: float | None) -> Pictures | None:
+    """Open a video or camera whose pictures arrive by themselves; None for anything else.
+
+    Raises:
+        InvalidInput: no pace, which only such sources keep, or a damaged video.
+        Unavailable: a camera that sends nothing, or no OpenCV.
+    """
+    if not spec.startswith(CAMERAS) and Path(spec).suffix.lower() not in VIDEO_SUFFIXES:
+        return None
+    (source,) = open_sources([spec])
+    if pace is None:
+        source.close()
+        raise InvalidInput(
+            f"data {spec!r}: pictures of a video or camera arrive by the clock, and back-to-back times are of pictures in memory",
+            Give("pace", "30"), "give images",
+        )  # fmt: skip
+    if isinstance(source, Video):
+        return ClockedVideo(source, pace)
+    assert isinstance(source, Camera)
+    return source
+
+
 def load_images(spec: str) -> list[bytes]:
-    """Read at most `MAX_IMAGES` images as JPEG files in memory, evenly spread over a folder of images or a data set.
+    """Read at most `MAX_IMAGES` images as JPEG files in memory: one file, or evenly spread over a folder of images or a data set.
 
     JPEG files are taken as they are (decoding turns them upright), others are encoded at quality `QUALITY`.
 
     Raises:
         InvalidInput: no images there, or a file that is none.
     """
-    folder = Path(spec).expanduser()
-    files = sorted(filter(is_photograph, folder.iterdir())) if folder.is_dir() else []
+    path = Path(spec).expanduser()
+    if path.is_file():
+        open_sources([str(path)])  # names a file of an unknown kind
+        files = [path]
+    else:
+        files = sorted(filter(is_photograph, path.iterdir())) if path.is_dir() else []
     if files:
         chosen = [(read_image(path), path.read_bytes()) for path in _spread(files)]  # names a file that is no image
         return [data if data.startswith(JPEG_MARK) else jpeg(array, QUALITY) for array, data in chosen]

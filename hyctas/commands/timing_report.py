@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export.bench_report import FORMAT_VERSION, BenchReport
+from export.bench_report import FORMAT_VERSION, MEMORY, BenchReport, cell_of
 from export.errors import CorruptFile, InvalidInput
 from export.files import read_json, write_json, write_text
-from export.paced import PacedReport
+from export.paced_report import PacedReport
+from export.sustained_report import SustainedReport
 from hyctas.cli.show import say
 from hyctas.cli.streams import printable
 from hyctas.commands.output_paths import check_writable
@@ -40,19 +41,22 @@ def check_out(out: Path) -> None:
         raise InvalidInput(f"{taken[0]} exists and is no report of hyctas-bench; choose another --out or move it away")
 
 
-def publish(report: BenchReport | PacedReport, out: Path, run: Path | None) -> None:
+Report = BenchReport | PacedReport | SustainedReport
+
+
+def publish(report: Report, out: Path, run: Path | None) -> None:
     """Print a report, and write it and that of the run which it belongs to."""
-    if isinstance(report, PacedReport):
-        print_paced(report)
-    else:
+    if isinstance(report, BenchReport):
         print_report(report)
+    else:
+        print_over_time(report)
     for path in write_report(report, out):
         say(f"wrote {path}")
     if run and (run / "train-network.json").exists():
         say(f"wrote {report_run(run)}")
 
 
-def write_report(report: BenchReport | PacedReport, out: Path) -> tuple[Path, Path, Path]:
+def write_report(report: Report, out: Path) -> tuple[Path, Path, Path]:
     """Write FILE.json, FILE.md and FILE.html."""
     paths = out, out.with_suffix(".md"), out.with_suffix(".html")
     write_json(paths[0], {**report.to_json(), "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]]})
@@ -72,8 +76,8 @@ def _printed(table: Table) -> Console:
     return console
 
 
-def print_paced(report: PacedReport) -> None:
-    """Print what `--pace` found."""
+def print_over_time(report: PacedReport | SustainedReport) -> None:
+    """Print what `--pace` or `--sustained` found."""
     table = _table(report.title)
     head, *rows = report.rows()
     for index, name in enumerate(head):
@@ -91,14 +95,15 @@ def print_report(report: BenchReport) -> None:
     table = _table(title)
     table.add_column("model", overflow="fold", min_width=8)
     columns = ("size",) * (len(sizes) > 1) + ("FPS", "median ms", "p90", "p95", "p99", "CV", "time by first")
-    for name in columns:
+    memory = [field for field in MEMORY if any(getattr(result, field) is not None for result in report.models)]
+    for name in (*columns, *(MEMORY[field] for field in memory)):
         table.add_column(name, justify="right", no_wrap=True)
     for result in report.models:
         ratio = "1" if result.ratio_median is None else f"{result.ratio_median:.3f}"
         if result.ratio_p10 is not None:
             ratio += f" [{result.ratio_p10:.3f}, {result.ratio_p90:.3f}]"
         times = [f"{ms:.3f}" for ms in (result.median_ms, result.p90_ms, result.p95_ms, result.p99_ms)]
-        cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio)]
+        cells = [f"{result.fps:.1f}", *times, f"{result.cv:.1%}", escape(ratio), *(cell_of(getattr(result, f)) for f in memory)]
         table.add_row(escape(printable(result.name)), *([result.size or "no image"] if len(sizes) > 1 else []), *cells)
     console = _printed(table)
     for warning in report.warnings:

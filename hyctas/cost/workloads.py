@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import InvalidInput, Perform, Remedy, TableMismatch
-from export.target import format_size, parse_size
+from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.arch.operators import DownUp, from_key
+from hyctas.cost.memory import predicted_mib
 from hyctas.plan import Plan, lower
 from hyctas.space import SPACES
 from hyctas.spaces.search_space import SearchSpace
@@ -64,7 +65,7 @@ class Costs:
     parameters: int
     macs: int
     memory_mib: float
-    """Weights and the largest sum of live activations, in fp32."""
+    """Predicted for the table's runtime (`hyctas/cost/memory.py`)."""
 
 
 class CostModel:
@@ -102,7 +103,7 @@ class CostModel:
         name = genotype.id
         if name not in self._known:
             plan = lower(genotype, self.size, self.num_classes)
-            memory = (plan.peak_bytes + plan.weight_bytes) / 2**20
+            memory = predicted_mib(plan, Target.parse(self.table.identity.target).runtime)
             latency_ms = predict(units(plan), self.table, self.calibration)
             self._known[name] = Costs(latency_ms, self.bound_factor * latency_ms, plan.parameters, plan.macs, memory)
         return self._known[name]

@@ -377,11 +377,12 @@ def _free(root: Path) -> Any:
 
 def _genotype(root: Path) -> Any:
     from hyctas.artifacts.choice import read_genotype
+    from hyctas.cost.memory import live_mib
     from hyctas.plan import lower
 
     genotype = read_genotype(root / "files" / "genotype.json")
     plan = lower(genotype, (64, 64), CLASSES)
-    return genotype, plan.macs, plan.parameters, plan.peak_bytes
+    return genotype, plan.macs, plan.parameters, live_mib(plan)
 
 
 def _released(root: Path) -> Any:

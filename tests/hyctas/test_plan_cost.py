@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,10 +28,13 @@ from hyctas.arch.operators import (
     Skip,
     from_key,
 )
+from hyctas.attention.chunked import GRAPH_ELEMENTS
+from hyctas.cost.memory import GRAPH_LOGITS, fits, inner_elements, live_mib, predicted_mib, weights_mib
 from hyctas.network import build
 from hyctas.nn.blocks import Block
 from hyctas.plan import IMAGE, lower
 from hyctas.space import edge, tiny
+from hyctas.spaces.members import member
 
 EDGE, TINY = edge(), tiny()
 EDGE_KEYS = frozenset(EDGE.keys((360, 480), 11))
@@ -137,10 +141,36 @@ def test_spaces_differ_by_hash() -> None:
     assert EDGE.hash != TINY.hash and EDGE.hash == edge().hash
 
 
-def test_peak_memory_of_a_chain() -> None:
+def test_live_activations_of_a_chain() -> None:
     plan = lower(TINY.smallest(), (32, 32), 3)
     largest = max(4 * (sum(map(math.prod, node.input_shapes)) + math.prod(node.shape)) for node in plan.nodes)
-    assert largest <= plan.peak_bytes <= 4 * sum(math.prod(node.shape) for node in plan.nodes) + 4 * 3 * 32 * 32
+    inner = max(4 * inner_elements(node) for node in plan.nodes)
+    most = 4 * sum(math.prod(node.shape) for node in plan.nodes) + 4 * 3 * 32 * 32 + inner
+    assert largest <= live_mib(plan) * 2**20 <= most
+
+
+def test_what_operators_hold_inside() -> None:
+    def inner(operator: Operator, *shapes: tuple[int, int, int]) -> int:
+        node = next(iter(lower(TINY.smallest(), (32, 32), 3).nodes))
+        return inner_elements(replace(node, operator=operator, input_shapes=shapes))
+
+    assert inner(Conv((8,), 16), (8, 32, 64)) == 0
+    assert inner(InvertedResidual((16,), 24, cell_stride=2), (16, 32, 64)) == 96 * (32 * 64 + 16 * 32)
+    assert inner(Conv((8, 4), 16), (8, 32, 64), (4, 16, 32)) == (4 + 12) * 32 * 64, "a resized copy, and all side by side"
+    attention = SelfAttention((8,), 8, heads=2, pool=2)
+    assert inner(attention, (8, 16, 16)) == 2 * 2 * 256 * 64, "logits and their softmax, of two heads"
+    assert inner(SelfAttention((8,), 8), (8, 128, 128)) == 2 * GRAPH_LOGITS == 2 * GRAPH_ELEMENTS, "a chunk of them"
+
+
+def test_predicted_memory_follows_the_fit() -> None:
+    plan = lower(member("lite0-16"), (512, 1024), 19)
+    assert live_mib(plan) > 60, "its first block expands to 96 channels at half the resolution: 48 MiB, and 12 after the stride"
+    assert predicted_mib(plan, "a runtime that nobody measured") == pytest.approx(weights_mib(plan) + live_mib(plan))
+    fit = fits()["onnxruntime-cpu"]
+    assert predicted_mib(plan, "onnxruntime-cpu") == pytest.approx(
+        fit.constant_mib + fit.per_weight * weights_mib(plan) + fit.per_live * live_mib(plan)
+    )
+    assert 0 < fit.mape <= fit.worst and fit.networks >= 10
 
 
 def test_bad_sizes_and_shapes() -> None:

@@ -19,6 +19,7 @@ from export import bench_timing as bench_module
 from export.bench_report import BenchReport
 from export.bundle.imaging import decode
 from export.errors import InvalidInput, Unavailable
+from export.prediction.opencv import VideoFile
 from hyctas.commands import bench as work
 from hyctas.commands import chosen_target, model_files, sample_images
 from tests.export import foreign_files
@@ -84,6 +85,46 @@ def test_paced(call: Command, bundle: Path, foreign: Path) -> None:
     assert [(model["name"], model["frames"]) for model in report["models"]] == [("b", 20), ("theirs.onnx", 20)]
     assert "less than 10 frames" in call(bundle, "--pace", "10")[1]
     assert "leave --pace out" in call(bundle, "--pace", "10", "--kit", "kit")[1]
+
+
+def test_paced_by_images_and_a_video(call: Command, bundle: Path) -> None:
+    video = VideoFile(Path("clip.mp4"), 10)
+    for level in range(0, 250, 50):
+        video.write(np.full((16, 24, 3), level, np.uint8))
+    video.close()
+    Image.new("RGB", (20, 30)).save("a.png")
+    for data, said in (("clip.mp4", "frames: clip.mp4"), ("a.png", "frames: 1 image in memory")):
+        expect(call(bundle, "--pace", "400", "--data", data, "--mode", "end-to-end"), 0, said)
+        assert json.loads(Path("paced.json").read_text())["models"][0]["frames"] >= 20
+    Path("torn.mp4").write_bytes(Path("clip.mp4").read_bytes()[:-300])
+    Path("empty").mkdir()
+    Path("t.txt").write_text("none")
+    refused = [
+        ("--data clip.mp4", 2, "arrive by the clock"), ("--data torn.mp4 --pace 400", 2, "cannot be read as a video"),
+        ("--data camera:99 --pace 400", 3, "camera:99 is unavailable"), ("--data empty --pace 400", 2, "empty"),
+        ("--data t.txt --pace 400", 2, "suffix '.txt' is unknown"), ("--pace 0", 2, "above 0"),
+        ("--sustained 10", 2, "'10' is not a number with s, m or h"), ("--sustained 1s", 2, "from 2s to 24h"),
+        ("--sustained 10m --kit kit", 2, "leave --sustained out"),
+        ("--memory --kit kit", 2, "leave --memory out"), ("--sustained 2s --pace 4", 2, "less than 10 frames"),
+    ]  # fmt: skip
+    for arguments, code, reason in refused:
+        expect(call(bundle, *arguments.split()), code, reason)
+
+
+def test_memory(call: Command, bundle: Path, foreign: Path) -> None:
+    out = expect(call(bundle, foreign, "--size", "64x64", "--memory"), 0, "memory MiB", "memory of b: ")
+    report = json.loads(Path("bench.json").read_text())
+    assert all(model["memory_mib"] > 0 for model in report["models"]) and "GPU memory" not in out
+    expect(call(bundle, "--memory", "--target", "torch-cpu:fp32"), 0, "memory of b: not measured, the target runs it as a module")
+    assert "memory_mib" not in json.loads(Path("bench.json").read_text())["models"][0]
+    expect(call(bundle, "--pace", "400", "--memory"), 0, "b: it takes ")
+
+
+def test_sustained(call: Command, bundle: Path) -> None:
+    expect(call(bundle, "--sustained", "2s", "--pace", "50"), 0, "last by first", "wrote sustained.html", "mode model, 50 frames")
+    report = json.loads(Path("sustained.json").read_text())
+    (model,) = report["models"]
+    assert report["state"] == "done" and sum(interval["frames"] for interval in model["intervals"]) == 100
 
 
 def test_end_to_end_paints_a_street(call: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from export.bundle.bundle import read_bundle
+from export.bundle.bundle_ladder import read_ladder
 from export.errors import InvalidInput
 from export.target import Target
 from hyctas.arch.genotype import Arithmetic, Genotype
@@ -23,6 +25,7 @@ from hyctas.artifacts import bundling
 from hyctas.artifacts.bundling import RUN_FILES, Trained, load_trained, prove, write_file
 from hyctas.commands import export as work
 from hyctas.commands.sample_images import street_scenes
+from hyctas.space import tiny
 from tests.hyctas.cli.conftest import LABELS, LITE, RECORD, SIZE, Command, expect, small_genotype
 
 OTHER = replace(small_genotype(), arithmetic=Arithmetic(linear_stem=True))  # equal shapes, another network
@@ -49,6 +52,30 @@ def test_bundle_of_the_newest_run(command: Command, run_folder: Path, tmp_path: 
     metadata = {p.key: p.value for p in onnx.load(found.model).metadata_props}
     assert json.loads(metadata["preprocessing"]) == LITE.to_json()
     assert load_trained(folder).preprocessing == LITE
+
+
+def test_a_ladder(command: Command, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "large.json").write_text(tiny().largest().to_json())
+    large = tmp_path / "large"
+    random = ("--random-weights", "--classes", 5, "--size", "64x64")
+    expect(command("export", f"{large}/", "--network", tmp_path / "large.json", *random), 0)
+    folder = tmp_path / "ladder"
+    other = tmp_path / "same"
+    shutil.copytree(bundle, other)
+    expect(command("export", f"{folder}/", "--network", other, bundle), 2, "GMAC are not less than")
+    expect(command("export", tmp_path / "m.onnx", "--network", large, bundle), 2, "several make a ladder")
+    expect(command("export", f"{folder}/", "--network", large, bundle), 2, "has other labels than")
+    assert not folder.exists()
+    monkeypatch.setattr(work, "load_trained", lambda source, *rest, **more: replace(load_trained(source), labels=LABELS))
+    expect(command("export", f"{folder}/", "--network", large, bundle), 0, "is a ladder of 2 networks")
+    rungs = read_ladder(folder)
+    assert [rung.miou for rung in rungs] == [None, 0.25] and load_trained(rungs[1].folder).genotype == small_genotype()
+    monkeypatch.chdir(tmp_path)
+    out = expect(command("bench", folder, large / "model.onnx", "--pace", 40, "--seconds", 0.5), 0, "mIoU over time")
+    assert "ladder/member-2" in out and "switch" in out
+    photograph = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(photograph)
+    expect(command("predict", photograph, "--model", folder), 0, "share of the frames: ")
 
 
 def test_onnx_file_from_a_bundle(command: Command, bundle: Path, tmp_path: Path) -> None:
