@@ -18,7 +18,6 @@ from typing import Annotated
 
 from benchmarks.failures import one_sentence
 from export.bench_models import BenchModel, open_models
-from export.bench_report import BenchReport
 from export.bench_timing import bench, named
 from export.bundle.manifest import NAME
 from export.errors import HyctasError, InvalidInput
@@ -100,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InvalidInput("a comparison needs one model of ours and one other that run")
     with measuring(say), bar("time models") as shown:
         memories = measure_memories(models, target, arguments.threads) if arguments.memory else {}
-        report: BenchReport = bench(
+        report = bench(
             models, target, arguments.threads, seconds=arguments.seconds, mode=arguments.mode, runtime=runtime,
             progress=lambda done, total: shown.update(done / total),
         )  # fmt: skip
-    report = with_memories(replace(report, warnings=(*report.warnings, *left_out)), memories)
-    publish(report, arguments.out, None)
+    complete = replace(report, warnings=(*report.warnings, *left_out))
+    publish(with_memories(complete, memories), arguments.out, None)
 
 
 if __name__ == "__main__":
