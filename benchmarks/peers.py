@@ -99,11 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InvalidInput("a comparison needs one model of ours and one other that run")
     with measuring(say), bar("time models") as shown:
         memories = measure_memories(models, target, arguments.threads) if arguments.memory else {}
-        timed = bench(
+        report = bench(
             models, target, arguments.threads, seconds=arguments.seconds, mode=arguments.mode, runtime=runtime,
             progress=lambda done, total: shown.update(done / total),
         )  # fmt: skip
-    publish(with_memories(replace(timed, warnings=(*timed.warnings, *left_out)), memories), arguments.out, None)
+    complete = replace(report, warnings=(*report.warnings, *left_out))
+    publish(with_memories(complete, memories), arguments.out, None)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class SustainedReport:
 
     @property
     def title(self) -> str:
-        pace = "back to back" if self.pace is None else f"{self.pace:g} frames per second"
+        pace = "back to back" if self.pace is None else f"{self.pace:.4g} frames per second"
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"{self.target}, {threads}, mode {self.mode}, {pace}, {duration(self.seconds)} each"
 
