@@ -107,7 +107,8 @@ class PacedReport:
 
     @property
     def title(self) -> str:
-        return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}, {self.pace:.4g} frames per second"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.target}, {threads}, mode {self.mode}, {self.pace:.4g} frames per second"
 
     def remarks(self) -> list[str]:
         """Return what a reader of the numbers should know."""
