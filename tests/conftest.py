@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process per core already
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not hold a core that another process needs
 gc.set_threshold(50_000, 20, 20)  # some 4 % of the time otherwise goes into looking for garbage among millions of objects
 os.environ["HYCTAS_MEASURING_LOCK"] = f"hyctas-tests-{os.getpid()}"  # tests wait for no measurement on this machine

@@ -14,6 +14,7 @@ from export.errors import InvalidInput, InvalidSetting
 from export.ranges import Bound, Range, Settings, describe, fits, hints, limits
 from export.trt.options import BuildOptions
 from hyctas import cli
+from hyctas.artifacts.int8_settings import Int8Settings
 from hyctas.cli.bench import BenchJob
 from hyctas.cli.demo import DemoJob
 from hyctas.cli.doctor import DoctorJob
@@ -34,7 +35,8 @@ from latency.protocol import Protocol
 
 KINDS = [
     Recipe, NetworkRecipe, SupernetRecipe, ProfileJob, TrainJob, TrainNetworkJob, TrainSupernetJob, SearchJob, DemoJob, ExportJob,
-    BenchJob, PredictJob, DoctorJob, SearchSettings, Protocol, EngineSettings, LoadSettings, BuildOptions, Timing, Scenes, Augment,
+    BenchJob, PredictJob, DoctorJob, SearchSettings, Protocol, Int8Settings, EngineSettings, LoadSettings, BuildOptions, Timing,
+    Scenes, Augment,
 ]  # fmt: skip
 NEEDED: dict[type, dict[str, Any]] = {
     BuildOptions: {"precision": "fp16"}, ExportJob: {"file": "x.onnx"}, PredictJob: {"sources": ("x.png",)},

@@ -244,7 +244,7 @@ def test_names_differ(tmp_path: Path) -> None:
     assert model_files.names([Path("."), tmp_path])[0] == Path.cwd().name
 
 
-def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_target(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a GPU whose ONNX Runtime has no CUDA, an ONNX file stays on the CPU and a bundle goes to torch."""
     from export import runtimes
 
@@ -254,10 +254,10 @@ def test_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
         return [runtimes.Availability(name, name in able, "why", "how") for name in runtimes.PREFERRED]
 
     monkeypatch.setattr(chosen_target, "available_targets", states)
-    bundle, file, program = (Path("b"), "bundle"), (Path("m.onnx"), ".onnx"), (Path("m.pt2"), ".pt2")
-    assert str(model_files.choose_target(None, [bundle])) == "torch-cuda:fp32"
-    assert str(model_files.choose_target(None, [bundle, file])) == "onnxruntime-cpu:fp32"
-    assert str(model_files.choose_target(None, [program, bundle])) == "torch-cuda:fp32"
+    folder, file, program = (Path("b"), "bundle"), (bundle / "model.onnx", ".onnx"), (Path("m.pt2"), ".pt2")
+    assert str(model_files.choose_target(None, [folder])) == "torch-cuda:fp32"
+    assert str(model_files.choose_target(None, [folder, file])) == "onnxruntime-cpu:fp32"
+    assert str(model_files.choose_target(None, [program, folder])) == "torch-cuda:fp32"
     able.clear()
     with pytest.raises(Unavailable, match=r"onnxruntime-cpu:fp32 is unavailable: why"):
         model_files.choose_target(None, [file])
