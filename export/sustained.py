@@ -94,6 +94,7 @@ def sustain(
                     for result in _run(contestant, plan, sensors, show):
                         report = replace(former, models=(*former.models, result), others_share=others_share(before, read_load()))
                         keep(report)
+                    show(1)
         except KeyboardInterrupt:
             state = "stopped"
     return replace(report, state=state)

@@ -7,10 +7,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import onnx
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.errors import InvalidInput
 from export.onnx.foreign import walk
@@ -22,6 +24,7 @@ from export.onnx.pads import merge_pads
 MAX_BYTES = 2**31 - 1
 """What a protobuf message, hence an ONNX file without external data, can hold."""
 _EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
+_registries: dict[int, ONNXRegistry] = {}
 
 
 def trace(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], results: list[str], opset: int) -> onnx.ModelProto:
@@ -34,7 +37,7 @@ def trace(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str],
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > MAX_BYTES - 2**20:
         raise InvalidInput(f"the weights take {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB")
-    with evaluating(module), _quiet_exporter():
+    with evaluating(module), _quiet_exporter(), _kept_registry():
         try:
             program = torch.onnx.export(
                 module, inputs, dynamo=True, opset_version=opset, input_names=names, output_names=results, verbose=False
@@ -79,6 +82,24 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _kept_registry() -> Iterator[None]:
+    """Build the exporter's registry of operators once per opset: 0.4 s of a core, which torch takes at every export.
+
+    That is most of the time that exporting a single operator takes. Only translations of a caller's own would change a registry,
+    and `trace` gives none.
+    """
+    build = ONNXRegistry.from_torchlib
+
+    def kept(opset_version: int) -> ONNXRegistry:
+        if opset_version not in _registries:
+            _registries[opset_version] = build(opset_version)
+        return _registries[opset_version]
+
+    with patch.object(ONNXRegistry, "from_torchlib", staticmethod(kept)):
+        yield
 
 
 def folded(module: nn.Module) -> nn.Module:

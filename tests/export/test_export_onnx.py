@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -67,6 +68,21 @@ def test_equal_input_gives_equal_bytes_without_machine_paths(net: Net, tmp_path:
     data = first.path.read_bytes()
     for trace in (b"stack_trace", b"/tmp", b".py", b"site-packages"):
         assert trace not in data
+
+
+def test_the_registry_of_operators_is_built_once_per_opset(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building it takes longer than exporting a single operator."""
+    built: list[int] = []
+    build = onnx_trace.ONNXRegistry.from_torchlib
+
+    def noted(opset_version: int) -> Any:
+        built.append(opset_version)
+        return build(opset_version)
+
+    monkeypatch.setattr(onnx_trace, "_registries", {})
+    monkeypatch.setattr(onnx_trace.ONNXRegistry, "from_torchlib", staticmethod(noted))
+    first, second = (export_onnx(net, (16, 16), tmp_path / f"{name}.onnx").sha256 for name in "ab")
+    assert built == [18] and first == second
 
 
 def test_many_classes_become_int32(tmp_path: Path) -> None:
