@@ -114,7 +114,7 @@ class OnnxRuntime:
         try:
             with _silenced(on_cuda):
                 session = onnxruntime.InferenceSession(
-                    content, _options(self.threads), providers=[(wanted, extra)], enable_fallback=0
+                    content, _options(self.threads, on_cuda), providers=[(wanted, extra)], enable_fallback=0
                 )
         except states.InvalidProtobuf as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({first_line(error)})") from None
@@ -300,7 +300,7 @@ def load_exported(
         return [load(paths[key]) for key in keys]
 
 
-def _options(threads: int) -> Any:
+def _options(threads: int, on_cuda: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -308,6 +308,8 @@ def _options(threads: int) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not on_cuda:  # one block for all activations, planned at the first run, costs up to twice the memory and gains no time
+        options.enable_mem_pattern = False
     if not {"avx_vnni", "avx512_vnni", "asimd"} & instruction_sets():  # else sums of two products overflow; it costs speed
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # failures arrive as exceptions
