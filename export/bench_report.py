@@ -74,8 +74,47 @@ class BenchResult:
             raise ValueError(f"{self.name!r} has {self.fps} FPS at a median of {self.median_ms} ms")
 
 
+class TimingReport:
+    """Pages of a report: its title, table, remarks and curves, the same way for every kind of report."""
+
+    target: str
+    threads: int
+    mode: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    others_share: float | None
+
+    @property
+    def title(self) -> str:
+        """Where and what was timed."""
+        return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}"
+
+    def rows(self) -> list[list[str]]:
+        """Return the table's cells, its head first."""
+        raise NotImplementedError(type(self).__name__)
+
+    def remarks(self) -> list[str]:
+        """Return what a reader of the numbers should know."""
+        raise NotImplementedError(type(self).__name__)
+
+    def curves(self) -> str:
+        """Return the curves of all models as HTML; none here."""
+        return ""
+
+    def to_markdown(self) -> str:
+        """Return a table and the circumstances, GitHub flavour."""
+        return markdown_table(self.title, self._place(), self.rows(), self.remarks())
+
+    def to_html(self) -> str:
+        """Return one page without scripts or outside resources."""
+        return page(self.title, self._place(), self.rows(), self.remarks(), self.curves())
+
+    def _place(self) -> str:
+        return circumstances(self.machine, self.versions, self.others_share)
+
+
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(TimingReport):
     """A whole comparison."""
 
     target: str
@@ -95,23 +134,13 @@ class BenchReport:
         """Return plain values."""
         return {"format_version": FORMAT_VERSION, **plain(self)}
 
-    def to_markdown(self) -> str:
-        """Return a table and the circumstances, GitHub flavour."""
-        return markdown_table(self._title(), self._subtitle(), self._rows(), self._remarks())
+    def memory_fields(self) -> list[str]:
+        """Name the fields of `MEMORY` that a model has."""
+        return [field for field in MEMORY if any(getattr(result, field) is not None for result in self.models)]
 
-    def to_html(self) -> str:
-        """Return one page without scripts or outside resources."""
-        return page(self._title(), self._subtitle(), self._rows(), self._remarks())
-
-    def _title(self) -> str:
-        return f"{self.target}, {self.threads} thread{'s' * (self.threads != 1)}, mode {self.mode}"
-
-    def _subtitle(self) -> str:
-        return circumstances(self.machine, self.versions, self.others_share)
-
-    def _rows(self) -> list[list[str]]:
+    def rows(self) -> list[list[str]]:
         """Return the table's cells, its head first."""
-        memory = [field for field in MEMORY if any(getattr(result, field) is not None for result in self.models)]
+        memory = self.memory_fields()
         return [[*_HEAD, *(MEMORY[field] for field in memory)], *(
             [
                 result.name,
@@ -126,7 +155,8 @@ class BenchReport:
             for result in self.models
         )]  # fmt: skip
 
-    def _remarks(self) -> list[str]:
+    def remarks(self) -> list[str]:
+        """Return the warnings, and what is noted of the models."""
         return [*self.warnings, *(f"{result.name}: {note}" for result in self.models for note in result.notes)]
 
 

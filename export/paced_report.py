@@ -6,7 +6,7 @@ import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from export.bench_report import circumstances, load_remark, markdown_table, page
+from export.bench_report import TimingReport, load_remark
 from export.curves import Chart, Line
 
 FORMAT_VERSION = 1
@@ -86,7 +86,7 @@ class PacedResult:
 
 
 @dataclass(frozen=True)
-class PacedReport:
+class PacedReport(TimingReport):
     """Models under one pace, one after another."""
 
     target: str
@@ -107,8 +107,7 @@ class PacedReport:
 
     @property
     def title(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.target}, {threads}, mode {self.mode}, {self.pace:.4g} frames per second"
+        return f"{super().title}, {self.pace:.4g} frames per second"
 
     def remarks(self) -> list[str]:
         """Return what a reader of the numbers should know."""
@@ -128,18 +127,8 @@ class PacedReport:
             for result in self.models
         )]  # fmt: skip
 
-    def to_markdown(self) -> str:
-        """Return a table and the circumstances, GitHub flavour."""
-        place = circumstances(self.machine, self.versions, self.others_share)
-        return markdown_table(self.title, place, self.rows(), self.remarks())
-
-    def to_html(self) -> str:
-        """Return one page without scripts or outside resources; a curve per model shows age and misses over time."""
-        place = circumstances(self.machine, self.versions, self.others_share)
-        return page(self.title, place, self.rows(), self.remarks(), self.curves())
-
     def curves(self) -> str:
-        """Return the curves of every model, as HTML."""
+        """Return age and misses over time of every model, as HTML."""
         return "".join(_curve(result, 1000 / self.pace) for result in self.models)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from export.bench_report import circumstances, load_remark, markdown_table, page
+from export.bench_report import TimingReport, load_remark
 from export.curves import Chart, Line
 from export.sensors import NAMES, Reading
 
@@ -92,7 +92,7 @@ class SustainedResult:
 
 
 @dataclass(frozen=True)
-class SustainedReport:
+class SustainedReport(TimingReport):
     """Long runs of models, one after another."""
 
     target: str
@@ -123,8 +123,7 @@ class SustainedReport:
     @property
     def title(self) -> str:
         pace = "back to back" if self.pace is None else f"{self.pace:.4g} frames per second"
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.target}, {threads}, mode {self.mode}, {pace}, {duration(self.seconds)} each"
+        return f"{super().title}, {pace}, {duration(self.seconds)} each"
 
     def remarks(self) -> list[str]:
         """Return what a reader of the numbers should know."""
@@ -144,16 +143,10 @@ class SustainedReport:
         head += ["missed"] * (self.pace is not None) + [f"{NAMES[field][0]} {NAMES[field][1]}" for field in fields]
         return [head, *(_row(model, self.pace is not None, fields) for model in self.models)]
 
-    def to_markdown(self) -> str:
-        """Return a table and the circumstances, GitHub flavour."""
-        place = circumstances(self.machine, self.versions, self.others_share)
-        return markdown_table(self.title, place, self.rows(), self.remarks())
-
-    def to_html(self) -> str:
-        """Return one page without scripts or outside resources, with curves of times and sensors."""
-        place = circumstances(self.machine, self.versions, self.others_share)
+    def curves(self) -> str:
+        """Return times and sensors over time of every model, as HTML."""
         period_ms = None if self.pace is None else 1000 / self.pace
-        return page(self.title, place, self.rows(), self.remarks(), "".join(_curves(model, period_ms) for model in self.models))
+        return "".join(_curves(model, period_ms) for model in self.models)
 
 
 def duration(seconds: float) -> str:

@@ -95,7 +95,7 @@ def print_report(report: BenchReport) -> None:
     table = _table(title)
     table.add_column("model", overflow="fold", min_width=8)
     columns = ("size",) * (len(sizes) > 1) + ("FPS", "median ms", "p90", "p95", "p99", "CV", "time by first")
-    memory = [field for field in MEMORY if any(getattr(result, field) is not None for result in report.models)]
+    memory = report.memory_fields()
     for name in (*columns, *(MEMORY[field] for field in memory)):
         table.add_column(name, justify="right", no_wrap=True)
     for result in report.models:
