@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.backends.torch_session import METADATA, torch_threads, unavailable_reason
+from export.backends.torch_session import METADATA, to_numpy, torch_threads, unavailable_reason
 from export.errors import CorruptFile, InvalidInput, Unavailable, first_line
 from export.feeds import check_feeds
 from export.onnx.tracing import folded
@@ -117,12 +117,12 @@ class AOTInductorSession(Session):
         self._static = [torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=target.device) for spec in inputs]
         self._bound = False
         self._results = self._forward(self._static)
-        self.outputs = tuple(TensorSpec(f"y{i}", tuple(y.shape), str(_numpy(y).dtype)) for i, y in enumerate(self._results))
+        self.outputs = tuple(TensorSpec(f"y{i}", tuple(y.shape), str(to_numpy(y).dtype)) for i, y in enumerate(self._results))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute the outputs; bound inputs stay bound."""
         tensors = [torch.from_numpy(array).to(self._device) for array in check_feeds(self.inputs, feeds)]
-        return [_numpy(y) for y in self._forward(tensors)]
+        return [to_numpy(y) for y in self._forward(tensors)]
 
     def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Copy the inputs to the device."""
@@ -148,7 +148,7 @@ class AOTInductorSession(Session):
 
     def results(self) -> list[np.ndarray]:
         """Copy out what the last `step` computed."""
-        return [_numpy(y) for y in self._results]
+        return [to_numpy(y) for y in self._results]
 
     def close(self) -> None:
         """Free the model and its buffers."""
@@ -256,7 +256,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return np.array(tensor.detach().cpu().contiguous().numpy())

@@ -122,18 +122,18 @@ class TorchSession(Session):
         if not all(isinstance(y, torch.Tensor) for y in self._results):
             kinds = [type(y).__name__ for y in self._results]
             raise TypeError(f"its outputs are of the types {', '.join(kinds)}; tensors alone can be read")
-        self.outputs = tuple(TensorSpec(f"y{i}", tuple(y.shape), str(_numpy(y).dtype)) for i, y in enumerate(self._results))
+        self.outputs = tuple(TensorSpec(f"y{i}", tuple(y.shape), str(to_numpy(y).dtype)) for i, y in enumerate(self._results))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute the outputs; bound inputs stay bound."""
         tensors = [_placed(torch.from_numpy(array), self._device) for array in check_feeds(self.inputs, feeds)]
         with self._context():
             if self._graph is None:
-                return [_numpy(y) for y in self._forward(tensors)]
+                return [to_numpy(y) for y in self._forward(tensors)]
             kept = [x.clone() for x in self._static]
             self._fill(tensors)
             self._graph.replay()
-            found = [_numpy(y) for y in self._results]
+            found = [to_numpy(y) for y in self._results]
             self._fill(kept)
             return found
 
@@ -169,7 +169,7 @@ class TorchSession(Session):
 
     def results(self) -> list[np.ndarray]:
         """Copy out what the last `step` computed."""
-        return [_numpy(y) for y in self._results]
+        return [to_numpy(y) for y in self._results]
 
     def close(self) -> None:
         """Free the module, its buffers and its CUDA graph."""
@@ -264,6 +264,7 @@ def _placed(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.detach().clone().to(device).contiguous(memory_format=layout)
 
 
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Copy a tensor out of its device; half precision becomes float32, which NumPy has."""
     tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
     return np.array(tensor.cpu().contiguous().numpy())

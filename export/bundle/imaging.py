@@ -72,6 +72,11 @@ def is_photograph(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def photographs(folder: Path) -> list[Path]:
+    """List the images of a folder, by name; none where there is no such folder."""
+    return sorted(filter(is_photograph, folder.iterdir())) if folder.is_dir() else []
+
+
 def decode(data: bytes) -> Image.Image:
     """Decode an image file held in memory; see `upright_rgb`."""
     return upright_rgb(Image.open(io.BytesIO(data)))

@@ -53,7 +53,8 @@ class Calibrated:
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the nodes with weights that can be quantised."""
-        return tuple(node.name for node in self.model.graph.node if _is_layer(node, self.model))
+        weights = _weights(self.model.graph)
+        return tuple(node.name for node in self.model.graph.node if _is_layer(node, weights))
 
     def quantised(self, keep: Iterable[str] = (), only: Iterable[str] = ()) -> onnx.ModelProto:
         """Return the graph in int8, but for the layers that are to be kept in float; or with some nodes alone in int8."""
@@ -96,9 +97,9 @@ def calibrated(model: onnx.ModelProto, feeds: Iterable[Feeds], edges: Iterable[s
 
     if is_quantised(model):
         raise InvalidInput("the graph is quantised already; int8 is made from the fp32 one")
-    copy = named(model)
-    ends = frozenset(edges)
-    if not ends and not any(_is_layer(node, copy) for node in copy.graph.node):
+    copy, ends = named(model), frozenset(edges)
+    weights = _weights(copy.graph)
+    if not ends and not any(_is_layer(node, weights) for node in copy.graph.node):
         raise InvalidInput(f"the graph has nothing to quantise: no {', '.join(LAYERS)} with constant weights")
     images = iter(feeds)
     first = next(images, None)
@@ -150,36 +151,37 @@ def _in_float(model: onnx.ModelProto, edges: frozenset[str]) -> list[str]:
     """
     graph = model.graph
     made = {name: node for node in graph.node for name in node.output}
-    inputs, constants = {info.name for info in graph.input}, _constants(model)
+    inputs, constants, weights = {info.name for info in graph.input}, _constants(model), _weights(graph)
     image_like = (*LAYERS, *ACTIVATIONS, "Add", *MOVING)
 
     def of_layers(node: onnx.NodeProto) -> bool:
         sources = [name for name in node.input[: None if node.op_type == "Concat" else 1] if name]
         return all(name in inputs or (name in made and made[name].op_type in image_like) for name in sources)
 
-    ahead = _feeding_layers(model, edges)
+    ahead = _feeding_layers(graph, weights, edges)
     moving = [node for node in graph.node if node.op_type in MOVING and not (of_layers(node) and node.name in ahead)]
     adding = [n for n in graph.node if n.op_type == "Add" and (n.name not in ahead or constants & {*n.input})]
-    layers = [node for node in graph.node if node.op_type in LAYERS and not _is_layer(node, model)]
+    layers = [node for node in graph.node if node.op_type in LAYERS and not _is_layer(node, weights)]
     return [node.name for node in (*moving, *adding, *layers) if node.name not in edges]
 
 
-def _feeding_layers(model: onnx.ModelProto, edges: frozenset[str]) -> set[str]:
+def _feeding_layers(graph: onnx.GraphProto, weights: set[str], edges: frozenset[str]) -> set[str]:
     """Name the nodes whose result reaches a layer, or an edge."""
     needed, found = set[str](), set[str]()
-    for node in reversed(model.graph.node):  # sorted, as ONNX wants graphs
+    for node in reversed(graph.node):  # sorted, as ONNX wants graphs
         if needed & {*node.output}:
             found.add(node.name)
-        if needed & {*node.output} or node.name in edges or _is_layer(node, model):
+        if needed & {*node.output} or node.name in edges or _is_layer(node, weights):
             needed |= {*node.input}
     return found
 
 
-def _is_layer(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    return node.op_type in LAYERS and node.domain in STANDARD and node.input[1] in _weights(model.graph)
+def _is_layer(node: onnx.NodeProto, weights: set[str]) -> bool:
+    return node.op_type in LAYERS and node.domain in STANDARD and node.input[1] in weights
 
 
 def _weights(graph: onnx.GraphProto) -> set[str]:
+    """Name the constants in float, of which layers have theirs."""
     return {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from export.bundle.imaging import IMAGE_SUFFIXES, is_photograph, opened, upright_rgb
+from export.bundle.imaging import IMAGE_SUFFIXES, opened, photographs, upright_rgb
 from export.errors import InvalidInput, Unavailable
 from export.prediction.newest import Newest
 from export.prediction.opencv import open_camera, open_video, opencv, rgb
@@ -216,7 +216,7 @@ def _of_file(path: Path) -> ImageFiles | Video:
     if not path.exists():
         raise InvalidInput(f"no such file or folder: {path}")
     if path.is_dir():
-        images = sorted(filter(is_photograph, path.iterdir()))
+        images = photographs(path)
         if not images:
             raise InvalidInput(f"{path} holds no images; their names end in {' '.join(IMAGE_SUFFIXES)}")
         return ImageFiles(images, str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,6 @@ class Int8Images:
     """Layers are chosen by them."""
     reported: Part | None = None
     """Only reported: `val`."""
-    notes: tuple[str, ...] = field(default=())
 
 
 def quantise_file(
@@ -83,12 +82,13 @@ def quantise_file(
     """
     judged_by = target if target.device == "cpu" else AS_IT_STANDS
     random = trained.facts.get("weights") == "random"
-    size = _size(path)
+    fp32 = onnx.load(path)
+    size = _size(path, fp32)
     with tempfile.TemporaryDirectory(prefix="hyctas-int8-") as temporary:
         calibration = images.calibration.spread(settings.calibration_images)
         on_status(f"calibrate int8 with {calibration.count} images of {images.name}")
         prepared = (trained.preprocessing.apply(Image.fromarray(image), size) for image, _ in calibration)
-        source = calibrated(onnx.load(path), ({"image": image} for image in prepared))
+        source = calibrated(fp32, ({"image": image} for image in prepared))
         judge = _Judge(trained, Path(temporary), path, size, judged_by)
         judged = judge.compare(images.judged.spread(settings.judged_images))
         kept = () if random else float_layers(source, judged.holds(settings), judged.spread(RANKED_ON).agreement, on_status)
@@ -96,7 +96,8 @@ def quantise_file(
         loss = judged.loss_of(found, source, kept, images.name, calibration.count, None if random else settings)
         if images.reported is not None:
             on_status(f"score int8 on {images.reported.count} images of val")
-            loss = replace(loss, splits={**loss.splits, **judge.compare(images.reported).split_of(found, "val")})
+            reported = judge.compare(images.reported)
+            loss = replace(loss, splits={**loss.splits, **reported.split_of(reported.labels(found), "val")})
         found.metadata_props.add(key=PRECISION, value="int8")
         write_bytes(path, found.SerializeToString(deterministic=True))
         return loss
@@ -181,29 +182,30 @@ class _Compared:
 
         return within
 
-    def split_of(self, model: onnx.ModelProto, name: str) -> dict[str, SplitLoss]:
-        """Return the mIoU of both on a split; empty without labels."""
+    def split_of(self, labels: Sequence[np.ndarray], name: str) -> dict[str, SplitLoss]:
+        """Return the mIoU of fp32 and of an int8 graph's label maps on a split; empty without true labels."""
         if not self.truths:
             return {}
-        found = SplitLoss(images=len(self.images), fp32_miou=self.miou(self.fp32), int8_miou=self.miou(self.labels(model)))
+        found = SplitLoss(images=len(self.images), fp32_miou=self.miou(self.fp32), int8_miou=self.miou(labels))
         return {name: found}
 
     def loss_of(
         self, model: onnx.ModelProto, source: Calibrated, kept: tuple[str, ...], data: str, count: int, bound: Int8Settings | None
     ) -> Int8Loss:
         """Return what a graph loses."""
-        shares = self.shares(self.labels(model))
+        labels = self.labels(model)
+        shares = self.shares(labels)
         return Int8Loss(
             target=str(self.judge.target), data=data, calibration_images=count, judged_images=len(self.images),
             layers=len(source.layers), float_layers=kept, agreement=float(np.mean(shares)), worst_agreement=min(shares),
-            portable_agreement=float(np.mean(self.shares(self.labels(model, AS_IT_STANDS)))), splits=self.split_of(model, "choose"),
-            min_agreement=bound.min_agreement if bound else None,
+            portable_agreement=float(np.mean(self.shares(self.labels(model, AS_IT_STANDS)))),
+            splits=self.split_of(labels, "choose"), min_agreement=bound.min_agreement if bound else None,
             max_miou_loss=bound.max_miou_loss if bound and self.truths else None,
         )  # fmt: skip
 
 
-def _size(path: Path) -> tuple[int, int]:
-    shape = [dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+def _size(path: Path, model: onnx.ModelProto) -> tuple[int, int]:
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     if len(shape) != 4:
         raise InvalidInput(f"{path}: its input has the shape {shape}; int8 is made of networks that take one image")
     return shape[2], shape[3]

@@ -22,7 +22,7 @@ from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.chosen_target import best_target
 from hyctas.commands.export_engine import check_bundle, check_engine, rebuild, write_engine_file
-from hyctas.commands.export_int8 import adder, open_images, show, sizes_note, writer
+from hyctas.commands.export_int8 import adder, open_images, sizes_note, writer
 from hyctas.commands.output_paths import check_writable
 from hyctas.commands.sample_images import EXAMPLES, street_scenes
 from hyctas.plan import lower
@@ -180,7 +180,7 @@ def _file(
     with bar(f"export {path.name}"):
         report = write_file(
             trained, path, size, job.output, str(target), examples, {"threads": job.threads},
-            None if images is None else writer(trained, target, images, job, show),
+            None if images is None else writer(trained, target, images, job),
         )  # fmt: skip
     say(f"wrote {path}: {megabytes(report.size_bytes)}, image {format_size(size)}, {job.output}; and {report.manifest.name}")
     say(report.parity.summary() + " (before quantising)" * (images is not None))

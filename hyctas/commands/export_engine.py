@@ -22,7 +22,7 @@ from hyctas.artifacts.bundling import Trained, load_trained, write_file
 from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
-from hyctas.commands.export_int8 import show, writer
+from hyctas.commands.export_int8 import writer
 from hyctas.commands.sample_images import EXAMPLES, street_scenes
 from hyctas.engine.context import named_context, open_context
 from hyctas.engine.engine_export import EngineReport, write_engine
@@ -109,7 +109,7 @@ def write_engine_file(
         if home is None:
             assert images is not None, "they are opened before"
             write_file(trained, onnx, size, output, str(target), street_scenes(size, EXAMPLES), {"threads": job.threads},
-                       writer(trained, target, images, job, show))  # fmt: skip
+                       writer(trained, target, images, job))  # fmt: skip
         _write_quantised(job, path, onnx, again)
         return
     context = named_context(capabilities_of(job)) if target.runtime == RUNTIME else open_context(settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle.bundle import INT8_LOSS, INT8_NAME
-from export.bundle.imaging import is_photograph
+from export.bundle.imaging import photographs
 from export.errors import CorruptFile, Give, InvalidInput
 from export.files import write_json
 from export.target import Target, format_size
@@ -21,7 +21,6 @@ from hyctas.data import Sample, Source, honest_split, open_source
 from hyctas.data.images import read_image
 
 if TYPE_CHECKING:
-    from export.int8.loss import Int8Loss
     from hyctas.cli.export import ExportJob
 
 
@@ -34,12 +33,8 @@ def open_images(job: ExportJob, trained: Trained, source: Path) -> Int8Images:
     spec = job.data or recorded_data(source)
     if spec is None:
         raise InvalidInput(f"int8 needs images to calibrate with, and {source} names none", Give("data", "DATA"))
-    folder = Path(spec).expanduser()
-    files = sorted(filter(is_photograph, folder.iterdir())) if folder.is_dir() else []
-    if files:
-        found = _of_folder(spec, files)
-    else:
-        found = _of_source(open_source(spec), trained)
+    files = photographs(Path(spec).expanduser())
+    found = _of_folder(spec, files) if files else _of_source(open_source(spec), trained)
     say(f"images for int8: {found.name}, {found.calibration.count} to calibrate with, {found.judged.count} to judge by")
     return found
 
@@ -55,14 +50,14 @@ def recorded_data(source: Path) -> str | None:
     return given[-1] if given else None
 
 
-def writer(
-    trained: Trained, target: Target, images: Int8Images, job: ExportJob, told: Callable[[Int8Loss], None] = lambda loss: None
-) -> Callable[[Path], dict[str, Any]]:
-    """Return what replaces an fp32 ONNX file by its int8 model, and returns what its manifest notes of that."""
+def writer(trained: Trained, target: Target, images: Int8Images, job: ExportJob) -> Callable[[Path], dict[str, Any]]:
+    """Return what replaces an fp32 ONNX file by its int8 model, prints its loss, and returns what its manifest notes of that."""
 
     def change(path: Path) -> dict[str, Any]:
         loss = quantise_file(trained, path, target, images, job.int8, say)
-        told(loss)
+        say(loss.summary())
+        if loss.float_layers:
+            say(f"in float: {', '.join(loss.float_layers)}")
         return {"int8": loss.to_json()}
 
     return change
@@ -73,17 +68,10 @@ def adder(trained: Trained, target: Target, images: Int8Images, job: ExportJob) 
 
     def add(folder: Path) -> None:
         (folder / INT8_NAME).write_bytes((folder / "model.onnx").read_bytes())
-        noted = writer(trained, target, images, job, show)(folder / INT8_NAME)
+        noted = writer(trained, target, images, job)(folder / INT8_NAME)
         write_json(folder / INT8_LOSS, noted["int8"])
 
     return add
-
-
-def show(loss: Int8Loss) -> None:
-    """Print what int8 cost."""
-    say(loss.summary())
-    if loss.float_layers:
-        say(f"in float: {', '.join(loss.float_layers)}")
 
 
 def _of_source(source: Source, trained: Trained) -> Int8Images:

@@ -12,7 +12,7 @@ import numpy as np
 
 from export.arrivals import Pictures
 from export.bench_models import BenchModel, open_models
-from export.bundle.imaging import is_photograph
+from export.bundle.imaging import photographs
 from export.errors import Give, InvalidInput
 from export.prediction.clocked_video import ClockedVideo
 from export.prediction.frame_source import CAMERAS, VIDEO_SUFFIXES, Camera, Video, open_sources
@@ -64,7 +64,7 @@ def load_images(spec: str) -> list[bytes]:
         open_sources([str(path)])  # names a file of an unknown kind
         files = [path]
     else:
-        files = sorted(filter(is_photograph, path.iterdir())) if path.is_dir() else []
+        files = photographs(path)
     if files:
         chosen = [(read_image(path), path.read_bytes()) for path in _spread(files)]  # names a file that is no image
         return [data if data.startswith(JPEG_MARK) else jpeg(array, QUALITY) for array, data in chosen]
