@@ -171,7 +171,8 @@ def _profiled(arguments: argparse.Namespace) -> LatencyTable:
             if done % 50 == 0 or done == total:
                 print(f"profiled {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
 
-        table = profile(workloads(keys), runtime, Path(folder) / "latency.json", Protocol(), progress=show)
+        operators = workloads(keys)
+        table = profile(operators, runtime, Path(folder) / "latency.json", Protocol(), progress=show, context=operators)
         calibration = calibrate(space, table, runtime, size, arguments.classes, CALIBRATION_NETWORKS, CALIBRATE)
         return LatencyTable(table.identity, table.rows, {calibration.name: calibration}, table.provenance)
 

@@ -90,6 +90,30 @@ class OperatorRuntime(Runtime, Protocol):
         ...
 
 
+@runtime_checkable
+class LayerRuntime(Runtime, Protocol):
+    """A runtime that can say how long each layer of a model takes."""
+
+    times_layers: bool
+    """Whether it does so on its target."""
+
+    def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
+        """Time the parts of a model whose nodes are named `<part>/...`, on random inputs (`export.onnx.join.wire`).
+
+        What a runtime inserts between two parts, such as a change of layout, is counted with the part that reads it; what it
+        inserts before the model's outputs is left out.
+
+        Args:
+            path: an ONNX file.
+            warmup_ms: run untimed for at least this long, and twice.
+            runs: timed runs.
+
+        Returns:
+            Milliseconds of every run, by part.
+        """
+        ...
+
+
 def check_can_run(target: Target, threads: int, why_not: tuple[str, str] | None) -> None:
     """Refuse a runtime that cannot be opened.
 

@@ -68,8 +68,9 @@ def sample_keys(table: LatencyTable, count: int) -> list[str]:
 
 
 def check_table(
-    table: LatencyTable, workloads: Sequence[Workload], runtime: Runtime, *, machine: Mapping[str, Any] | None = None,
-    progress: Progress | None = None, notice: Callable[[str], None] = print, measure: Measure = measure_session,
+    table: LatencyTable, workloads: Sequence[Workload], runtime: Runtime, *, context: Sequence[Workload] = (),
+    machine: Mapping[str, Any] | None = None, progress: Progress | None = None, notice: Callable[[str], None] = print,
+    measure: Measure = measure_session,
 ) -> Check:  # fmt: skip
     """Measure rows of a table again, by the table's own protocol.
 
@@ -77,6 +78,7 @@ def check_table(
         table: holds rows for all the workloads.
         workloads: which rows (`sample_keys` chooses some).
         runtime: the table's target.
+        context: as `latency.profile` takes it.
         machine: the hardware; default `export.machine.hardware()`.
         progress: told after each key.
         notice: told what a person should know.
@@ -93,6 +95,6 @@ def check_table(
     with tempfile.TemporaryDirectory(prefix="hyctas-check-") as folder:
         fresh = profile(
             workloads, runtime, Path(folder) / "latency.json", protocol, machine=machine, progress=progress, notice=notice,
-            measure=measure,
+            measure=measure, context=context,
         )  # fmt: skip
     return Check({w.key: fresh.rows[w.key].median_ms / table.rows[w.key].median_ms for w in workloads})

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.codec import Text, decode, elided, plain, reading, whole_lines
+from export.codec import Count, Text, decode, elided, plain, reading, whole_lines
 from latency.identity import Identity
 from latency.table import LatencyTable, Row, join_rows
 
@@ -36,9 +36,14 @@ class JournalContent:
     identity: Identity
     run: dict[str, Any]
     """Provenance of the run that wrote it."""
-    rows: dict[str, Row] = field(default_factory=dict)
-    """Later lines replace earlier ones of the same key."""
+    visits: dict[str, dict[int, Row]] = field(default_factory=dict)
+    """By key and pass; later lines replace earlier ones."""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """One row per key."""
+        return {key: Row.joined(list(rows.values())) for key, rows in self.visits.items()}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class _Entry:
 
     key: Text | None = elided(None)
     row: Row | None = elided(None)
+    turn: Count = elided(0)
+    """Of the passes over all operators."""
     note: str | None = elided(None)
 
     def __post_init__(self) -> None:
@@ -61,18 +68,33 @@ class _Entry:
 
 
 class Journal:
-    """Appends to a new journal. Use as a context manager."""
+    """Appends to a new journal, or to a stopped run's. Use as a context manager.
 
-    def __init__(self, path: Path, identity: Identity, run: dict[str, Any]) -> None:
+    Args:
+        path: its file.
+        identity: of the table.
+        run: provenance.
+        resume: append to a journal that stands there, whose torn end is cut off.
+    """
+
+    def __init__(self, path: Path, identity: Identity, run: dict[str, Any], *, resume: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        standing = resume and path.exists()
+        if standing:
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            standing = path.stat().st_size > 0
+        exclusive = 0 if resume else os.O_EXCL
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | exclusive | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._unsynced = 0
-        self._write({"format_version": FORMAT_VERSION, **plain(_Header(identity, run))})
+        if standing:
+            self.note(f"continued: {json.dumps(run)}")
+        else:
+            self._write({"format_version": FORMAT_VERSION, **plain(_Header(identity, run))})
         self.sync()
 
-    def row(self, key: str, row: Row) -> None:
-        """Keep a row; one for the same key that comes later replaces it."""
-        self._write(plain(_Entry(key, row)))
+    def row(self, key: str, row: Row, turn: int = 0) -> None:
+        """Keep a row; one for the same key and pass that comes later replaces it."""
+        self._write(plain(_Entry(key, row, turn)))
 
     def note(self, text: str) -> None:
         """Keep a remark for the table's provenance."""
@@ -120,7 +142,7 @@ def read_journal(path: Path, notice: Callable[[str], None] = log.warning) -> Jou
                 continue
             entry = decode(_Entry, line)
             if entry.key is not None and entry.row is not None:
-                content.rows[entry.key] = entry.row
+                content.visits.setdefault(entry.key, {})[entry.turn] = entry.row
             elif entry.note is not None:
                 content.notes.append(entry.note)
     if torn:
@@ -146,9 +168,9 @@ def fold(path: Path, identity: Identity, notice: Callable[[str], None] = log.war
     content = read_journal(journal, notice)
     if content is not None:
         content.identity.check(identity, str(journal))
-        if content.rows or content.notes:
+        if content.visits or content.notes:
             table.rows = join_rows(table.rows, content.rows)
-            entry = content.run | {"rows": len(content.rows), "notes": content.notes}
+            entry = content.run | {"rows": len(content.visits), "notes": content.notes}
             if entry not in table.provenance:
                 table.provenance.append(entry)
             table.save(path)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,10 @@ import numpy as np
 
 from export.errors import CheckFailed, HyctasError, InvalidInput
 from export.machine import fingerprint, hardware, load_average
-from export.runtime import OperatorRuntime, Runtime, Session
-from latency.compose import Composition, compose
+from export.runtime import LayerRuntime, OperatorRuntime, Runtime, Session
 from latency.identity import Identity
-from latency.journal import Journal, fold, journal_path
+from latency.in_situ import InSitu, check_in_situ
+from latency.journal import Journal, fold, journal_path, read_journal
 from latency.lock import measuring
 from latency.measure import Measurement, MeasurementFailed, Protocol, measure
 from latency.table import LatencyTable, Row
@@ -72,6 +73,7 @@ def profile(
     seed: int = 0,
     notice: Callable[[str], None] = log.warning,
     measure: Measure = measure,
+    context: Sequence[Workload] = (),
 ) -> LatencyTable:
     """Bring the table at `path` to hold every workload; what it, or a stopped run's journal, holds is not repeated.
 
@@ -89,6 +91,7 @@ def profile(
         seed: of the order of measuring, which is shuffled so that slow drift does not favour one operator.
         notice: told what a person should know: a wait for the machine, a torn journal, drift.
         measure: times a session; replaced in tests.
+        context: where operators are measured inside graphs: what else may stand in these, such as the rest of the space.
 
     Raises:
         TableMismatch: the table, or its journal, was made under other conditions.
@@ -96,7 +99,7 @@ def profile(
         MeasurementFailed: a session gives no usable times.
         OperatorsFailed: a runtime that loads operators one by one could not load some, or none of a whole batch.
     """
-    protocol = protocol or Protocol()
+    protocol = in_effect(protocol or Protocol(), runtime)
     if batch < 1 or reference_every < 1:
         raise InvalidInput(f"batch ({batch}) and reference_every ({reference_every}) must be at least 1")
     wanted = unique(workloads)
@@ -105,6 +108,8 @@ def profile(
     if complete is not None:
         return complete
     with measuring(notice):
+        if isinstance(runtime, LayerRuntime) and protocol.passes:
+            return _in_situ(wanted, context, runtime, path, identity, protocol, progress, seed, notice)
         table = fold(path, identity, notice)
         todo = in_order([workload for key, workload in wanted.items() if key not in table], seed)
         failed: dict[str, HyctasError] = {}
@@ -117,6 +122,38 @@ def profile(
         if failed:
             raise OperatorsFailed(failed, path)
         return table
+
+
+def in_effect(protocol: Protocol, runtime: Runtime) -> Protocol:
+    """Return how operators are measured on a runtime: alone where it does not time layers.
+
+    Raises:
+        InvalidInput: caches are to be emptied between layers.
+    """
+    in_situ = isinstance(runtime, LayerRuntime) and runtime.times_layers and protocol.passes > 0
+    if in_situ:
+        check_in_situ(protocol)
+    return protocol if in_situ else replace(protocol, passes=0)
+
+
+def _in_situ(
+    wanted: Mapping[str, Workload], context: Sequence[Workload], runtime: LayerRuntime, path: Path, identity: Identity,
+    protocol: Protocol, progress: Progress | None, seed: int, notice: Callable[[str], None],
+) -> LatencyTable:  # fmt: skip
+    """Measure operators inside graphs (see `latency.in_situ`); a stopped run's journal is continued."""
+    table = LatencyTable.load(path) if path.exists() else LatencyTable(identity)
+    table.identity.check(identity, str(path))
+    todo = [workload for key, workload in wanted.items() if key not in table]
+    standing = journal_path(path)
+    known = read_journal(standing, notice) if standing.exists() else None
+    if known is not None:
+        known.identity.check(identity, str(standing))
+    if todo:
+        folder = path.with_name(f"{path.name}.operators")
+        with Journal(standing, identity, _provenance(seed), resume=True) as journal:
+            InSitu(runtime, protocol, context, journal, known, folder, progress).measure_all(todo, seed)
+        shutil.rmtree(folder, ignore_errors=True)
+    return fold(path, identity, notice)
 
 
 def in_order(workloads: Sequence[Workload], seed: int = 0) -> list[Workload]:
@@ -142,18 +179,6 @@ def _provenance(seed: int) -> dict[str, Any]:
         "process": os.getpid(),
         "seed": seed,
     }
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """One build of a workload, ready to be timed."""
-
-    composition: Composition
-    sessions: tuple[Session, ...]
-
-    def measured(self, measure: Measure, protocol: Protocol) -> Measurement:
-        """Time it."""
-        return self.composition.combine(tuple(measure(session, protocol) for session in self.sessions))
 
 
 class _Pace:
@@ -205,11 +230,10 @@ class _Run:
 
     def measure_all(self, todo: Sequence[Workload], reference: Workload, batch: int, every: int, known: Mapping[str, Row]) -> None:
         """Measure in batches of workloads loaded together, in blocks of `every` between two looks at the reference."""
-        plain = replace(self.protocol, builds=1, copies=1, in_context=False)
-        with self.loaded([reference], plain) as (builds,):
+        with self.loaded([reference], replace(self.protocol, builds=1)) as (builds,):
             if not builds:  # without it nothing can be told from drift; most likely nothing can be loaded
                 return
-            (session,) = builds[0].sessions
+            (session,) = builds
             self.measure(session, self.protocol)  # the first look is not yet at speed
             start_ms = self.measure(session, self.protocol).median_ms
             shared = isinstance(self.runtime, OperatorRuntime)  # then its row is a share, and here it is alone
@@ -231,7 +255,7 @@ class _Run:
                 if not pairs:
                     return
 
-    def measure_block(self, block: Sequence[tuple[Workload, list[Loaded]]], reference: Session, start_ms: float) -> None:
+    def measure_block(self, block: Sequence[tuple[Workload, list[Session]]], reference: Session, start_ms: float) -> None:
         """Measure a block, then the reference; where that moved, measure the block once more, and scale it if it stays so."""
         rows, busy = dict[str, Row](), []
         for workload, builds in block:
@@ -263,10 +287,10 @@ class _Run:
         where = f"the reference stood at {before:+.1%} before and {after:+.1%} behind"
         self.journal.note(f"{len(rows)} operators were scaled by {factor:.3f}, because {where} them: {', '.join(rows)}")
 
-    def measure_one(self, workload: Workload, builds: Sequence[Loaded]) -> Row:
+    def measure_one(self, workload: Workload, builds: Sequence[Session]) -> Row:
         """Measure every build of a workload and keep the row; a later row of the same key replaces it."""
         try:
-            row = Row.of(workload.op, [build.measured(self.measure, self.protocol) for build in builds])
+            row = Row.of(workload.op, [self.measure(session, self.protocol) for session in builds])
         except MeasurementFailed as error:
             raise MeasurementFailed(f"{workload.key}: {error}") from error
         self.journal.row(workload.key, row)
@@ -277,23 +301,17 @@ class _Run:
         self.notice(text)
 
     @contextlib.contextmanager
-    def loaded(self, workloads: Sequence[Workload], protocol: Protocol) -> Iterator[list[list[Loaded]]]:
+    def loaded(self, workloads: Sequence[Workload], protocol: Protocol) -> Iterator[list[list[Session]]]:
         """Load each workload `protocol.builds` times with its inputs bound; close everything at the end.
 
         A workload that cannot be loaded has no builds, and its reason stands in `failed`.
         """
         import torch
 
-        arrays = [workload.example_inputs() for workload in workloads]
-        made = [
-            compose(workload.build().eval(), tuple(torch.from_numpy(array) for array in inputs), protocol)
-            for workload, inputs in zip(workloads, arrays, strict=True)
-        ]
         timed = [
-            (module, inputs * copies)
-            for composition, inputs in zip(made, arrays, strict=True)
-            for _ in range(protocol.builds)
-            for module, copies in zip(composition.modules, composition.copies, strict=True)
+            (module, inputs)
+            for workload in workloads
+            for module, inputs in [(workload.build().eval(), workload.example_inputs())] * protocol.builds
         ]
         load = self.runtime.load_operators if isinstance(self.runtime, OperatorRuntime) else self.runtime.load_modules
         try:
@@ -309,16 +327,12 @@ class _Run:
                 specs = zip(session.inputs, inputs, strict=True)
                 session.bind({spec.name: array.astype(spec.dtype, copy=False) for spec, array in specs})
             rest = iter(sessions)
-            yield [self.builds_of(w, c, protocol.builds, rest) for w, c in zip(workloads, made, strict=True)]
+            yield [self.builds_of(workload, [next(rest) for _ in range(protocol.builds)]) for workload in workloads]
 
-    def builds_of(
-        self, workload: Workload, composition: Composition, builds: int, sessions: Iterator[Session | HyctasError]
-    ) -> list[Loaded]:
-        """Take a workload's sessions; none where one of them is an error, which is noted."""
-        found = [tuple(next(sessions) for _ in composition.modules) for _ in range(builds)]
-        errors = [session for group in found for session in group if isinstance(session, HyctasError)]
+    def builds_of(self, workload: Workload, found: Sequence[Session | HyctasError]) -> list[Session]:
+        """Return a workload's sessions; none where one of them is an error, which is noted."""
+        errors = [session for session in found if isinstance(session, HyctasError)]
         if errors:
             self.failed[workload.key] = errors[0]
             self.note(f"{workload.key} could not be loaded: {' '.join(str(errors[0]).split())}")
-            return []
-        return [Loaded(composition, tuple(s for s in group if not isinstance(s, HyctasError))) for group in found]
+        return [] if errors else [session for session in found if not isinstance(session, HyctasError)]

@@ -27,10 +27,8 @@ class Protocol(Settings):
     """Retake samples while other processes use more than this share of the cores."""
     builds: Annotated[int, Range(1, 1000)] = 1
     """Build each workload this often and keep the median of the builds (TensorRT chooses kernels again in each)."""
-    copies: Annotated[int, Range(1, 1000)] = 1
-    """Above 1: time this many and twice as many copies of an operator side by side, and take the difference per copy."""
-    in_context: bool = False
-    """Time an operator behind 1x1 convolutions, and take those off (see `latency.compose`)."""
+    passes: Annotated[int, Range(0, 1000)] = 3
+    """Where the runtime times layers: passes over all operators, each inside other graphs; 0: time operators alone."""
     flush_mib: Annotated[float, Range(0, 65536)] = 0
     """Overwrite this much memory before every sample, so that caches are cold; 0: leave them warm."""
 
@@ -38,5 +36,3 @@ class Protocol(Settings):
         super().__post_init__()
         if self.max_samples < self.min_samples:
             raise InvalidInput(f"protocol: max_samples {self.max_samples} is below min_samples {self.min_samples}")
-        if self.copies > 1 and self.in_context:
-            raise InvalidInput("protocol: copies and in_context exclude each other")

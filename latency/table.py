@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,21 @@ class Row:
     """Of several builds: the range of their medians, as a share of `median_ms`; None for a single build."""
 
     @classmethod
-    def of(cls, op: str, measurements: list[Measurement]) -> Row:
+    def of(cls, op: str, measurements: Sequence[Measurement]) -> Row:
         """Take the median over builds of each figure, and their spread; busy where any build was."""
-        middle = {name: statistics.median(getattr(m, name) for m in measurements) for name in ("median_ms", "p10_ms", "p90_ms")}
-        busy = any(m.busy for m in measurements)
-        medians = [m.median_ms for m in measurements]
+        rows = [cls(op, m.median_ms, m.p10_ms, m.p90_ms, m.n, 1, busy=False) for m in measurements]
+        return replace(cls.joined(rows), busy=any(m.busy for m in measurements))
+
+    @classmethod
+    def joined(cls, rows: Sequence[Row]) -> Row:
+        """Take the median of each figure over the quiet rows of a key, or over all where none is, and their spread."""
+        if len(rows) == 1:
+            return rows[0]
+        rows = [row for row in rows if not row.busy] or rows
+        middle = {name: statistics.median(getattr(row, name) for row in rows) for name in ("median_ms", "p10_ms", "p90_ms")}
+        medians = [row.median_ms for row in rows]
         spread = (max(medians) - min(medians)) / middle["median_ms"] if len(medians) > 1 else None
-        return cls(op, **middle, n=sum(m.n for m in measurements), builds=len(medians), busy=busy, spread=spread)
+        return cls(rows[0].op, **middle, n=sum(row.n for row in rows), builds=len(rows), busy=rows[0].busy, spread=spread)
 
     def scaled(self, factor: float) -> Row:
         """Return the row with its times multiplied."""

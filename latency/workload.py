@@ -27,6 +27,8 @@ class Workload:
     """Makes the module (random weights will do). Picklable: a function of a module or a `functools.partial` of one."""
     inputs: tuple[tuple[int, ...], ...]
     """Shape of each input, with a batch of 1."""
+    output: tuple[int, ...] | None = None
+    """Shape of its output; none: no other operator can take it."""
 
     def __post_init__(self) -> None:
         if not self.key or not self.op:

@@ -65,6 +65,7 @@ class OnnxRuntime:
         check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads, self._cache = target, threads, cache
         self._cuda_graph = cuda_graph and target.device == "cuda"
+        self.times_layers = str(target) == "onnxruntime-cpu:fp32"
 
     def versions(self) -> dict[str, str]:
         """Return the version of ONNX Runtime; on CUDA also GPU, driver, and whether times are those of a CUDA graph."""
@@ -103,7 +104,14 @@ class OnnxRuntime:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
         return [*load_exported(modules, self._cache, self.load_file)]
 
-    def _open(self, path: Path, content: str | bytes) -> Any:
+    def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
+        """Time the parts of a model; see `export.runtime.LayerRuntime`."""
+        from export.backends.onnxruntime_layers import time_parts
+
+        content, options = utf8_path(path), _options(self.threads, on_cuda=False)
+        return time_parts(lambda profiling: self._open(path, content, profiling), options, warmup_ms, runs)
+
+    def _open(self, path: Path, content: str | bytes, options: Any = None) -> Any:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -114,7 +122,7 @@ class OnnxRuntime:
         try:
             with _silenced(on_cuda):
                 session = onnxruntime.InferenceSession(
-                    content, _options(self.threads, on_cuda), providers=[(wanted, extra)], enable_fallback=0
+                    content, options or _options(self.threads, on_cuda), providers=[(wanted, extra)], enable_fallback=0
                 )
         except states.InvalidProtobuf as error:
             raise CorruptFile(path, f"is not a whole ONNX file ({first_line(error)})") from None

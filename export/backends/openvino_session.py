@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.backends.onnxruntime_layers import warm
 from export.backends.onnxruntime_session import load_exported
 from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds, dynamic_note, random_feeds
@@ -54,6 +55,7 @@ class OpenVinoRuntime:
         check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads, self._cache = target, threads, cache
         self._core = _openvino().Core()
+        self.times_layers = target.precision != "int8"
 
     def versions(self) -> dict[str, str]:
         """Return the version of OpenVINO."""
@@ -86,6 +88,21 @@ class OpenVinoRuntime:
     def load_modules(self, modules: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Session]:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
         return load_exported(modules, self._cache, self.load_file)
+
+    def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
+        """Time the parts of a model by OpenVINO's own counters; see `export.runtime.LayerRuntime`."""
+        model, settings = self._core.read_model(utf8_path(path)), {**self._settings(), "PERF_COUNT": True}
+        with OpenVinoSession(self._core.compile_model(model, DEVICE, settings), *_described(path)) as session:
+            session.bind(random_feeds(session.inputs))
+            warm(session.step, warmup_ms)
+            found: dict[str, list[float]] = {}
+            for run in range(runs):
+                session.step()
+                for name, ms in session.layers():
+                    part, behind, _ = name.partition("/")
+                    if behind and "/sink_port_" not in name:
+                        found.setdefault(part, [0.0] * runs)[run] += ms
+            return found
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -173,6 +190,10 @@ class OpenVinoSession(Session):
     def results(self) -> list[np.ndarray]:
         """Copy out what the last `step` computed."""
         return [np.array(self._bound.get_tensor(port).data) for port in self._result_ports]
+
+    def layers(self) -> list[tuple[str, float]]:
+        """Return the name of every layer of the last `step` and its milliseconds, where the model was loaded with counters."""
+        return [(layer.node_name, 1e3 * layer.real_time.total_seconds()) for layer in self._bound.profiling_info]
 
     def close(self) -> None:
         """Free the model and its buffers."""

@@ -64,7 +64,7 @@ def measure_space(job: ProfileJob) -> None:
         show(LatencyTable.load(table_path).calibrations.get(run.record["results"].get("calibration", "")))
         return
     join(table_path, job.merge)
-    table = measure_operators(workloads(keys), runtime, target, table_path, protocol)
+    table = measure_operators(workloads(keys), runtime, target, table_path, protocol, workloads(every_key))
     busy = sum(table.rows[key].busy for key in keys)
     if busy:
         say(f"warning: {busy} of {len(keys)} operators were timed while other processes were running; "
@@ -81,16 +81,16 @@ def measure_space(job: ProfileJob) -> None:
 
 
 def measure_operators(
-    wanted: Sequence[Workload], runtime: Runtime, target: Target, table_path: Path, protocol: Protocol
+    wanted: Sequence[Workload], runtime: Runtime, target: Target, table_path: Path, protocol: Protocol, context: Sequence[Workload]
 ) -> LatencyTable:
-    """Measure what the table lacks, and show how much the builds of an operator differ."""
+    """Measure what the table lacks, and show how much builds or passes differ; `context` is all of the space."""
     engines, ahead = engines_ahead(wanted, protocol.builds, table_path) if target.runtime in TENSORRT else (0, "")
     if engines:
         say(ahead)
     with bar(f"profile {len(wanted)} operators") as shown:
         follow(runtime, shown, engines)
         table = profile(
-            wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted),
+            wanted, runtime, table_path, protocol, notice=say, reference=reference(wanted), context=context,
             progress=lambda done, total, left, key: shown.update(done / total, f"{done}/{total}", left),
         )  # fmt: skip
     show_spread([table.rows[workload.key] for workload in wanted])
@@ -137,11 +137,14 @@ def check(job: ProfileJob) -> None:
     table = LatencyTable.load(job.check)
     runtime = open_target(Target.parse(table.identity.target), table.identity.threads)
     try:
-        wanted = workloads(sample_keys(table, SAMPLE))
+        wanted, context = workloads(sample_keys(table, SAMPLE)), workloads(tuple(table.rows))
     except ValueError as error:
         raise CorruptFile(job.check, str(error)) from None
     with bar(f"check {len(wanted)} of {len(table)} operators") as shown:
-        found = check_table(table, wanted, runtime, notice=say, progress=lambda done, total, left, key: shown.update(done / total))
+        found = check_table(
+            table, wanted, runtime, context=context, notice=say,
+            progress=lambda done, total, left, key: shown.update(done / total),
+        )  # fmt: skip
     if not found.holds:
         raise CheckFailed(found.summary())
     say(found.summary())

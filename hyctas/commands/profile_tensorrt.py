@@ -67,8 +67,9 @@ def show_attention(runtime: Runtime) -> None:
 
 
 def show_spread(rows: Sequence[Row]) -> None:
-    """Print how far the builds of an operator differ, where there are several."""
+    """Print how far builds, or passes, of an operator differ, where there are several."""
     spreads = sorted(row.spread for row in rows if row.spread is not None)
     if spreads:
         middle, high = spreads[len(spreads) // 2], spreads[len(spreads) * 9 // 10]
-        say(f"builds of one operator differ by {middle:.1%} (median of {len(spreads)} operators), {high:.1%} (90th percentile)")
+        said = "several measurements of one operator differ by"
+        say(f"{said} {middle:.1%} (median of {len(spreads)} operators), {high:.1%} (90th percentile)")

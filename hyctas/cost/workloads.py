@@ -42,10 +42,13 @@ def family(key: str) -> str:
 
 def workloads(keys: Sequence[str]) -> list[Workload]:
     """Return what has to be timed for a list of keys."""
-    return [
-        Workload(key, family(key), functools.partial(build_block, key), tuple((1, *shape) for shape in from_key(key)[1]))
-        for key in keys
-    ]
+    return [_workload(key) for key in keys]
+
+
+def _workload(key: str) -> Workload:
+    operator, shapes = from_key(key)
+    inputs, output = tuple((1, *shape) for shape in shapes), (1, *operator.output_shape(shapes))
+    return Workload(key, family(key), functools.partial(build_block, key), inputs, output)
 
 
 def units(plan: Plan) -> list[Unit]:

@@ -1,0 +1,143 @@
+"""Measure operators where they will run: inside graphs of other operators, by the runtime's own profile of its layers.
+
+Every pass puts each operator into another graph (`latency.assemble`), so that a row is a median over neighbours as well as over
+time, and its spread says how far passes differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.errors import InvalidInput
+from export.files import write_bytes
+from export.load import LoadReader, others_share, read_load
+from export.runtime import LayerRuntime
+from latency.assemble import Assembly, assemble
+from latency.journal import Journal, JournalContent
+from latency.measure import MeasurementFailed, summarize
+from latency.protocol import Protocol
+from latency.table import Row
+from latency.workload import Workload
+
+if TYPE_CHECKING:
+    import onnx
+
+Progress = Callable[[int, int, float, str], None]
+LEAST_MS = 5e-4
+"""Half of the microsecond that runtimes' profiles count in."""
+TRIES = 3
+"""How often a graph is measured that other processes disturb."""
+
+
+@dataclass
+class InSitu:
+    """Measures operators in passes, and journals each graph as soon as it is measured.
+
+    Args:
+        runtime: where.
+        protocol: how.
+        context: operators that may stand between those that are measured.
+        journal: takes the rows.
+        known: what a stopped run has measured.
+        folder: where operators' ONNX files are kept until the table is whole.
+        progress: told after each graph.
+        load: reads the machine's load.
+    """
+
+    runtime: LayerRuntime
+    protocol: Protocol
+    context: Sequence[Workload]
+    journal: Journal
+    known: JournalContent | None
+    folder: Path
+    progress: Progress | None
+    load: LoadReader = read_load
+    started: float = field(default_factory=time.monotonic)
+    done: int = 0
+
+    def measure_all(self, todo: Sequence[Workload], seed: int) -> None:
+        """Measure what is missing in every pass.
+
+        Raises:
+            MeasurementFailed: the runtime's profile lacks an operator.
+        """
+        turns = [[w for w in todo if not self._measured(w.key, turn)] for turn in range(self.protocol.passes)]
+        total = len(todo) * self.protocol.passes
+        before = total - sum(len(left) for left in turns)
+        for turn, left in enumerate(turns):
+            queue = deque((graph, 1) for graph in assemble(left, self.context, np.random.default_rng([seed, turn, len(left)])))
+            while queue:
+                graph, tries = queue.popleft()
+                rows, busy = self.measure(graph)
+                if busy and tries < TRIES:  # the disturbance may have passed when its turn comes again
+                    queue.append((graph, tries + 1))
+                    continue
+                for key, row in rows.items():
+                    self.journal.row(key, row, turn)
+                self.journal.sync()
+                self.done += len(rows)
+                self._tell(before, total, graph.wanted[-1].workload.key)
+
+    def _measured(self, key: str, turn: int) -> bool:
+        return self.known is not None and turn in self.known.visits.get(key, {})
+
+    def _tell(self, before: int, total: int, key: str) -> None:
+        if self.progress is not None:
+            left = (total - before - self.done) * (time.monotonic() - self.started) / self.done
+            self.progress(before + self.done, total, left, key)
+
+    def measure(self, graph: Assembly) -> tuple[dict[str, Row], bool]:
+        """Measure the operators that a graph was made for; say whether other processes were running."""
+        protocol = self.protocol
+        runs = -(-protocol.min_samples // protocol.passes)
+        with tempfile.TemporaryDirectory(prefix="hyctas-") as folder:
+            path = Path(folder) / "graph.onnx"
+            write_bytes(path, self.wired(graph).SerializeToString())
+            before = self.load()
+            times = self.runtime.time_parts(path, warmup_ms=protocol.warmup_ms, runs=runs)
+            share = others_share(before, self.load())
+        busy = share is not None and share > protocol.retake_load
+        flags = ["busy"] * busy + ["load-unknown"] * (share is None)
+        return {each.workload.key: self._row(each.workload, times.get(each.name, []), flags) for each in graph.wanted}, busy
+
+    def _row(self, workload: Workload, samples: Sequence[float], flags: Sequence[str]) -> Row:
+        if not samples:
+            raise MeasurementFailed(
+                f"{workload.key}: the profile of {self.runtime.target} has no layer of it; set passes = 0 to time operators alone"
+            )
+        return Row.of(workload.op, [summarize(np.maximum(samples, LEAST_MS).tolist(), self.protocol, flags)])
+
+    def wired(self, graph: Assembly) -> onnx.ModelProto:
+        """Return a graph as a model, from the operators' own files."""
+        import onnx
+        import torch
+
+        from export.onnx.exporter import export_modules
+        from export.onnx.join import Part, wire
+
+        used = {each.workload.key: each.workload for each in graph.placed}
+        names = {key: hashlib.sha256(key.encode()).hexdigest()[:24] for key in used}
+        missing = [workload for key, workload in used.items() if not (self.folder / f"{names[key]}.onnx").exists()]
+        modules = [(w.build().eval(), tuple(torch.from_numpy(array) for array in w.example_inputs())) for w in missing]
+        export_modules(modules, self.folder, [names[workload.key] for workload in missing])
+        models = {key: onnx.load(self.folder / f"{name}.onnx") for key, name in names.items()}
+        return wire([Part(each.name, models[each.workload.key], each.inputs) for each in graph.placed], graph.inputs)
+
+
+def check_in_situ(protocol: Protocol) -> None:
+    """Refuse what cannot be measured inside a graph.
+
+    Raises:
+        InvalidInput: naming the setting.
+    """
+    if protocol.flush_mib:
+        raise InvalidInput("flush_mib empties caches before operators that are timed alone: it needs passes = 0")
