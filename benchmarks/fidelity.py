@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,6 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from export import codec
-from export.bench_report import markdown_rows
 from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -31,10 +30,9 @@ from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, predict, profile
-from latency.accuracy import HEAD, Fidelity
 from latency.calibration import Calibration
 from latency.judge import conformal_bound, judge
-from latency.predictor import compare
+from latency.predictor import by_macs
 
 FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""
@@ -77,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     predicted = [model.costs(g).latency_ms for g in networks]
     sums = [predict(plan, table) for plan in plans]
     judgement, plain = judge(predicted, first, repeat=second), judge(sums, first)
-    models = compare(plans, first, table)
+    macs = by_macs(plans, first)
     bound = coverage(model.calibration, predicted, first)
     if not all(value > 0 for value in first):
         raise CheckFailed("a measured latency is not positive")
@@ -85,12 +83,13 @@ def run(arguments: argparse.Namespace) -> None:
         f"{target}, {arguments.threads} threads, space {space.name} at {format_size(size)}, {len(networks)} fresh networks "
         f"(seed {arguments.seed})"
     )
-    kind = model.calibration.model if model.calibration else "none"
+    calibrated = f"calibrated on {model.calibration.n} networks" if model.calibration else "not calibrated"
     text = (
         f"# Predicted against measured latency\n\n{heading}; {fingerprint()['cpu']}, {fingerprint()['cores']} cores; "
-        f"calibration: {kind}\n\n"
+        f"{calibrated}\n\n"
         f"{judgement.to_markdown()}\nPlain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, "
-        f"Spearman {plain.fidelity.spearman:.3f}. {_bound_text(bound)}\n\n{models_table(models)}"
+        f"Spearman {plain.fidelity.spearman:.3f}. MACs instead of a table, by five-fold cross-validation on these networks: "
+        f"MAPE {macs.mape:.1%}, Spearman {macs.spearman:.3f}. {_bound_text(bound)}"
     )
     print(text)
     if arguments.out:
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": codec.plain(table.identity),
                   "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
                   "bound": {"confidence": CONFIDENCE, "coverage": bound[0], "factor": bound[1]} if bound else None,
-                  "models": {name: asdict(score) for name, score in models.items()}, "networks": points}  # fmt: skip
+                  "macs": asdict(macs), "networks": points}  # fmt: skip
         write_json(arguments.out.with_suffix(".json"), codec.plain(result))
         command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
         write_text(arguments.out.with_suffix(".md"), f"{text}\n```\n{command}\n```\n")
@@ -126,12 +125,6 @@ def _bound_text(bound: tuple[float, float] | None) -> str:
     if bound is None:
         return "The table is not calibrated, so there is no bound."
     return f"Upper bound of {CONFIDENCE:.0%} ({bound[1]:.3f} x prediction): kept by {bound[0]:.0%} of the networks."
-
-
-def models_table(models: Mapping[str, Fidelity]) -> str:
-    """Write how every model does where it is fitted on four fifths of these networks and judged on the rest."""
-    table = markdown_rows([("model", *HEAD), *((name, *found.cells()) for name, found in models.items())])
-    return f"Models, by five-fold cross-validation on these networks (`latency.calibration`; `macs` uses no table):\n\n{table}\n"
 
 
 def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> str:

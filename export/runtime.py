@@ -100,8 +100,8 @@ class LayerRuntime(Runtime, Protocol):
     def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
         """Time the parts of a model whose nodes are named `<part>/...`, on random inputs (`export.onnx.join.wire`).
 
-        What a runtime inserts between two parts, such as a change of layout, is counted with the part that reads it; what it
-        inserts before the model's outputs is left out.
+        What a runtime inserts between two parts, such as a change of layout, is counted with one of them; what it inserts before
+        the model's outputs is left out. A layer that was fused from several parts belongs to the one that it starts with.
 
         Args:
             path: an ONNX file.

@@ -20,7 +20,7 @@ from latency.identity import Identity
 from latency.table import LatencyTable, Row, join_rows
 
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SYNC_EVERY = 8
 
 

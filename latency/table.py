@@ -14,7 +14,7 @@ from latency.calibration import Calibration
 from latency.identity import Identity
 from latency.measure import Measurement
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,16 @@ class OpenVinoRuntime:
     def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
         """Time the parts of a model by OpenVINO's own counters; see `export.runtime.LayerRuntime`."""
         model, settings = self._core.read_model(utf8_path(path)), {**self._settings(), "PERF_COUNT": True}
-        with OpenVinoSession(self._core.compile_model(model, DEVICE, settings), *_described(path)) as session:
+        compiled = self._core.compile_model(model, DEVICE, settings)
+        origins = _origins(compiled)
+        with OpenVinoSession(compiled, *_described(path)) as session:
             session.bind(random_feeds(session.inputs))
             warm(session.step, warmup_ms)
             found: dict[str, list[float]] = {}
             for run in range(runs):
                 session.step()
                 for name, ms in session.layers():
-                    part, behind, _ = name.partition("/")
+                    part, behind, _ = origins.get(name, name).partition("/")
                     if behind and "/sink_port_" not in name:
                         found.setdefault(part, [0.0] * runs)[run] += ms
             return found
@@ -265,6 +267,16 @@ def _described(path: Path) -> tuple[list[str], list[str], dict[str, str]]:
             raise InvalidInput(f"{path}: input {info.name!r} has the dynamic shape {shape or 'of unknown rank'}; a session needs "
                                "static shapes")  # fmt: skip
     return [info.name for info in inputs], [info.name for info in model.graph.output], metadata_of(model)
+
+
+def _origins(compiled: Any) -> dict[str, str]:
+    """Name, for every layer, the first that it was made of; layers that were inserted have none."""
+    found = {}
+    for layer in compiled.get_runtime_model().get_ops():
+        names = [name for name in layer.get_rt_info()["originalLayersNames"].value.split(",") if "/" in name]
+        if names:
+            found[layer.get_friendly_name()] = names[0]
+    return found
 
 
 def _infer(request: Any, feeds: Any) -> None:

@@ -63,5 +63,5 @@ def show(calibration: object) -> None:
         say("no calibration: predictions are plain sums of operators, their error unknown")
         return
     held = calibration.holdout
-    say(f"calibrated on {calibration.n} networks ({calibration.model}); hold-out error: MAPE {held.mape:.1%}, "
+    say(f"calibrated on {calibration.n} networks; hold-out error: MAPE {held.mape:.1%}, "
         f"{held.within5:.0%} within 5 %, {held.within10:.0%} within 10 %, Spearman {held.spearman:.3f}")  # fmt: skip

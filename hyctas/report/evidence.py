@@ -17,15 +17,6 @@ from hyctas.report.wording import count, fps, machine, ms, percent, plural, sign
 from latency.calibration import Calibration
 
 SPLIT_NAMES = {"val": "val", "choose": "choosing split"}
-MODELS = {
-    "sum": "the plain sum",
-    "affine": "the sum times a factor, plus a constant",
-    "overhead": "the sum times a factor, plus a constant and a constant per operator",
-    "branches": "the sum times a factor, plus constants, per operator and per branch",
-    "families": "a sum with one weight per kind of operator",
-    "work": "a sum with one weight per kind of operator, corrected by the network's MACs and memory traffic",
-    "resources": "a sum with one weight per kind of operator and what bounds it",
-}
 
 
 def speed_section(data: RunData) -> Section | str:
@@ -232,7 +223,7 @@ def _calibration(data: RunData) -> Calibration | None:
 def _trust(calibration: Calibration) -> tuple[Block, ...]:
     f = calibration.holdout
     text = (
-        f"A network's latency is predicted from the times of its operators by {MODELS[calibration.model]}, fitted on "
+        "A network's latency is predicted by the sum of its operators' times, multiplied by a factor, plus a constant, fitted on "
         f"{plural(calibration.n, 'whole network')} ({calibration.name}). "
         "The errors below are of networks that the formula had not seen."
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import coverage, models_table, scatter
+from benchmarks.fidelity import coverage, scatter
 from benchmarks.targets import check_comparable, hypervolume, read_run, report
 from export.errors import InvalidInput
 from hyctas.space import tiny
@@ -73,9 +73,7 @@ def test_what_cannot_be_compared(tmp_path: Path, second: str, header: dict[str, 
 def test_fidelity_counts_what_the_bound_covers() -> None:
     score = Fidelity(0.05, 0.6, 0.9, 0.99, 0.95, 19)
     ratios = tuple(np.linspace(0.9, 1.1, 60).tolist())
-    coefficients = {"constant": 0.0, "per_unit": 0.0, "scale": 1.0}
-    calibration = Calibration("tiny@64x64", "sum", coefficients, 19, score, "h", 0.05, ratios)
+    calibration = Calibration("tiny@64x64", 0.0, 1.0, 19, score, "h", 0.05, ratios)
     found = coverage(calibration, [1.0, 1.0, 1.0, 1.0], np.array([0.9, 1.05, 1.1, 1.2]))
     assert found == (0.75, pytest.approx(1.1)) and coverage(None, [1.0], np.array([1.0])) is None
-    assert "| sum | 5.0% | 60% | 90% | 0.990 | 0.950 |" in models_table({"sum": score})
     assert scatter("a heading", [1.0, 2.0], np.array([1.1, 1.9])).count("<svg") == 1

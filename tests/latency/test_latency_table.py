@@ -20,9 +20,7 @@ from latency.table import LatencyTable, Row
 IDENTITY = Identity("torch-cpu:fp32", {"cpu": "x", "gpus": []}, {"torch": "2.11"}, 2, {"ci": 0.02})
 ROW = Row("conv", 2.0, 1.0, 3.0, 20, 1, False)
 HOLDOUT = Fidelity(0.01, 1.0, 1.0, 0.9, 0.8, 20)
-CALIBRATION = Calibration(
-    "edge", "affine", {"constant": 0.1, "per_unit": 0.0, "scale": 0.9}, 20, HOLDOUT, "ab", 0.01, (1.0, 1.1), {"sum": 0.1}
-)
+CALIBRATION = Calibration("edge", 0.1, 0.9, 20, HOLDOUT, "ab", 0.01, (1.0, 1.1))
 
 
 def table(**rows: Row) -> LatencyTable:
@@ -43,7 +41,7 @@ def test_latency_table_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("format_version",), 2),
+        (("format_version",), 3),
         (("rows", "a", "median_ms"), float("nan")),
         (("rows", "a", "median_ms"), 0),
         (("rows", "a", "median_ms"), "2"),
@@ -59,7 +57,7 @@ def test_latency_table_round_trip(tmp_path: Path) -> None:
         (("extra",), 1),
         (("identity", "threads"), "2"),
         (("calibrations", "edge", "model"), "forest"),
-        (("calibrations", "edge", "coefficients"), {"scale": 1.0, "op.conv": 1.0}),
+        (("calibrations", "edge", "scale"), 0.0),
         (("calibrations", "edge", "holdout", "mape"), None),
         (("calibrations", "edge", "holdout", "within5"), 5),
         (("calibrations", "edge", "ratios"), [0]),
@@ -201,7 +199,7 @@ def test_latency_table_journal_of_other_conditions_or_version(tmp_path: Path) ->
     journal = write_journal(path, Identity("torch-cpu:bf16", {}, {}, 1, {}))
     with pytest.raises(TableMismatch, match="target"):
         fold(path, IDENTITY)
-    journal.write_text(journal.read_text().replace('"format_version": 1', '"format_version": 7'))
-    with pytest.raises(CorruptFile, match="line 1: has format_version 7; this release reads 1"):
+    journal.write_text(journal.read_text().replace('"format_version": 2', '"format_version": 7'))
+    with pytest.raises(CorruptFile, match="line 1: has format_version 7; this release reads 2"):
         fold(path, IDENTITY)
     assert journal.exists() and not path.exists()

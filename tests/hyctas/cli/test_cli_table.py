@@ -136,8 +136,8 @@ def test_wrong_shards(command: Command, tmp_path: Path, shard: str) -> None:
 
 def test_protocol_settings_come_from_toml(command: Command, tmp_path: Path) -> None:
     settings = tmp_path / "protocol.toml"
-    settings.write_text("copies = 0\n")
-    expect(command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings), 2, "copies is 0")
+    settings.write_text("builds = 0\n")
+    expect(command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings), 2, "builds is 0")
     settings.write_text("budget = 3\n")
     ended = command("profile", "--space", "tiny", "--run", tmp_path, "--config", settings)
     expect(ended, 2, "unknown keys ['budget']", "flush_mib")

@@ -93,9 +93,8 @@ def _write_table(folder: Path, space: Space, size: tuple[int, int], plans: list[
     times = {node.key: 0.01 + node.macs / speed / 1e3 for node in nodes}
     rows = {key: Row("conv", t, 0.98 * t, 1.05 * t, 40, 1, index == 0) for index, (key, t) in enumerate(times.items())}
     name = f"{space.name}@{format_size(size)}"
-    coefficients = {"constant": 0.1, "per_unit": 0.0, "scale": 0.97}
     held = Fidelity(0.031, 0.83, 0.975, 0.996, 0.95, 40)
-    calibration = Calibration(name, "affine", coefficients, 40, held, space.hash, 0.04)
+    calibration = Calibration(name, 0.1, 0.97, 40, held, space.hash, 0.04)
     LatencyTable(identity, rows, {name: calibration}).save(folder / "latency.json")
 
 
