@@ -1,19 +1,17 @@
-"""Run int8 on a CPU: quantised files with activations in uint8, and modules that are quantised for their speed alone."""
+"""Run int8 on a CPU: quantised files with activations in uint8, and what is quantised for its speed alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.backends.onnxruntime_session import OnnxRuntime, load_exported
 from export.backends.openvino_session import OpenVinoRuntime
-from export.errors import HyctasError
 from export.files import write_bytes
 from export.runtime import Session
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
     Modules = Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
@@ -22,10 +20,7 @@ AT_RANDOM = "quantised with random data: for timing alone"
 
 
 class Int8Modules:
-    """What the int8 runtimes of a CPU do with modules: they are quantised with random data, for their speed alone.
-
-    Whole networks keep float inputs and outputs; operators of a latency table have quantised ones, as inside a network.
-    """
+    """Quantises modules, and graphs of operators, with random data: for their speed alone. Inputs and outputs stay floats."""
 
     _cache: Path | None
 
@@ -35,31 +30,27 @@ class Int8Modules:
 
     def load_modules(self, modules: Modules) -> list[Session]:
         """Export modules, quantise them with random data, and load them; inputs are named `x0, ...`."""
-        from export.int8.quantise import quantised_at_random
-
-        return self._loaded(modules, quantised_at_random)
-
-    def load_operators(self, modules: Modules) -> list[Session | HyctasError]:
-        """Export operators, quantise them with random data, inputs and outputs too, and load them."""
-        from export.int8.quantised_operator import quantised_operator
-
-        return [*self._loaded(modules, quantised_operator)]
-
-    def operator_versions(self) -> dict[str, str]:
-        """Return what else decides the times of operators: how they are quantised."""
-        return {"quantised": "random data, weights int8 per channel, activations uint8"}
-
-    def _loaded(self, modules: Modules, quantise: Callable[[onnx.ModelProto], onnx.ModelProto]) -> list[Session]:
-        from export.onnx.foreign import load_model
 
         def load(path: Path) -> Session:
-            made = path.with_suffix(f".{quantise.__name__}.onnx")
-            write_bytes(made, quantise(load_model(path)).SerializeToString())
-            session: Session = self.load_file(made)
+            session: Session = self.load_file(_quantised(path))
             session.notes.append(AT_RANDOM)  # type: ignore[attr-defined]
             return session
 
         return load_exported(modules, self._cache, load)
+
+    def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
+        """Quantise a model as a whole, with random data, and time its parts; see `export.runtime.LayerRuntime`."""
+        return super().time_parts(_quantised(path), warmup_ms=warmup_ms, runs=runs)  # type: ignore[misc,no-any-return]
+
+
+def _quantised(path: Path) -> Path:
+    """Write a model in int8 beside it."""
+    from export.int8.quantise import quantised_at_random
+    from export.onnx.foreign import load_model
+
+    made = path.with_suffix(".int8.onnx")
+    write_bytes(made, quantised_at_random(load_model(path)).SerializeToString())
+    return made
 
 
 class Int8OnnxRuntime(Int8Modules, OnnxRuntime):

@@ -65,7 +65,7 @@ class OnnxRuntime:
         check_can_run(target, threads, unavailable_reason(target))
         self.target, self.threads, self._cache = target, threads, cache
         self._cuda_graph = cuda_graph and target.device == "cuda"
-        self.times_layers = str(target) == "onnxruntime-cpu:fp32"
+        self.times_layers = target.device == "cpu"
 
     def versions(self) -> dict[str, str]:
         """Return the version of ONNX Runtime; on CUDA also GPU, driver, and whether times are those of a CUDA graph."""
@@ -91,7 +91,7 @@ class OnnxRuntime:
         path = Path(path)
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
-        content, notes = int8_content(path) if self.target.precision == "int8" else (utf8_path(path), [])
+        content, notes = self._content(path)
         session = self._open(path, content)
         try:
             opened = OnnxSession(session, self.target, self._cuda_graph)
@@ -108,8 +108,12 @@ class OnnxRuntime:
         """Time the parts of a model; see `export.runtime.LayerRuntime`."""
         from export.backends.onnxruntime_layers import time_parts
 
-        content, options = utf8_path(path), _options(self.threads, on_cuda=False)
+        (content, _), options = self._content(path), _options(self.threads, on_cuda=False)
         return time_parts(lambda profiling: self._open(path, content, profiling), options, warmup_ms, runs)
+
+    def _content(self, path: Path) -> tuple[str | bytes, list[str]]:
+        """Return what ONNX Runtime is given of a file, and what a reader of its times should know."""
+        return int8_content(path) if self.target.precision == "int8" else (utf8_path(path), [])
 
     def _open(self, path: Path, content: str | bytes, options: Any = None) -> Any:
         import onnxruntime

@@ -6,33 +6,30 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.int8.quantise import calibrated
-from export.int8.uint8_form import uint8_form
 
 EDGE = "__edge"
 """Ends the names of what is put behind an output, so that the quantiser finds a reader that wants it quantised."""
 
 
-def quantised_operator(model: onnx.ModelProto, *, uint8: bool = True) -> onnx.ModelProto:
+def quantised_operator(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return an operator in int8, calibrated with one random input, with inputs and outputs in 8 bits where they can be.
 
     An input that is read in float, too, stays in float; so does an output that is no float.
 
     Args:
         model: fp32, static shapes.
-        uint8: in the form of CPU runtimes; else symmetric, as TensorRT takes it.
     """
     from export.feeds import random_feeds
     from export.onnx.graph_split import spec_of
 
     whole, edges = _with_readers(model)
     feeds = random_feeds([spec_of(info) for info in model.graph.input])
-    symmetric = calibrated(whole, [feeds], edges).quantised()
-    made, kind = (uint8_form(symmetric), TensorProto.UINT8) if uint8 else (symmetric, TensorProto.INT8)
+    made = calibrated(whole, [feeds], edges).quantised()
     for name in edges:
-        _cut_output(made, name, kind)
+        _cut_output(made, name)
     _remove_unread(made.graph)
     for info in made.graph.input:
-        _cut_input(made.graph, info, kind)
+        _cut_input(made.graph, info)
     onnx.checker.check_model(made, full_check=True)
     return made
 
@@ -48,7 +45,7 @@ def _with_readers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return copy, [info.name for info in floats]
 
 
-def _cut_output(model: onnx.ModelProto, edge: str, kind: int) -> None:
+def _cut_output(model: onnx.ModelProto, edge: str) -> None:
     """Make the rounded tensor before a Concat the output, under the name of the one that it is the rounding of."""
     made = {name: node for node in model.graph.node for name in node.output}
     (info,) = (info for info in model.graph.output if info.name in (edge, made[edge].output[0]))
@@ -61,10 +58,10 @@ def _cut_output(model: onnx.ModelProto, edge: str, kind: int) -> None:
     for other in model.graph.node:
         other.input[:] = [names.get(one, one) for one in other.input]
         other.output[:] = [names.get(one, one) for one in other.output]
-    info.name, info.type.tensor_type.elem_type = name, kind
+    info.name, info.type.tensor_type.elem_type = name, TensorProto.INT8
 
 
-def _cut_input(graph: onnx.GraphProto, info: onnx.ValueInfoProto, kind: int) -> None:
+def _cut_input(graph: onnx.GraphProto, info: onnx.ValueInfoProto) -> None:
     """Take an input that is read by one QuantizeLinear alone in the type that this gives."""
     readers = [node for node in graph.node if info.name in node.input]
     if len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
@@ -73,7 +70,7 @@ def _cut_input(graph: onnx.GraphProto, info: onnx.ValueInfoProto, kind: int) -> 
     for node in graph.node:
         node.input[:] = [info.name if name == rounded else name for name in node.input]
     graph.node.remove(readers[0])
-    info.type.tensor_type.elem_type = kind
+    info.type.tensor_type.elem_type = TensorProto.INT8
 
 
 def _remove_unread(graph: onnx.GraphProto) -> None:

@@ -293,7 +293,7 @@ def _quantised(path: Path, keep_io: bool) -> bytes:
     from export.onnx.foreign import load_model
 
     model = load_model(path)
-    made = quantised_at_random(model) if keep_io else quantised_operator(model, uint8=False)
+    made = quantised_at_random(model) if keep_io else quantised_operator(model)
     return made.SerializeToString()
 
 

@@ -28,7 +28,8 @@ from export.int8.quantise import Calibrated, calibrated, is_quantised, quantised
 from export.int8.quantised_operator import quantised_operator
 from export.int8.uint8_form import uint8_form
 from export.onnx.exporter import export_modules
-from export.runtime import OperatorRuntime
+from export.onnx.join import Part, wire
+from export.runtime import LayerRuntime
 from export.runtimes import open_runtime
 from export.target import Target
 from export.trt.build import build_engine
@@ -188,18 +189,16 @@ def test_runtimes(target: Target, source: Calibrated, chain: onnx.ModelProto, tm
     onnx.save(source.quantised(), tmp_path / "int8.onnx")
     onnx.save(chain, tmp_path / "fp32.onnx")
     runtime = open_runtime(target, 1)
-    assert isinstance(runtime, OperatorRuntime)
     wanted = outputs(chain, images()[0])
     for name, notes in (("int8", []), ("fp32", [NOT_QUANTISED])):
         with runtime.load_file(tmp_path / f"{name}.onnx") as session:
             assert np.abs(session.run(images()[0])[0] - wanted).std() < 0.1 * wanted.std()
             assert session.notes == notes  # type: ignore[attr-defined]
-    (session,) = runtime.load_operators([(nn.Conv2d(4, 8, 3, padding=1), (torch.zeros(1, 4, 8, 8),))])
-    assert not isinstance(session, Exception)
-    with session:
-        assert (session.inputs[0].dtype, session.outputs[0].dtype) == ("uint8", "uint8")
-        session.bind({"x0": np.zeros((1, 4, 8, 8), np.uint8)})
-        assert session.step() > 0
+    assert isinstance(runtime, LayerRuntime) and runtime.times_layers
+    part = Part("only", onnx.load(tmp_path / "fp32.onnx"), ("image",))
+    onnx.save(wire([part], {"image": (1, 3, *SIZE)}), tmp_path / "wired.onnx")
+    times = runtime.time_parts(tmp_path / "wired.onnx", warmup_ms=0, runs=2)
+    assert len(times["only"]) == 2 and min(times["only"]) > 0
     (network,) = runtime.load_modules([(Chain().eval(), (torch.zeros(1, 3, *SIZE),))])
     with network:
         assert network.inputs[0].dtype == "float32" and AT_RANDOM in network.notes  # type: ignore[attr-defined]
@@ -214,14 +213,14 @@ def test_operators_of_a_space(tmp_path: Path) -> None:
     for path in export_modules(modules, tmp_path, [f"m{i}" for i in range(len(modules))]):
         made = quantised_operator(onnx.load(path))
         kinds = {info.type.tensor_type.elem_type for info in (*made.graph.input, *made.graph.output)}
-        assert kinds <= {TensorProto.UINT8, TensorProto.FLOAT} and is_quantised(made), path
+        assert kinds <= {TensorProto.INT8, TensorProto.FLOAT} and is_quantised(made), path
         onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @needs_rtx
 def test_the_real_builder_takes_operators() -> None:
     """Symmetric, with int8 inputs and outputs."""
-    made = quantised_operator(uint8=False, model=convolution())
+    made = quantised_operator(convolution())
     ends = {info.type.tensor_type.elem_type for info in (*made.graph.input, *made.graph.output)}
     assert ends == {TensorProto.INT8} and [info.name for info in (*made.graph.input, *made.graph.output)] == ["x", "y"]
     assert build_engine(made.SerializeToString(), options("int8")).plan

@@ -65,11 +65,6 @@ def test_a_runtime_times_every_part(wired: tuple[Path, list[nn.Module]], target:
     assert min(found["second"]) > 0
 
 
-def test_int8_operators_are_timed_alone() -> None:
-    for runtime in ("onnxruntime-cpu", "openvino-cpu"):
-        assert not open_runtime(Target.parse(f"{runtime}:int8"), 1).times_layers  # type: ignore[attr-defined]
-
-
 def test_inserted_nodes_belong_to_the_part_that_reads_them() -> None:
     def node(name: str, source: str, out: str) -> onnx.NodeProto:
         return helper.make_node("Relu", [source], [out], name=name)
