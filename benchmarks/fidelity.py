@@ -2,16 +2,18 @@
 
     python -m benchmarks.fidelity --target onnxruntime-cpu:fp32 --space edge --size 360x480 --networks 30 --seed 1
 
-Without --table, the space is profiled and calibrated first (into a temporary folder). Nothing else should run meanwhile.
+Without --table, the space is profiled first, into --run or a temporary folder. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,17 +21,20 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from export import codec
-from export.errors import CheckFailed, InvalidInput
+from export.codec import reading, whole_lines
+from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
 from export.ranges import Classes, Range, Seed, Threads, argument
+from export.runtime import Runtime
 from export.target import Target, format_size, parse_size
-from hyctas.cost.calibrate import calibrate, measure_networks
-from hyctas.cost.workloads import CostModel, draw_networks, units, workloads
+from hyctas.arch.genotype import Genotype
+from hyctas.cost.calibrate import BATCH, measure_networks
+from hyctas.cost.workloads import calibration_networks, draw_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.spaces.space_file import load_space
-from latency import LatencyTable, Protocol, predict, profile
+from latency import LatencyTable, Protocol, Unit, fit, predict, profile
 from latency.calibration import Calibration
 from latency.judge import conformal_bound, judge
 from latency.predictor import by_macs
@@ -37,7 +42,7 @@ from latency.predictor import by_macs
 FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""
 CONFIDENCE = 0.95
-CALIBRATION_NETWORKS = 60
+CALIBRATION_NETWORKS, CALIBRATIONS = 60, 100
 
 
 def main() -> None:
@@ -50,6 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=argument(Seed), default=0)
     parser.add_argument("--threads", type=argument(Threads), default=1)
     parser.add_argument("--table", type=Path, help="latency table to judge; default: profile now")
+    parser.add_argument("--run", type=Path, help="folder of what was measured; a killed run continues there")
     parser.add_argument("--classes", type=argument(Classes), default=19)
     parser.add_argument("--out", type=Path, help="write FILE.json, FILE.md and FILE.svg")
     parser.add_argument("--redraw", type=Path, help="draw FILE.svg again from FILE.json, and nothing else")
@@ -62,34 +68,41 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, predict, and print the judgement."""
     space, size, target = load_space(arguments.space), parse_size(arguments.size), Target.parse(arguments.target)
     runtime = open_target(target, arguments.threads)
-    table = LatencyTable.load(arguments.table) if arguments.table else _profiled(arguments)
-    found = (table.identity.target, table.identity.threads)
-    if found != (str(target), arguments.threads):
-        raise InvalidInput(f"the table was made for {found[0]} with {found[1]} threads, not {target} with {arguments.threads}")
-    model = CostModel(space, table, size, arguments.classes)
-    calibrated_ids = {g.id for g in draw_networks(space, 2000, 0, CALIBRATE)}
+    left_out = {genotype.id for genotype in draw_networks(space, 2000, 0, CALIBRATE)}
     fresh = draw_networks(space, arguments.networks + 50, arguments.seed, FRESH)
-    networks = [g for g in fresh if g.id not in calibrated_ids][: arguments.networks]
-    first, second = measure_networks(networks, runtime, size, arguments.classes, repeats=2)
-    plans = [units(lower(g, size, arguments.classes)) for g in networks]
-    predicted = [model.costs(g).latency_ms for g in networks]
+    networks = [genotype for genotype in fresh if genotype.id not in left_out][: arguments.networks]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.run or Path(temporary)
+        table = LatencyTable.load(arguments.table) if arguments.table else _profiled(arguments, runtime, folder)
+        found = (table.identity.target, table.identity.threads)
+        if found != (str(target), arguments.threads):
+            raise InvalidInput(f"the table was made for {found[0]} with {found[1]} threads, not {target} with {arguments.threads}")
+        calibrating = calibration_networks(space, table, size, arguments.classes, CALIBRATION_NETWORKS, CALIBRATE)
+        times = _measured([*calibrating, *networks], runtime, size, arguments.classes, folder / "networks.jsonl")
+    first, second = (np.array([times[genotype.id][turn] for genotype in networks]) for turn in (0, 1))
+    plans = [units(lower(genotype, size, arguments.classes)) for genotype in networks]
+    calibration_plans = [units(lower(genotype, size, arguments.classes)) for genotype in calibrating]
+    calibration_ms = np.array([times[genotype.id][0] for genotype in calibrating])
+    calibration = find_calibration(space, table, size) if arguments.table else fit(
+        calibration_plans, calibration_ms, table, space_hash=space.hash, name="fidelity"
+    )  # fmt: skip
     sums = [predict(plan, table) for plan in plans]
+    predicted = [predict(plan, table, calibration) for plan in plans]
     judgement, plain = judge(predicted, first, repeat=second), judge(sums, first)
     macs = by_macs(plans, first)
-    bound = coverage(model.calibration, predicted, first)
-    if not all(value > 0 for value in first):
-        raise CheckFailed("a measured latency is not positive")
+    bound = coverage(calibration, predicted, first)
+    shares = coverages([*calibration_plans, *plans], np.concatenate([calibration_ms, first]), table)
     heading = (
         f"{target}, {arguments.threads} threads, space {space.name} at {format_size(size)}, {len(networks)} fresh networks "
         f"(seed {arguments.seed})"
     )
-    calibrated = f"calibrated on {model.calibration.n} networks" if model.calibration else "not calibrated"
+    calibrated = f"calibrated on {calibration.n} networks" if calibration else "not calibrated"
     text = (
         f"# Predicted against measured latency\n\n{heading}; {fingerprint()['cpu']}, {fingerprint()['cores']} cores; "
-        f"{calibrated}\n\n"
-        f"{judgement.to_markdown()}\nPlain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, "
-        f"Spearman {plain.fidelity.spearman:.3f}. MACs instead of a table, by five-fold cross-validation on these networks: "
-        f"MAPE {macs.mape:.1%}, Spearman {macs.spearman:.3f}. {_bound_text(bound)}"
+        f"{calibrated}\n\n{judgement.to_markdown()}\n"
+        f"Plain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, Spearman {plain.fidelity.spearman:.3f}. "
+        f"MACs instead of a table, by five-fold cross-validation on these networks: MAPE {macs.mape:.1%}, Spearman "
+        f"{macs.spearman:.3f}. {_table_text(table)}\n\n{_bound_text(bound)} {_coverages_text(shares)}"
     )
     print(text)
     if arguments.out:
@@ -98,11 +111,42 @@ def run(arguments: argparse.Namespace) -> None:
         result = {"format_version": 1, "heading": heading, "machine": fingerprint(), "identity": codec.plain(table.identity),
                   "judgement": judgement.to_json(), "plain_sum": plain.to_json(),
                   "bound": {"confidence": CONFIDENCE, "coverage": bound[0], "factor": bound[1]} if bound else None,
-                  "macs": asdict(macs), "networks": points}  # fmt: skip
+                  "coverages": shares, "macs": asdict(macs), "networks": points}  # fmt: skip
         write_json(arguments.out.with_suffix(".json"), codec.plain(result))
         command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
-        write_text(arguments.out.with_suffix(".md"), f"{text}\n```\n{command}\n```\n")
+        write_text(arguments.out.with_suffix(".md"), f"{text}\n\n```\n{command}\n```\n")
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
+
+
+@dataclass(frozen=True)
+class _Times:
+    """A line of RUN/networks.jsonl."""
+
+    id: str
+    ms: tuple[float, float]
+
+
+def _measured(
+    networks: Sequence[Genotype], runtime: Runtime, size: tuple[int, int], classes: int, path: Path
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """Measure networks twice each, in ms by id; what stands in a file of lines is not measured again."""
+    known: dict[str, tuple[float, float]] = {}
+    if path.exists():
+        lines, torn = whole_lines(path)
+        os.truncate(path, path.stat().st_size - len(torn))
+        for number, line in lines:
+            with reading(path, number):
+                measured = codec.decode(_Times, line)
+                known[measured.id] = measured.ms
+    left = [genotype for genotype in networks if genotype.id not in known]
+    for start in range(0, len(left), BATCH):
+        some = left[start : start + BATCH]
+        for genotype, ms in zip(some, measure_networks(some, runtime, size, classes, repeats=2).T.tolist(), strict=True):
+            known[genotype.id] = (ms[0], ms[1])
+            with path.open("a") as file:
+                file.write(json.dumps({"id": genotype.id, "ms": ms}) + "\n")
+        print(f"measured {min(start + BATCH, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
+    return known
 
 
 def redraw(path: Path) -> None:
@@ -121,10 +165,43 @@ def coverage(calibration: Calibration | None, predicted: Sequence[float], measur
     return float(np.mean(measured <= factor * np.asarray(predicted))), factor
 
 
+def coverages(units_list: Sequence[Sequence[Unit]], measured: np.ndarray, table: LatencyTable) -> list[float]:
+    """Calibrate on random subsets of the networks; return, for each, the share of the others that its bound holds for."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(CALIBRATIONS):
+        order = rng.permutation(len(units_list))
+        chosen, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
+        calibration = fit([units_list[i] for i in chosen], measured[chosen], table, space_hash="", name="")
+        predicted = [predict(units_list[i], table, calibration) for i in rest]
+        share = coverage(calibration, predicted, measured[rest])
+        assert share is not None
+        found.append(share[0])
+    return found
+
+
 def _bound_text(bound: tuple[float, float] | None) -> str:
     if bound is None:
         return "The table is not calibrated, so there is no bound."
     return f"Upper bound of {CONFIDENCE:.0%} ({bound[1]:.3f} x prediction): kept by {bound[0]:.0%} of the networks."
+
+
+def _coverages_text(shares: Sequence[float]) -> str:
+    """Say how often the bound holds over calibrations."""
+    kept = sum(share >= CONFIDENCE for share in shares)
+    return (
+        f"Of {len(shares)} calibrations, each on {CALIBRATION_NETWORKS} networks drawn from all that were measured here, {kept} "
+        f"gave a bound that at least {CONFIDENCE:.0%} of the others stayed below (least {min(shares):.0%}, median "
+        f"{np.median(shares):.0%})."
+    )
+
+
+def _table_text(table: LatencyTable) -> str:
+    """Say how noisy the table is."""
+    spreads = [row.spread for row in table.rows.values() if row.spread is not None]
+    busy = sum(row.busy for row in table.rows.values())
+    text = f"The table holds {len(table)} operators, {busy} of them measured beside other processes"
+    return text + (f"; several measurements of one differ by {np.median(spreads):.1%} (median)." if spreads else ".")
 
 
 def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> str:
@@ -153,21 +230,14 @@ def scatter(heading: str, predicted: Sequence[float], measured: np.ndarray) -> s
         return svg(figure)
 
 
-def _profiled(arguments: argparse.Namespace) -> LatencyTable:
-    """Profile and calibrate the space now."""
-    space, size = load_space(arguments.space), parse_size(arguments.size)
-    runtime = open_target(Target.parse(arguments.target), arguments.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        keys = space.keys(size, arguments.classes)
+def _profiled(arguments: argparse.Namespace, runtime: Runtime, folder: Path) -> LatencyTable:
+    """Profile the space into a folder."""
+    operators = workloads(load_space(arguments.space).keys(parse_size(arguments.size), arguments.classes))
 
-        def show(done: int, total: int, left: float, key: str) -> None:
-            if done % 50 == 0 or done == total:
-                print(f"profiled {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+    def show(done: int, total: int, left: float, key: str) -> None:
+        print(f"profiled {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
 
-        operators = workloads(keys)
-        table = profile(operators, runtime, Path(folder) / "latency.json", Protocol(), progress=show, context=operators)
-        calibration = calibrate(space, table, runtime, size, arguments.classes, CALIBRATION_NETWORKS, CALIBRATE)
-        return LatencyTable(table.identity, table.rows, {calibration.name: calibration}, table.provenance)
+    return profile(operators, runtime, folder / "latency.json", Protocol(), progress=show, context=operators)
 
 
 if __name__ == "__main__":

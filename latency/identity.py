@@ -46,8 +46,7 @@ class Identity:
     @classmethod
     def of(cls, runtime: Runtime, protocol: Protocol, machine: Mapping[str, Any]) -> Identity:
         """Describe what `runtime` measures on `machine`, in the form that JSON gives back."""
-        extra = runtime.operator_versions() if isinstance(runtime, OperatorRuntime) else {}
-        value = {"device": dict(machine), "versions": {**runtime.versions(), **extra}, "protocol": protocol}
+        value = {"device": dict(machine), "versions": versions_of(runtime), "protocol": protocol}
         return cls(target=str(runtime.target), threads=runtime.threads, **plain(value))
 
     def check(self, other: Identity, where: str) -> None:
@@ -61,6 +60,11 @@ class Identity:
             a, b = ours.get(name, "absent"), theirs.get(name, "absent")
             if a != b:
                 raise IdentityMismatch(name, a, b, where)
+
+
+def versions_of(runtime: Runtime) -> dict[str, str]:
+    """Return the versions that decide a runtime's times, those of operators included."""
+    return {**runtime.versions(), **(runtime.operator_versions() if isinstance(runtime, OperatorRuntime) else {})}
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.backends.onnxruntime_layers import warm
+from export.backends.onnxruntime_layers import summed, warm
 from export.backends.onnxruntime_session import load_exported
 from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds, dynamic_note, random_feeds
@@ -95,20 +95,23 @@ class OpenVinoRuntime:
 
     def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
         """Time the parts of a model by OpenVINO's own counters; see `export.runtime.LayerRuntime`."""
+        with self.load_file(path) as plain:
+            plain.bind(random_feeds(plain.inputs))
+            warm(plain.step, warmup_ms)
+            whole_ms = [plain.step() for _ in range(runs)]
         model, settings = self._core.read_model(self._content(path)[0]), {**self._settings(), "PERF_COUNT": True}
         compiled = self._core.compile_model(model, DEVICE, settings)
         origins = _origins(compiled)
         with OpenVinoSession(compiled, *_described(path)) as session:
             session.bind(random_feeds(session.inputs))
             warm(session.step, warmup_ms)
-            found: dict[str, list[float]] = {}
-            for run in range(runs):
+            layers: dict[str, list[float]] = {}
+            for _ in range(runs):
                 session.step()
                 for name, ms in session.layers():
-                    part, behind, _ = origins.get(name, name).partition("/")
-                    if behind and "/sink_port_" not in name:
-                        found.setdefault(part, [0.0] * runs)[run] += ms
-            return found
+                    layers.setdefault(name, []).append(ms)
+        parts = {name: origins.get(name, name).partition("/") for name in layers if "/sink_port_" not in name}
+        return summed(layers, {name: part for name, (part, behind, _) in parts.items() if behind}, whole_ms)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -199,7 +202,8 @@ class OpenVinoSession(Session):
 
     def layers(self) -> list[tuple[str, float]]:
         """Return the name of every layer of the last `step` and its milliseconds, where the model was loaded with counters."""
-        return [(layer.node_name, 1e3 * layer.real_time.total_seconds()) for layer in self._bound.profiling_info]
+        counted = [layer for layer in self._bound.profiling_info if layer.status == layer.status.EXECUTED]
+        return [(layer.node_name, 1e3 * layer.real_time.total_seconds()) for layer in counted]
 
     def close(self) -> None:
         """Free the model and its buffers."""

@@ -18,6 +18,7 @@ from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.train_finalists import choose_by_training
+from hyctas.commands.usable_table import usable_table
 from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.report.collect import collect
@@ -29,7 +30,6 @@ from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
 from hyctas.search.score import Scorer, drawn_samples
 from hyctas.spaces.members import members_of
-from latency import LatencyTable
 
 if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob
@@ -43,7 +43,7 @@ def run_search(job: SearchJob) -> None:
     limits = Limits.parse(job.limit)
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
-    space, table = supernet.space(job.space), LatencyTable.load(table_path)
+    space, table = supernet.space(job.space), usable_table(table_path)
     size = image_size(job.size) if job.size else only_calibrated_size(space, table, Give("size", "HEIGHTxWIDTH"))
     data = open_dataset(job.data or supernet.data, check=False)
     confidence = None if job.confidence is None else job.confidence / 100

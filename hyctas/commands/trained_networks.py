@@ -9,6 +9,7 @@ from export.errors import Give, InvalidInput
 from export.files import sha256
 from export.target import format_size
 from hyctas.cli.show import say
+from hyctas.commands.usable_table import usable_table
 from hyctas.cost.workloads import CostModel, calibrated_sizes, only_calibrated_size
 from hyctas.search.limits import Limits
 from hyctas.spaces.members import members
@@ -51,7 +52,7 @@ def networks_to_train(
     if recipe.max_gmacs is not None:
         raise InvalidInput(f"max_gmacs = {recipe.max_gmacs:g} and --limit both say which networks are trained; give one of them")
     path = job.table or job.run / "latency.json"
-    table = LatencyTable.load(path)
+    table = usable_table(path)
     size = _latency_size(recipe.size, space, table)
     band = latency_band(CostModel(space, table, size, num_classes), limits.latency_ms)
     drawer = Drawer(space, recipe, band, list(members().values()), trained)

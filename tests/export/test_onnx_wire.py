@@ -11,7 +11,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from export.backends.onnxruntime_layers import parts_of, summed
+from export.backends.onnxruntime_layers import kernels_of, parts_of, summed
 from export.onnx.exporter import export_modules
 from export.onnx.join import Part, wire
 from export.runtime import LayerRuntime
@@ -77,5 +77,9 @@ def test_inserted_nodes_belong_to_the_part_that_reads_them() -> None:
     assert owners == {"ReorderInput": "a", "a/conv": "a", "ReorderOutput": "b", "Cast": "b", "b/add": "b"}
     events = [{"cat": "Node", "name": f"{n.name}_kernel_time", "dur": 1000 + run} for run in range(4) for n in chain]
     events += [{"cat": "Session", "name": "model_run", "dur": 5}, {"cat": "Node", "name": "a/conv_fence_before", "dur": 7}]
-    found = summed(events, owners, 2)
+    kernels = kernels_of(events, 2)
+    assert kernels["a/conv"] == [1.002, 1.003]
+    found = summed(kernels, owners, [6.015, 7.0, 0.1])
     assert found["a"] == pytest.approx([2.004, 2.006]) and found["b"] == pytest.approx([3.006, 3.009])
+    slower = summed(kernels, owners, [6.615])
+    assert slower["a"] == pytest.approx([2.204, 2.206]), "0.6 ms beside six kernels"
