@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.errors import Give, InvalidInput
+from export.errors import Give, InvalidInput, Perform, TableMismatch
+from export.machine import hardware
+from export.runtimes import open_runtime
+from export.target import Target
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
+from hyctas.commands.usable_table import usable_table
 from hyctas.cost.workloads import CostModel, calibration_networks, only_calibrated_size, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
+from latency.identity import versions_of
 from latency.predictor import predict
 from latency.table import LatencyTable
 from tests.hyctas.cli.conftest import CLASSES, SEARCH, SIZE, Command, expect, made_table, nano
@@ -28,6 +33,22 @@ def test_search_shows_the_error_and_refuses_a_bad_table(command: Command, run: P
     expect(command("search", "--run", run, *SEARCH, "--restart"), 1, "hold-out error MAPE 12.0%", "--max-error 13")
     assert not (run / "history.jsonl").exists()
     expect(command("search", "--run", run, *SEARCH, "--max-error", 13, "--restart"), 0, "hypervolume")
+
+
+def test_a_table_of_another_version_is_refused_and_load_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, path = made_table(), tmp_path / "latency.json"
+    found = versions_of(open_runtime(Target.parse(table.identity.target), 1))
+    here = replace(table.identity, device=hardware(), versions=found)
+    key, row = next(iter(table.rows.items()))
+    replace(table, identity=here, rows=table.rows | {key: replace(row, busy=True)}).save(path)
+    assert usable_table(path).identity == here
+    assert f"warning: 1 of {len(table)} operators of {path} were timed while other processes" in capsys.readouterr().out
+    replace(table, identity=replace(here, versions={"onnxruntime": "1.0"})).save(path)
+    with pytest.raises(TableMismatch, match=r"was measured with onnxruntime 1\.0, and here it is ") as caught:
+        usable_table(path)
+    assert caught.value.remedies == (Perform("profile", {"restart": True}),)
+    replace(table, identity=replace(here, device={"cpu": "another"}, versions={})).save(path)
+    assert usable_table(path).identity.versions == {}, "what another machine has cannot be compared"
 
 
 def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> None:
