@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=argument(Threads), default=1)
     parser.add_argument("--table", type=Path, help="latency table to judge; default: profile now")
     parser.add_argument("--run", type=Path, help="folder of what was measured; a killed run continues there")
+    parser.add_argument("--cache", type=Path, help="folder that keeps exported networks, for several targets of one size")
     parser.add_argument("--classes", type=argument(Classes), default=19)
     parser.add_argument("--out", type=Path, help="write FILE.json, FILE.md and FILE.svg")
     parser.add_argument("--redraw", type=Path, help="draw FILE.svg again from FILE.json, and nothing else")
@@ -67,7 +68,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, predict, and print the judgement."""
     space, size, target = load_space(arguments.space), parse_size(arguments.size), Target.parse(arguments.target)
-    runtime = open_target(target, arguments.threads)
+    runtime = open_target(target, arguments.threads, arguments.cache)
     left_out = {genotype.id for genotype in draw_networks(space, 2000, 0, CALIBRATE)}
     fresh = draw_networks(space, arguments.networks + 50, arguments.seed, FRESH)
     networks = [genotype for genotype in fresh if genotype.id not in left_out][: arguments.networks]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +23,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.failures import one_sentence
 from export.errors import CheckFailed
 from export.files import read_json, write_text
 from export.ranges import Seed, argument
+from export.runtime import Runtime
 from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
@@ -195,8 +199,8 @@ def main() -> None:
             measure(lines, latency)
             return
         if arguments.table:
-            times = read_json(latency, 1)["ms"] if latency.exists() else {}
-            write_text(arguments.results.with_suffix(".md"), table(lines, times))
+            timed = read_json(latency, 1) if latency.exists() else {"ms": {}}
+            write_text(arguments.results.with_suffix(".md"), table(lines, timed["ms"], timed.get("yardstick_by_plain")))
             return
         for plan in arguments.plan:
             for case in PLANS[plan]():
@@ -290,15 +294,50 @@ def measure(lines: list[dict[str, Any]], path: Path) -> None:
 
     genotypes = {line["case"]["network"]: Case(**line["case"]).genotype() for line in lines}
     found: dict[str, dict[str, float]] = {name: {} for name in genotypes}
+    ratios = {}
     for threads in (1, 2):
         runtime = open_target(Target.parse(TARGET), threads)
         times = measure_networks(list(genotypes.values()), runtime, SIZE, CLASSES, rounds=9)[0]
         for name, ms in zip(genotypes, times.tolist(), strict=True):
             found[name][str(threads)] = ms
-    write_json(path, {"format_version": 1, "target": TARGET, "size": SIZE, "machine": fingerprint(), "ms": found})
+        ratios[str(threads)] = yardstick_ratio(runtime)
+    write_json(path, {
+        "format_version": 1, "target": TARGET, "size": SIZE, "machine": fingerprint(), "ms": found, "yardstick_by_plain": ratios,
+    })  # fmt: skip
 
 
-def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]]) -> str:
+def yardstick_ratio(runtime: Runtime, rounds: int = 15) -> float:
+    """Return what the yardstick as it is written takes, by what its encoding `edge:plain` takes: the median of alternate rounds."""
+    import torch
+    from torch import nn
+
+    from benchmarks.yardstick import Yardstick
+    from hyctas.cost.calibrate import NETWORK_PROTOCOL
+    from hyctas.cost.workloads import native_modules
+    from latency.measure import measure as measure_session
+
+    class NativeYardstick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = Yardstick(CLASSES)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.network.forward_native(image)
+
+    (encoded,) = native_modules([member("plain")], SIZE, CLASSES)
+    sessions = runtime.load_modules([encoded, (NativeYardstick().eval(), encoded[1])])
+    for session in sessions:
+        session.bind({spec.name: np.zeros(spec.shape, np.float32) for spec in session.inputs})
+    ratios = []
+    for _ in range(rounds):
+        plain, yardstick = (measure_session(session, NETWORK_PROTOCOL).median_ms for session in sessions)
+        ratios.append(yardstick / plain)
+    for session in sessions:
+        session.close()
+    return statistics.median(ratios)
+
+
+def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]], ratios: Mapping[str, float] | None = None) -> str:
     """Return the results as Markdown: a line per case, with seeds, mean, difference to the same seeds of the base, latency."""
     cases: dict[str, dict[int, float]] = {}
     for line in lines:
@@ -330,8 +369,17 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]]) -> st
         "`python -m benchmarks.screening --data FOLDER` wrote: brief, equal trainings on CamVid (see `benchmarks/screening.py`). "
         f"Machine: {', '.join(cpus)}. Latency by `python -m benchmarks.screening --time` ({TARGET}, "
         f"{SIZE[0]}x{SIZE[1]}, native output), where it says so.\n\n"
-        + "\n".join(rows) + "\n"
+        + "\n".join(rows) + "\n" + _yardstick_text(ratios)
     )
+
+
+def _yardstick_text(ratios: Mapping[str, float] | None) -> str:
+    """Say how near the yardstick's encoding comes to its latency."""
+    if ratios is None:
+        return ""
+    by_threads = ", ".join(f"{ratio:.3f} ({threads})" for threads, ratio in ratios.items())
+    said = "as it is written, against `edge:plain`, its encoding (1 / 2 threads)"
+    return f"\n`benchmarks/yardstick.py` {said}: {by_threads} times.\n"
 
 
 if __name__ == "__main__":

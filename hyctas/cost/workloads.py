@@ -215,10 +215,15 @@ def calibration_networks(
 
 
 def native_modules(genotypes: Sequence[Genotype], size: tuple[int, int], num_classes: int) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Build networks that compute native output, with example images, as `Runtime.load_modules` takes them."""
+    """Build networks that compute native output, always with the same weights, with example images: for `Runtime.load_modules`."""
     import torch
 
     from hyctas.network import Native, build
 
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    return [(Native(build(genotype, num_classes).eval()), (image,)) for genotype in genotypes]
+    modules: list[tuple[Any, tuple[Any, ...]]] = []
+    for genotype in genotypes:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            modules.append((Native(build(genotype, num_classes).eval()), (image,)))
+    return modules
