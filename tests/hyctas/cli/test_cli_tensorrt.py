@@ -119,7 +119,7 @@ class TestProfile:
         counted = f"{len(table)} operators in {engines // 3}, times 3 builds, and {TRIALS} to choose attention; at 10 s"
         assert f"about {engines + TRIALS} engines to build: {counted}" in said and len(tried) == 1, said
         assert "attention of 1 shape: grouped for 1" in said
-        assert "(estimated, not run)" in said and "builds of one operator differ by 0.0%" in said
+        assert "(estimated, not run)" in said and "several measurements of one operator differ by 0.0%" in said
         assert len(table) > 2 and all(row.builds == 3 and row.spread == pytest.approx(0) for row in table.rows.values())
         identity = table.identity
         assert (identity.target, identity.protocol["builds"]) == ("tensorrt:fp16", 3)
