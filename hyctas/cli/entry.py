@@ -18,7 +18,7 @@ from hyctas.cli.advice import explain, flag
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import read_toml
-from hyctas.training.processes import is_first
+from hyctas.training.processes import reports_first
 
 T = TypeVar("T")
 DEFECT = 70
@@ -37,8 +37,8 @@ USERS_ERRORS = {
 """What the system refuses for reasons that a user can mend."""
 INTERRUPTED = 130
 FIRST_S = 5.0
-"""Of torchrun's processes, the others wait so long before they end with an error: the first one, which has mostly met the same,
-says it, and torchrun ends them."""
+"""Of torchrun's processes one tells of an error. The others, which have mostly met the same, or miss that one, wait so long before
+they do: torchrun ends them."""
 NO_READER = 141
 """As the shell counts a process that SIGPIPE ended; the work is done all the same."""
 
@@ -74,7 +74,7 @@ def command(
 
 def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     """End with what an exception has to say, and its exit code."""
-    if not is_first():
+    if not reports_first():
         time.sleep(FIRST_S)
     if isinstance(error, HyctasError):
         print(f"error: {printable(shortened(explain(error)))}", file=sys.stderr)
