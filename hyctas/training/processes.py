@@ -24,7 +24,9 @@ for a teacher and the others are done. One that ends closes its connection, whic
 CONTINUES = "repeated, the same command continues from the last checkpoint"
 
 _store: Any = None
-"""What the processes of a group met at; None before."""
+"""What the processes of a group met at; None where there is no group."""
+_groups = 0
+"""Joined so far: each has keys of its own in the store, as it would else connect to what an earlier one left there."""
 
 
 def is_first() -> bool:
@@ -79,19 +81,21 @@ def start_processes() -> tuple[int, int]:
 
 
 def _join() -> None:
-    global _store
+    global _store, _groups
     import torch
     import torch.distributed as dist
 
     rank, world = os.environ["RANK"], processes()
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        _store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
     except (RuntimeError, ValueError) as error:
         raise Disconnected(
             f"process {rank} of {world} did not meet the others at {place} within {JOIN_S:.0f} s ({first_line(error)}); check that "
             f"MASTER_ADDR and MASTER_PORT name the first one's machine, that it can be reached, and that all {world} were started"
         ) from None
+    _groups += 1
+    _store = dist.PrefixStore(f"hyctas/{_groups}", store)
     if torch.cuda.is_available():
         torch.cuda.set_device(default_device())  # else every process talks to the first GPU, too
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -140,7 +144,7 @@ def reports_first() -> bool:
     if _store is None:
         return is_first()
     try:
-        first = bool(_store.add("hyctas/reported", 1) == 1)
+        first = bool(_store.add("reported", 1) == 1)
     except RuntimeError:  # the machine of the first process is gone
         first = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN if first else signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """Several processes under torchrun train as one does, continue each other's trainings, and end with a sentence where one is lost.
 
-Starting processes costs most: there is one launch on two nodes, one of which is lost, and one of two processes for all the rest.
+Starting processes costs most: one launch computes all, `two_processes.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,8 @@ import pytest
 import torch
 
 from export.errors import Disconnected
+from hyctas.cli import entry
+from hyctas.cli.train import main
 from hyctas.space import tiny
 from hyctas.training import processes
 from tests.hyctas import two_processes
@@ -26,26 +27,9 @@ from tests.hyctas import two_processes
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STEPS = 60
-"""Of the training that is interrupted."""
+"""Of the training in which a process is lost."""
 PATIENCE_S = 300
 """Of the test, on a machine that does other things, too."""
-
-LOST = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from hyctas.cli.train import main
-
-def kill():
-    while not checkpoint.exists():
-        time.sleep(0.005)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-checkpoint = Path(sys.argv.pop(1))
-threading.Thread(target=kill, daemon=True).start()
-main()
-"""
-"""The command, in a process that SIGKILL ends as soon as there is a checkpoint."""
-
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     """Start a command, which finds the project as this process does."""
@@ -65,60 +49,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(path: Path, nodes: list[subprocess.Popen[str]]) -> float:
-    """Wait until a file is there; return when that was."""
-    end = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        ended = [process.communicate()[1] for process in nodes if process.poll() is not None]
-        assert not ended and time.monotonic() < end, ended
-        time.sleep(0.02)
-    return time.monotonic()
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """A training on two nodes of which one was lost."""
-
-    job: list[str]
-    """The command, without --restart."""
-    run: Path
-    stderr: tuple[str, str]
-    codes: tuple[int, int]
-    seconds: float
-    """From the first checkpoint, when a worker killed itself, until both nodes had ended."""
-
-
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """Start two nodes, which are two launches that meet at one address, as documented."""
-    folder, port = tmp_path_factory.mktemp("nodes"), free_port()
-    run = folder / "run"
-    run.mkdir()
-    (run / "labels.json").write_text("of an older training")
-    (folder / "job.toml").write_text('crop = "32x32"\nbatch = 4\namp = false\nsave_seconds = 0\nthreads = 1\n')
-    (folder / "lost.py").write_text(LOST)
-    (folder / "network.json").write_text(tiny().smallest().to_json())
-    job = ["network", "--run", str(run), "--network", str(folder / "network.json"), "--init", "none", "--steps", str(STEPS)]
-    job += ["--data", "scenes:train=40,val=4,size=32x48", "--config", str(folder / "job.toml")]
-    checkpoint = run / "network.checkpoint.pt"
-    node = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}", "--node-rank"]
-    nodes = [
-        start([*node, "0", "-m", "hyctas.cli.train", "--", *job, "--restart"]),
-        start([*node, "1", str(folder / "lost.py"), "--", str(checkpoint), *job, "--restart"]),
-    ]
-    lost = wait_for(checkpoint, nodes)
-    one, two = (process.communicate(timeout=PATIENCE_S)[1] for process in nodes)
-    return Interrupted(job, run, (one, two), (nodes[0].returncode, nodes[1].returncode), time.monotonic() - lost)
-
-
 @dataclass(frozen=True)
 class Launched:
-    """What two processes on one machine made of `two_processes.py`."""
+    """What two nodes of one process each made of `two_processes.py`."""
 
     folder: Path
+    lost: list[str]
+    """The command in which a process was lost."""
     stdout: str
-    stderr: str
-    code: int
+    """Of the first node."""
+    stderr: tuple[str, str]
+    codes: tuple[int, int]
     alone: dict[str, tuple[list[float], torch.nn.Module]]
     """What one process makes of it."""
     begun: list[float]
@@ -126,25 +67,23 @@ class Launched:
 
 
 @pytest.fixture(scope="module")
-def launched(interrupted: Interrupted, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """Start two processes, which compute what one has computed, continue the interrupted training, and fail."""
-    folder = tmp_path_factory.mktemp("two")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Start two nodes, as documented: two launches that meet at one address."""
+    folder, port = tmp_path_factory.mktemp("two"), free_port()
     alone = {case: two_processes.trained(case, folder / f"{case}.pt") for case in two_processes.RECIPES}
     begun, _ = two_processes.trained("network", folder / f"{two_processes.CONTINUED}.pt", 2)
-    wrong = ["network", "--run", str(folder / "run"), "--network", "edge:plain-w75", "--steps", "2", "--batch", "3"]
-    (folder / "jobs.json").write_text(json.dumps([interrupted.job, wrong]))
-    job = start([*TORCHRUN, "--standalone", "--nproc-per-node=2", two_processes.__file__, "--", str(folder)])
-    stdout, stderr = job.communicate(timeout=PATIENCE_S)
-    return Launched(folder, stdout, stderr, job.returncode, alone, begun)
-
-
-@pytest.mark.slow
-def test_a_lost_process_ends_the_others(interrupted: Interrupted) -> None:
-    """On both nodes, with one sentence, and exit code 3 of the process that is left, which torchrun reports."""
-    one, two = interrupted.stderr
-    assert 0 not in interrupted.codes and len(errors(one + two)) == 1, interrupted.stderr
-    assert "the same command continues from the last checkpoint" in errors(one)[0] and "exitcode  : 3 " in one
-    assert interrupted.seconds < 60, "goal: 10 s; a busy machine may need longer"
+    (folder / "done").mkdir()
+    (folder / "done" / "labels.json").write_text("of an older training")
+    (folder / "job.toml").write_text('crop = "32x32"\nbatch = 4\namp = false\nsave_seconds = 0\nthreads = 1\n')
+    (folder / "network.json").write_text(tiny().smallest().to_json())
+    job = ["network", "--network", str(folder / "network.json"), "--init", "none", "--config", str(folder / "job.toml")]
+    job += ["--data", "scenes:train=40,val=4,size=32x48"]
+    lost = [*job, "--run", str(folder / "lost"), "--steps", str(STEPS)]
+    (folder / "jobs.json").write_text(json.dumps([[*job, "--run", str(folder / "done"), "--steps", "2", "--restart"], lost]))
+    node = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}", "--node-rank"]
+    nodes = [start([*node, rank, two_processes.__file__, "--", str(folder)]) for rank in ("0", "1")]
+    (stdout, one), (_, two) = (process.communicate(timeout=PATIENCE_S) for process in nodes)
+    return Launched(folder, lost, stdout, (one, two), (nodes[0].returncode, nodes[1].returncode), alone, begun)
 
 
 @pytest.mark.slow
@@ -168,20 +107,44 @@ def test_any_number_of_processes_continues(launched: Launched) -> None:
 
 
 @pytest.mark.slow
-def test_the_interrupted_training_is_finished(interrupted: Interrupted, launched: Launched) -> None:
-    """Of two processes one claims the run (and moves the old one aside once), prints and writes."""
-    stdout, run = launched.stdout, interrupted.run
-    assert "continuing at step " in stdout and stdout.count("wrote ") == 1, launched.stderr
-    assert f"after {STEPS} steps ({4 * STEPS} crops)" in stdout and launched.stderr.count("train network: done") == 1
+def test_one_process_claims_prints_and_writes(launched: Launched) -> None:
+    """And moves the older results aside once."""
+    run = launched.folder / "done"
+    assert launched.stdout.count("wrote ") == 1 and "after 2 steps (8 crops)" in launched.stdout, launched.stderr
+    assert launched.stderr[0].count("train network: done") == 1 and "train network" not in launched.stderr[1]
     assert (run / "old-1" / "labels.json").read_text() == "of an older training" and not (run / "old-2").exists()
 
 
 @pytest.mark.slow
-def test_an_error_of_all_processes_is_printed_once(launched: Launched) -> None:
-    assert errors(launched.stderr) == [
+def test_a_lost_process_ends_the_others(
+    launched: Launched, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of both nodes, with one sentence, and exit code 3 where one is left, which torchrun reports; one process then continues."""
+    one, two = launched.stderr
+    (error,) = errors(one + two)
+    assert "the same command continues from the last checkpoint" in error and "exitcode  : 3 " in one and 0 not in launched.codes
+    monkeypatch.setattr("sys.argv", ["hyctas-train", *launched.lost])
+    main()
+    out = capsys.readouterr().out
+    assert "continuing at step " in out and f"after {STEPS} steps ({4 * STEPS} crops)" in out
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_of_all_processes_is_printed_once(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first process prints it at once; the others wait to be ended by torchrun before they do."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sys.argv", ["hyctas-train", "network", "--network", "edge:plain-w75", "--batch", "3"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and waited == ([] if rank == "0" else [entry.FIRST_S])
+    assert errors(capsys.readouterr().err) == [
         "error: batch is 3, which 2 processes cannot share equally; start 1 or 3 processes, give --batch 2, or give --batch 4"
     ]
-    assert launched.code != 0 and not (launched.folder / "run").exists()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,13 +1,16 @@
 """What `test_distributed.py` computes in one process and, started by torchrun with this file, in two.
 
-Each writes rank R's losses into FOLDER/<case>.R.json. Then both run the commands in FOLDER/jobs.json.
+Each writes the losses of rank R into FOLDER/<case>.R.json. Then both run the commands in FOLDER/jobs.json; in the last one the
+second process is lost.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,7 @@ from hyctas.nn.supernet import Supernet
 from hyctas.space import tiny
 from hyctas.training.config import Recipe, SupernetRecipe
 from hyctas.training.loop import Progress, Trainer
-from hyctas.training.processes import start_processes
+from hyctas.training.processes import group_closed, start_processes
 from hyctas.training.sandwich import Sandwich
 from hyctas.training.single import Single
 from hyctas.training.synchronised_norms import moments, synchronised_norms
@@ -116,12 +119,24 @@ def run(folder: Path) -> None:
     (folder / f"{CONTINUED}.{rank}.json").write_text(json.dumps(losses))
 
 
+def kill_when(checkpoint: Path) -> None:
+    """Kill this process as soon as a training has saved."""
+
+    def watch() -> None:
+        while not checkpoint.exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
     shared = Path(sys.argv[1])
-    run(shared)
-    for number, job in enumerate(json.loads((shared / "jobs.json").read_text())):  # the first one closes the group
-        while number and len(list(shared.glob("done.*"))) < 2:
-            time.sleep(0.05)
+    with group_closed():
+        run(shared)
+    *jobs, last = json.loads((shared / "jobs.json").read_text())
+    for job in (*jobs, last):
+        if job == last and os.environ["RANK"] == "1":
+            kill_when(Path(job[job.index("--run") + 1]) / "network.checkpoint.pt")
         sys.argv = ["hyctas-train", *job]
         main()
-        (shared / f"done.{os.environ['RANK']}").touch()
