@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,7 +67,8 @@ def group_closed() -> Iterator[None]:
         if dist is not None and processes() > 1 and dist.is_initialized():
             dist.destroy_process_group()
             _store = None
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if signal.getsignal(signal.SIGTERM) is _stop:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def start_processes() -> tuple[int, int]:
@@ -85,14 +89,16 @@ def _join() -> None:
     import torch
     import torch.distributed as dist
 
-    rank, world = os.environ["RANK"], processes()
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    rank, world = int(os.environ.get("RANK", "0")), processes()
     try:
+        if rank:
+            _wait_for_first()
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise Disconnected(
-            f"process {rank} of {world} did not meet the others at {place} within {JOIN_S:.0f} s ({first_line(error)}); check that "
-            f"MASTER_ADDR and MASTER_PORT name the first one's machine, that it can be reached, and that all {world} were started"
+            f"process {rank} of {world} did not meet the others at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
+            f"within {JOIN_S:.0f} s ({_reason(error)}); check that MASTER_ADDR and MASTER_PORT name the first one's machine, that "
+            f"it can be reached, and that all {world} were started"
         ) from None
     _groups += 1
     _store = dist.PrefixStore(f"hyctas/{_groups}", store)
@@ -100,9 +106,32 @@ def _join() -> None:
         torch.cuda.set_device(default_device())  # else every process talks to the first GPU, too
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     with connected():
-        dist.init_process_group(backend, store=_store, rank=int(rank), world_size=world, timeout=timedelta(seconds=SILENT_S))
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=world, timeout=timedelta(seconds=SILENT_S))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
+
+
+def _wait_for_first() -> None:
+    """Wait until the first process, or its torchrun, listens; torch fills the screen where it waits in vain itself.
+
+    Raises:
+        OSError: it does not within `JOIN_S`.
+        ValueError: no number of a port is given.
+    """
+    place, end = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", ""))), time.monotonic() + JOIN_S
+    while True:
+        try:
+            socket.create_connection(place, timeout=JOIN_S).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of torch's says first, without its source file and its advice."""
+    return re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0].removesuffix(".")
 
 
 def _stop(number: int, frame: object) -> None:
@@ -120,7 +149,7 @@ def connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Disconnected(
-            f"another process of the training ended, or its machine cannot be reached ({first_line(error)}); {CONTINUES}"
+            f"another process of the training ended, or its machine cannot be reached ({_reason(error)}); {CONTINUES}"
         ) from error
 
 
@@ -149,6 +178,11 @@ def reports_first() -> bool:
         first = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN if first else signal.SIG_DFL)
     return first
+
+
+def joined() -> bool:
+    """Say whether this process is one of a group."""
+    return _store is not None
 
 
 def default_device() -> torch.device:

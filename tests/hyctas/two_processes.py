@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.errors import InvalidInput
 from hyctas.cli.train import main
 from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.network import build
@@ -108,10 +110,24 @@ def check_norms(rank: int) -> None:
         torch.testing.assert_close(moments(x[parts[1]], (0, 1, 2, 3))[1], x.float().var(correction=0).double())
 
 
+def check_apart(rank: int, folder: Path) -> None:
+    """Processes that do not see the same checkpoint stop, instead of training different weights."""
+    path = folder / f"own.{rank}.pt"
+    if rank == 0:
+        shutil.copy(folder / f"{CONTINUED}.pt", path)
+    try:
+        trained("network", path)
+    except InvalidInput as error:
+        assert "1 of the processes have found another checkpoint" in str(error)
+    else:
+        raise AssertionError("they trained")
+
+
 def run(folder: Path) -> None:
     """Do what both processes do."""
     rank, _ = start_processes()
     check_norms(rank)
+    check_apart(rank, folder)
     for case in RECIPES:
         losses, _ = trained(case, folder / f"{case}.{rank}.pt")
         (folder / f"{case}.{rank}.json").write_text(json.dumps(losses))
