@@ -140,6 +140,12 @@ class Unavailable(HyctasError):
         super().__init__(f"{target} is unavailable: {reason}\nTo make it available: {install}", *remedies)
 
 
+class Disconnected(HyctasError):
+    """Another process or machine of a job that several do together is gone, or was never reached."""
+
+    exit_code = 3
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

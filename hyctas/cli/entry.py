@@ -13,12 +13,12 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from export.errors import HyctasError, InvalidInput
+from export.errors import Disconnected, HyctasError, InvalidInput
 from hyctas.cli.advice import explain, flag
 from hyctas.cli.flags import registry
 from hyctas.cli.streams import guarded, open_standard_streams, printable, shortened
 from hyctas.cli.values import read_toml
-from hyctas.training.processes import is_first
+from hyctas.training.processes import joined, reports_first
 
 T = TypeVar("T")
 DEFECT = 70
@@ -37,8 +37,8 @@ USERS_ERRORS = {
 """What the system refuses for reasons that a user can mend."""
 INTERRUPTED = 130
 FIRST_S = 5.0
-"""Of torchrun's processes, the others wait so long before they end with an error: the first one, which has mostly met the same,
-says it, and torchrun ends them."""
+"""Of torchrun's processes one tells of an error. The others, which have mostly met the same, or miss that one, wait so long before
+they do: torchrun ends them."""
 NO_READER = 141
 """As the shell counts a process that SIGPIPE ended; the work is done all the same."""
 
@@ -74,8 +74,8 @@ def command(
 
 def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     """End with what an exception has to say, and its exit code."""
-    if not is_first():
-        time.sleep(FIRST_S)
+    if not reports_first():
+        _follow(error)
     if isinstance(error, HyctasError):
         print(f"error: {printable(shortened(explain(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -97,6 +97,14 @@ def _end(error: BaseException, resumes: bool = True) -> NoReturn:
     traceback.print_exception(error)
     print("This is a bug in hyctas, not in your input. Please report it with the lines above.", file=sys.stderr)
     sys.exit(DEFECT)
+
+
+def _follow(error: BaseException) -> None:
+    """Let another of torchrun's processes tell of an error; return where this one must, too."""
+    if joined() and isinstance(error, (Disconnected, KeyboardInterrupt)):  # mostly what the other one's error led to
+        sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else Disconnected.exit_code)
+    if not isinstance(error, Disconnected):  # that has met none that could tell
+        time.sleep(FIRST_S)
 
 
 def _parse(job: type[T], description: str, arguments: list[str], name: str, example: str) -> T:

@@ -48,7 +48,7 @@ efficientnet-lite0 for space edge, else none."""
     crop: str | None = None
     """Training crop, HEIGHTxWIDTH; default 240x320."""
     batch: Annotated[int, Range(2, 4096)] | None = None
-    """Crops per step; default 12."""
+    """Crops per step, over all processes; default 12. Where they do not fit into memory, set device_batch in a TOML file."""
     seed: Seed | None = None
     """Seed of all random choices; default 0."""
     restart: bool = False

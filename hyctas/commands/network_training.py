@@ -24,7 +24,7 @@ from hyctas.pretrained.weights import Loaded
 from hyctas.training.config import NetworkRecipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms
 from hyctas.training.loop import Trainer
-from hyctas.training.processes import is_first, processes
+from hyctas.training.processes import is_first
 from hyctas.training.reparameterise import merge, reparameterise
 from hyctas.training.sandwich import Sandwich
 from hyctas.training.single import Single
@@ -78,7 +78,7 @@ def fit_network(
     write_json(run.file("labels.json"), data.source.labels.to_json())
     scores = _score(run, network, genotype.id, data, recipe, preprocessing, show)
     run.finish(
-        steps=trainer.step, crops=trainer.step * recipe.batch * processes(), spent_s=round(trainer.spent_s, 1), data=data.spec,
+        steps=trainer.step, crops=trainer.step * recipe.batch, spent_s=round(trainer.spent_s, 1), data=data.spec,
         start=loaded.to_json() if loaded else None, scored=data.scored(), **scores,
     )  # fmt: skip
     return dict(run.record["results"])

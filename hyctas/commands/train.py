@@ -34,7 +34,7 @@ from hyctas.spaces.space_file import load_space
 from hyctas.training.config import NetworkRecipe, SupernetRecipe
 from hyctas.training.fitting import STEPS, fit, places, summary
 from hyctas.training.loop import Trainer
-from hyctas.training.processes import first_goes_first, is_first
+from hyctas.training.processes import first_goes_first, is_first, processes
 from hyctas.training.sandwich import Sandwich
 from hyctas.training.teacher import TeacherFile, find_teachers, open_teachers
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 def train_supernet(job: TrainSupernetJob) -> None:
     """Train RUN/supernet.safetensors."""
     recipe, space = job.recipe(), load_space(job.space)
+    recipe.micro_batches(processes())  # a batch that cannot be shared stops here, not when the data is read
     start = find_start(job.init or default_supernet_source(space), job.run, job.space)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     assert isinstance(recipe, SupernetRecipe)
@@ -84,6 +85,7 @@ def train_supernet(job: TrainSupernetJob) -> None:
     run.finish(
         steps=trainer.step, spent_s=round(trainer.spent_s, 1), ratios=step.ratios, data=job.data,
         start=loaded.to_json() if loaded else None, fitted=step.state.get("fitted"), largest=step.drawer.largest.id,
+        device_batch=recipe.device_batch,
     )  # fmt: skip
     say(f"wrote {run.file('supernet.safetensors')} after {trainer.step} steps")
 
@@ -92,6 +94,7 @@ def train_network(job: TrainNetworkJob) -> None:
     """Train RUN/network.safetensors."""
     genotype = chosen_genotype(job.run) if job.network is None else read_genotype(job.network)
     recipe = job.recipe()
+    recipe.micro_batches(processes())
     assert isinstance(recipe, NetworkRecipe)
     init = job.init or default_source(genotype)
     if job.network is None and Path(init).resolve() == job.run.resolve():

@@ -48,7 +48,8 @@ def choose_by_training(
         CheckFailed: the trainings of all finalists failed.
     """
     finalists = choose_finalists(history.of(SEARCH), handmade, job.finalists)
-    recorded = Record.of_finished(job.run, "train-supernet").config["recipe"]
+    supernet = Record.of_finished(job.run, "train-supernet")
+    recorded = {**supernet.config["recipe"], "device_batch": supernet.results.get("device_batch")}
     recipe = recipe_of(recorded, job.finalist_steps, job.seed)
     config = {
         "finalists": [finalist.id for finalist in finalists], "recipe": recipe.identity(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from export.errors import InvalidInput
+from export.errors import Give, InvalidInput
 from export.ranges import Range, Seed, Settings, Side, Threads
 
 Share = Annotated[float, Range(0, 1)]
@@ -21,7 +21,9 @@ class Recipe(Settings):
     steps: Annotated[int, Range(1, 10**9)] | None = None
     """Number of steps instead of a time budget; runs of equal steps and seed are equal."""
     batch: Annotated[int, Range(2, 4096)] = 12
-    """Crops per step (and per process under torchrun)."""
+    """Crops per step, over all processes."""
+    device_batch: Annotated[int, Range(1, 4096)] | None = None
+    """Crops that a process computes at a time, at most; gradients of several such micro-batches add up. None: its whole share."""
     crop: tuple[Side, Side] = (240, 320)
     """Height and width of a training crop."""
     size: tuple[Side, Side] | None = None
@@ -67,8 +69,36 @@ class Recipe(Settings):
             raise InvalidInput(f"scale is {list(self.scale)}; give the smaller scale first")
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the weights, as a run's configuration records it: not what data is merely accepted."""
-        return {name: value for name, value in asdict(self).items() if name != "absent_classes"}
+        """Return what decides the weights, as a run's configuration records it.
+
+        Not what data is merely accepted, nor what may change with the machines that a run is continued on.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in ("absent_classes", "device_batch")}
+
+    def micro_batches(self, processes: int) -> list[int]:
+        """Return the crops of each micro-batch in which a process computes its share of a step: as equal as can be.
+
+        Raises:
+            InvalidInput: the batch cannot be shared so.
+        """
+        share, rest = divmod(self.batch, processes)
+        if rest:
+            fitting = [str(count) for count in range(1, self.batch + 1) if self.batch % count == 0]
+            raise InvalidInput(
+                f"batch is {self.batch}, which {processes} processes cannot share equally",
+                f"start {', '.join(fitting[:-1])} or {fitting[-1]} processes",
+                *(Give("batch", str(processes * count)) for count in (share, share + 1) if count),
+            )
+        count = -(-share // (self.device_batch or share))
+        sizes = [share // count + (number < share % count) for number in range(count)]
+        if sizes[-1] * processes < 2:  # no variance to normalise by, where a layer's map has one pixel
+            assert self.device_batch is not None
+            least = next(size for size in range(self.device_batch + 1, share + 1) if share // -(-share // size) > 1)
+            raise InvalidInput(
+                f"device_batch is {self.device_batch}, by which one of {share} crops is computed alone, and batch norms need two; "
+                f"set it to {least}, the next that works"
+            )
+        return sizes
 
 
 @dataclass(frozen=True, kw_only=True)

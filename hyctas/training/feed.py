@@ -1,7 +1,8 @@
-"""Feed training crops, fixed by (seed, step): an interrupted run continues with the very same crops."""
+"""Feed training crops, fixed by (seed, step, place in the batch): whoever computes a step, it has the very same crops."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -14,19 +15,22 @@ from hyctas.training.config import Recipe
 from hyctas.training.soft_labels import SoftLabels
 
 ORDER, CROPS = 11, 12
-"""Purposes of random draws: default_rng([seed, purpose, step or epoch])."""
+"""Purposes of random draws: default_rng([seed, purpose, epoch]), default_rng([seed, purpose, step, place in the batch])."""
 
 
 class CropFeed:
-    """Give the batch of any step; the next one is prepared meanwhile in a thread.
+    """Give a process its share of the batch of any step; the next one is prepared meanwhile in a thread.
 
     Args:
         frames: images to train on.
         recipe: batch size, crop, scale, seed.
         preprocessing: how images are normalised.
-        rank: which of `world` processes this is; each takes its own share of every step's images.
-        world: number of processes.
+        rank: which of `world` processes this is.
+        world: number of processes; they share every step's batch equally.
         soft_labels: a teacher's, of the same frames.
+
+    Raises:
+        InvalidInput: they cannot share the batch equally.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class CropFeed:
         soft_labels: SoftLabels | None = None,
     ) -> None:  # fmt: skip
         self.frames, self.recipe, self.preprocessing, self.rank, self.world = frames, recipe, preprocessing, rank, world
-        self.soft_labels = soft_labels
+        self.soft_labels, self.sizes = soft_labels, recipe.micro_batches(world)
         self.augmentation = Augment(
             crop=recipe.crop, scale_min=recipe.scale[0], scale_max=recipe.scale[1], colour=recipe.colour
         )
@@ -43,7 +47,7 @@ class CropFeed:
         self._order: tuple[int, np.ndarray] | None = None
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Return images (N, 3, h, w), normalised, and labels (N, h, w) of a step.
+        """Return images (N, 3, h, w), normalised, and labels (N, h, w) of this process's share of a step.
 
         With soft labels a third tensor holds theirs, cut as the images are, (N, classes, ceil(h / s), ceil(w / s)) float32.
         """
@@ -58,20 +62,21 @@ class CropFeed:
         """Stop the thread."""
         self._pool.shutdown(cancel_futures=True)
 
+    def micro_batches(self, batch: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Cut a process's share of a step into what it computes at a time (`Recipe.device_batch`)."""
+        return zip(*(tensor.split(self.sizes) for tensor in batch), strict=True)
+
     def _make(self, step: int) -> tuple[Tensor, ...]:
-        recipe = self.recipe
-        total, start = recipe.batch * self.world, step * recipe.batch * self.world + self.rank * recipe.batch
-        rng = np.random.default_rng([recipe.seed, CROPS, step, self.rank])
+        recipe, share = self.recipe, sum(self.sizes)
         pairs, soft = [], []
-        for position in range(start, start + recipe.batch):
-            index = self._index(position)
+        for place in range(self.rank * share, (self.rank + 1) * share):
+            index, rng = self._index(step * recipe.batch + place), np.random.default_rng([recipe.seed, CROPS, step, place])
             image, label = self.frames[index]
             view = draw_view((image.shape[0], image.shape[1]), self.augmentation, rng)
             crop, mask = augment_view(image, label, view, self.augmentation, rng, self.preprocessing)
             pairs.append((normalise(crop, self.preprocessing), mask))
             if self.soft_labels is not None:
                 soft.append(self.soft_labels.cut(index, view))
-        assert len(pairs) * self.world == total
         batch = to_batch(pairs)
         return (*batch, torch.from_numpy(np.stack(soft))) if soft else batch
 

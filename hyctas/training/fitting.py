@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from hyctas.data import Frames
 from hyctas.nn.supernet import Slot, Supernet
 from hyctas.pretrained.weights import Loaded
 from hyctas.spaces.stages import ALIGNED, REPLACED
+from hyctas.training.collectives import sum_numbers
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
-from hyctas.training.loop import Progress, Trainer, average_numbers, to_device
+from hyctas.training.loop import Progress, Trainer, to_device
 from hyctas.training.processes import default_device, start_processes
+from hyctas.training.synchronised_norms import moments, synchronised_norms
 
 FIT = 15
 """Purpose of the draw of widths."""
@@ -150,14 +153,16 @@ class Fitting:
         """Errors at full width by slot, `before` and `after`; part of the checkpoint."""
 
     def __call__(self, step: int) -> dict[str, float]:
-        (images, _) = to_device(self.feed.batch(step), self.device)
+        batch = to_device(self.feed.batch(step), self.device)
         rng = np.random.default_rng([self.recipe.seed, FIT, step])
         shares = {place.stage: float(rng.uniform(0.5, 1)) if step % 2 else 1.0 for place in self.places}
         total = 0.0
-        for name, place, before, x, y in self._features(images):
-            loss = self._error(name, place, x, y, shares[before], shares[place.stage])
-            loss.backward()
-            total += float(loss.detach()) / len(self.slots)
+        for images, _ in self.feed.micro_batches(batch):
+            for name, place, before, x, y in self._features(images):
+                loss = self._error(name, place, x, y, shares[before], shares[place.stage])
+                loss.backward()
+                total += float(loss.detach()) / len(self.slots)
+        (total,) = sum_numbers([total])
         return {"loss": total}
 
     @torch.no_grad()
@@ -166,10 +171,11 @@ class Fitting:
         errors = dict.fromkeys(self.slots, 0.0)
         with torch_threads(self.recipe.threads):
             for number in range(CHECKS):
-                (images, _) = to_device(self.feed.batch(CHECK_STEP + number), self.device)
-                for name, place, _, x, y in self._features(images):
-                    errors[name] += float(self._error(name, place, x, y, 1.0, 1.0)) / CHECKS
-        self.state[when] = dict(zip(errors, average_numbers(list(errors.values())), strict=True))
+                batch = to_device(self.feed.batch(CHECK_STEP + number), self.device)
+                for images, _ in self.feed.micro_batches(batch):
+                    for name, place, _, x, y in self._features(images):
+                        errors[name] += float(self._error(name, place, x, y, 1.0, 1.0)) / CHECKS
+        self.state[when] = dict(zip(errors, sum_numbers(list(errors.values())), strict=True))
 
     @torch.no_grad()
     def match_scales(self) -> None:
@@ -180,10 +186,10 @@ class Fitting:
             target = y[:, : operator.out].float()
             if getattr(operator, "keeps_shape", False):  # its input is added
                 target = target - x[:, : operator.out].float()
-            deviation, mean = (torch.tensor(average_numbers(x.tolist())) for x in (target.std((0, 2, 3)), target.mean((0, 2, 3))))
+            mean, variance, _ = moments(target, (0, 2, 3))
             norms = [slot.get_submodule(f"{writer}.norm") for writer in WRITERS.get(operator.label, ()) if writer in slot.full]
             for norm in norms:
-                norm.get_parameter("weight").copy_(deviation / len(norms) ** 0.5)
+                norm.get_parameter("weight").copy_((variance / len(norms)).sqrt())
                 norm.get_parameter("bias").copy_(mean / len(norms))
 
     @torch.no_grad()
@@ -201,24 +207,30 @@ class Fitting:
                 name, operator = place.trained
                 slot = self.supernet.get_submodule(name)
                 assert isinstance(slot, Slot)
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad(), self._computing():
                     y = slot.run(operator, (0,), [x])
             yield from ((name, place, stage, x, y) for name in place.slots)
             x, stage = y, place.stage
 
     def _error(self, name: str, place: Place, x: Tensor, y: Tensor, share_in: float, share_out: float) -> Tensor:
-        """Return the relative squared error of a slot at shares of the trained widths, rounded to multiples of 8."""
+        """Return the relative squared error of a slot at shares of the trained widths, rounded to multiples of 8.
+
+        This process's part of a step's error, which is the sum over micro-batches and processes.
+        """
         widest = place.slots[name]
         out = _width(widest.out, share_out)
         sources = out if place.ordinal else _width(widest.sources[0], share_in)
         operator = dataclasses.replace(widest, sources=(sources,), out=out)
-        with self._autocast():
+        with self._computing():
             found = self.slots[name].run(operator, (0,), [x[:, :sources]])
         target = y[:, :out].float()
-        return (found.float() - target).square().mean() / target.var().clamp(min=1e-12)
+        _, variance, _ = moments(target, (0, 1, 2, 3))
+        return len(x) / self.recipe.batch * (found.float() - target).square().mean() / variance.float().clamp(min=1e-12)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp), synchronised_norms():
+            yield
 
 
 def _shared(supernet: Supernet, name: str, narrow: Slot) -> list[Tensor]:

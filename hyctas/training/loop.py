@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from export.backends.torch_session import torch_threads
 from export.errors import CheckFailed, CorruptFile, InvalidInput, StartOver
 from export.files import write_bytes
 from hyctas.training.average import WeightAverage
+from hyctas.training.collectives import from_first, sum_gradients, sum_numbers
 from hyctas.training.config import Recipe
-from hyctas.training.processes import default_device, is_first
+from hyctas.training.processes import is_first
 
 FORMAT_VERSION = 2
 DIGEST_BYTES, END_OF_ZIP = 32, b"PK\5\6"
 Step = Callable[[int], dict[str, float]]
-"""Compute the gradients of one step (forward and backward) and return numbers to show, "loss" among them."""
+"""Compute the gradients of one step (forward and backward): this process's part, whose sum over all processes is the gradient.
+
+Returns numbers to show, "loss" among them, the same in all processes."""
 
 
 @dataclass
@@ -89,7 +91,10 @@ class Trainer:
 
         Raises:
             CheckFailed: the loss is not finite three steps in a row (steps with a non-finite gradient are left out).
+            InvalidInput: not all processes have found the same checkpoint.
+            Disconnected: another process is gone.
         """
+        self._check_agreement()
         bad, first = 0, self.step
         with torch_threads(self.recipe.threads):
             while not self._finished():
@@ -98,7 +103,7 @@ class Trainer:
                     group["lr"] = self.learning_rate * group["factor"]
                 self.optimiser.zero_grad(set_to_none=True)
                 numbers = step(self.step)
-                average_gradients(self.model)
+                sum_gradients(self.model)
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
                 bad = 0 if math.isfinite(float(norm)) and math.isfinite(numbers["loss"]) else bad + 1
                 if bad == 0:
@@ -122,13 +127,18 @@ class Trainer:
             self.average.apply()
 
     def _finished(self) -> bool:
-        """Say whether the budget is spent; all processes agree on the first one's clock."""
-        finished = self.share >= 1
-        if dist.is_initialized():
-            flag = torch.tensor([float(finished)], device=default_device())
-            dist.broadcast(flag, 0)
-            finished = bool(flag.item())
-        return finished
+        """Say whether the budget is spent; all processes go by the first one's clock, and so have one learning rate."""
+        self.spent_s = from_first(self.spent_s)
+        return self.share >= 1
+
+    def _check_agreement(self) -> None:
+        first = int(from_first(self.step))
+        (differing,) = sum_numbers([float(first != self.step)])
+        if differing:
+            raise InvalidInput(
+                f"{differing:.0f} of the processes have found another checkpoint in {self.checkpoint.parent} than the first one, "
+                f"which continues at step {first}; give a run folder that is the same one on all machines (a network file system)"
+            )
 
     def save(self) -> None:
         """Write the checkpoint, safely; only the first process writes."""
@@ -201,30 +211,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe, pretrained: Collection[st
         decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((decay, recipe.trunk_rate if name in trunk else 1.0), []).append(parameter)
     return [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Average gradients over all processes; every process has drawn the same networks, so the same tensors have one."""
-    if not dist.is_initialized():
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
-
-
-def average_numbers(numbers: list[float]) -> list[float]:
-    """Average numbers over all processes."""
-    if not dist.is_initialized():
-        return numbers
-    shared = torch.tensor(numbers, dtype=torch.float64, device=default_device())
-    dist.all_reduce(shared)
-    averaged: list[float] = (shared / dist.get_world_size()).tolist()
-    return averaged
 
 
 def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:

@@ -18,11 +18,13 @@ from hyctas.arch.genotype import Genotype
 from hyctas.data import Frames
 from hyctas.nn.supernet import Supernet
 from hyctas.training.band import Drawer, macs_band
+from hyctas.training.collectives import sum_numbers, sum_over_processes
 from hyctas.training.config import SupernetRecipe
 from hyctas.training.feed import CropFeed
-from hyctas.training.loop import average_numbers, to_device
-from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
+from hyctas.training.loop import to_device
+from hyctas.training.losses import class_weights, distillation_loss, labelled_weight, segmentation_loss
 from hyctas.training.processes import default_device, start_processes
+from hyctas.training.synchronised_norms import synchronised_norms
 
 ADAPT_RATE, ADAPT_STRENGTH = 0.02, 2.0
 """Adaptive ratios: weight of a new observation in the running lag, and how strongly a lag raises the ratio."""
@@ -62,28 +64,36 @@ class Sandwich:
         return one, two, three
 
     def __call__(self, step: int) -> dict[str, float]:
-        images, labels = to_device(self.feed.batch(step), self.device)
-        with self._autocast():
-            logits = self.supernet(self.drawer.largest, images)
-        loss = segmentation_loss(logits, labels, self.weights, self.recipe.loss)
-        loss.backward()
-        teacher, first = logits.detach(), float(loss.detach())
-        for genotype in (self.drawer.smallest, *self.drawer.draw(step, self.ratios)):
-            self._follow(genotype, images, labels, teacher, first)
-        self.state["lag"] = average_numbers(self.state["lag"])  # so that all processes draw the same networks
+        batch = to_device(self.feed.batch(step), self.device)
+        pixels = sum_over_processes(labelled_weight(batch[1], self.weights))
+        followers = [self.drawer.smallest, *self.drawer.draw(step, self.ratios)]
+        losses = np.zeros(1 + len(followers))
+        for images, labels in self.feed.micro_batches(batch):
+            logits = self._logits(self.drawer.largest, images)
+            loss = segmentation_loss(logits, labels, self.weights, self.recipe.loss, pixels)
+            loss.backward()
+            followed = [self._follow(genotype, images, labels, logits.detach(), pixels) for genotype in followers]
+            losses += [float(loss.detach()), *followed]
+        first, _, *drawn = sum_numbers(losses.tolist())
+        for genotype, loss_of_drawn in zip(followers[1:], drawn, strict=True):
+            self._note_lag(genotype, loss_of_drawn / max(first, 1e-6) - 1)
         return {"loss": first, **{f"rho{n}": share for n, share in enumerate(self.ratios, 1)}}
 
-    def _follow(self, genotype: Genotype, images: Tensor, labels: Tensor, teacher: Tensor, first: float) -> None:
-        """Add the gradients of a smaller network, and note how far it lags behind the largest."""
-        with self._autocast():
-            logits = self.supernet(genotype, images)
-        hard = segmentation_loss(logits, labels, self.weights, self.recipe.loss)
-        weight = self.recipe.distillation
-        loss = (1 - weight) * hard + weight * distillation_loss(logits, teacher) if weight else hard
+    def _follow(self, genotype: Genotype, images: Tensor, labels: Tensor, teacher: Tensor, pixels: Tensor) -> float:
+        """Add the gradients of a smaller network; return its loss on the labels."""
+        logits = self._logits(genotype, images)
+        hard = segmentation_loss(logits, labels, self.weights, self.recipe.loss, pixels)
+        weight, share = self.recipe.distillation, len(images) / self.recipe.batch
+        loss = (1 - weight) * hard + weight * share * distillation_loss(logits, teacher) if weight else hard
         loss.backward()
-        if genotype != self.drawer.smallest:
-            lag, branches = self.state["lag"], len(genotype.branches) - 1
-            lag[branches] += ADAPT_RATE * (float(hard.detach()) / max(first, 1e-6) - 1 - lag[branches])
+        return float(hard.detach())
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp)
+    def _note_lag(self, genotype: Genotype, observed: float) -> None:
+        """Add to the running lag how far a network lies behind the largest."""
+        lag, branches = self.state["lag"], len(genotype.branches) - 1
+        lag[branches] += ADAPT_RATE * (observed - lag[branches])
+
+    def _logits(self, genotype: Genotype, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp), synchronised_norms():
+            logits: Tensor = self.supernet(genotype, images)
+        return logits

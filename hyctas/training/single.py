@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from export.bundle.imaging import Preprocessing
 from hyctas.data import Frames
 from hyctas.network import Network
+from hyctas.training.collectives import sum_numbers, sum_over_processes
 from hyctas.training.config import Recipe
 from hyctas.training.feed import CropFeed
 from hyctas.training.loop import to_device
-from hyctas.training.losses import class_weights, segmentation_loss, soft_label_loss
+from hyctas.training.losses import class_weights, labelled_cells, labelled_weight, segmentation_loss, soft_label_loss
 from hyctas.training.processes import default_device, start_processes
 from hyctas.training.soft_labels import SoftLabels
+from hyctas.training.synchronised_norms import synchronised_norms
 
 
 class Single:
@@ -44,20 +46,24 @@ class Single:
 
     def __call__(self, step: int) -> dict[str, float]:
         self.network.train()
-        images, labels, *soft = to_device(self.feed.batch(step), self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits, *others = self._logits(images)
-        loss = segmentation_loss(logits, labels, self.weights, self.recipe.loss)
-        total = loss
-        for other in others:
-            total = total + self.auxiliary * segmentation_loss(other, labels, self.weights, self.recipe.loss)
-        numbers = {"loss": float(loss.detach())}
-        if self.teacher is not None:
-            following = soft_label_loss(logits, soft[0], self.teacher.temperature)
-            total = (1 - self.distillation) * total + self.distillation * following
-            numbers["distillation"] = float(following.detach())
-        total.backward()
-        return numbers
+        batch = to_device(self.feed.batch(step), self.device)
+        pixels = sum_over_processes(labelled_weight(batch[1], self.weights))
+        cells = sum_over_processes(labelled_cells(batch[2])) if self.teacher is not None else None
+        loss = following = 0.0
+        for images, labels, *soft in self.feed.micro_batches(batch):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp), synchronised_norms():
+                logits, *others = self._logits(images)
+            hard = total = segmentation_loss(logits, labels, self.weights, self.recipe.loss, pixels)
+            loss += float(hard.detach())
+            for other in others:
+                total = total + self.auxiliary * segmentation_loss(other, labels, self.weights, self.recipe.loss, pixels)
+            if self.teacher is not None:
+                like_teacher = soft_label_loss(logits, soft[0], self.teacher.temperature, cells)
+                following += float(like_teacher.detach())
+                total = (1 - self.distillation) * total + self.distillation * like_teacher
+            total.backward()
+        loss, following = sum_numbers([loss, following])
+        return {"loss": loss} if self.teacher is None else {"loss": loss, "distillation": following}
 
     def _logits(self, images: Tensor) -> list[Tensor]:
         """Return the logits of the head and of the auxiliary heads in use, all at the images' size."""

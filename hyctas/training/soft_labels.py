@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from export.codec import plain
 from export.errors import CorruptFile, InvalidInput, StartOver
 from export.files import read_json, write_bytes, write_json
 from hyctas.data import Frames, View
-from hyctas.training.processes import start_processes
+from hyctas.training.processes import barrier, start_processes
 from hyctas.training.soft_map import Grid, SoftMap, cut
 from hyctas.training.teacher import Teacher, TeacherFile, open_teachers
 
@@ -101,7 +100,7 @@ def label_frames(
             if status is not None:
                 status(done + 1, len(share))
     if world > 1:
-        dist.barrier()
+        barrier()
     return SoftLabels(folder, temperature)
 
 

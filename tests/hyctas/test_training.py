@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from export.bundle.imaging import Preprocessing
-from export.errors import CheckFailed, CorruptFile, InvalidInput, StartOver
+from export.errors import CheckFailed, CorruptFile, Give, InvalidInput, StartOver
 from hyctas.data import PREPROCESSING, Frames, Scenes
 from hyctas.network import build
 from hyctas.nn.supernet import Supernet
@@ -95,10 +95,56 @@ def test_crops_and_whole_images_are_normalised_alike(frames: Frames) -> None:
         torch.testing.assert_close(images, torch.ones_like(images))
 
 
-def test_processes_share_an_epoch(frames: Frames) -> None:
-    feeds = [CropFeed(frames, recipe(9), PREPROCESSING, rank, 2) for rank in (0, 1)]
-    positions = [[feed._index(0 * 8 + feed.rank * 4 + i) for i in range(4)] for feed in feeds]
-    assert not set(positions[0]) & set(positions[1])
+def test_processes_share_the_crops_of_one(frames: Frames) -> None:
+    feeds = [CropFeed(frames, recipe(9, colour=0.2), PREPROCESSING, rank, world) for world in (1, 2, 4) for rank in range(world)]
+    batches = [feed.batch(3) for feed in feeds]
+    for shares in (batches[1:3], batches[3:]):
+        for whole, *parts in zip(batches[0], *shares, strict=True):
+            assert torch.equal(whole, torch.cat(parts))
+    for feed in feeds:
+        feed.close()
+
+
+def test_micro_batches_are_as_equal_as_can_be() -> None:
+    sizes = [recipe(1, device_batch=size).micro_batches(1) for size in (None, 3, 4, 9)]
+    assert sizes == [[4], [2, 2], [4], [4]]
+    seven = Recipe(steps=1, batch=7, device_batch=3)
+    assert seven.micro_batches(1) == [3, 2, 2] and seven.micro_batches(7) == [1]
+    with pytest.raises(InvalidInput, match="7, which 2 processes cannot share") as found:
+        seven.micro_batches(2)
+    assert found.value.remedies == ("start 1 or 7 processes", Give("batch", "6"), Give("batch", "8"))
+    with pytest.raises(InvalidInput, match="set it to 3,"):
+        dataclasses.replace(seven, device_batch=2).micro_batches(1)
+    assert seven.identity() == Recipe(steps=1, batch=7).identity(), "a run may be continued with another device_batch"
+
+
+@pytest.mark.parametrize("kind", ["network", "supernet"])
+def test_micro_batches_add_up_to_the_batch(kind: str, frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of a step are the same, norms aside, whose statistics are a micro-batch's: here they only scale."""
+
+    def scaled(*arguments: object, **_: object) -> torch.Tensor:
+        x, _, _, weight, bias, *_ = arguments
+        return 0.1 * x * weight[:, None, None] + bias[:, None, None]  # type: ignore[operator, index, no-any-return]
+
+    monkeypatch.setattr("torch.nn.functional.batch_norm", scaled)
+    found = []
+    for device_batch in (None, 3):
+        torch.manual_seed(0)
+        shared = {"steps": 1, "crop": (48, 64), "batch": 5, "amp": False, "scale": (0.5, 2.0), "device_batch": device_batch}
+        if kind == "supernet":
+            settings: Recipe = SupernetRecipe(**shared, random_networks=1)  # type: ignore[arg-type]
+            model: torch.nn.Module = Supernet(TINY, 10)
+            step = Sandwich(model, settings, frames, PREPROCESSING)  # type: ignore[arg-type]
+        else:
+            settings, model = Recipe(**shared), build(TINY.smallest(), 10, auxiliary=True)  # type: ignore[arg-type]
+            step = Single(model, settings, frames, PREPROCESSING, 0.4)  # type: ignore[assignment]
+        loss = step(0)["loss"]
+        step.feed.close()
+        found.append((loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    (loss, gradient), (loss_in_parts, gradient_in_parts) = found
+    assert loss_in_parts == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(gradient_in_parts, gradient, rtol=1e-3, atol=1e-5)
+    assert gradient.abs().max() > 1e-2
 
 
 def train(frames: Frames, path: Path, steps: int, stop: int | None = None, **other: object) -> Trainer:
