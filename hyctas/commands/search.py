@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.bundle.imaging import Preprocessing
 from export.errors import CheckFailed, Give
 from export.files import sha256, write_text
 from hyctas.artifacts.choice import HANDMADE
@@ -14,12 +15,14 @@ from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import Run, recorded_preprocessing
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
-from hyctas.commands.datasets import DataSet, open_dataset
+from hyctas.cluster import Cluster
+from hyctas.commands.datasets import open_dataset
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
+from hyctas.commands.search_scorer import NORM_BATCHES, open_scorer
+from hyctas.commands.search_workers import SearchTeam, cluster_of
 from hyctas.commands.train_finalists import choose_by_training
 from hyctas.cost.workloads import CostModel, only_calibrated_size
-from hyctas.data import Frames
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
 from hyctas.search.driver import search
@@ -27,19 +30,21 @@ from hyctas.search.front import pareto, spread
 from hyctas.search.history import SEARCH, History
 from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
-from hyctas.search.score import Scorer, drawn_samples
+from hyctas.search.score import Scorer
 from hyctas.spaces.members import members_of
 from latency import LatencyTable
 
 if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob
 
-SCORE_THREADS, NORM_BATCHES = 2, 2
-"""Fixed, and noted in the history: recorded values depend on them in the last digits."""
-
-
 def run_search(job: SearchJob) -> None:
     """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
+    with cluster_of(job) as cluster:
+        search_run(job, cluster)
+
+
+def search_run(job: SearchJob, cluster: Callable[[], Cluster] | None) -> None:
+    """Do one search, with the workers of a cluster where there is one."""
     limits = Limits.parse(job.limit)
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
@@ -59,7 +64,7 @@ def run_search(job: SearchJob) -> None:
         "population": settings.population, "candidates": settings.candidates, "images": job.images, "screen_images": screened,
         "members": [genotype.id for genotype in members.values()], "eval_size": eval_size, "seed": job.seed,
         "data": data.trained(), "supernet_sha256": sha256(supernet.path),
-        "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
+        "table_sha256": sha256(table_path), "threads": settings.threads, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
     former = {**config, "data": data.identity()}
@@ -70,19 +75,22 @@ def run_search(job: SearchJob) -> None:
         run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say, {**former, "reference_ms": reference_ms}
     )
     measured = run.record["results"].get("measure", job.measure) if run.done else None
-    if measured == job.measure and run.file("pareto.json").exists():
-        say(f"{run.file('pareto.json')} is already there with this configuration")
-    else:
-        _fill(job, history, open_scorer(job, supernet, data, preprocessing), model, limits, reference_ms)
-        facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
-        _conclude(run, history, model, limits, reference_ms, job.measure, facts)
-    if job.finalists:
-        names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
-        choose_by_training(job, run, history, limits, model, data, names)
+    with SearchTeam(job, data, cluster) if cluster else nullcontext() as team:
+        if measured == job.measure and run.file("pareto.json").exists():
+            say(f"{run.file('pareto.json')} is already there with this configuration")
+        else:
+            _fill(job, history, team or open_scorer(job, supernet, data, preprocessing), model, limits, reference_ms)
+            facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
+            _conclude(run, history, model, limits, reference_ms, job.measure, facts)
+        if job.finalists:
+            names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
+            choose_by_training(job, run, history, limits, model, data, names, team)
     say(show_front(run.folder))
 
 
-def _fill(job: SearchJob, history: History, scorer: Scorer, model: CostModel, limits: Limits, reference_ms: float) -> None:
+def _fill(
+    job: SearchJob, history: History, scorer: Scorer | SearchTeam, model: CostModel, limits: Limits, reference_ms: float
+) -> None:
     """Search until the history holds as many evaluations as were asked for."""
     if history.evaluations:
         say(f"continuing: {len(history.evaluations)} evaluations are recorded")
@@ -92,6 +100,7 @@ def _fill(job: SearchJob, history: History, scorer: Scorer, model: CostModel, li
             reference_ms=reference_ms, screen=scorer.screen if job.settings.screen_images else None,
             members=list(members_of(model.space).values()), candidates=job.settings.candidates,
             progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+            ahead=scorer.ahead if isinstance(scorer, SearchTeam) else None,
         )  # fmt: skip
 
 
@@ -130,16 +139,3 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
         )
     if model.confidence is not None:
         say(f"limits on latency hold for the upper bound of {model.confidence:.0%}: {model.bound_factor:.3f} x prediction")
-
-
-def open_scorer(job: SearchJob, supernet: SupernetRecord, data: DataSet, preprocessing: Preprocessing) -> Scorer:
-    """Return what scores networks by shared weights, on `SCORE_THREADS` threads."""
-    settings = job.settings
-    size = settings.eval_size or supernet.size
-    drawn, _ = drawn_samples(data.choose, job.seed, job.images)
-    few = drawn[: settings.screen_images] or drawn
-    parts = [Frames(data.source, "train", part, size=size) for part in (data.train, few, drawn[len(few) :]) if part]
-    return Scorer(
-        supernet.load(job.space), *parts, preprocessing=preprocessing, seed=job.seed, norm_batches=NORM_BATCHES,
-        threads=SCORE_THREADS,
-    )  # fmt: skip
