@@ -25,14 +25,16 @@ from export.machine import usable_cores
 INSTALL = "pip install 'ray==2.60.0'"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """No statistics of use are sent, and nothing is warned of."""
-PATIENT = {"RAY_worker_register_timeout_seconds": "900", "RAY_health_check_failure_threshold": "100"}
-"""For a cluster on this machine, whose processes may wait for a core for long: Ray would take them for dead."""
+LOCAL = {
+    "RAY_worker_register_timeout_seconds": "900", "RAY_health_check_failure_threshold": "100", "RAY_worker_niceness": "0",
+}  # fmt: skip
+"""For a cluster on this machine: workers are as important as the command itself, and not dead because they wait for a core."""
 STORE_BYTES = 512 * 2**20
 """Object store of a cluster on this machine: what is put there is a supernet, and networks in training."""
 REACH_S, LOOK_S, LOOKS = 5.0, 2.0, 3
 """How long the head may take to answer; how often it is looked for, and how often in vain before it counts as gone."""
 OPEN_S = 900.0
-"""How long the first worker may take to be ready."""
+"""How long a worker may take to be ready."""
 DEATHS = 3
 """A task that so many workers died of is not tried again; neither is a worker that died so often before it was ready."""
 
@@ -48,6 +50,8 @@ class Worker(Protocol):
 
     facts: Mapping[str, Any]
     """What must be the same on all workers."""
+    kind: str
+    """What tells devices apart whose results do not mix; tasks can be for one kind only. Empty: they all mix."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,13 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(address: str | None, workers: int | None, threads: int) -> Iterator[Cluster]:
+def open_cluster(address: str | None, workers: int | None, threads: int | None) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine that ends with the context.
 
     Args:
         address: of the head, HOST:PORT, or "auto"; none: start one.
         workers: how many a cluster on this machine has.
-        threads: cores of a worker.
+        threads: cores of a worker; none: a worker has a whole machine to itself.
 
     Raises:
         Unavailable: Ray is not installed.
@@ -120,7 +124,7 @@ def open_cluster(address: str | None, workers: int | None, threads: int) -> Iter
         ClusterFailed: it cannot be reached, runs other versions, or has no device.
     """
     os.environ.update(QUIET)
-    if workers is not None and workers * threads > usable_cores():
+    if workers is not None and threads is not None and workers * threads > usable_cores():
         raise _too_many(workers, f"{usable_cores()} cores, and a worker takes {threads}", usable_cores() // threads)
     without = LeaveOut(("workers" if address is None else "ray",))
     remedies = ("repeat the command, which continues, as soon as the cluster works", without)
@@ -137,7 +141,7 @@ def open_cluster(address: str | None, workers: int | None, threads: int) -> Iter
             raise _too_many(workers, f"{len(devices)} GPUs", len(devices))
         head = ray.get_runtime_context().gcs_address
         if not devices:
-            raise ClusterFailed(f"no node of the Ray cluster at {head} has {threads} cores for a worker")
+            raise ClusterFailed(f"no node of the Ray cluster at {head} has {threads or 1} cores for a worker")
         yield Cluster(ray, head, tuple(devices[:workers]), remedies)
     finally:
         ray.shutdown()
@@ -159,7 +163,7 @@ def _connect(ray: Any, address: str | None, folder: str | None, remedies: tuple[
             raise ClusterFailed(f"nothing answers at {address}, where the head of a Ray cluster should be", *remedies)
     try:
         if address is None:
-            os.environ.update({name: value for name, value in PATIENT.items() if name not in os.environ})
+            os.environ.update({name: value for name, value in LOCAL.items() if name not in os.environ})
             ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, object_store_memory=STORE_BYTES,
                      _temp_dir=folder, **quiet)  # fmt: skip
         else:
@@ -169,10 +173,12 @@ def _connect(ray: Any, address: str | None, folder: str | None, remedies: tuple[
         raise ClusterFailed(f"a Ray cluster {where}: {_one_line(error)}", *remedies) from error
 
 
-def _devices(node: Mapping[str, Any], threads: int) -> list[Device]:
-    """Return what a node offers: its GPUs, or where it has none, as many workers as its cores have room for."""
+def _devices(node: Mapping[str, Any], threads: int | None) -> list[Device]:
+    """Return what a node offers: itself, or its GPUs, or where it has none, as many workers as its cores have room for."""
     cpus, gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
     name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    if threads is None:
+        return [Device(node["NodeID"], name, cpus, gpus)] * (cpus > 0)
     count = min(gpus, cpus // threads) if gpus else cpus // threads
     return [Device(node["NodeID"], name, threads, int(gpus > 0))] * count
 
@@ -194,7 +200,7 @@ class _Actor:
             self.worker = make(*arguments)
         except (HyctasError, OSError) as error:
             return None, _portable(error)
-        return dict(self.worker.facts), None
+        return (dict(self.worker.facts), self.worker.kind), None
 
     def run(self, task: str, *arguments: Any) -> tuple[Any, HyctasError | None]:
         try:
@@ -222,6 +228,10 @@ class _Place:
     """Of the task that it does; None: it starts, or waits."""
     deaths: int = 0
     """Before it was ready."""
+    kind: str | None = None
+    """None until it is ready."""
+    since: float = 0.0
+    """When it was started."""
 
 
 @dataclass
@@ -229,6 +239,7 @@ class _Task:
     name: str
     arguments: tuple[Any, ...]
     near: Hashable | None
+    kind: str
     arrived: Callable[[Any], None] | None
     deaths: int = 0
 
@@ -259,12 +270,13 @@ class Pool:
     """Who did a task."""
 
     def __post_init__(self) -> None:
-        self._refused, self._ready, self._started, self._looked = list[str](), False, time.monotonic(), time.monotonic()
+        self._refused, self._looked = set[str](), time.monotonic()
         for device in self.cluster.devices:
             self._places.append(self._open(_Place(device, None, None)))
 
     def submit(
-        self, key: Hashable, task: str, *arguments: Any, near: Hashable | None = None, arrived: Callable[[Any], None] | None = None
+        self, key: Hashable, task: str, *arguments: Any, near: Hashable | None = None, kind: str = "",
+        arrived: Callable[[Any], None] | None = None,
     ) -> None:  # fmt: skip
         """Give a task to whoever is free next.
 
@@ -273,10 +285,11 @@ class Pool:
             task: method of the worker.
             arguments: of the method.
             near: key of an earlier task, whose worker does this one faster.
+            kind: of the devices that may do it; empty: any.
             arrived: called with the result as soon as it comes, while others are waited for.
         """
         if key not in self._tasks and key not in self._done:
-            self._tasks[key] = _Task(task, arguments, near, arrived)
+            self._tasks[key] = _Task(task, arguments, near, kind, arrived)
             self._waiting.append(key)
             self._hand_out()
 
@@ -294,6 +307,19 @@ class Pool:
             raise error
         return value
 
+    def kinds(self) -> dict[str, list[Device]]:
+        """Wait until every worker is ready or refused; return the devices of each kind.
+
+        Raises:
+            ClusterFailed: the cluster was lost, or no worker is left.
+        """
+        while not self._places or any(place.kind is None for place in self._places):
+            self._turn()
+        found: dict[str, list[Device]] = {}
+        for place in self._places:
+            found.setdefault(str(place.kind), []).append(place.device)
+        return found
+
     def close(self) -> None:
         """End the workers."""
         for place in self._places:
@@ -303,14 +329,13 @@ class Pool:
 
     def _turn(self) -> None:
         """Wait a while for something to happen, and see to it."""
+        for place in [place for place in self._places if place.kind is None and time.monotonic() - place.since > OPEN_S]:
+            self._refuse(place, f"it was not ready within {OPEN_S:.0f} s, because others have the device, or it is too slow")
         if not self._places:
             raise ClusterFailed("no worker of the Ray cluster can be used, as said above", *self.cluster.remedies)
-        if not self._ready and time.monotonic() - self._started > OPEN_S:
-            raise ClusterFailed(
-                f"no worker of the Ray cluster was ready within {OPEN_S:.0f} s: others have its devices, or they are too slow",
-                *self.cluster.remedies,
-            )
         doing = {place.doing: place for place in self._places if place.doing is not None}
+        if not doing:
+            raise ClusterFailed("no worker is left of the kind that what is left needs", *self.cluster.remedies)
         ended, _ = self.cluster.ray.wait(list(doing), timeout=LOOK_S)
         if time.monotonic() - self._looked > LOOK_S:
             self.cluster.check()
@@ -334,10 +359,10 @@ class Pool:
         except exceptions.RayError:  # whoever did it is gone, or what it sent
             return self._bury(place, key)
         if key is None:
-            differing = [] if error else _differences(value, self.expected)
+            differing = [] if error else _differences(value[0], self.expected)
             if error or differing:
                 return self._refuse(place, _one_line(error) if error else "; ".join(differing))
-            place.deaths, self._ready = 0, True
+            place.deaths, place.kind = 0, value[1]
             return None
         task = self._tasks.pop(key)
         self._done[key], self._by[key] = (value, error), place
@@ -368,7 +393,7 @@ class Pool:
         text = f"a worker on {place.device.name} is refused: {reason}"
         if text not in self._refused:
             self.notice(text)
-        self._refused.append(text)
+        self._refused.add(text)
 
     def _open(self, place: _Place) -> _Place:
         """Start a worker in a place."""
@@ -379,15 +404,17 @@ class Pool:
             scheduling_strategy=strategy(node_id=place.device.node, soft=False),
         )  # fmt: skip
         place.actor = kind.remote()
-        place.doing, place.key = place.actor.open.remote(self.make, *self.arguments), None
+        place.doing, place.key, place.kind = place.actor.open.remote(self.make, *self.arguments), None, None
+        place.since = time.monotonic()
         return place
 
     def _hand_out(self) -> None:
         """Give every free worker a task: one that it does faster than others, else the oldest."""
         for place in self._places:
-            if place.doing is None and self._waiting:
-                own = (key for key in self._waiting if self._by.get(self._tasks[key].near) is place)
-                key = next(own, self._waiting[0])
+            fitting = [key for key in self._waiting if place.doing is None and self._tasks[key].kind in ("", place.kind)]
+            if fitting:
+                own = (key for key in fitting if self._by.get(self._tasks[key].near) is place)
+                key = next(own, fitting[0])
                 self._waiting.remove(key)
                 task = self._tasks[key]
                 place.key, place.doing = key, place.actor.run.remote(task.name, *task.arguments)

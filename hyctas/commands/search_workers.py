@@ -50,6 +50,8 @@ class SearchWorker:
         command_line: of the command, for the records of trainings.
     """
 
+    kind = ""
+
     def __init__(self, job: SearchJob, files: Mapping[str, bytes], command_line: Sequence[str]) -> None:
         sys.argv = list(command_line)
         with TemporaryDirectory() as scratch:

@@ -23,8 +23,8 @@ FACTS = {"versions": {"torch": "2"}, "data": "street"}
 class Clerk:
     """A worker that needs nothing."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.facts = facts
+    def __init__(self, facts: dict[str, Any], kinds: bool = False) -> None:
+        self.facts, self.kind = facts, f"{os.getpid()}" if kinds else ""
 
     def double(self, value: int) -> tuple[int, int]:
         return 2 * value, os.getpid()
@@ -109,6 +109,19 @@ def test_errors_of_workers(pool: Pool) -> None:
         pool.result("defect")
     pool.submit("after", "double", 1)
     assert pool.result("after")[0] == 2
+
+
+def test_tasks_of_one_kind_of_device(cluster: Cluster, told: list[str]) -> None:
+    pool = Pool(cluster, Clerk, (FACTS, True), FACTS, told.append)
+    kinds = list(pool.kinds())
+    assert len(kinds) == 2
+    for value in range(6):
+        pool.submit(value, "double", value, kind=kinds[value % 2])
+    assert [str(pool.result(value)[1]) for value in range(6)] == kinds * 3
+    pool.submit("strange", "double", 1, kind="a kind that is not here")
+    with pytest.raises(ClusterFailed, match="of the kind"):
+        pool.result("strange")
+    pool.close()
 
 
 def test_workers_that_differ_are_refused_by_name(cluster: Cluster, told: list[str]) -> None:

@@ -70,7 +70,7 @@ def test_results_are_those_of_a_search_without_workers(
     command: Command, alone: Path, run: Path, one_thread: tuple[object, ...]
 ) -> None:  # fmt: skip
     done = threading.Event()
-    killer = threading.Thread(target=killing(os.getpid(), done))
+    killer = threading.Thread(target=killing(os.getpid(), done), daemon=True)
     killer.start()
     try:
         text = expect(command("search", "--run", run, *one_thread, "--workers", 2), 0, "starting the workers")
@@ -87,7 +87,7 @@ def test_results_are_those_of_a_search_without_workers(
     assert "Ray" not in text and time.monotonic() - started < 60, "nothing is started where nothing is left to do"
 
 
-def test_a_search_goes_on_with_and_without_workers(command: Command, alone: Path, run: Path, one_thread: tuple[object, ...]) -> None:
+def test_a_search_goes_on_without_workers(command: Command, alone: Path, run: Path, one_thread: tuple[object, ...]) -> None:
     """Where no cluster answers, the history stays as it was."""
     history = (alone / "history.jsonl").read_bytes()
     shutil.copy(alone / "search.json", run)
