@@ -33,14 +33,14 @@ SAMPLE = 24
 
 def profile_space(job: ProfileJob) -> None:
     """Do what the settings ask for: measure here, write a device kit or read one, or check a table."""
-    if job.ingest is not None:
+    if job.ray is not None:
+        profile_on_cluster(job)
+    elif job.ingest is not None:
         ingest_profile(job)
     elif job.kit is not None:
         write_profile_kit(job)
     elif job.check is not None:
         check(job)
-    elif job.ray is not None:
-        profile_on_cluster(job)
     else:
         measure_space(job)
 

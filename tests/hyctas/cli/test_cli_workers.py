@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hyctas.cluster import INSTALL
+from hyctas.commands.profile_workers import ALONE
 from tests.hyctas.cli.conftest import SEARCH, Command, expect, run_command
 
 pytest.importorskip("ray", reason=f"needs Ray: {INSTALL}")
@@ -107,3 +108,12 @@ def test_bad_input(command: Command, run: Path, one_thread: tuple[object, ...]) 
     expect(command(*search, "--workers", 1024), 2, "1024 workers are too many", "set fewer threads")
     expect(command(*search, "--ray", "nowhere"), 2, "HOST:PORT")
     assert not list(run.glob("finalists")) and len((run / "history.jsonl").read_text().splitlines()) == 1
+
+
+def test_bad_input_of_a_profile(command: Command, tmp_path: Path) -> None:
+    profile = ("profile", "--run", tmp_path / "run", "--space", "tiny", "--size", "64x64", "--ray", "127.0.0.1:1")
+    for name, value in {**dict.fromkeys(ALONE, tmp_path / "x"), "shard": "1/2"}.items():
+        expect(command(*profile, "--target", "torch-cpu:fp32", f"--{name}", value), 2, f"leave --{name} out", "leave --ray out")
+    expect(command(*profile), 2, "give --target TARGET")
+    expect(command(*profile, "--target", "torch-cpu:fp32"), 3, "nothing answers at 127.0.0.1:1", "leave --ray out")
+    assert not (tmp_path / "run/latency.json").exists()
