@@ -21,7 +21,6 @@ from hyctas.arch.operators import from_key
 from hyctas.artifacts.runs import Run, package_versions
 from hyctas.cli.show import Bar, bar, say
 from hyctas.cli.values import image_size
-from hyctas.cluster import Device, Pool, open_cluster
 from hyctas.commands.profile_tensorrt import protocol_of
 from hyctas.commands.table_calibration import CALIBRATE, check_networks, num_classes, show
 from hyctas.cost.calibrate import calibrate
@@ -29,6 +28,7 @@ from hyctas.cost.workloads import find_calibration, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.spaces.search_space import SearchSpace
 from hyctas.spaces.space_file import load_space
+from hyctas.workers import Device, Pool, open_cluster
 from latency import LatencyTable, Protocol, Workload, profile
 from latency.calibration import Calibration
 from latency.identity import Identity

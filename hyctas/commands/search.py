@@ -16,7 +16,6 @@ from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import Run, recorded_preprocessing
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
-from hyctas.cluster import Cluster
 from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
@@ -34,6 +33,7 @@ from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
 from hyctas.search.shared_scores import Remembering, Scores, SharedScores
 from hyctas.spaces.members import members_of
+from hyctas.workers import Cluster
 from latency import LatencyTable
 
 if TYPE_CHECKING:

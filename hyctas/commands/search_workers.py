@@ -18,13 +18,13 @@ from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import Run, package_versions, recorded_preprocessing
 from hyctas.cli.show import Bar, Shown, say
-from hyctas.cluster import Cluster, Pool, open_cluster
 from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.network_training import NETWORK_FILES, fit_network, network_config
 from hyctas.commands.search_scorer import open_scorer
-from hyctas.pretrained.start import find_start
+from hyctas.pretrained.start import Start, find_start, supernet_start
 from hyctas.search.history import SCREEN, SEARCH
 from hyctas.training.config import NetworkRecipe
+from hyctas.workers import Cluster, Pool, open_cluster
 
 if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob
@@ -59,8 +59,7 @@ class SearchWorker:
             supernet, preprocessing = SupernetRecord.read(folder), recorded_preprocessing(folder / SUPERNET_FILES[0])
             self.data = replace(open_dataset(job.data or supernet.data, check=False), val=())
             self.scorer = open_scorer(replace(job, run=folder), supernet, self.data, preprocessing)
-            start = find_start(str(folder), folder, job.space) if job.finalists else None
-        self.start = start and replace(start, record={**start.record, "source": job.run.name})
+            self.start = supernet_start(supernet, self.scorer.supernet, job.run.name)
         self.facts = search_facts(self.data)
 
     def score(self, kind: str, genotype: Genotype) -> float:
@@ -80,7 +79,7 @@ class SearchWorker:
             weights: files by name.
         """
         with TemporaryDirectory() as scratch:
-            start = self.start
+            start: Start | None = self.start
             if before is not None:
                 former = write_files(Path(scratch) / before, weights)
                 start = find_start(str(former), Path(scratch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -13,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hyctas.cluster import LOCAL, QUIET
+from hyctas.workers import LOCAL, QUIET
 from tests.hyctas.cli.conftest import command as command
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +37,8 @@ class Nodes:
     def head(self, *options: str) -> str:
         """Start the head; return its address."""
         port, place = self.address.rpartition(":")[2], f"--temp-dir={self.folder}"
-        self._start(["--head", f"--port={port}", "--include-dashboard=false", place, *options])
-        until(lambda: self._answers(), 300)
+        head = self._start(["--head", f"--port={port}", "--include-dashboard=false", place, *options])
+        until(self._answers, 300, head)
         return self.address
 
     def join(self, **environment: str) -> subprocess.Popen[bytes]:
@@ -93,10 +95,11 @@ def processes() -> list[Process]:
     return found
 
 
-def until(holds: Callable[[], bool], seconds: float) -> None:
-    """Wait until something holds."""
+def until(holds: Callable[[], bool], seconds: float, process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until something holds that a process brings about."""
     end = time.monotonic() + seconds
     while not holds():
+        assert process is None or process.poll() is None, (process.stdout or io.StringIO("it ended")).read()
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hyctas.cluster import INSTALL, ClusterFailed, open_cluster
+from hyctas.workers import INSTALL, ClusterFailed, open_cluster
 from tests.hyctas.cli.conftest import SEARCH, TRAIN, made_table, run_command
 from tests.scale.conftest import ROOT, Nodes, processes, until
 
@@ -78,7 +78,7 @@ def equal(run: Path, alone: Path) -> bool:
 def test_the_head_goes(nodes: Nodes, run: Path, alone: Path, settings: list[str]) -> None:
     nodes.head()
     command = start(run, settings, "--ray", nodes.address)
-    until(lambda: recorded(run) >= 3, 600)
+    until(lambda: recorded(run) >= 3, 600, command)
     nodes.kill("gcs_server")
     ended(command, 3, "does not answer any more", "leave --ray out")
     found = (run / "history.jsonl").read_bytes()
@@ -92,7 +92,7 @@ def test_a_node_goes(nodes: Nodes, run: Path, alone: Path, settings: list[str]) 
     nodes.head()
     other = nodes.join()
     command = start(run, settings, "--ray", nodes.address)
-    until(lambda: sum("ray::_Actor.run" in process.name for process in processes()) == 2 or recorded(run) > 3, 600)
+    until(lambda: sum("ray::_Actor.run" in process.name for process in processes()) == 2 or recorded(run) > 3, 600, command)
     other.kill()
     for process in processes():
         if "raylet" in process.name and process.parent == 1 and str(nodes.folder) in process.command:
@@ -104,7 +104,7 @@ def test_a_node_goes(nodes: Nodes, run: Path, alone: Path, settings: list[str]) 
 def test_the_command_is_killed(run: Path, alone: Path, settings: list[str]) -> None:
     """Its cluster ends with it; the next one continues, with workers."""
     command = start(run, settings, "--workers", "2")
-    until(lambda: recorded(run) >= 3, 600)
+    until(lambda: recorded(run) >= 3, 600, command)
     own = [process.id for process in processes() if "hyctas-" in process.command and "raylet" in process.name
            and process.parent == command.pid]  # fmt: skip
     command.kill()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from export.errors import CheckFailed, CorruptFile, Give, HyctasError, InvalidInput, LeaveOut, Unavailable
-from hyctas.cluster import INSTALL, Cluster, ClusterFailed, Pool, open_cluster
+from hyctas.workers import INSTALL, Cluster, ClusterFailed, Pool, open_cluster
 
 pytest.importorskip("ray", reason=f"needs Ray: {INSTALL}")
 FACTS = {"versions": {"torch": "2"}, "data": "street"}

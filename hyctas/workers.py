@@ -29,8 +29,10 @@ LOCAL = {
     "RAY_worker_register_timeout_seconds": "900", "RAY_health_check_failure_threshold": "100", "RAY_worker_niceness": "0",
 }  # fmt: skip
 """For a cluster on this machine: workers are as important as the command itself, and not dead because they wait for a core."""
-STORE_BYTES = 512 * 2**20
+STORE_BYTES = 2**30
 """Object store of a cluster on this machine: what is put there is a supernet, and networks in training."""
+TOKENS = "ray._private.authentication.authentication_token_setup"
+"""Where Ray's heads, and Ray itself for the address "auto", decide whether to ask for ~/.ray/auth_token."""
 REACH_S, LOOK_S, LOOKS = 5.0, 2.0, 3
 """How long the head may take to answer; how often it is looked for, and how often in vain before it counts as gone."""
 OPEN_S = 900.0
@@ -156,6 +158,7 @@ def _too_many(workers: int, found: str, most: int) -> InvalidInput:
 
 def _connect(ray: Any, address: str | None, folder: str | None, remedies: tuple[Remedy, ...]) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     if address is not None and address != "auto":
         if not re.fullmatch(r"[^/\s]+:\d+", address):
             raise InvalidInput(f"the address of a Ray cluster is that of its head, HOST:PORT, or auto, not {address!r}")
@@ -167,6 +170,7 @@ def _connect(ray: Any, address: str | None, folder: str | None, remedies: tuple[
             ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, object_store_memory=STORE_BYTES,
                      _temp_dir=folder, **quiet)  # fmt: skip
         else:
+            importlib.import_module(TOKENS).maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = "on this machine cannot be started" if address is None else f"at {address} cannot be joined"
