@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -39,6 +40,7 @@ from hyctas.commands.search_workers import SUPERNET_FILES, SearchWorker, search_
 from hyctas.search.history import SCREEN, SEARCH
 from hyctas.search.search_settings import SearchSettings
 from hyctas.workers import Cluster, Pool, open_cluster
+from latency.profiling import BATCH
 
 GOAL = 1.7
 DEVICES = (1, 8, 64, 512)
@@ -87,8 +89,9 @@ def scaled(figures: Figures, devices: int, population: int = SearchSettings().po
     seconds = math.ceil(first / devices) * (figures.screen_s + figures.whole_s)
     seconds += later * (math.ceil(batch / devices) * figures.screen_s + math.ceil(kept / devices) * figures.whole_s)
     tasks = 2 * first + later * (batch + kept)
+    parts = math.ceil(KEYS / BATCH / devices)
     sent = devices * figures.supernet_bytes + tasks * figures.task_bytes
-    return Scaled(devices, population, 1 + later, figures.start_s + seconds, sent, KEYS / devices * MEASURED_S / MEASURED_KEYS)
+    return Scaled(devices, population, 1 + later, figures.start_s + seconds, sent, parts * BATCH * MEASURED_S / MEASURED_KEYS)
 
 
 def arithmetic(figures: Figures) -> str:
@@ -99,7 +102,7 @@ def arithmetic(figures: Figures) -> str:
             found = scaled(figures, devices, population)
             rows.append([
                 str(devices), str(population), str(found.generations), f"{found.scoring_s / 60:.1f} min",
-                f"{found.sent_bytes / MIB:,.0f} MiB", f"{found.table_s / 60:.2f} min",
+                f"{found.sent_bytes / MIB:,.0f} MiB", f"{found.table_s / 60:.1f} min",
             ])  # fmt: skip
     files = (
         f"Files: the supernet {figures.supernet_bytes / MIB:.1f} MiB, a checkpoint of its training (weights, AdamW's two moments) "
@@ -114,9 +117,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder with a trained supernet")
     parser.add_argument("--out", type=Path, help="Markdown file to write, with the figures beside it as JSON")
     parser.add_argument("--figures", type=Path, help="only print the arithmetic for the figures of a JSON file")
-    parser.add_argument("--candidates", type=argument(int, Range(2, 10**4)), default=16, help="of a round")
-    parser.add_argument("--rounds", type=argument(int, Range(1, 1000)), default=5, help="of each kind")
-    parser.add_argument("--images", type=argument(int, Range(2, 10**6)), default=60, help="that candidates are scored on")
+    parser.add_argument("--candidates", type=argument(Annotated[int, Range(2, 10**4)]), default=16, help="of a round")
+    parser.add_argument("--rounds", type=argument(Annotated[int, Range(1, 1000)]), default=5, help="of each kind")
+    parser.add_argument("--images", type=argument(Annotated[int, Range(2, 10**6)]), default=60, help="to score on")
     arguments = parser.parse_args()
     with one_sentence():
         if arguments.figures is not None:
