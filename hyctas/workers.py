@@ -50,10 +50,13 @@ class ClusterFailed(HyctasError):
 class Worker(Protocol):
     """What works on a device, in a process of its own. Its other public methods are the tasks that it can be given."""
 
-    facts: Mapping[str, Any]
-    """What must be the same on all workers."""
-    kind: str
-    """What tells devices apart whose results do not mix; tasks can be for one kind only. Empty: they all mix."""
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What must be the same on all workers."""
+
+    @property
+    def kind(self) -> str:
+        """What tells devices apart whose results do not mix; tasks can be for one kind only. Empty: they all mix."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def open_cluster(address: str | None, workers: int | None, threads: int | None) 
         ray = importlib.import_module("ray")
     except ModuleNotFoundError:
         raise Unavailable("Ray", "the package ray is not installed", INSTALL, without) from None
-    importlib.import_module("ray._private.worker")._worker_logs_enabled = False  # what Ray says of dead workers, we say
+    own: Any = importlib.import_module("ray._private.worker")
+    own._worker_logs_enabled = False  # what Ray says of dead workers, we say
     folder = tempfile.mkdtemp(prefix="hyctas-", dir="/tmp") if address is None else None  # short: sockets have names inside
     try:
         _connect(ray, address, folder, remedies)

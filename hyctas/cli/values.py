@@ -109,7 +109,7 @@ def read_tables(path: Path, job: Job, common: Collection[str]) -> dict[str, Job]
         for field, kind in nested.items():
             inner = {key: fitting(key, given[key], hint) for key, hint in hints(kind).items() if key in given.keys() - fields}
             own[field] = dataclasses.replace(getattr(job, field), **inner)
-        found[name] = dataclasses.replace(job, **own)
+        found[name] = type(job)(**{**vars(job), **own})
     return found
 
 

@@ -24,16 +24,15 @@ def chosen_rows(outcomes: Mapping[str, Outcome]) -> list[tuple[str, ...]]:
 
 def _row(name: str, outcome: Outcome) -> tuple[str, ...]:
     choice, limits = outcome.choice, outcome.limits
-    parts = (
-        limits.latency_ms and ms(limits.latency_ms), limits.parameters and f"{count(limits.parameters)} parameters",
-        limits.memory_mib and f"{limits.memory_mib:g} MiB",
-    )  # fmt: skip
+    parts = [ms(limits.latency_ms)] if limits.latency_ms is not None else []
+    parts += [f"{count(limits.parameters)} parameters"] if limits.parameters is not None else []
+    parts += [f"{limits.memory_mib:g} MiB"] if limits.memory_mib is not None else []
     trained = choice.ended.trained_miou[-1:] if choice.ended else ()
     miou = f"{percent(trained[0])} trained" if trained else f"{percent(choice.evaluation.miou)} shared weights"
     how = "predicted" if choice.measured_ms is None else "measured"
     handmade = f" ({choice.ended.handmade})" if choice.ended and choice.ended.handmade else ""
     return (
-        name, outcome.target, format_size(outcome.size), ", ".join(filter(None, parts)) or "none", f"{choice.id}{handmade}", miou,
+        name, outcome.target, format_size(outcome.size), ", ".join(parts) or "none", f"{choice.id}{handmade}", miou,
         f"{ms(choice.latency_ms)} {how}", count(choice.evaluation.parameters),
     )  # fmt: skip
 
