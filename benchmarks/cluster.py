@@ -37,9 +37,10 @@ from hyctas.cli.search import SearchJob
 from hyctas.cli.show import bar
 from hyctas.commands.datasets import open_dataset
 from hyctas.commands.search_workers import SUPERNET_FILES, SearchWorker, search_facts
+from hyctas.ray_cluster import Cluster, open_cluster
 from hyctas.search.history import SCREEN, SEARCH
 from hyctas.search.search_settings import SearchSettings
-from hyctas.workers import Cluster, Pool, open_cluster
+from hyctas.workers import Pool
 from latency.profiling import BATCH
 
 GOAL = 1.7

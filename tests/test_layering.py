@@ -231,7 +231,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 
 def test_ray_is_imported_only_to_open_a_cluster() -> None:
     found = {name for name, path in MODULES.items() for _, target in imported(parsed(path)) if target.partition(".")[0] == "ray"}
-    assert found == {"hyctas.workers"}
+    assert found == {"hyctas.ray_cluster"}
     assert failures(["ray"], ["hyctas.commands.search", "hyctas.commands.profile"]) == {}
 
 

@@ -26,9 +26,10 @@ from hyctas.commands.table_calibration import CALIBRATE, check_networks, num_cla
 from hyctas.cost.calibrate import calibrate
 from hyctas.cost.workloads import find_calibration, workloads
 from hyctas.engine.table_attention import open_target
+from hyctas.ray_cluster import Device, open_cluster
 from hyctas.spaces.search_space import SearchSpace
 from hyctas.spaces.space_file import load_space
-from hyctas.workers import Device, Pool, open_cluster
+from hyctas.workers import Pool
 from latency import LatencyTable, Protocol, Workload, profile
 from latency.calibration import Calibration
 from latency.identity import Identity

@@ -24,6 +24,7 @@ from hyctas.commands.search_several import several_jobs, write_searches
 from hyctas.commands.search_workers import SearchTeam, cluster_of
 from hyctas.commands.train_finalists import choose_by_training
 from hyctas.cost.workloads import CostModel, only_calibrated_size
+from hyctas.ray_cluster import Cluster
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
 from hyctas.search.driver import search
@@ -33,7 +34,6 @@ from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
 from hyctas.search.shared_scores import Remembering, Scores, SharedScores
 from hyctas.spaces.members import members_of
-from hyctas.workers import Cluster
 from latency import LatencyTable
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.network_training import NETWORK_FILES, fit_network, network_config
 from hyctas.commands.search_scorer import open_scorer
 from hyctas.pretrained.start import Start, find_start, supernet_start
+from hyctas.ray_cluster import Cluster, open_cluster
 from hyctas.search.history import SCREEN, SEARCH
 from hyctas.training.config import NetworkRecipe
-from hyctas.workers import Cluster, Pool, open_cluster
+from hyctas.workers import Pool
 
 if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from export.errors import CheckFailed, CorruptFile, Give, HyctasError, InvalidInput, LeaveOut, Unavailable
-from hyctas.workers import INSTALL, Cluster, ClusterFailed, Pool, open_cluster
+from hyctas.ray_cluster import INSTALL, Cluster, ClusterFailed, open_cluster
+from hyctas.workers import Pool
 
 pytest.importorskip("ray", reason=f"needs Ray: {INSTALL}")
 FACTS = {"versions": {"torch": "2"}, "data": "street"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hyctas.workers import LOCAL, QUIET
+from hyctas.ray_cluster import LOCAL, QUIET
 from tests.hyctas.cli.conftest import command as command
 
 ROOT = Path(__file__).parents[2]

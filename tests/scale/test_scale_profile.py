@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hyctas.workers import INSTALL
+from hyctas.ray_cluster import INSTALL
 from latency.table import LatencyTable
 from tests.hyctas.cli.conftest import Command, expect
 from tests.scale.conftest import Nodes, processes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hyctas.workers import INSTALL, ClusterFailed, open_cluster
+from hyctas.ray_cluster import INSTALL, ClusterFailed, open_cluster
 from tests.hyctas.cli.conftest import SEARCH, TRAIN, made_table, run_command
 from tests.scale.conftest import ROOT, Nodes, processes, until
 

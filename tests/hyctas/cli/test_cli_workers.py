@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hyctas.commands.profile_workers import ALONE
-from hyctas.workers import INSTALL
+from hyctas.ray_cluster import INSTALL
 from tests.hyctas.cli.conftest import SEARCH, Command, expect, run_command
 
 pytest.importorskip("ray", reason=f"needs Ray: {INSTALL}")
