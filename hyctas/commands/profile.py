@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from export.errors import CheckFailed, CorruptFile, InvalidInput
 from export.runtime import Runtime
 from export.target import TENSORRT, Target
-from hyctas.arch.operators import from_key
 from hyctas.artifacts.runs import Run
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.chosen_target import parse_target
 from hyctas.commands.profile_kit import ingest_profile, write_profile_kit
 from hyctas.commands.profile_tensorrt import engines_ahead, follow, protocol_of, show_attention, show_spread
+from hyctas.commands.profile_workers import profile_on_cluster, reference
 from hyctas.commands.table_calibration import calibrated, check_networks, num_classes, show
 from hyctas.cost.workloads import workloads
 from hyctas.engine.table_attention import open_target
@@ -33,7 +33,9 @@ SAMPLE = 24
 
 def profile_space(job: ProfileJob) -> None:
     """Do what the settings ask for: measure here, write a device kit or read one, or check a table."""
-    if job.ingest is not None:
+    if job.ray is not None:
+        profile_on_cluster(job)
+    elif job.ingest is not None:
         ingest_profile(job)
     elif job.kit is not None:
         write_profile_kit(job)
@@ -148,9 +150,3 @@ def check(job: ProfileJob) -> None:
     if not found.holds:
         raise CheckFailed(found.summary())
     say(found.summary())
-
-
-def reference(wanted: Sequence[Workload]) -> Workload:
-    """Return the workload that drift is judged by: one that works long enough to be timed well."""
-    ordered = sorted(wanted, key=lambda workload: from_key(workload.key)[0].macs(from_key(workload.key)[1]))
-    return ordered[len(ordered) * 9 // 10]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle.imaging import Preprocessing
-from export.errors import CheckFailed, Give
+from export.errors import CheckFailed, Give, HyctasError, Infeasible
 from export.files import sha256, write_text
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.inherit import SupernetRecord
@@ -17,10 +19,13 @@ from hyctas.cli.values import image_size
 from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
+from hyctas.commands.search_scorer import NORM_BATCHES, open_scorer
+from hyctas.commands.search_several import several_jobs, write_searches
+from hyctas.commands.search_workers import SearchTeam, cluster_of
 from hyctas.commands.train_finalists import choose_by_training
 from hyctas.commands.usable_table import usable_table
 from hyctas.cost.workloads import CostModel, only_calibrated_size
-from hyctas.data import Frames
+from hyctas.ray_cluster import Cluster
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
 from hyctas.search.driver import search
@@ -28,18 +33,77 @@ from hyctas.search.front import pareto, spread
 from hyctas.search.history import SEARCH, History
 from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
-from hyctas.search.score import Scorer, drawn_samples
+from hyctas.search.shared_scores import Remembering, Scores, SharedScores
 from hyctas.spaces.members import members_of
 
 if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob
 
-SCORE_THREADS, NORM_BATCHES = 2, 2
-"""Fixed, and noted in the history: recorded values depend on them in the last digits."""
-
 
 def run_search(job: SearchJob) -> None:
-    """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg."""
+    """Do one search, or those of a file (see `hyctas.commands.search_several`)."""
+    with cluster_of(job) as cluster:
+        if job.several is None:
+            search_run(read_case(job), cluster)
+        else:
+            search_several(job, cluster)
+
+
+def search_several(job: SearchJob, cluster: Callable[[], Cluster] | None) -> None:
+    """Do the searches of a file one after the other, and report on all; one that fails does not stop the others.
+
+    Raises:
+        InvalidInput, CorruptFile, Infeasible, ...: what a search needs is not there; nothing has been computed yet.
+        CheckFailed: searches failed; the others are done.
+    """
+    jobs = several_jobs(job)
+    cases = {name: read_named(name, one) for name, one in jobs.items()}
+    shared, failed = SharedScores(), dict[str, str]()
+    for number, (name, case) in enumerate(cases.items(), 1):
+        say(f"search {number} of {len(cases)}: {name}")
+        try:
+            search_run(case, cluster, shared)
+        except (CheckFailed, Infeasible) as error:
+            failed[name] = str(error)
+    done = {name: case.job.run for name, case in cases.items() if name not in failed}
+    if done:
+        say(write_searches(job.run, done))
+    if failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise CheckFailed(f"{len(failed)} of {len(cases)} searches failed: {reasons}. The others are done")
+
+
+def read_named(name: str, job: SearchJob) -> Case:
+    """Read what one of several searches needs; an error begins with its name."""
+    try:
+        return read_case(job)
+    except HyctasError as error:
+        error.args = (f"search {name}: {error}", *error.args[1:])
+        raise
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a search needs, read and checked; nothing is written or computed yet."""
+
+    job: SearchJob
+    limits: Limits
+    supernet: SupernetRecord
+    preprocessing: Preprocessing
+    data: DataSet
+    model: CostModel
+    config: dict[str, Any]
+    """What decides its results."""
+
+
+def read_case(job: SearchJob) -> Case:
+    """Read what a search needs.
+
+    Raises:
+        InvalidInput, CorruptFile, MissingKeys, TableMismatch: supernet, table or data are not there, damaged, or do not fit.
+        CheckFailed: the table predicts too badly.
+        Infeasible: no network meets the limits.
+    """
     limits = Limits.parse(job.limit)
     record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
@@ -52,37 +116,56 @@ def run_search(job: SearchJob) -> None:
     limits.check_feasible(model)
     if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
         say(warning)
-    settings, members = job.settings, members_of(space)
-    eval_size, screened = settings.eval_size or supernet.size, min(settings.screen_images, job.images)
+    settings = job.settings
     config = {
         "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
-        "population": settings.population, "candidates": settings.candidates, "images": job.images, "screen_images": screened,
-        "members": [genotype.id for genotype in members.values()], "eval_size": eval_size, "seed": job.seed,
+        "population": settings.population, "candidates": settings.candidates, "images": job.images,
+        "screen_images": min(settings.screen_images, job.images),
+        "members": [genotype.id for genotype in members_of(space).values()],
+        "eval_size": settings.eval_size or supernet.size, "seed": job.seed,
         "data": data.trained(), "supernet_sha256": sha256(supernet.path),
-        "table_sha256": sha256(table_path), "threads": SCORE_THREADS, "norm_batches": NORM_BATCHES,
+        "table_sha256": sha256(table_path), "threads": settings.threads, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
+    return Case(job, limits, supernet, preprocessing, data, model, config)
+
+
+def search_run(case: Case, cluster: Callable[[], Cluster] | None, shared: SharedScores | None = None) -> None:
+    """Fill RUN/history.jsonl and write RUN/pareto.json and RUN/pareto.svg.
+
+    Args:
+        case: what is searched for.
+        cluster: opens the cluster whose workers score and train; none: this process does.
+        shared: what searches before this one have computed.
+    """
+    job, limits, model, data, config = case.job, case.limits, case.model, case.data, case.config
     former = {**config, "data": data.identity()}
     run = Run(job.run, "search", config, ("history.jsonl", "pareto.json", "pareto.svg", "finalists"),
               restart=job.restart, formerly={**former, "measure": job.measure})  # fmt: skip
-    reference_ms = limits.latency_ms or model.costs(space.largest()).bound_ms
+    reference_ms = limits.latency_ms or model.costs(model.space.largest()).bound_ms
     history = History(
         run.file("history.jsonl"), {**config, "reference_ms": reference_ms}, say, {**former, "reference_ms": reference_ms}
     )
+    known = (shared or SharedScores()).under(config, history.evaluations)
     measured = run.record["results"].get("measure", job.measure) if run.done else None
-    if measured == job.measure and run.file("pareto.json").exists():
-        say(f"{run.file('pareto.json')} is already there with this configuration")
-    else:
-        _fill(job, history, open_scorer(job, supernet, data, preprocessing), model, limits, reference_ms)
-        facts = {"space": supernet.space_name, "num_classes": data.num_classes, "eval_size": eval_size, "images": job.images}
-        _conclude(run, history, model, limits, reference_ms, job.measure, facts)
-    if job.finalists:
-        names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members.items()}
-        choose_by_training(job, run, history, limits, model, data, names)
+    with SearchTeam(job, data, cluster) if cluster else nullcontext() as team:
+        if measured == job.measure and run.file("pareto.json").exists():
+            say(f"{run.file('pareto.json')} is already there with this configuration")
+        else:
+            scorer = team or open_scorer(job, case.supernet, data, case.preprocessing)
+            _fill(job, history, Remembering(scorer, known), model, limits, reference_ms)
+            facts = {"space": case.supernet.space_name, "num_classes": data.num_classes, "eval_size": config["eval_size"],
+                     "images": job.images}  # fmt: skip
+            _conclude(run, history, model, limits, reference_ms, job.measure, facts)
+        if job.finalists:
+            names = {genotype.id: f"{HANDMADE}{name}" for name, genotype in members_of(model.space).items()}
+            choose_by_training(job, run, history, limits, model, data, names, team)
     say(show_front(run.folder))
 
 
-def _fill(job: SearchJob, history: History, scorer: Scorer, model: CostModel, limits: Limits, reference_ms: float) -> None:
+def _fill(
+    job: SearchJob, history: History, scorer: Scores, model: CostModel, limits: Limits, reference_ms: float
+) -> None:
     """Search until the history holds as many evaluations as were asked for."""
     if history.evaluations:
         say(f"continuing: {len(history.evaluations)} evaluations are recorded")
@@ -92,6 +175,7 @@ def _fill(job: SearchJob, history: History, scorer: Scorer, model: CostModel, li
             reference_ms=reference_ms, screen=scorer.screen if job.settings.screen_images else None,
             members=list(members_of(model.space).values()), candidates=job.settings.candidates,
             progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
+            ahead=scorer.ahead,
         )  # fmt: skip
 
 
@@ -130,16 +214,3 @@ def _check_error(model: CostModel, max_error: float, path: Path) -> None:
         )
     if model.confidence is not None:
         say(f"limits on latency hold for the upper bound of {model.confidence:.0%}: {model.bound_factor:.3f} x prediction")
-
-
-def open_scorer(job: SearchJob, supernet: SupernetRecord, data: DataSet, preprocessing: Preprocessing) -> Scorer:
-    """Return what scores networks by shared weights, on `SCORE_THREADS` threads."""
-    settings = job.settings
-    size = settings.eval_size or supernet.size
-    drawn, _ = drawn_samples(data.choose, job.seed, job.images)
-    few = drawn[: settings.screen_images] or drawn
-    parts = [Frames(data.source, "train", part, size=size) for part in (data.train, few, drawn[len(few) :]) if part]
-    return Scorer(
-        supernet.load(job.space), *parts, preprocessing=preprocessing, seed=job.seed, norm_batches=NORM_BATCHES,
-        threads=SCORE_THREADS,
-    )  # fmt: skip

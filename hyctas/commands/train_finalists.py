@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.files import read_json, write_text
@@ -16,6 +15,7 @@ from hyctas.cli.values import fill
 from hyctas.commands.datasets import DataSet
 from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.network_training import NETWORK_FILES, TRAINING, fit_network, network_config
+from hyctas.commands.search_workers import SearchTeam
 from hyctas.cost.workloads import CostModel
 from hyctas.pretrained.start import Start, find_start
 from hyctas.report.collect import collect
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 
 def choose_by_training(
-    job: SearchJob, run: Run, history: History, limits: Limits, model: CostModel, data: DataSet, handmade: Mapping[str, str]
-) -> None:
+    job: SearchJob, run: Run, history: History, limits: Limits, model: CostModel, data: DataSet, handmade: Mapping[str, str],
+    team: SearchTeam | None = None,
+) -> None:  # fmt: skip
     """Train the finalists in rounds, and make the winner the chosen network of RUN/pareto.json.
 
     Args:
@@ -43,6 +44,7 @@ def choose_by_training(
         model: predicts costs.
         data: train to train on, choose to choose by; val is not looked at.
         handmade: names of hand-made networks by id.
+        team: workers that train; none: this process does.
 
     Raises:
         CheckFailed: the trainings of all finalists failed.
@@ -59,8 +61,11 @@ def choose_by_training(
     if own.done and "finalists" in read_json(run.file("pareto.json"), FORMAT_VERSION):
         return
     with bar(f"train {len(finalists)} finalists") as shown:
-        work = _Work(job, replace(data, val=()), recipe, model, shown)
-        rounds = halve(finalists, own.file("rounds.json"), limits, job.finalist_steps, work.train, work.measure, say)
+        work = _Work(job, replace(data, val=()), recipe, model, shown, team)
+        rounds = halve(
+            finalists, own.file("rounds.json"), limits, job.finalist_steps, work.train, work.measure, say,
+            work.ahead if team else None,
+        )  # fmt: skip
     outcome = add_finalists(run.file("pareto.json"), finalists, rounds)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=job.measure)
@@ -83,27 +88,49 @@ class _Work:
     recipe: NetworkRecipe
     model: CostModel
     bar: Bar
+    team: SearchTeam | None
     supernet: Start | None = None
 
     def measure(self, finalists: Sequence[Finalist]) -> dict[str, float]:
         """Measure finalists on the table's target, in ms by id."""
         return measure_evaluations("finalists", [f.evaluation for f in finalists], self.model, self._shown(""))
 
+    def ahead(self, turns: Sequence[tuple[Finalist, Turn]]) -> None:
+        """Let the team's workers begin trainings that are not done."""
+        assert self.team is not None
+        for finalist, turn in turns:
+            if not self._claim(finalist, turn).done:
+                before = weights_folder(finalist.id, turn.number - 1) if turn.number > 1 else None
+                folder, recipe = weights_folder(finalist.id, turn.number), replace(self.recipe, steps=turn.steps)
+                self.team.train_ahead(finalist.evaluation.genotype, recipe, folder, before)
+
     def train(self, finalist: Finalist, turn: Turn) -> float:
-        """Train a finalist; return its mIoU on the choosing split."""
+        """Train a finalist, or wait until a worker has; return its mIoU on the choosing split."""
         genotype, recipe = finalist.evaluation.genotype, replace(self.recipe, steps=turn.steps)
-        folder, before = (self.job.run / weights_folder(finalist.id, number) for number in (turn.number, turn.number - 1))
-        start = self._start(before if turn.number > 1 else self.job.run)
-        run = Run(folder, "train-network", network_config(recipe, genotype, self.data, start), NETWORK_FILES)
-        if not run.done:
-            text = f"round {turn.number}, {finalist.name}: "
-            fit_network(run, genotype, recipe, self.data, start, show=self._shown(text, turn), on_status=lambda text: None)
+        run, text = self._claim(finalist, turn), f"round {turn.number}, {finalist.name}"
+        if not run.done and self.team is not None:
+            self.bar.tell(text)
+            self.team.trained(weights_folder(finalist.id, turn.number))
+            run = self._claim(finalist, turn)
+            self.bar.update(turn.end, text)
+        elif not run.done:
+            start = self._start(finalist, turn)
+            fit_network(
+                run, genotype, recipe, self.data, start, show=self._shown(f"{text}: ", turn), on_status=lambda text: None
+            )
         return float(run.record["results"]["choose"])
 
-    def _start(self, folder: Path) -> Start | None:
-        """Return the weights of a training, or of the supernet, which is read once."""
-        if folder != self.job.run:
-            return find_start(str(folder), self.job.run)
+    def _claim(self, finalist: Finalist, turn: Turn) -> Run:
+        """Return the run of a training."""
+        recipe = replace(self.recipe, steps=turn.steps)
+        config = network_config(recipe, finalist.evaluation.genotype, self.data, self._start(finalist, turn))
+        return Run(self.job.run / weights_folder(finalist.id, turn.number), "train-network", config, NETWORK_FILES)
+
+    def _start(self, finalist: Finalist, turn: Turn) -> Start | None:
+        """Return the weights that a training starts from: of the one before, or of the supernet, which is read once."""
+        folder = self.job.run
+        if turn.number > 1:
+            return find_start(str(folder / weights_folder(finalist.id, turn.number - 1)), folder)
         if self.supernet is None:
             self.supernet = find_start(str(folder), folder, self.job.space)
         return self.supernet

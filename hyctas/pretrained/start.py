@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.bundle.imaging import Preprocessing
 from export.bundle.manifest import NAME as BUNDLE_MARK
@@ -20,6 +20,9 @@ from hyctas.pretrained.weights import Loaded, Weights, network_weights, start_ne
 from hyctas.space import edge
 from hyctas.spaces.grid import Space
 from hyctas.spaces.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from hyctas.artifacts.inherit import SupernetRecord
 
 NONE = "none"
 DEFAULT = "efficientnet-lite0"
@@ -92,12 +95,18 @@ def _start_from_network(folder: Path) -> Start:
 
 def _start_from_supernet(folder: Path, space: str | None) -> Start:
     from hyctas.artifacts.inherit import SupernetRecord
+
+    found = SupernetRecord.read(folder)
+    return supernet_start(found, found.load(space), folder.name)
+
+
+def supernet_start(found: SupernetRecord, supernet: Supernet, name: str) -> Start:
+    """Return the weights of a supernet that is loaded already, from the run folder of this name."""
     from hyctas.artifacts.runs import recorded_preprocessing
 
-    record = {"source": folder.name, "sha256": sha256(folder / "supernet.safetensors")}
-    preprocessing = recorded_preprocessing(folder / "train-supernet.json")
-    found = SupernetRecord.read(folder)
-    return Start(supernet_weights(found.load(space)), preprocessing, found.classes, record)
+    record = {"source": name, "sha256": sha256(found.path)}
+    preprocessing = recorded_preprocessing(found.path.with_name("train-supernet.json"))
+    return Start(supernet_weights(supernet), preprocessing, found.classes, record)
 
 
 def default_source(genotype: Genotype) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -58,6 +58,33 @@ def pareto_figure(run_data: RunData) -> Figure:
         axes.set_xlabel(f"latency in ms (on {outcome.target}, {outcome.size[0]}x{outcome.size[1]})")
         axes.set_ylabel("mIoU in %, choosing split, shared weights")
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10, columnspacing=3)
+    return figure
+
+
+def fronts_figure(found: Mapping[str, RunData]) -> Figure:
+    """Draw what several searches found, side by side, with one scale of accuracy."""
+    across = min(3, len(found))
+    down = -(-len(found) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * across, 4.4 * down + 0.6), layout="constrained")
+        figure.patch.set_alpha(0)
+        grid = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        handles: dict[str, Any] = {}
+        for axes, (name, data) in zip(grid, found.items(), strict=False):
+            outcome = data.outcome
+            assert outcome is not None
+            _clean(axes)
+            drawn = [*_clouds(axes, data.points), *_front(axes, outcome), *_measured(axes, outcome), _chosen(axes, outcome)]
+            handles |= {handle.get_label(): handle for handle in drawn}
+            for line in _limit(axes, outcome):
+                handles["limit"] = line
+                line.set_label("limit")
+            axes.set_title(name)
+            axes.set_xlabel(f"latency in ms ({outcome.target})")
+        for axes in grid[len(found) :]:
+            axes.set_visible(False)
+        figure.supylabel("mIoU in %, choosing split, shared weights")
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=4, frameon=False, fontsize=10)
     return figure
 
 

@@ -26,6 +26,8 @@ STALE_GENERATIONS = 20
 SURVIVING = 0.5
 """Share of the networks screened in a generation that are scored on all images; of the first generation, all are."""
 Score = Callable[[Genotype], float]
+Ahead = Callable[[str, Sequence[Genotype]], None]
+"""Told which networks will be scored next, for SCREEN or SEARCH and in this order, so that it can begin on several at once."""
 
 
 class Progress(Protocol):
@@ -38,6 +40,7 @@ def search(
     model: CostModel, limits: Limits, score: Score, history: History, *, evaluations: int, population: int, seed: int,
     reference_ms: float, candidates: int, screen: Score | None = None, members: Sequence[Genotype] = (),
     progress: Progress | None = None, optimiser: Callable[[Sequence[Genotype]], Optimiser] | None = None,
+    ahead: Ahead | None = None,
 ) -> None:  # fmt: skip
     """Fill a history with `evaluations` scored networks.
 
@@ -55,6 +58,7 @@ def search(
         members: hand-made networks of the space; those within the limits stand in the first generation.
         progress: told after every scored network.
         optimiser: makes another optimiser from the first generation; default NSGA-II with a surrogate.
+        ahead: told what will be scored next.
 
     Raises:
         Infeasible: no network, or too few, meet the limits.
@@ -65,7 +69,7 @@ def search(
     first = first_generation(model, limits, members, min(population, evaluations), seed)[:evaluations]
     batch = round(max(2, population // 3) / (1 if screen is None else SURVIVING))
     make = optimiser or (lambda first: SurrogateNsga2(model, limits, population, first, seed, batch, candidates))
-    run = _Run(model, score, screen, history, reference_ms, evaluations, progress)
+    run = _Run(model, score, screen, history, reference_ms, evaluations, progress, ahead)
     _evolve(make(first), run, limits)
     if strange := history.keep(run.done):
         history.notice(f"{history.path}: {strange} evaluations are of networks that this search did not ask for; they do not count")
@@ -84,6 +88,7 @@ def _evolve(optimiser: Optimiser, run: _Run, limits: Limits) -> None:
         before, asked = run.count, optimiser.ask()
         kept = {genotype.id: genotype for genotype in asked if limits.keeps(run.model.costs(genotype))}
         scored = run.survivors(list(kept.values()), generation)
+        run.announce(SEARCH, scored)
         evaluations = {genotype.id: run.evaluate(genotype, SEARCH, generation) for genotype in scored}
         optimiser.tell([
             evaluations[g.id] if g.id in evaluations
@@ -98,8 +103,9 @@ class _Run:
 
     def __init__(
         self, model: CostModel, score: Score, screen: Score | None, history: History, reference_ms: float, total: int,
-        progress: Progress | None,
+        progress: Progress | None, ahead: Ahead | None,
     ) -> None:  # fmt: skip
+        self.ahead = ahead
         self.model, self.history, self.reference_ms, self.total, self.progress = model, history, reference_ms, total, progress
         self.scores = {SEARCH: score} if screen is None else {SEARCH: score, SCREEN: screen}
         self.screened, self.scored = dict[str, Evaluation](), dict[str, Evaluation]()
@@ -120,6 +126,7 @@ class _Run:
         if SCREEN not in self.scores:
             return known + fresh[:room]
         most = room if generation == 0 else math.ceil(room / SURVIVING)
+        self.announce(SCREEN, fresh[:most])
         found = [self.evaluate(genotype, SCREEN, generation) for genotype in fresh[:most]]
         if generation == 0:
             return [evaluation.genotype for evaluation in found]
@@ -132,6 +139,11 @@ class _Run:
 
         best = sorted(found, key=rank)[: min(room, math.ceil(len(found) * SURVIVING))]
         return known + [evaluation.genotype for evaluation in best]
+
+    def announce(self, kind: str, genotypes: Sequence[Genotype]) -> None:
+        """Tell which networks will be scored next, without those whose scores are recorded."""
+        if self.ahead is not None:
+            self.ahead(kind, [genotype for genotype in genotypes if (kind == SCREEN, genotype.id) not in self.history.known])
 
     def evaluate(self, genotype: Genotype, kind: str, generation: int) -> Evaluation:
         """Score a network, or replay its score."""

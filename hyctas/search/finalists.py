@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ class Turn:
 
 Train = Callable[[Finalist, Turn], float]
 """Train a finalist; return its mIoU on the choosing split, or raise CheckFailed."""
+Ahead = Callable[[Sequence[tuple[Finalist, Turn]]], None]
+"""Told which trainings come next, in this order, so that it can begin on several at once."""
 Measure = Callable[[Sequence[Finalist]], dict[str, float]]
 """Measure finalists on the device: milliseconds by id, or nothing where it is not here."""
 
@@ -114,7 +117,7 @@ def rounds_of(count: int) -> int:
 
 def halve(
     finalists: Sequence[Finalist], path: Path, limits: Limits, steps: int, train: Train, measure: Measure,
-    on_status: Callable[[str], None],
+    on_status: Callable[[str], None], ahead: Ahead | None = None,
 ) -> list[Round]:  # fmt: skip
     """Train finalists in rounds until one is left; the last round's `kept` names it, and is empty where all exceed the limit.
 
@@ -126,6 +129,7 @@ def halve(
         train: trains one.
         measure: measures them.
         on_status: told in a sentence who went, and why.
+        ahead: told which trainings come next.
 
     Raises:
         CheckFailed: all trainings of a round failed.
@@ -148,7 +152,7 @@ def halve(
         if not taking_part:
             return rounds
         if not rounds[number].kept:
-            rounds[number] = _train_round(rounds, number, taking_part, rounds_of(len(finalists)), path, train, on_status)
+            rounds[number] = _train_round(rounds, number, taking_part, rounds_of(len(finalists)), path, train, on_status, ahead)
             write_rounds(path, rounds)
         left = {id: left[id] for id in rounds[number].kept}
         number += 1
@@ -157,16 +161,21 @@ def halve(
 
 def _train_round(
     rounds: list[Round], number: int, taking_part: Sequence[Finalist], planned: int, path: Path, train: Train,
-    on_status: Callable[[str], None],
+    on_status: Callable[[str], None], ahead: Ahead | None,
 ) -> Round:  # fmt: skip
     """Train who takes part in a round, and say which half is the better one."""
     failed: dict[str, str] = {}
-    for index, finalist in enumerate(taking_part):
-        if finalist.id in rounds[number].miou:
-            continue
-        start, end = ((number + place / len(taking_part)) / planned for place in (index, index + 1))
+    shares = [min(1.0, (number + place / len(taking_part)) / planned) for place in range(len(taking_part) + 1)]
+    left = [
+        (finalist, Turn(number + 1, rounds[number].steps, start, end))
+        for finalist, (start, end) in zip(taking_part, pairwise(shares), strict=True)
+        if finalist.id not in rounds[number].miou
+    ]
+    if ahead is not None:
+        ahead(left)
+    for finalist, turn in left:
         try:
-            miou = train(finalist, Turn(number + 1, rounds[number].steps, start, min(1.0, end)))
+            miou = train(finalist, turn)
         except CheckFailed as error:
             failed[finalist.id] = str(error)
             on_status(f"finalist {finalist.name} leaves: its training failed ({error})")

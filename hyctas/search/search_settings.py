@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from export.ranges import Range, Settings, Side
+from export.ranges import Range, Settings, Side, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +20,5 @@ class SearchSettings(Settings):
     """Images that a network is screened on; the better half of a generation is scored on all. 0: no screening."""
     eval_size: tuple[Side, Side] | None = None
     """Resize the images that networks are scored on to this height and width; none: as the supernet was trained."""
+    threads: Threads = 2
+    """Threads that score a network, and cores that each worker of a cluster takes; scores depend on it in the last digits."""
