@@ -32,6 +32,8 @@ STORE_BYTES = 2**30
 """Object store of a cluster on this machine: what is put there is a supernet, and networks in training."""
 TOKENS = "ray._private.authentication.authentication_token_setup"
 """Where Ray's heads, and Ray itself for the address "auto", decide whether to ask for ~/.ray/auth_token."""
+STARTS = 3
+"""A cluster on this machine is started so often: Ray gives up where its processes get no core for 30 seconds."""
 REACH_S, LOOKS = 5.0, 3
 """How long the head may take to answer; how often it is looked for in vain before it counts as gone."""
 
@@ -157,17 +159,22 @@ def _connect(ray: Any, address: str | None, folder: str | None, remedies: tuple[
             raise InvalidInput(f"the address of a Ray cluster is that of its head, HOST:PORT, or auto, not {address!r}")
         if not _answers(address):  # Ray itself would try for minutes
             raise ClusterFailed(f"nothing answers at {address}, where the head of a Ray cluster should be", *remedies)
-    try:
-        if address is None:
-            os.environ.update({name: value for name, value in LOCAL.items() if name not in os.environ})
-            ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, object_store_memory=STORE_BYTES,
-                     _temp_dir=folder, **quiet)  # fmt: skip
-        else:
-            importlib.import_module(TOKENS).maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-            ray.init(address=address, **quiet)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = "on this machine cannot be started" if address is None else f"at {address} cannot be joined"
-        raise ClusterFailed(f"a Ray cluster {where}: {one_line(error)}", *remedies) from error
+    if address is None:
+        os.environ.update({name: value for name, value in LOCAL.items() if name not in os.environ})
+        where: dict[str, Any] = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "_temp_dir": folder}
+        where["object_store_memory"] = STORE_BYTES
+    else:
+        importlib.import_module(TOKENS).maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        where = {"address": address}
+    for left in reversed(range(STARTS if address is None else 1)):
+        try:
+            ray.init(**where, **quiet)
+            return
+        except Exception as error:  # Ray raises bare ones, too
+            ray.shutdown()
+            if not left:
+                what = "on this machine cannot be started" if address is None else f"at {address} cannot be joined"
+                raise ClusterFailed(f"a Ray cluster {what}: {one_line(error)}", *remedies) from error
 
 
 def _devices(node: Mapping[str, Any], threads: int | None) -> list[Device]:

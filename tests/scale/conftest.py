@@ -38,7 +38,7 @@ class Nodes:
         """Start the head; return its address."""
         port, place = self.address.rpartition(":")[2], f"--temp-dir={self.folder}"
         head = self._start(["--head", f"--port={port}", "--include-dashboard=false", place, *options])
-        until(self._answers, 300, head)
+        until(lambda: self._answers() and (self.folder / "session_latest/sockets/raylet").exists(), 300, head)
         return self.address
 
     def join(self, **environment: str) -> subprocess.Popen[bytes]:
