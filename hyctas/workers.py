@@ -247,15 +247,18 @@ class Pool:
         return place
 
     def _hand_out(self) -> None:
-        """Give every free worker a task: one that it does faster than others, else the oldest."""
-        for place in self._places:
-            fitting = [key for key in self._waiting if place.doing is None and self._tasks[key].kind in ("", place.kind)]
-            if fitting:
-                own = (key for key in fitting if self._by.get(self._tasks[key].near) is place)
-                key = next(own, fitting[0])
-                self._waiting.remove(key)
-                task = self._tasks[key]
-                place.key, place.doing = key, place.actor.run.remote(task.name, *task.arguments)
+        """Give every free worker a task: first those that it does faster than others, then the oldest."""
+        for near in (True, False):
+            for place in self._places:
+                fitting = (key for key in self._waiting if self._fits(key, place, near=near))
+                if place.doing is None and (key := next(fitting, None)) is not None:
+                    self._waiting.remove(key)
+                    task = self._tasks[key]
+                    place.key, place.doing = key, place.actor.run.remote(task.name, *task.arguments)
+
+    def _fits(self, key: Hashable, place: _Place, *, near: bool) -> bool:
+        task = self._tasks[key]
+        return task.kind in ("", place.kind) and (not near or self._by.get(task.near) is place)
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:

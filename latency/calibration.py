@@ -22,7 +22,8 @@ class Calibration:
 
     name: str
     """For instance `edge@360x480`."""
-    constant_ms: float
+    constant: float
+    """Milliseconds, perhaps below 0."""
     scale: Positive
     n: Count
     """Networks it was fitted on."""
@@ -38,4 +39,4 @@ class Calibration:
     def estimate(self, ms: Sequence[float]) -> float:
         """Correct a network's unit latencies (ms)."""
         total = math.fsum(ms)
-        return max(self.constant_ms + self.scale * total, FLOOR * total)
+        return max(self.constant + self.scale * total, FLOOR * total)

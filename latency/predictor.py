@@ -75,10 +75,10 @@ def fit(
     sums = np.array([predict(units, table) for units in units_list])
     predicted = _out_of_fold(sums, measured)
     ratios = measured / predicted
-    constant_ms, scale = _line(sums, measured)
+    constant, scale = _line(sums, measured)
     return Calibration(
         name=name,
-        constant_ms=constant_ms,
+        constant=constant,
         scale=scale,
         n=int(measured.size),
         holdout=fidelity(predicted, measured),

@@ -113,4 +113,4 @@ def summed(layers: Mapping[str, Sequence[float]], owners: Mapping[str, str], who
         if (part := owners.get(name)) is not None:
             before = found.get(part, [0.0] * len(times))
             found[part] = [a + b + beside for a, b in zip(before, times, strict=True)]
-    return found
+    return {part: [max(0.0, ms) for ms in times] for part, times in found.items()}

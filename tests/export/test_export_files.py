@@ -36,7 +36,7 @@ def test_a_time_that_no_float_can_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="median_ms"):
         convert(Row, {**row, "median_ms": 10**400})
     identity = {"target": "torch-cpu:fp32", "device": {}, "versions": {}, "threads": 1, "protocol": {}}
-    lines = [{"format_version": 1, "identity": identity, "run": {}}, {"key": "a", "row": {**row, "p90_ms": 10**400}}, {"note": "b"}]
+    lines = [{"format_version": 2, "identity": identity, "run": {}}, {"key": "a", "row": {**row, "p90_ms": 10**400}}, {"note": "b"}]
     (tmp_path / "j").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(CorruptFile, match="line 2"):
         read_journal(tmp_path / "j")

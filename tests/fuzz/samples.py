@@ -91,7 +91,7 @@ def write_tables(run: Path) -> None:
         rows[key] = Row(op=family(key), median_ms=ms, p10_ms=0.9 * ms, p90_ms=1.1 * ms, n=20, builds=1, busy=False)
     fidelity = Fidelity(mape=0.01, within5=1.0, within10=1.0, spearman=1.0, kendall=1.0, n=20)
     calibration = Calibration(
-        name="tiny@64x64", constant_ms=0.0, scale=1.0, n=20, holdout=fidelity,
+        name="tiny@64x64", constant=0.0, scale=1.0, n=20, holdout=fidelity,
         space_hash=space.hash, residual_sd=0.0,
     )  # fmt: skip
     table = LatencyTable(identity, rows, {calibration.name: calibration}, [{"started": "2026-01-01T00:00:00Z", "seed": 0}])

@@ -84,7 +84,7 @@ def test_latency_predict_recovers_an_affine_truth() -> None:
     measured = truth(networks, table, dict.fromkeys(OPS, 0.9), constant=2.0, noise=0.002)
     calibration = fitted(measured, networks, table)
     assert calibration.holdout.mape < 0.004
-    assert calibration.constant_ms == pytest.approx(2.0, abs=0.1)
+    assert calibration.constant == pytest.approx(2.0, abs=0.1)
     assert calibration.scale == pytest.approx(0.9, abs=0.01)
     assert calibration.residual_sd == pytest.approx(0.002, rel=0.5)
 

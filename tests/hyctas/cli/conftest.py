@@ -77,7 +77,7 @@ def made_table(mape: float = 0.01, ratios: tuple[float, ...] = ()) -> LatencyTab
         ms = 0.01 + 30 * operator.macs(shapes) / 1e9
         rows[key] = Row(op=family(key), median_ms=ms, p10_ms=ms, p90_ms=ms, n=20, builds=1, busy=False)
     calibration = Calibration(
-        name="tiny@64x64", constant_ms=0.0, scale=1.0, n=20,
+        name="tiny@64x64", constant=0.0, scale=1.0, n=20,
         holdout=Fidelity(mape, 1.0, 1.0, 1.0, 1.0, 20), space_hash=tiny().hash, residual_sd=0.0, ratios=ratios,
     )  # fmt: skip
     return LatencyTable(identity, rows, {calibration.name: calibration})
