@@ -24,7 +24,7 @@ from latency.predictor import predict
 from latency.table import LatencyTable
 from tests.hyctas.cli.conftest import CLASSES, SEARCH, SIZE, Command, expect, made_table, nano
 
-QUICK = "warmup_ms = 0\nmin_samples = 6\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n"
+QUICK = "warmup_ms = 0\nmin_samples = 6\npasses = 1\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n"
 RATIOS = tuple(np.linspace(0.9, 1.2, 50).tolist())
 
 
