@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from export import codec
-from export.codec import reading, whole_lines
+from export.codec import cut_off, reading, whole_lines
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -133,9 +132,8 @@ def _measured(
     """Measure networks twice each, in ms by id; what stands in a file of lines is not measured again."""
     known: dict[str, tuple[float, float]] = {}
     if path.exists():
-        lines, torn = whole_lines(path)
-        os.truncate(path, path.stat().st_size - len(torn))
-        for number, line in lines:
+        cut_off(path)
+        for number, line in whole_lines(path)[0]:
             with reading(path, number):
                 measured = codec.decode(_Times, line)
                 known[measured.id] = measured.ms
@@ -200,8 +198,7 @@ def _coverages_text(shares: Sequence[float]) -> str:
 def _table_text(table: LatencyTable) -> str:
     """Say how noisy the table is."""
     spreads = [row.spread for row in table.rows.values() if row.spread is not None]
-    busy = sum(row.busy for row in table.rows.values())
-    text = f"The table holds {len(table)} operators, {busy} of them measured beside other processes"
+    text = f"The table holds {len(table)} operators, {table.busy} of them measured beside other processes"
     return text + (f"; several measurements of one differ by {np.median(spreads):.1%} (median)." if spreads else ".")
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -135,6 +136,11 @@ def whole_lines(path: Path) -> tuple[list[tuple[int, bytes]], bytes]:
     """
     *lines, cut_off = path.read_bytes().split(b"\n")
     return list(enumerate(lines, 1)), cut_off
+
+
+def cut_off(path: Path) -> None:
+    """Take away what a kill left behind the last whole line of a file, so that it can be appended to."""
+    os.truncate(path, path.stat().st_size - len(whole_lines(path)[1]))
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from export.errors import Perform
 from export.machine import hardware
 from export.runtime import Runtime
 from latency.identity import Identity
+from latency.in_situ import Progress
 from latency.measure import Protocol
 from latency.measure import measure as measure_session
-from latency.profiling import Measure, Progress, profile
+from latency.profiling import Measure, profile
 from latency.table import LatencyTable
 from latency.workload import Workload
 

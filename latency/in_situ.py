@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.errors import InvalidInput
 from export.files import write_bytes
 from export.load import LoadReader, others_share, read_load
 from export.runtime import LayerRuntime
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
 Progress = Callable[[int, int, float, str], None]
+"""Told (keys done, keys in all, seconds left, key just measured)."""
 LEAST_MS = 5e-4
 """Half of the microsecond that runtimes' profiles count in."""
 TRIES = 3
@@ -131,13 +131,3 @@ class InSitu:
         export_modules(modules, self.folder, [names[workload.key] for workload in missing])
         models = {key: onnx.load(self.folder / f"{name}.onnx") for key, name in names.items()}
         return wire([Part(each.name, models[each.workload.key], each.inputs) for each in graph.placed], graph.inputs)
-
-
-def check_in_situ(protocol: Protocol) -> None:
-    """Refuse what cannot be measured inside a graph.
-
-    Raises:
-        InvalidInput: naming the setting.
-    """
-    if protocol.flush_mib:
-        raise InvalidInput("flush_mib empties caches before operators that are timed alone: it needs passes = 0")

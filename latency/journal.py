@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.codec import Count, Text, decode, elided, plain, reading, whole_lines
+from export.codec import Count, Text, cut_off, decode, elided, plain, reading, whole_lines
 from latency.identity import Identity
 from latency.table import LatencyTable, Row, join_rows
 
@@ -79,14 +79,14 @@ class Journal:
 
     def __init__(self, path: Path, identity: Identity, run: dict[str, Any], *, resume: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        standing = resume and path.exists()
-        if standing:
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-            standing = path.stat().st_size > 0
+        continued = resume and path.exists()
+        if continued:
+            cut_off(path)
+            continued = path.stat().st_size > 0
         exclusive = 0 if resume else os.O_EXCL
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | exclusive | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._unsynced = 0
-        if standing:
+        if continued:
             self.note(f"continued: {json.dumps(run)}")
         else:
             self._write({"format_version": FORMAT_VERSION, **plain(_Header(identity, run))})
@@ -160,19 +160,30 @@ def fold(path: Path, identity: Identity, notice: Callable[[str], None] = log.war
         TableMismatch: table or journal was made under other conditions.
         CorruptFile: table or journal is damaged.
     """
+    table, content = standing(path, identity, notice)
+    if content is not None and (content.visits or content.notes):
+        table.rows = join_rows(table.rows, content.rows)
+        entry = content.run | {"rows": len(content.visits), "notes": content.notes}
+        if entry not in table.provenance:
+            table.provenance.append(entry)
+        table.save(path)
+    journal_path(path).unlink(missing_ok=True)
+    return table
+
+
+def standing(
+    path: Path, identity: Identity, notice: Callable[[str], None] = log.warning
+) -> tuple[LatencyTable, JournalContent | None]:
+    """Read the table at `path`, empty where there is none, and what its journal holds, None where there is none.
+
+    Raises:
+        TableMismatch: table or journal was made under other conditions.
+        CorruptFile: table or journal is damaged.
+    """
     table = LatencyTable.load(path) if path.exists() else LatencyTable(identity)
     table.identity.check(identity, str(path))
     journal = journal_path(path)
-    if not journal.exists():
-        return table
-    content = read_journal(journal, notice)
+    content = read_journal(journal, notice) if journal.exists() else None
     if content is not None:
         content.identity.check(identity, str(journal))
-        if content.visits or content.notes:
-            table.rows = join_rows(table.rows, content.rows)
-            entry = content.run | {"rows": len(content.visits), "notes": content.notes}
-            if entry not in table.provenance:
-                table.provenance.append(entry)
-            table.save(path)
-    journal.unlink()
-    return table
+    return table, content

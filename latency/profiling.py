@@ -19,16 +19,14 @@ from export.errors import CheckFailed, HyctasError, InvalidInput
 from export.machine import fingerprint, hardware, load_average
 from export.runtime import LayerRuntime, OperatorRuntime, Runtime, Session
 from latency.identity import Identity
-from latency.in_situ import InSitu, check_in_situ
-from latency.journal import Journal, fold, journal_path, read_journal
+from latency.in_situ import InSitu, Progress
+from latency.journal import Journal, fold, journal_path, standing
 from latency.lock import measuring
 from latency.measure import Measurement, MeasurementFailed, Protocol, measure
 from latency.table import LatencyTable, Row
 from latency.workload import Workload, unique
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, float, str], None]
-"""Told (keys done, keys in all, seconds left, key just measured)."""
 Measure = Callable[[Session, Protocol], Measurement]
 BATCH = 40
 """Workloads exported and loaded at a time."""
@@ -130,10 +128,11 @@ def in_effect(protocol: Protocol, runtime: Runtime) -> Protocol:
     Raises:
         InvalidInput: caches are to be emptied between layers.
     """
-    in_situ = isinstance(runtime, LayerRuntime) and runtime.times_layers and protocol.passes > 0
-    if in_situ:
-        check_in_situ(protocol)
-    return protocol if in_situ else replace(protocol, passes=0)
+    if not (isinstance(runtime, LayerRuntime) and runtime.times_layers):
+        return replace(protocol, passes=0)
+    if protocol.passes and protocol.flush_mib:
+        raise InvalidInput("flush_mib empties caches before operators that are timed alone: it needs passes = 0")
+    return protocol
 
 
 def _in_situ(
@@ -141,16 +140,11 @@ def _in_situ(
     protocol: Protocol, progress: Progress | None, seed: int, notice: Callable[[str], None],
 ) -> LatencyTable:  # fmt: skip
     """Measure operators inside graphs (see `latency.in_situ`); a stopped run's journal is continued."""
-    table = LatencyTable.load(path) if path.exists() else LatencyTable(identity)
-    table.identity.check(identity, str(path))
+    table, known = standing(path, identity, notice)
     todo = [workload for key, workload in wanted.items() if key not in table]
-    standing = journal_path(path)
-    known = read_journal(standing, notice) if standing.exists() else None
-    if known is not None:
-        known.identity.check(identity, str(standing))
     if todo:
         folder = path.with_name(f"{path.name}.operators")
-        with Journal(standing, identity, _provenance(seed), resume=True) as journal:
+        with Journal(journal_path(path), identity, _provenance(seed), resume=True) as journal:
             InSitu(runtime, protocol, context, journal, known, folder, progress).measure_all(todo, seed)
         shutil.rmtree(folder, ignore_errors=True)
     return fold(path, identity, notice)

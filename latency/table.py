@@ -87,6 +87,11 @@ class LatencyTable:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def busy(self) -> int:
+        """Operators that were measured beside other processes."""
+        return sum(row.busy for row in self.rows.values())
+
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
         """Read and validate a table.

@@ -47,16 +47,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Unit:
-    """One timed part of a network: a node of its plan."""
+    """One timed part of a network: a node of its plan. One that several branches share counts once."""
 
     key: str
     """The latency table's key."""
-    op: str
-    """The operator's family, as in `Workload`."""
-    branches: tuple[int, ...]
-    """Final strides of the branches that share this unit; it runs, and counts, once."""
     macs: int
-    bytes: int
 
 
 def unique(workloads: Sequence[Workload]) -> dict[str, Workload]:

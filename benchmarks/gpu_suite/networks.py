@@ -83,7 +83,7 @@ def _judge_target(session: Session, scale: Scale, text: str, runtime: Runtime) -
     def profiled() -> dict[str, Any]:
         table = profile(workloads(keys), runtime, path, scale.protocol, progress=tick)
         return {"keys": len(keys), "of_keys": len(space.keys(scale.size, CLASSES)), "size": list(scale.size),
-                "busy": sum(row.busy for row in table.rows.values())}  # fmt: skip
+                "busy": table.busy}  # fmt: skip
 
     def measured_networks(start: int) -> dict[str, Any]:
         chosen = genotypes[start : start + BATCH]

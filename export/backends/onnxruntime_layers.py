@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from export.backends.layer_times import summed, timed, warm
 
 if TYPE_CHECKING:
     import onnx
@@ -48,24 +48,6 @@ def time_parts(open_session: Callable[[Any], Any], options: Any, warmup_ms: floa
     return summed(kernels_of(events, runs), owners, timed(lambda: session.run(None, feeds), runs))
 
 
-def warm(step: Callable[[], object], warmup_ms: float) -> None:
-    """Run for at least so long, and twice."""
-    start, done = time.perf_counter(), 0
-    while done < 2 or 1e3 * (time.perf_counter() - start) < warmup_ms:
-        step()
-        done += 1
-
-
-def timed(step: Callable[[], object], runs: int) -> list[float]:
-    """Return the milliseconds of every run."""
-    found = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        step()
-        found.append(1e3 * (time.perf_counter() - start))
-    return found
-
-
 def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
     """Name the part of every node of an optimised graph.
 
@@ -93,24 +75,3 @@ def kernels_of(events: list[Mapping[str, Any]], runs: int) -> dict[str, list[flo
         if event.get("cat") == "Node" and name.endswith(KERNEL):
             kernels.setdefault(name.removesuffix(KERNEL), []).append(event["dur"] / 1e3)
     return {name: times[-runs:] for name, times in kernels.items()}
-
-
-def summed(layers: Mapping[str, Sequence[float]], owners: Mapping[str, str], whole_ms: Sequence[float]) -> dict[str, list[float]]:
-    """Sum layers by part.
-
-    What a run takes beside its layers, and what profiling adds to them, is shared equally among the layers: a profile counts in
-    whole microseconds and leaves out what is between two layers, which is much where they are small.
-
-    Args:
-        layers: milliseconds of every run, by layer.
-        owners: part of a layer; one that has none counts for nobody.
-        whole_ms: of runs without a profile.
-    """
-    totals = np.sum([times for times in layers.values()], axis=0)
-    beside = (statistics.median(whole_ms) - float(np.median(totals))) / len(layers)
-    found: dict[str, list[float]] = {}
-    for name, times in layers.items():
-        if (part := owners.get(name)) is not None:
-            before = found.get(part, [0.0] * len(times))
-            found[part] = [a + b + beside for a, b in zip(before, times, strict=True)]
-    return {part: [max(0.0, ms) for ms in times] for part, times in found.items()}

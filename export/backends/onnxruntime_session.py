@@ -22,8 +22,7 @@ import numpy as np
 
 from export.errors import CorruptFile, InvalidInput, Unavailable, first_line
 from export.feeds import check_feeds, dynamic_note, random_feeds
-from export.files import utf8_path
-from export.int8.loading import int8_content, other_precision
+from export.int8.loading import content_for, other_precision
 from export.machine import instruction_sets
 from export.platform import install_line, nvidia_driver, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
@@ -91,7 +90,7 @@ class OnnxRuntime:
         path = Path(path)
         if not path.is_file():
             raise InvalidInput(f"no such file: {path}")
-        content, notes = self._content(path)
+        content, notes = content_for(self.target.precision, path)
         session = self._open(path, content)
         try:
             opened = OnnxSession(session, self.target, self._cuda_graph)
@@ -108,12 +107,8 @@ class OnnxRuntime:
         """Time the parts of a model; see `export.runtime.LayerRuntime`."""
         from export.backends.onnxruntime_layers import time_parts
 
-        (content, _), options = self._content(path), _options(self.threads, on_cuda=False)
+        (content, _), options = content_for(self.target.precision, path), _options(self.threads, on_cuda=False)
         return time_parts(lambda profiling: self._open(path, content, profiling), options, warmup_ms, runs)
-
-    def _content(self, path: Path) -> tuple[str | bytes, list[str]]:
-        """Return what ONNX Runtime is given of a file, and what a reader of its times should know."""
-        return int8_content(path) if self.target.precision == "int8" else (utf8_path(path), [])
 
     def _open(self, path: Path, content: str | bytes, options: Any = None) -> Any:
         import onnxruntime

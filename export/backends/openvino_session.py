@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.backends.onnxruntime_layers import summed, warm
+from export.backends.layer_times import summed, warm
 from export.backends.onnxruntime_session import load_exported
 from export.errors import InvalidInput, Unavailable
 from export.feeds import check_feeds, dynamic_note, random_feeds
-from export.files import utf8_path
-from export.int8.loading import int8_content, other_precision
+from export.int8.loading import content_for, other_precision
 from export.platform import install_line, platform_kind
 from export.runtime import Session, TensorSpec, check_can_run
 from export.target import Target
@@ -72,7 +71,7 @@ class OpenVinoRuntime:
         """
         path = Path(path)
         inputs, outputs, metadata = _described(path)
-        content, notes = self._content(path)
+        content, notes = content_for(self.target.precision, path)
         try:
             compiled = self._core.compile_model(self._core.read_model(content), DEVICE, self._settings())
         except RuntimeError as error:
@@ -89,18 +88,14 @@ class OpenVinoRuntime:
         """Export the modules in batches and load them; inputs are named `x0, ...`, outputs `y0, ...`."""
         return load_exported(modules, self._cache, self.load_file)
 
-    def _content(self, path: Path) -> tuple[str | bytes, list[str]]:
-        """Return what OpenVINO is given of a file, and what a reader of its times should know."""
-        return int8_content(path) if self.target.precision == "int8" else (utf8_path(path), [])
-
     def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
         """Time the parts of a model by OpenVINO's own counters; see `export.runtime.LayerRuntime`."""
         with self.load_file(path) as plain:
             plain.bind(random_feeds(plain.inputs))
             warm(plain.step, warmup_ms)
             whole_ms = [plain.step() for _ in range(runs)]
-        model, settings = self._core.read_model(self._content(path)[0]), {**self._settings(), "PERF_COUNT": True}
-        compiled = self._core.compile_model(model, DEVICE, settings)
+        content, _ = content_for(self.target.precision, path)
+        compiled = self._core.compile_model(self._core.read_model(content), DEVICE, {**self._settings(), "PERF_COUNT": True})
         origins = _origins(compiled)
         with OpenVinoSession(compiled, *_described(path)) as session:
             session.bind(random_feeds(session.inputs))

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from export.files import utf8_path
+
 NOT_QUANTISED = "no layer of it is quantised: it computes in fp32"
+
+
+def content_for(precision: str, path: Path) -> tuple[str | bytes, list[str]]:
+    """Return what a CPU runtime is given of an ONNX file, its path or its content, and what a reader of its times should know.
+
+    Raises:
+        InvalidInput, CorruptFile: as `int8_content`, where the precision is int8.
+    """
+    return int8_content(path) if precision == "int8" else (utf8_path(path), [])
 
 
 def int8_content(path: Path) -> tuple[bytes, list[str]]:

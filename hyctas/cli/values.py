@@ -55,16 +55,31 @@ def read_toml(path: Path, job: type) -> dict[str, Any]:
         InvalidInput: no TOML, or an unknown name.
         InvalidSetting: a value of the wrong type or outside its range.
     """
-    given = load_toml(path)
-    fields, nested = _own_fields(job), _nested_fields(job)
-    known = fields.keys() | {name for kind in nested.values() for name in hints(kind)}
-    if unknown := sorted(given.keys() - known):
-        raise InvalidInput(f"{path} has unknown keys {unknown}; known: {', '.join(sorted(known))}")
-    found = {name: fitting(name, value, fields[name]) for name, value in given.items() if name in fields}
-    for name, kind in nested.items():
-        inner = {key: fitting(key, value, hints(kind)[key]) for key, value in given.items() if key in hints(kind).keys() - fields}
-        found[name] = inner if bare(hints(job)[name]) is not kind else kind(**inner)
+    found, nested = _settings(str(path), load_toml(path), _own_fields(job), _nested_fields(job))
+    for name, kind in _nested_fields(job).items():
+        found[name] = nested[name] if bare(hints(job)[name]) is not kind else kind(**nested[name])
     return found
+
+
+def _settings(
+    where: str, given: Mapping[str, Any], fields: Mapping[str, Any], kinds: Mapping[str, type]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:  # fmt: skip
+    """Return what a table of a TOML file sets: of a job's own fields, and of its nested settings by their fields.
+
+    Raises:
+        InvalidInput: an unknown name.
+        InvalidSetting: a value of the wrong type or outside its range.
+    """
+    known = fields.keys() | {name for kind in kinds.values() for name in hints(kind)}
+    if unknown := sorted(given.keys() - known):
+        raise InvalidInput(f"{where} has unknown keys {unknown}; known: {', '.join(sorted(known))}")
+    own = {name: fitting(name, value, fields[name]) for name, value in given.items() if name in fields}
+    rest = given.keys() - fields.keys()
+    nested = {
+        field: {name: fitting(name, given[name], hint) for name, hint in hints(kind).items() if name in rest}
+        for field, kind in kinds.items()
+    }
+    return own, nested
 
 
 def load_toml(path: Path) -> dict[str, Any]:
@@ -93,8 +108,6 @@ def read_tables(path: Path, job: Job, common: Collection[str]) -> dict[str, Job]
     """
     tables = load_toml(path)
     fields = {name: hint for name, hint in _own_fields(type(job)).items() if name not in common}
-    nested = _nested_fields(type(job))
-    known = fields.keys() | {name for kind in nested.values() for name in hints(kind)}
     if not tables:
         raise InvalidInput(f"{path} holds no table; give one per search, for instance [phone], with settings under it")
     found = {}
@@ -103,13 +116,9 @@ def read_tables(path: Path, job: Job, common: Collection[str]) -> dict[str, Job]
             raise InvalidInput(f"{path}: {name} stands outside of a table; settings stand under the [name] of a search")
         if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
             raise InvalidInput(f"{path}: the table {name!r} names a folder; use letters, digits, - and _")
-        if unknown := sorted(given.keys() - known):
-            raise InvalidInput(f"{path}: [{name}] has unknown keys {unknown}; known: {', '.join(sorted(known))}")
-        own = {key: fitting(key, value, fields[key]) for key, value in given.items() if key in fields}
-        for field, kind in nested.items():
-            inner = {key: fitting(key, given[key], hint) for key, hint in hints(kind).items() if key in given.keys() - fields}
-            own[field] = dataclasses.replace(getattr(job, field), **inner)
-        found[name] = type(job)(**{**vars(job), **own})
+        own, nested = _settings(f"{path}: [{name}]", given, fields, _nested_fields(type(job)))
+        inner = {field: dataclasses.replace(getattr(job, field), **settings) for field, settings in nested.items()}
+        found[name] = type(job)(**{**vars(job), **own, **inner})
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from hyctas.cli.values import image_size
 from hyctas.commands.chosen_target import parse_target
 from hyctas.commands.profile_kit import ingest_profile, write_profile_kit
 from hyctas.commands.profile_tensorrt import engines_ahead, follow, protocol_of, show_attention, show_spread
-from hyctas.commands.profile_workers import profile_on_cluster, reference
+from hyctas.commands.profile_workers import profile_config, profile_on_cluster, reference
 from hyctas.commands.table_calibration import calibrated, check_networks, num_classes, show
 from hyctas.cost.workloads import workloads
 from hyctas.engine.table_attention import open_target
@@ -55,9 +54,7 @@ def measure_space(job: ProfileJob) -> None:
     keys = part(every_key, job.shard)
     runtime = open_target(target, job.threads)
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
-    config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
-              "threads": job.threads, "protocol": asdict(protocol), "shard": job.shard,
-              "merge": [str(path) for path in job.merge]}  # fmt: skip
+    config = profile_config(job, space, size, classes, target, protocol)
     run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart,
               formerly={**config, "networks": job.networks})  # fmt: skip
     table_path = run.file("latency.json")

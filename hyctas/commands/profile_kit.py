@@ -111,7 +111,7 @@ def ingest_profile(job: ProfileJob) -> None:
     table.save(path)
     say(f"wrote {path}: {len(keys) - len(missing)} of {len(keys)} operators, TensorRT {table.identity.versions['tensorrt']} on "
         f"{table.identity.device['gpus'][0]['name']}")  # fmt: skip
-    busy = sum(row.busy for row in table.rows.values())
+    busy = table.busy
     _warn(found, busy)
     if missing:
         command = f"on the device: sh run.sh; then here: {command_line('profile', run=job.run, ingest=job.ingest)}"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.codec import decode, plain
 from export.errors import CheckFailed, Give, InvalidInput, LeaveOut
@@ -47,6 +47,16 @@ def reference(wanted: Sequence[Workload]) -> Workload:
     """Return the workload that drift is judged by: one that works long enough to be timed well."""
     ordered = sorted(wanted, key=lambda workload: from_key(workload.key)[0].macs(from_key(workload.key)[1]))
     return ordered[len(ordered) * 9 // 10]
+
+
+def profile_config(
+    job: ProfileJob, space: SearchSpace, size: tuple[int, int], classes: int, target: Target, protocol: Protocol
+) -> dict[str, Any]:  # fmt: skip
+    """Return what decides what a table holds, as a run records it."""
+    return {
+        "space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
+        "threads": job.threads, "protocol": asdict(protocol), "shard": job.shard, "merge": [str(path) for path in job.merge],
+    }  # fmt: skip
 
 
 class ProfileWorker:
@@ -101,8 +111,7 @@ def profile_on_cluster(job: ProfileJob) -> None:
     check_networks(job)
     space, size, target = load_space(job.space), image_size(job.size), Target.parse(job.target)
     classes, protocol = num_classes(job), protocol_of(job, target)
-    config = {"space": job.space, "space_hash": space.hash, "size": size, "classes": classes, "target": str(target),
-              "threads": job.threads, "protocol": asdict(protocol), "shard": None, "merge": []}  # fmt: skip
+    config = profile_config(job, space, size, classes, target, protocol)
     run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart)
     keys = space.keys(size, classes)
     with open_cluster(job.ray, None, None) as cluster:
@@ -113,7 +122,7 @@ def profile_on_cluster(job: ProfileJob) -> None:
         if job.networks:
             _calibrate(pool, tables, space, (size, classes, job.networks))
         pool.close()
-    busy = sum(row.busy for kind in tables.values() for row in kind.table().rows.values())
+    busy = sum(kind.table().busy for kind in tables.values())
     names = [find_calibration(space, kind.table(), size) for kind in tables.values()]
     calibration = next((found.name for found in names if found is not None), None)
     run.finish(keys=len(keys), busy=busy, calibration=calibration, networks=job.networks)

@@ -13,6 +13,7 @@ from export.files import sha256
 from hyctas.artifacts.choice import Outcome, read_outcome
 from hyctas.cli.advice import command_line
 from hyctas.cli.values import read_tables
+from hyctas.commands.search_workers import SUPERNET_FILES
 from hyctas.report.collect import collect
 from hyctas.report.searches import chosen_rows, write_report_of_searches
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 COMMON = ("run", "space", "data", "several", "workers", "ray", "restart")
 """What all searches of a file have in common."""
-SUPERNET = ("supernet.safetensors", "train-supernet.json")
 FOLDER = "searches"
 
 
@@ -42,7 +42,7 @@ def several_jobs(job: SearchJob) -> dict[str, SearchJob]:
 
 def link_supernet(run: Path, folder: Path) -> None:
     """Put a run's supernet into another run folder, without a second copy where the file system has links."""
-    for name in SUPERNET:
+    for name in SUPERNET_FILES:
         source, place = run / name, folder / name
         if not source.exists() or (place.exists() and (place.samefile(source) or sha256(place) == sha256(source))):
             continue

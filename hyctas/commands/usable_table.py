@@ -22,10 +22,9 @@ def usable_table(path: Path) -> LatencyTable:
         TableMismatch: the runtime's version is another one now.
     """
     table = LatencyTable.load(path)
-    busy = sum(row.busy for row in table.rows.values())
-    if busy:
-        say(f"warning: {busy} of {len(table)} operators of {path} were timed while other processes were running, so predictions "
-            "may be far off; measure again on a quiet machine")  # fmt: skip
+    if table.busy:
+        say(f"warning: {table.busy} of {len(table)} operators of {path} were timed while other processes were running, so "
+            "predictions may be far off; measure again on a quiet machine")  # fmt: skip
     identity = table.identity
     if dict(identity.device) != hardware():
         return table

@@ -35,7 +35,7 @@ def build_block(key: str) -> nn.Module:
 
 @functools.cache
 def family(key: str) -> str:
-    """Name an operator's family: what a calibration groups by."""
+    """Name an operator's family."""
     operator, _ = from_key(key)
     return "downup" if isinstance(operator, DownUp) else type(operator).__name__.lower()
 
@@ -53,8 +53,7 @@ def _workload(key: str) -> Workload:
 
 def units(plan: Plan) -> list[Unit]:
     """Return what a plan's latency is the calibrated sum of."""
-    keys = [node.key for node in plan.nodes]
-    return [Unit(key, family(key), n.branches, n.macs, n.bytes_moved) for key, n in zip(keys, plan.nodes, strict=True)]
+    return [Unit(node.key, node.macs) for node in plan.nodes]
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def trust_section(data: RunData) -> Section | str:
     if data.table is None:
         return f"Trust in the latency predictions: there is no latency.json ({data.step_name('profile')} writes it)"
     table, identity = data.table, data.table.identity
-    busy = sum(row.busy for row in table.rows.values())
+    busy = table.busy
     threads = plural(identity.threads, "thread")
     held = f"The table holds {plural(len(table), 'operator')}, measured on {identity.target} with {threads} "
     held += f"({machine(identity.device)})."

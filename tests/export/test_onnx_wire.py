@@ -11,7 +11,8 @@ import torch
 from onnx import helper
 from torch import nn
 
-from export.backends.onnxruntime_layers import kernels_of, parts_of, summed
+from export.backends.layer_times import summed
+from export.backends.onnxruntime_layers import kernels_of, parts_of
 from export.onnx.exporter import export_modules
 from export.onnx.join import Part, wire
 from export.runtime import LayerRuntime

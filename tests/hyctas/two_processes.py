@@ -28,12 +28,12 @@ from hyctas.network import build
 from hyctas.nn.supernet import Supernet
 from hyctas.space import tiny
 from hyctas.training.config import Recipe, SupernetRecipe
-from hyctas.training.loop import Progress, Trainer
+from hyctas.training.loop import Trainer
 from hyctas.training.processes import group_closed, start_processes
 from hyctas.training.sandwich import Sandwich
 from hyctas.training.single import Single
 from hyctas.training.synchronised_norms import moments, synchronised_norms
-from tests.hyctas.stopping import Stop
+from tests.hyctas.stopping import run_until
 
 STEPS = 4
 SHARED = {"steps": STEPS, "crop": (32, 48), "batch": 4, "warmup_steps": 2, "threads": 1, "amp": False, "scale": (0.5, 2.0)}
@@ -62,17 +62,7 @@ def trained(case: str, path: Path, until: int = STEPS, recipe: Recipe | None = N
     step.feed.batch = _double(step.feed.batch)  # type: ignore[method-assign]
     trainer = Trainer(model.double(), recipe, path, step.state if supernet else None)
     losses: list[float] = []
-
-    def watch(progress: Progress) -> None:
-        losses.append(progress.numbers["loss"])
-        if trainer.step == until:
-            trainer.save()
-            raise Stop
-
-    try:
-        trainer.run(step, watch)
-    except Stop:
-        pass
+    run_until(trainer, step, until, lambda progress: losses.append(progress.numbers["loss"]))
     step.feed.close()
     return losses, model
 

@@ -38,7 +38,7 @@ def draw_networks(table: LatencyTable, n: int, seed: int = 1) -> list[list[Unit]
     networks = []
     for _ in range(n):
         ops = rng.choice(OPS, size=rng.integers(10, 31), p=rng.dirichlet(np.ones(len(OPS))))
-        networks.append([Unit(str(rng.choice(keys[op])), str(op), (8,), 0, 0) for op in ops])
+        networks.append([Unit(str(rng.choice(keys[op])), 0) for op in ops])
     return networks
 
 
@@ -47,11 +47,11 @@ def truth(
     table: LatencyTable,
     weights: dict[str, float],
     constant: float = 0.0,
-    per_unit: float = 0.0,
     noise: float = 0.0,
 ) -> np.ndarray:
     rng = np.random.default_rng(2)
-    exact = [constant + sum(per_unit + weights.get(u.op, 1.0) * table.rows[u.key].median_ms for u in units) for units in networks]
+    rows = [[table.rows[unit.key] for unit in units] for units in networks]
+    exact = [constant + sum(weights.get(row.op, 1.0) * row.median_ms for row in network) for network in rows]
     return np.array(exact) * (1 + noise * rng.standard_normal(len(networks)))
 
 
@@ -62,17 +62,17 @@ def fitted(measured: np.ndarray, networks: list[list[Unit]], table: LatencyTable
 def test_latency_predict_plain_sum_counts_each_unit() -> None:
     table = make_table()
     ms = table.rows["conv0"].median_ms
-    assert predict([Unit("conv0", "conv", (8,), 0, 0)] * 3, table) == pytest.approx(3 * ms)
+    assert predict([Unit("conv0", 0)] * 3, table) == pytest.approx(3 * ms)
 
 
 def test_latency_predict_reports_all_missing_keys() -> None:
-    units = [Unit(key, "conv", (8,), 0, 0) for key in ("conv0", "x", "y", "x")]
+    units = [Unit(key, 0) for key in ("conv0", "x", "y", "x")]
     with pytest.raises(MissingKeys) as caught:
         predict(units, make_table())
     target = make_table().identity.target
     assert (caught.value.keys, caught.value.remedies) == (("x", "y"), (Perform("profile", {"target": target}),))
     with pytest.raises(MissingKeys) as caught:
-        fit([units, [*units, Unit("z", "conv", (8,), 0, 0)]] * 3, [1.0] * 6, make_table(), space_hash="", name="")
+        fit([units, [*units, Unit("z", 0)]] * 3, [1.0] * 6, make_table(), space_hash="", name="")
     assert caught.value.keys == ("x", "y", "z")
     with pytest.raises(InvalidInput, match="without units"):
         predict([], make_table())
@@ -174,8 +174,8 @@ def test_latency_predict_bound_takes_the_right_order_statistic() -> None:
 def test_latency_predict_weighs_macs_in_the_place_of_a_table() -> None:
     table = make_table()
     networks = draw_networks(table, 60)
-    networks = [[Unit(u.key, u.op, u.branches, int(1e6 * table.rows[u.key].median_ms), 1) for u in units] for units in networks]
+    networks = [[Unit(u.key, int(1e6 * table.rows[u.key].median_ms)) for u in units] for units in networks]
     measured = truth(networks, table, {"conv": 0.5, "pool": 2.0})
     assert by_macs(networks, measured).mape == pytest.approx(fitted(measured, networks, table).holdout.mape, rel=0.01)
-    idle = [[Unit(u.key, u.op, u.branches, 0, 0) for u in units] for units in networks]
+    idle = [[Unit(u.key, 0) for u in units] for units in networks]
     assert by_macs(idle, truth(idle, table, {})).n == 60, "networks without MACs are no error"

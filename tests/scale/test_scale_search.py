@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hyctas.ray_cluster import INSTALL, ClusterFailed, open_cluster
-from tests.hyctas.cli.conftest import SEARCH, TRAIN, made_table, run_command
+from tests.hyctas.cli.conftest import SEARCH, run_command, trained_run
 from tests.scale.conftest import ROOT, Nodes, processes, until
 
 pytest.importorskip("ray", reason=f"needs Ray: {INSTALL}")
@@ -30,10 +30,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a supernet and a table."""
-    run = tmp_path_factory.mktemp("supernet")
-    assert run_command("train", *TRAIN, "--run", run) == 0
-    made_table().save(run / "latency.json")
-    return run
+    return trained_run(tmp_path_factory.mktemp("supernet"))
 
 
 @pytest.fixture(scope="module")

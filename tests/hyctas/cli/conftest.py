@@ -102,7 +102,11 @@ def nano_known() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a trained supernet and a latency table."""
-    run = tmp_path_factory.mktemp("trained")
+    return trained_run(tmp_path_factory.mktemp("trained"))
+
+
+def trained_run(run: Path) -> Path:
+    """Train a supernet into a folder, and put a table beside it; return the folder."""
     assert run_command("train", *TRAIN, "--run", run) == 0
     made_table().save(run / "latency.json")
     return run
