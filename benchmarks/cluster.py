@@ -47,7 +47,7 @@ GOAL = 1.7
 DEVICES = (1, 8, 64, 512)
 EVALUATIONS, FINALISTS, ROUNDS = 200, 12, 3
 """Of a search as it is by default."""
-MEASURED_KEYS, MEASURED_S, KEYS = 799, 207, 1600
+MEASURED_KEYS, MEASURED_S, KEYS = 1580, 390, 1600
 """docs/latency.md: so many operators took so long on a thread; `edge` has at most so many at 360x480."""
 MIB = 2**20
 
