@@ -22,7 +22,7 @@ from hyctas.ray_cluster import LOCAL, QUIET
 from tests.hyctas.cli.conftest import command as command
 
 ROOT = Path(__file__).parents[2]
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 class Nodes:
@@ -43,7 +43,11 @@ class Nodes:
 
     def join(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start another node, with variables of its own."""
-        return self._start([f"--address={self.address}"], **environment)
+        sockets = self.folder / "session_latest/sockets"
+        before = len(list(sockets.glob("raylet*")))
+        node = self._start([f"--address={self.address}"], **environment)
+        until(lambda: len(list(sockets.glob("raylet*"))) > before, 300, node)
+        return node
 
     def kill(self, name: str) -> None:
         """Kill a process of the head, for instance gcs_server."""
@@ -64,8 +68,8 @@ class Nodes:
                     os.kill(process.id, signal.SIGKILL)
 
     def _start(self, options: list[str], **environment: str) -> subprocess.Popen[bytes]:
-        own = {**os.environ, **QUIET, **LOCAL, "PYTHONPATH": str(ROOT), **environment}
-        node = subprocess.Popen([*RAY, *options], env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        own = {**os.environ, **QUIET, **LOCAL, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT), **environment}
+        node = subprocess.Popen([*RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options], env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.started.append(node)
         return node
 
@@ -107,6 +111,7 @@ def until(holds: Callable[[], bool], seconds: float, process: subprocess.Popen[A
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
     """Ray nodes of this test; their folder's name is short, as sockets have their names in it."""
+    subprocess.run([*RAY, "get-auth-token", "--generate"], check=True, capture_output=True)
     folder = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
     found = Nodes(folder)
     yield found
