@@ -173,10 +173,11 @@ def _connect(ray: Any, address: str | None, folder: str | None, remedies: tuple[
         except Exception as error:  # Ray raises bare ones, too
             ray.shutdown()
             if not left:
+                why = one_line(error)
                 if address is None:
-                    raise ClusterFailed(f"a Ray cluster on this machine cannot be started: {one_line(error)}", *remedies) from error
+                    raise ClusterFailed(f"a Ray cluster on this machine cannot be started: {why}", *remedies) from error
                 token = "where it asks for a token, set RAY_AUTH_MODE=token and copy its ~/.ray/auth_token to this machine"
-                raise ClusterFailed(f"the Ray cluster at {address} cannot be joined: {one_line(error)}", token, *remedies) from error
+                raise ClusterFailed(f"the Ray cluster at {address} cannot be joined: {why}", token, *remedies) from error
 
 
 def _devices(node: Mapping[str, Any], threads: int | None) -> list[Device]:

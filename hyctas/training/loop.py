@@ -20,6 +20,7 @@ from export.files import write_bytes
 from hyctas.training.average import WeightAverage
 from hyctas.training.collectives import from_first, sum_gradients, sum_numbers
 from hyctas.training.config import Recipe
+from hyctas.training.freed_memory import freed_memory_kept
 from hyctas.training.processes import is_first
 
 FORMAT_VERSION = 2
@@ -96,7 +97,7 @@ class Trainer:
         """
         self._check_agreement()
         bad, first = 0, self.step
-        with torch_threads(self.recipe.threads):
+        with torch_threads(self.recipe.threads), freed_memory_kept():
             while not self._finished():
                 started = time.monotonic()
                 for group in self.optimiser.param_groups:

@@ -69,7 +69,8 @@ class Nodes:
 
     def _start(self, options: list[str], **environment: str) -> subprocess.Popen[bytes]:
         own = {**os.environ, **QUIET, **LOCAL, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT), **environment}
-        node = subprocess.Popen([*RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options], env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = [*RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options]
+        node = subprocess.Popen(words, env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.started.append(node)
         return node
 
