@@ -134,8 +134,8 @@ def _measured(
 ) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Measure networks twice each, in ms by id; what stands in a file of lines is not measured again.
 
-    The second pass begins when the first one is through, so that what slows the machine for minutes shows as a difference. Where it is
-    more than `APART`, a third measurement says which of the two was disturbed: the two closest ones count.
+    The second pass begins when the first one is through, so that what slows the machine for minutes shows as a difference. Where
+    it is more than `APART`, a third measurement says which of the two was disturbed: the two closest ones count.
     """
     known: dict[str, list[float]] = {genotype.id: [] for genotype in networks}
     if path.exists():
