@@ -299,15 +299,9 @@ def test_bad_recipes(bad: dict[str, object]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_freed_memory_is_kept_while_training_and_given_back_afterwards() -> None:
-    def faults() -> int:
-        """Page faults of writing 64 MiB that another tensor held before."""
+def test_freed_memory_is_kept_while_training() -> None:
+    with freed_memory_kept():
         torch.ones(2**24)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    outside = faults()
-    with freed_memory_kept():
-        inside = faults()
-    assert inside < 100 < min(outside, faults())
+        torch.ones(2**24)  # 16,384 pages, which are new by default
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
