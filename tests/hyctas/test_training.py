@@ -21,7 +21,6 @@ from hyctas.space import tiny
 from hyctas.training.config import Recipe, SupernetRecipe
 from hyctas.training.evaluate import estimation_batches, evaluate, reestimate_norms, whole_images
 from hyctas.training.feed import CropFeed
-from hyctas.training.freed_memory import freed_memory_kept
 from hyctas.training.loop import Trainer
 from hyctas.training.losses import class_weights, distillation_loss, segmentation_loss
 from hyctas.training.sandwich import Sandwich
