@@ -157,13 +157,17 @@ def _measured(
     for turn in (0, 1):
         once_more([genotype for genotype in networks if len(known[genotype.id]) == turn], f"measured, pass {turn + 1}")
     twice = [genotype for genotype in networks if len(known[genotype.id]) == 2]
-    once_more([g for g in twice if max(known[g.id]) > APART * min(known[g.id])], "measured once more")
+    once_more([g for g in twice if _ratio(known[g.id]) > APART], "measured once more")
     return {genotype.id: closest(known[genotype.id]) for genotype in networks}
 
 
 def closest(ms: Sequence[float]) -> tuple[float, float]:
     """Return the two of some measurements whose ratio is closest to 1, in the order they were made."""
-    return min(combinations(ms, 2), key=lambda pair: max(pair) / min(pair))
+    return min(combinations(ms, 2), key=_ratio)
+
+
+def _ratio(ms: Sequence[float]) -> float:
+    return max(ms) / min(ms)
 
 
 def redraw(path: Path) -> None:
