@@ -190,7 +190,7 @@ def network_section(data: RunData, picture: Picture | None, *, timed: bool) -> S
     if data.plan.padded != data.plan.size:
         text += f" Inside, the image is padded to {format_size(data.plan.padded)}, a multiple of the largest stride."
     if timed:
-        text += " Times are those of the operators measured one by one."
+        text += " Times are those that the latency table holds for the operators."
     return Section("network", "The network", (Text(text), picture))
 
 
