@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
 BASE, BASE_INIT = "edge:lite0-16", "efficientnet-lite0"
 TARGET, SIZE, CLASSES = "onnxruntime-cpu:fp32", (360, 480), 11
 LITE_RATE, RATE = 1e-3, 2e-3
-"""Learning rates of networks with inverted residuals, and of others."""
+"""Learning rates of screened networks with inverted residuals, and of all else: the recipe's default."""
 FINAL_STEPS, FINAL_CROP, FINAL_PRESET = 3000, "240x320", "standard"
 
 
@@ -57,7 +57,7 @@ class Case:
     crop: str = "192x256"
     all_of_train: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the recipe, besides the learning rate and 100 steps of warm-up."""
+    """Of the recipe, besides a learning rate of 0.001 for screened networks with inverted residuals, and 100 steps of warm-up."""
     teachers: tuple[tuple[str, int], ...] = ()
     """Network and seed of each case that it follows: cases alike in everything else, without settings."""
 
@@ -138,7 +138,7 @@ def _operators() -> Iterator[Case]:
 
 def _rates() -> Iterator[Case]:
     """Slower learning of what was trained before, and other rates for all."""
-    for settings in ({"trunk_rate": 0.3}, {"trunk_rate": 0.1}, {"learning_rate": 2e-3}):
+    for settings in ({"trunk_rate": 0.3}, {"trunk_rate": 0.1}, {"learning_rate": 2e-3}, {"learning_rate": 4e-3}):
         yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", settings=settings)
 
 
@@ -150,6 +150,12 @@ def _recipe() -> Iterator[Case]:
     )  # fmt: skip
     for settings in factors:
         yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", settings=settings)
+
+
+def _crops() -> Iterator[Case]:
+    """Larger crops, and as many fewer steps of them."""
+    for crop, steps in (("240x320", 960), ("360x480", 427)):
+        yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", steps=steps, crop=crop)
 
 
 def _teachers() -> Iterator[Case]:
@@ -168,7 +174,8 @@ def _families() -> Iterator[Case]:
 
 def _finals() -> Iterator[Case]:
     """The best together, three seeds: `lite0-16` from trained and random weights, the yardstick now and as it was before."""
-    best = {name: value for name, value in read_preset(FINAL_PRESET).items() if name not in ("minutes", "crop")}
+    preset = {name: value for name, value in read_preset(FINAL_PRESET).items() if name not in ("minutes", "crop")}
+    best = {"learning_rate": RATE, **preset}
     for network, init, settings in (
         (BASE, BASE_INIT, best), (BASE, "none", best), ("edge:plain", "none", {**best, "reparameterise": True}),
         ("edge:plain", "none", {}),
@@ -177,8 +184,8 @@ def _finals() -> Iterator[Case]:
 
 
 PLANS = {
-    "gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "teachers": _teachers,
-    "families": _families, "finals": _finals,
+    "gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "crops": _crops,
+    "teachers": _teachers, "families": _families, "finals": _finals,
 }  # fmt: skip
 
 
@@ -242,7 +249,9 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
         *["--all-of-train"] * case.all_of_train,
         *(["--teacher", *(str(runs / teacher.name) for teacher in teachers)] if teachers else []),
     ]  # fmt: skip
-    scores, record = train(genotype, runs / case.name, case.settings, arguments)
+    inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
+    rate = LITE_RATE if inverted and case.steps < FINAL_STEPS else RATE
+    scores, record = train(genotype, runs / case.name, {"learning_rate": rate, **case.settings}, arguments)
     split, *others = case.splits
     line = {
         "case": case.to_json(), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
@@ -262,7 +271,7 @@ def train(
     Args:
         genotype: what is trained.
         folder: the run folder.
-        settings: of the recipe, besides one thread, 100 steps of warm-up, and the learning rate that fits the operators.
+        settings: of the recipe, besides one thread and 100 steps of warm-up.
         arguments: of the command, besides network, run folder and settings.
 
     Raises:
@@ -271,8 +280,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     network, config = folder / "network.json", folder / "recipe.toml"
     write_text(network, genotype.to_json())
-    inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
-    settings = {"threads": 1, "warmup_steps": 100, "learning_rate": LITE_RATE if inverted else RATE, **settings}
+    settings = {"threads": 1, "warmup_steps": 100, **settings}
     write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     command = [
         str(Path(sys.executable).with_name("hyctas-train")), "network", "--network", str(network), "--run", str(folder), "--config",
@@ -351,7 +359,8 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]], ratio
     for text, found in cases.items():
         case = json.loads(text)
         alike = {name: value for name, value in case.items() if name != "teachers"}
-        base = cases.get(json.dumps(alike | {"network": BASE, "init": BASE_INIT, "settings": {}}, sort_keys=True), {})
+        brief = {"steps": Case.steps, "crop": Case.crop} if case["steps"] < FINAL_STEPS else {}
+        base = cases.get(json.dumps(alike | {"network": BASE, "init": BASE_INIT, "settings": {}, **brief}, sort_keys=True), {})
         shared = [found[seed] - base[seed] for seed in found if seed in base]
         gain = f"{sum(shared) / len(shared):+.1f}" if shared and found is not base else "-"
         settings = [f"{name} = {value}" for name, value in case["settings"].items()]
