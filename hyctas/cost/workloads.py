@@ -186,12 +186,13 @@ POOL = 20
 
 
 def calibration_networks(
-    space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, count: int, purpose: int
+    space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, count: int, purpose: int, seed: int = 0
 ) -> list[Genotype]:
     """Choose the networks that a calibration measures: half as they are drawn, half evenly over the range of latencies.
 
     A search works where limits are, and draws are thin there: small networks are rare among random ones. Every other network
-    is therefore taken from a large draw, at even steps of the logarithm of the plain sum of its operators.
+    is therefore taken from a large draw, at even steps of the logarithm of the plain sum of its operators. So that the range
+    begins at the space's smallest network, a random share of the genes of each of these is that network's.
 
     Args:
         space: where they come from.
@@ -200,17 +201,24 @@ def calibration_networks(
         num_classes: number of classes.
         count: how many.
         purpose: of the random draw.
+        seed: of the random draw.
     """
-    pool = draw_networks(space, POOL * count, 0, purpose)
-    drawn, rest = pool[: count - count // 2], pool[count - count // 2 :]
+    pool = draw_networks(space, POOL * count, seed, purpose)
+    drawn = {genotype.id: genotype for genotype in pool[: count - count // 2]}
+    rng, least = np.random.default_rng([seed, purpose, 1]), np.array(space.encode(space.smallest()))
+    smaller = {
+        genotype.id: genotype
+        for genes in (np.array(space.encode(genotype)) for genotype in pool[len(drawn) :])
+        if (genotype := space.decode(np.where(rng.random(genes.size) < rng.random(), least, genes))).id not in drawn
+    }  # fmt: skip
+    rest = list(smaller.values())
     sums = np.log([predict(units(lower(genotype, size, num_classes)), table) for genotype in rest])
     chosen: list[int] = []
     for wanted in np.linspace(sums.min(), sums.max(), count // 2):
         free = np.setdiff1d(np.arange(len(rest)), chosen)
         chosen.append(int(free[np.argmin(np.abs(sums[free] - wanted))]))
-    networks = drawn + [rest[index] for index in chosen]
-    order = np.random.default_rng([0, purpose, 1]).permutation(len(networks))  # so that drift favours neither kind
-    return [networks[index] for index in order]
+    networks = [*drawn.values(), *(rest[index] for index in chosen)]
+    return [networks[index] for index in rng.permutation(len(networks))]  # so that drift favours neither kind
 
 
 def native_modules(genotypes: Sequence[Genotype], size: tuple[int, int], num_classes: int) -> list[tuple[Any, tuple[Any, ...]]]:

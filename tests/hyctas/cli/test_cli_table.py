@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from export.errors import Give, InvalidInput, Perform, TableMismatch
 from export.machine import hardware
 from export.runtimes import open_runtime
 from export.target import Target
+from hyctas.arch.genotype import Genotype
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
-from hyctas.cost.workloads import CostModel, calibration_networks, only_calibrated_size, units
+from hyctas.cost.calibrate import measure_confirmed
+from hyctas.cost.workloads import CostModel, calibration_networks, draw_networks, only_calibrated_size, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
 from latency.identity import versions_of
@@ -110,6 +113,28 @@ def test_calibration_networks_reach_the_ends() -> None:
 
     drawn = [space.sample(np.random.default_rng(seed)) for seed in range(20)]
     assert spread(networks) > spread(drawn)  # type: ignore[arg-type]
+    assert spread([*networks, space.smallest()]) < 1.2 * spread(networks), "nor far above the smallest network"  # type: ignore[list-item]
+
+
+def test_what_is_not_as_expected_is_measured_again() -> None:
+    networks = draw_networks(tiny(), 4, 0, 1)
+    takes = {  # by measurement
+        networks[0].id: [1.0],  # as expected
+        networks[1].id: [2.0, 1.01, 1.03],  # disturbed at first
+        networks[2].id: [3.0, 3.1],  # slow
+        networks[3].id: [1.05, 5.0],  # as expected
+    }
+    left = {name: iter(ms) for name, ms in takes.items()}
+    asked: list[list[str]] = []
+
+    def measure(some: Sequence[Genotype]) -> np.ndarray:
+        asked.append([genotype.id for genotype in some])
+        return np.array([next(left[genotype.id]) for genotype in some])
+
+    found = measure_confirmed(networks, measure, lambda first: np.full(4, 1.0))
+    assert found == pytest.approx([1.0, 1.02, 3.05, 1.05])
+    names = [genotype.id for genotype in networks]
+    assert asked == [names, names[1:3], names[1:2]]
 
 
 # -- profiling ----------------------------------------------------------------------------------------------------------------
