@@ -117,6 +117,8 @@ class Outcome:
     """Of the bound that the limits apply to; None: they apply to the prediction."""
     calibration: Named | None = None
     """What predictions used; None: plain sums."""
+    beside: tuple[str, ...] = ()
+    """Further targets that were searched for: of a network's latencies, the longest is given."""
 
     @classmethod
     def before_decoding(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +132,11 @@ class Outcome:
     def __post_init__(self) -> None:
         if not any(member.id == self.chosen for member in self.members):
             raise ValueError(f"the chosen network {self.chosen!r} is neither a finalist nor on the front")
+
+    @property
+    def targets(self) -> str:
+        """Name what was searched for."""
+        return " and ".join([self.target, *self.beside])
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -24,8 +24,8 @@ class SearchJob(Settings):
     """Your own space file, if the supernet was trained on one: code that only a run folder names is never run."""
     data: str | None = None
     """Data set; default: the one that the supernet was trained on, at the path that it had then."""
-    table: Path | None = None
-    """Latency table; default RUN/latency.json."""
+    table: tuple[Path, ...] = ()
+    """Latency tables, default RUN/latency.json; of a network's latencies on several targets, the longest counts."""
     size: str | None = None
     """Image size that latency is predicted for, HEIGHTxWIDTH; default: the one that the table was calibrated for."""
     limit: tuple[str, ...] = ()

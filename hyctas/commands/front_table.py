@@ -19,7 +19,9 @@ def show_front(run: Path) -> str:
 
 
 def _front_lines(outcome: Outcome) -> list[str]:
-    lines = [f"front on {outcome.target} ({outcome.threads} threads), mIoU with shared weights:",
+    targets = " and ".join([f"{outcome.target} ({outcome.threads} thread{'s' if outcome.threads != 1 else ''})", *outcome.beside])
+    slowest = "; latency: the longest" if outcome.beside else ""
+    lines = [f"front on {targets}, mIoU with shared weights{slowest}:",
              "  network        branches   mIoU   predicted ms   measured ms   params"]  # fmt: skip
     for member in outcome.front:
         found, star = member.evaluation, "  <- chosen" if member.id == outcome.chosen else ""

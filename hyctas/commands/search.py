@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle.imaging import Preprocessing
-from export.errors import CheckFailed, Give, HyctasError, Infeasible
+from export.errors import CheckFailed, Give, HyctasError, Infeasible, InvalidInput
 from export.files import sha256, write_text
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.inherit import SupernetRecord
@@ -35,6 +36,7 @@ from hyctas.search.limits import Limits
 from hyctas.search.outcome import write_outcome
 from hyctas.search.shared_scores import Remembering, Scores, SharedScores
 from hyctas.spaces.members import members_of
+from latency import LatencyTable
 
 if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob
@@ -105,16 +107,19 @@ def read_case(job: SearchJob) -> Case:
         Infeasible: no network meets the limits.
     """
     limits = Limits.parse(job.limit)
-    record_path, table_path = job.run / "train-supernet.json", job.table or job.run / "latency.json"
+    record_path, table_paths = job.run / "train-supernet.json", job.table or (job.run / "latency.json",)
     supernet, preprocessing = SupernetRecord.read(job.run), recorded_preprocessing(record_path)
-    space, table = supernet.space(job.space), usable_table(table_path)
-    size = image_size(job.size) if job.size else only_calibrated_size(space, table, Give("size", "HEIGHTxWIDTH"))
+    space, tables = supernet.space(job.space), [usable_table(path) for path in table_paths]
+    check_targets(table_paths, tables)
+    size = image_size(job.size) if job.size else only_calibrated_size(space, tables[0], Give("size", "HEIGHTxWIDTH"))
     data = open_dataset(job.data or supernet.data, check=False)
     confidence = None if job.confidence is None else job.confidence / 100
-    model = CostModel(space, table, size, data.num_classes, confidence)
-    _check_error(model, job.max_error, table_path)
+    model = CostModel(space, tables[0], size, data.num_classes, confidence, tables[1:])
+    for one, path in zip(model.all, table_paths, strict=True):
+        _check_error(one, job.max_error, path)
     limits.check_feasible(model)
-    if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, sha256(table_path))):
+    hashes = [sha256(path) for path in table_paths]
+    if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, hashes)):
         say(warning)
     settings = job.settings
     config = {
@@ -124,7 +129,7 @@ def read_case(job: SearchJob) -> Case:
         "members": [genotype.id for genotype in members_of(space).values()],
         "eval_size": settings.eval_size or supernet.size, "seed": job.seed,
         "data": data.trained(), "supernet_sha256": sha256(supernet.path),
-        "table_sha256": sha256(table_path), "threads": settings.threads, "norm_batches": NORM_BATCHES,
+        "table_sha256": "+".join(hashes), "threads": settings.threads, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
     }  # fmt: skip
     return Case(job, limits, supernet, preprocessing, data, model, config)
@@ -187,11 +192,30 @@ def _conclude(
     members = spread(pareto(history.of(SEARCH)), measure) if measure else []
     measured = measure_evaluations("front", members, model)
     facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
-             "calibration": calibration, "confidence": model.confidence,
-             "bound_factor": model.bound_factor}  # fmt: skip
+             "calibration": calibration, "confidence": model.confidence, "bound_factor": model.bound_factor,
+             "beside": [described(other.table) for other in model.beside]}  # fmt: skip
     outcome = write_outcome(run.file("pareto.json"), history, limits, reference_ms, measured, facts)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=measure)
+
+
+def check_targets(paths: Sequence[Path], tables: Sequence[LatencyTable]) -> None:
+    """Refuse several tables of one target.
+
+    Raises:
+        InvalidInput: two tables are of one target, on one device, with as many threads.
+    """
+    found: dict[str, Path] = {}
+    for path, table in zip(paths, tables, strict=True):
+        identity = table.identity
+        first = found.setdefault(json.dumps([identity.target, identity.threads, dict(identity.device)], sort_keys=True), path)
+        if first is not path:
+            raise InvalidInput(f"{first} and {path} are both of {described(table)} on one device; give one of them")
+
+
+def described(table: LatencyTable) -> str:
+    """Name a table's target: `onnxruntime-cpu:fp32 (2 threads)`."""
+    return f"{table.identity.target} ({table.identity.threads} thread{'s' if table.identity.threads > 1 else ''})"
 
 
 def _check_error(model: CostModel, max_error: float, path: Path) -> None:

@@ -36,7 +36,7 @@ def several_jobs(job: SearchJob) -> dict[str, SearchJob]:
     for name, one in read_tables(job.several, job, COMMON).items():
         folder = job.run / FOLDER / name
         link_supernet(job.run, folder)
-        jobs[name] = replace(one, run=folder, several=None, table=one.table or job.run / "latency.json")
+        jobs[name] = replace(one, run=folder, several=None, table=one.table or (job.run / "latency.json",))
     return jobs
 
 

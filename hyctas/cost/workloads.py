@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,16 +79,18 @@ class CostModel:
         size: height and width of the image.
         num_classes: number of classes.
         confidence: of the upper bound, above 0 and below 1; none: the bound is the prediction.
+        beside: tables of further targets: a network's latency, bound and memory are the greatest that any of them predicts.
 
     Raises:
-        MissingKeys: the table lacks operators.
+        MissingKeys: a table lacks operators.
         TableMismatch: the table's calibration was made for another version of the space.
         InvalidInput: a confidence that the calibration has too few networks for, or without a calibration.
     """
 
     def __init__(
-        self, space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, confidence: float | None = None
-    ) -> None:
+        self, space: SearchSpace, table: LatencyTable, size: tuple[int, int], num_classes: int, confidence: float | None = None,
+        beside: Sequence[LatencyTable] = (),
+    ) -> None:  # fmt: skip
         self.space, self.table, self.size, self.num_classes = space, table, size, num_classes
         name = space.name if space.name in SPACES else "YOUR_SPACE.py"
         settings = {
@@ -98,17 +100,32 @@ class CostModel:
         table.require(space.keys(size, num_classes), Perform("profile", settings))
         self.calibration = find_calibration(space, table, size)
         self.confidence, self.bound_factor = confidence, _bound_factor(self.calibration, confidence, settings)
+        self.beside = [CostModel(space, other, size, num_classes, confidence) for other in beside]
         self._known: dict[str, Costs] = {}
+
+    @property
+    def all(self) -> list[CostModel]:
+        """One model per target."""
+        return [self, *self.beside]
 
     def costs(self, genotype: Genotype) -> Costs:
         """Return the costs of a network."""
         name = genotype.id
         if name not in self._known:
             plan = lower(genotype, self.size, self.num_classes)
-            memory = predicted_mib(plan, Target.parse(self.table.identity.target).runtime)
-            latency_ms = predict(units(plan), self.table, self.calibration)
-            self._known[name] = Costs(latency_ms, self.bound_factor * latency_ms, plan.parameters, plan.macs, memory)
+            self._known[name] = _greatest([model.own_costs(plan) for model in self.all])
         return self._known[name]
+
+    def own_costs(self, plan: Plan) -> Costs:
+        """Return what a network costs on the target of the model's own table."""
+        memory = predicted_mib(plan, Target.parse(self.table.identity.target).runtime)
+        latency_ms = predict(units(plan), self.table, self.calibration)
+        return Costs(latency_ms, self.bound_factor * latency_ms, plan.parameters, plan.macs, memory)
+
+
+def _greatest(costs: Sequence[Costs]) -> Costs:
+    """Return what a network costs on the most demanding of several targets, cost by cost."""
+    return Costs(*(max(getattr(each, field.name) for each in costs) for field in fields(Costs)))
 
 
 def _bound_factor(calibration: Calibration | None, confidence: float | None, settings: dict[str, Any]) -> float:

@@ -94,7 +94,7 @@ def _lead(data: RunData) -> str:
         place = f"{device(data.bench.machine, data.bench.target)} ({data.bench.target}, {plural(data.bench.threads, 'thread')})"
         sentences.append(f"It labels every pixel of a {size} in {ms(found.ms)}: {fps(found.fps)} frames per second on {place}.")
     else:
-        target = f" on {data.outcome.target}" if data.outcome else ""
+        target = f" on {data.outcome.targets}" if data.outcome else ""
         how = "It is predicted to take" if found.how == "predicted" else "Measured during the search with random weights, it takes"
         sentences.append(f"{how} {ms(found.ms)} per {size}{target}: {fps(found.fps)} frames per second.")
     if data.member is not None and data.member.ended and data.member.ended.end == "won" and data.member.ended.handmade:
@@ -132,7 +132,7 @@ def _speed_tiles(data: RunData) -> tuple[Tile, Tile]:
         if data.bench.warnings or data.result.notes:
             level, spread = "warn", f"{spread}; take it with care, see Measured speed"
     else:
-        where = f"{found.how}, {data.outcome.target if data.outcome else ''}"
+        where = f"{found.how}, {data.outcome.targets if data.outcome else ''}"
         spread = f"{found.how}; {data.step_name('bench')} measures it"
     return Tile("Speed", f"{fps(found.fps)} FPS", where, level), Tile("Median latency", ms(found.ms), spread, level)
 
@@ -215,8 +215,8 @@ def _search_warnings(outcome: Outcome) -> list[str]:
 
 def _bench_warnings(data: RunData, bench: BenchReport, result: BenchResult) -> list[str]:
     found, outcome = [], data.outcome
-    if outcome and bench.target != outcome.target:
-        found.append(f"the network was searched for {outcome.target} and timed on {bench.target}")
+    if outcome and bench.target not in outcome.targets:
+        found.append(f"the network was searched for {outcome.targets} and timed on {bench.target}")
     if outcome and result.size != format_size(outcome.size):
         found.append(f"the network was searched for {format_size(outcome.size)} and timed at {result.size or 'no image'}")
     if data.manifest is not None and result.sha256 is not None and not data.is_bundled(result):

@@ -95,7 +95,7 @@ def _front_check(outcome: Outcome) -> str:
         return f"None of the {total} was measured whole; latencies are predictions."
     mean, worst = percent(sum(errors) / len(errors)), percent(max(errors))
     return (
-        f"{len(errors)} of the {total} were measured whole on {outcome.target}; the predictions are off by {mean} on average, "
+        f"{len(errors)} of the {total} were measured whole on {outcome.targets}; the predictions are off by {mean} on average, "
         f"{worst} at worst. Error: predicted by measured, minus one."
     )
 

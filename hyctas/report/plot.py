@@ -55,7 +55,7 @@ def pareto_figure(run_data: RunData) -> Figure:
         _clean(axes)
         handles = [*_clouds(axes, run_data.points), *_front(axes, outcome), *_measured(axes, outcome), *_limit(axes, outcome)]
         handles.append(_chosen(axes, outcome))
-        axes.set_xlabel(f"latency in ms (on {outcome.target}, {outcome.size[0]}x{outcome.size[1]})")
+        axes.set_xlabel(f"latency in ms (on {outcome.targets}, {outcome.size[0]}x{outcome.size[1]})")
         axes.set_ylabel("mIoU in %, choosing split, shared weights")
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10, columnspacing=3)
     return figure
@@ -80,7 +80,7 @@ def fronts_figure(found: Mapping[str, RunData]) -> Figure:
                 handles["limit"] = line
                 line.set_label("limit")
             axes.set_title(name)
-            axes.set_xlabel(f"latency in ms ({outcome.target})")
+            axes.set_xlabel(f"latency in ms ({outcome.targets})")
         for axes in grid[len(found) :]:
             axes.set_visible(False)
         figure.supylabel("mIoU in %, choosing split, shared weights")

@@ -32,7 +32,7 @@ def _row(name: str, outcome: Outcome) -> tuple[str, ...]:
     how = "predicted" if choice.measured_ms is None else "measured"
     handmade = f" ({choice.ended.handmade})" if choice.ended and choice.ended.handmade else ""
     return (
-        name, outcome.target, format_size(outcome.size), ", ".join(parts) or "none", f"{choice.id}{handmade}", miou,
+        name, outcome.targets, format_size(outcome.size), ", ".join(parts) or "none", f"{choice.id}{handmade}", miou,
         f"{ms(choice.latency_ms)} {how}", count(choice.evaluation.parameters),
     )  # fmt: skip
 

@@ -92,10 +92,10 @@ class TrainedBand:
         """Return the fields as JSON has them."""
         return plain(self)
 
-    def warning(self, limit_ms: float | None, size: tuple[int, int], table_sha256: str) -> str | None:
-        """Say what of a search was not trained for, or return None."""
+    def warning(self, limit_ms: float | None, size: tuple[int, int], table_sha256: Sequence[str]) -> str | None:
+        """Say what of a search, by tables of these hashes, was not trained for, or return None."""
         trained = f"the supernet was trained for networks of {self.low_ms:.3g} to {self.high_ms:.3g} ms"
-        if (size, table_sha256) != (self.size, self.table_sha256):
+        if size != self.size or self.table_sha256 not in table_sha256:
             return f"warning: {trained} of another latency table or size; what this search scores may not have been trained"
         if limit_ms is None:
             return f"warning: {trained}, and scores of others mean little; limit the search to ms={self.limit_ms:g}"

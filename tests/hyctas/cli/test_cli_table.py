@@ -15,6 +15,7 @@ from export.machine import hardware
 from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
+from hyctas.artifacts.choice import read_outcome
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
@@ -79,6 +80,30 @@ def test_bounds_and_limits() -> None:
     assert limits.keeps(plain.costs(smallest)) and not limits.keeps(bound.costs(smallest))
     fast = made_table(ratios=tuple(np.full(50, 0.5).tolist()))
     assert CostModel(tiny(), fast, SIZE, CLASSES, 0.9).bound_factor == 1.0, "a bound never lies below the prediction"
+
+
+def test_a_search_for_several_targets(command: Command, run: Path, tmp_path: Path) -> None:
+    here, other = made_table(ratios=RATIOS), tmp_path / "phone.json"
+    times = {key: 0.02 + 0.5 * row.median_ms for key, row in here.rows.items()}  # an operator costs more, work less
+    rows = {key: replace(row, p10_ms=times[key], median_ms=times[key], p90_ms=times[key]) for key, row in here.rows.items()}
+    phone = replace(here, identity=replace(here.identity, target="openvino-cpu:fp32"), rows=rows)
+    here.save(run / "latency.json")
+    phone.save(other)
+    models = [CostModel(tiny(), table, SIZE, CLASSES) for table in (here, phone)]
+    limit = 1.2 * max(model.costs(tiny().smallest()).latency_ms for model in models)
+    arguments = ("--run", run, *SEARCH, "--limit", f"ms={limit}", "--restart", "--table", run / "latency.json")
+    expect(command("search", *arguments, other), 0, "front on onnxruntime-cpu:fp32 (1 thread) and openvino-cpu:fp32 (1 thread)")
+    for member in read_outcome(run).front:
+        times = [model.costs(member.evaluation.genotype).latency_ms for model in models]
+        assert member.evaluation.predicted_ms == pytest.approx(max(times)) and max(times) <= limit
+    both = CostModel(tiny(), here, SIZE, CLASSES, 0.95, [phone])
+    assert len(both.all) == 2 and both.costs(tiny().smallest()).bound_ms == pytest.approx(
+        1.2 * max(model.costs(tiny().smallest()).latency_ms for model in models)
+    )
+    expect(command("search", *arguments, run / "latency.json"), 2, "are both of onnxruntime-cpu:fp32 (1 thread) on one device")
+    expect(command("search", *arguments, tmp_path / "none.json"), 2, "none.json")
+    replace(phone, calibrations={}).save(other)
+    expect(command("search", *arguments, other), 0, f"warning: {other} is not calibrated")
 
 
 def test_measured_front_is_counted(searched: Path) -> None:
