@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,6 +48,15 @@ def usable_cores() -> int:
 def load_average() -> float | None:
     """Return the one-minute load average, or None where the system has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def resident_mib(field: str, status: Path = Path("/proc/self/status")) -> float | None:
+    """Return this process's resident memory in MiB, now (`VmRSS`) or at its peak (`VmHWM`); None where the system does not say."""
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
 
 
 def gpus() -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ had in use counts likewise, by NVML.
 from __future__ import annotations
 
 import multiprocessing
-import re
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from export.bench_models import BenchModel, runnable_file
 from export.errors import HyctasError, InvalidInput, Unavailable
 from export.feeds import random_feeds
+from export.machine import resident_mib
 from export.runtime import Runtime
 from export.runtimes import open_runtime
 from export.sensors import gpu_used_mib
@@ -130,8 +130,8 @@ def _warm(runtime: Runtime, path: Path, folder: Path) -> Iterator[None]:
         yield
 
 
-def _resident_mib(name: str) -> float:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+def _resident_mib(field: str) -> float:
+    found = resident_mib(field, STATUS)
     if found is None:
-        raise Unavailable("measuring memory", f"{STATUS} has no {name}", "measure on a machine with Linux")
-    return int(found[1]) / 1024
+        raise Unavailable("measuring memory", f"{STATUS} has no {field}", "measure on a machine with Linux")
+    return found

@@ -21,7 +21,7 @@ from export.claims import claim, owner, release
 from export.codec import decode, plain
 from export.errors import CorruptFile, Give, InvalidInput, Perform, StartOver
 from export.files import real_path, sha256, write_json
-from export.machine import fingerprint
+from export.machine import fingerprint, resident_mib
 from hyctas.data import PREPROCESSING
 
 FORMAT_VERSION = 1
@@ -53,7 +53,7 @@ class Run:
         if folder.exists() and not folder.is_dir():
             raise InvalidInput(f"the run folder {folder} is a file; give a folder")
         self.config: dict[str, Any] = plain(config)
-        self._formerly = plain(formerly)
+        self._formerly, self._began, self._continued = plain(formerly), time.monotonic(), self.path.exists() and not restart
         self._hold = _hold(folder)
         if restart:
             self._move_aside()
@@ -69,10 +69,15 @@ class Run:
         return self.folder / name
 
     def finish(self, **results: Any) -> None:
-        """Mark the command as done, note its results and the sha256 of every output that is there, and remove what is private."""
+        """Mark the command as done, note its results and the sha256 of every output that is there, and remove what is private.
+
+        `cost` is what this process took: seconds since the folder was opened, and its largest memory so far (MiB); a command that
+        was continued took more.
+        """
         lasting = [self.file(name) for name in self.outputs if not name.endswith(PRIVATE)]
         files = {path.name: sha256(path) for path in lasting if path.is_file()}
-        self.record |= {"state": "done", "finished": _now(), "results": results, "files": files}
+        cost = {"wall_s": round(time.monotonic() - self._began, 1), "peak_mib": resident_mib("VmHWM"), "continued": self._continued}
+        self.record |= {"state": "done", "finished": _now(), "results": results, "files": files, "cost": cost}
         write_json(self.path, self.record)
         self._remove_private()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from export.bundle.imaging import Preprocessing
 from export.errors import CheckFailed, Give, HyctasError, Infeasible, InvalidInput
 from export.files import sha256, write_text
+from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import Run, recorded_preprocessing
@@ -33,6 +34,7 @@ from hyctas.search.driver import search
 from hyctas.search.front import pareto, spread
 from hyctas.search.history import SEARCH, History
 from hyctas.search.limits import Limits
+from hyctas.search.optimise import Optimiser
 from hyctas.search.outcome import write_outcome
 from hyctas.search.shared_scores import Remembering, Scores, SharedScores
 from hyctas.spaces.members import members_of
@@ -42,16 +44,27 @@ if TYPE_CHECKING:
     from hyctas.cli.search import SearchJob
 
 
-def run_search(job: SearchJob) -> None:
-    """Do one search, or those of a file (see `hyctas.commands.search_several`)."""
+OptimiserMaker = Callable[[Sequence[Genotype]], Optimiser]
+"""Makes an optimiser from the networks of the first generation."""
+
+
+def run_search(job: SearchJob, optimiser: OptimiserMaker | None = None) -> None:
+    """Do one search, or those of a file (see `hyctas.commands.search_several`).
+
+    Args:
+        job: settings.
+        optimiser: proposes networks in place of NSGA-II with a surrogate (docs/own_optimiser.py).
+    """
     with cluster_of(job) as cluster:
         if job.several is None:
-            search_run(read_case(job), cluster)
+            search_run(read_case(job, optimiser), cluster)
         else:
-            search_several(job, cluster)
+            search_several(job, cluster, optimiser)
 
 
-def search_several(job: SearchJob, cluster: Callable[[], Cluster] | None) -> None:
+def search_several(
+    job: SearchJob, cluster: Callable[[], Cluster] | None, optimiser: OptimiserMaker | None = None
+) -> None:  # fmt: skip
     """Do the searches of a file one after the other, and report on all; one that fails does not stop the others.
 
     Raises:
@@ -59,7 +72,7 @@ def search_several(job: SearchJob, cluster: Callable[[], Cluster] | None) -> Non
         CheckFailed: searches failed; the others are done.
     """
     jobs = several_jobs(job)
-    cases = {name: read_named(name, one) for name, one in jobs.items()}
+    cases = {name: read_named(name, one, optimiser) for name, one in jobs.items()}
     shared, failed = SharedScores(), dict[str, str]()
     for number, (name, case) in enumerate(cases.items(), 1):
         say(f"search {number} of {len(cases)}: {name}")
@@ -75,10 +88,10 @@ def search_several(job: SearchJob, cluster: Callable[[], Cluster] | None) -> Non
         raise CheckFailed(f"{len(failed)} of {len(cases)} searches failed: {reasons}. The others are done")
 
 
-def read_named(name: str, job: SearchJob) -> Case:
+def read_named(name: str, job: SearchJob, optimiser: OptimiserMaker | None) -> Case:
     """Read what one of several searches needs; an error begins with its name."""
     try:
-        return read_case(job)
+        return read_case(job, optimiser)
     except HyctasError as error:
         error.args = (f"search {name}: {error}", *error.args[1:])
         raise
@@ -96,9 +109,10 @@ class Case:
     model: CostModel
     config: dict[str, Any]
     """What decides its results."""
+    optimiser: OptimiserMaker | None
 
 
-def read_case(job: SearchJob) -> Case:
+def read_case(job: SearchJob, optimiser: OptimiserMaker | None = None) -> Case:
     """Read what a search needs.
 
     Raises:
@@ -131,8 +145,9 @@ def read_case(job: SearchJob) -> Case:
         "data": data.trained(), "supernet_sha256": sha256(supernet.path),
         "table_sha256": "+".join(hashes), "threads": settings.threads, "norm_batches": NORM_BATCHES,
         "preprocessing": preprocessing.to_json(),
+        **({"optimiser": getattr(optimiser, "__qualname__", repr(optimiser))} if optimiser else {}),
     }  # fmt: skip
-    return Case(job, limits, supernet, preprocessing, data, model, config)
+    return Case(job, limits, supernet, preprocessing, data, model, config, optimiser)
 
 
 def search_run(case: Case, cluster: Callable[[], Cluster] | None, shared: SharedScores | None = None) -> None:
@@ -158,7 +173,7 @@ def search_run(case: Case, cluster: Callable[[], Cluster] | None, shared: Shared
             say(f"{run.file('pareto.json')} is already there with this configuration")
         else:
             scorer = team or open_scorer(job, case.supernet, data, case.preprocessing)
-            _fill(job, history, Remembering(scorer, known), model, limits, reference_ms)
+            _fill(case, history, Remembering(scorer, known), reference_ms)
             facts = {"space": case.supernet.space_name, "num_classes": data.num_classes, "eval_size": config["eval_size"],
                      "images": job.images}  # fmt: skip
             _conclude(run, history, model, limits, reference_ms, job.measure, facts)
@@ -168,19 +183,18 @@ def search_run(case: Case, cluster: Callable[[], Cluster] | None, shared: Shared
     say(show_front(run.folder))
 
 
-def _fill(
-    job: SearchJob, history: History, scorer: Scores, model: CostModel, limits: Limits, reference_ms: float
-) -> None:
+def _fill(case: Case, history: History, scorer: Scores, reference_ms: float) -> None:
     """Search until the history holds as many evaluations as were asked for."""
+    job, model = case.job, case.model
     if history.evaluations:
         say(f"continuing: {len(history.evaluations)} evaluations are recorded")
     with bar(f"search {job.evaluations} networks") as shown:
         search(
-            model, limits, scorer, history, evaluations=job.evaluations, population=job.settings.population, seed=job.seed,
+            model, case.limits, scorer, history, evaluations=job.evaluations, population=job.settings.population, seed=job.seed,
             reference_ms=reference_ms, screen=scorer.screen if job.settings.screen_images else None,
             members=list(members_of(model.space).values()), candidates=job.settings.candidates,
             progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
-            ahead=scorer.ahead,
+            ahead=scorer.ahead, optimiser=case.optimiser,
         )  # fmt: skip
 
 

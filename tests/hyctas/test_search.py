@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,23 +230,6 @@ def test_limits_are_kept_and_niches_live(tmp_path: Path) -> None:
     assert all(limits.keeps(MODEL.costs(e.genotype)) for e in history.evaluations)
     last = [e for e in history.of("search") if e.generation >= 2]
     assert len({len(e.genotype.branches) for e in last}) > 1
-
-
-def test_another_optimiser_fits_in_twenty_lines(tmp_path: Path) -> None:
-    class Mutants:
-        def __init__(self, first: Sequence[Genotype]) -> None:
-            self.best, self.rng = list(first), np.random.default_rng(0)
-
-        def ask(self) -> list[Genotype]:
-            return [TINY.decode(TINY.mutate(TINY.encode(g), self.rng)) for g in self.best]
-
-        def tell(self, found: Sequence[Evaluation]) -> None:
-            self.best = [e.genotype for e in sorted(found, key=lambda e: -e.miou)[:4]]
-
-    history = History(tmp_path / "h", HEADER, lambda text: None)
-    budget = {"evaluations": 12, "population": 4, "candidates": 9}
-    search(MODEL, Limits(), score, history, **budget, seed=0, reference_ms=20.0, optimiser=Mutants)
-    assert len(history.of("search")) == 12
 
 
 def test_proposals_are_of_the_space_and_distinct() -> None:

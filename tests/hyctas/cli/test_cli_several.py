@@ -1,7 +1,11 @@
-"""Several searches over one supernet: each as it would be alone, no network scored twice, one report; kills and bad input."""
+"""Several searches over one supernet: each as it would be alone, no network scored twice, one report; kills and bad input.
+
+And one by an optimiser of the user's own.
+"""
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -9,9 +13,11 @@ import pytest
 
 from export.errors import CheckFailed
 from hyctas.arch.genotype import Genotype
+from hyctas.cli.search import SearchJob
 from hyctas.commands import search as search_command
 from hyctas.search.history import Evaluation, History
 from hyctas.search.score import Scorer
+from hyctas.search.search_settings import SearchSettings
 from tests.hyctas.cli.conftest import SEARCH, Command, expect, made_table, run_command
 
 SEARCHES = '[fast]\nlimit = "ms=0.42"\n\n[small]\nlimit = ["ms=5", "params=3e5"]\ntable = "TABLE"\n'
@@ -131,3 +137,16 @@ def test_bad_input(command: Command, run: Path, tmp_path: Path, text: str, code:
 
 def test_a_file_that_is_not_there(command: Command, run: Path) -> None:
     expect(command("search", "--run", run, *SEARCH, "--several", "nowhere.toml"), 2, "no such file: nowhere.toml")
+
+
+def test_an_optimiser_of_ones_own(command: Command, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = Path(__file__).parents[3] / "docs/own_optimiser.py"
+    assert len([line for line in own.read_text().splitlines() if line.strip()]) <= 20
+    mutants = runpy.run_path(str(own))["Mutants"]
+    settings = SearchSettings(population=4, candidates=6, screen_images=2)
+    job = SearchJob(run=run, evaluations=9, images=4, finalists=0, measure=0, settings=settings)
+    search_command.run_search(job, mutants)
+    assert "after 9 networks" in capsys.readouterr().out and (run / "pareto.svg").exists()
+    search_command.run_search(job, mutants)
+    assert "is already there with this configuration" in capsys.readouterr().out
+    expect(command("search", "--run", run, "--evaluations", 9), 2, "another configuration", "optimiser")
