@@ -30,7 +30,7 @@ from export.target import format_size
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
 from hyctas.artifacts.runs import recorded_preprocessing
-from hyctas.commands.datasets import open_dataset
+from hyctas.commands.datasets import DataSet, open_dataset
 from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
 from hyctas.search.score import Scorer
@@ -69,7 +69,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_sentence():
         if arguments.report:
-            write_text(arguments.results.with_suffix(".md"), report(read_results(arguments.results)))
+            lines = read_results(arguments.results)
+            write_text(arguments.results.with_suffix(".md"), report(lines))
+            write_text(arguments.results.with_suffix(".svg"), figure(lines))
             return
         if arguments.run is None or arguments.ms is None or arguments.ms <= 0:
             raise InvalidInput("give the run folder of a trained supernet and a latency above 0: --run RUN --ms 12")
@@ -91,7 +93,7 @@ def judge(arguments: argparse.Namespace) -> None:
         "candidates": arguments.candidates,
     }  # fmt: skip
     candidates = draw(space, predict, arguments.ms, arguments.candidates)
-    scorer = _scorer(arguments.run, supernet, data)
+    scorer = open_supernet_scorer(arguments.run, supernet, data)
     for genotype in candidates:
         key = {**subject, "genotype": json.loads(genotype.to_json())}
         if not noted(arguments.results, key):
@@ -116,8 +118,11 @@ def judge(arguments: argparse.Namespace) -> None:
         append(arguments.results, line)
 
 
-def draw(space: SearchSpace, predict: Callable[[Genotype], float], ms: float, count: int) -> list[Genotype]:
-    """Draw distinct networks within `SPREAD` of a latency.
+def draw(
+    space: SearchSpace, predict: Callable[[Genotype], float], ms: float, count: int,
+    ratios: tuple[float, float, float] = EQUAL,
+) -> list[Genotype]:  # fmt: skip
+    """Draw distinct networks within `SPREAD` of a latency, numbers of branches at some ratios.
 
     Raises:
         Infeasible: there are not as many.
@@ -126,14 +131,15 @@ def draw(space: SearchSpace, predict: Callable[[Genotype], float], ms: float, co
     drawer = Drawer(space, SupernetRecipe(steps=1, random_networks=1), band, list(members().values()))
     found: dict[str, Genotype] = {}
     for step in range(DRAWS * count):
-        (genotype,) = drawer.draw(step, EQUAL)
+        (genotype,) = drawer.draw(step, ratios)
         found.setdefault(genotype.id, genotype)
         if len(found) == count:
             return list(found.values())
     raise Infeasible(f"only {len(found)} networks of space {space.name} were found within {SPREAD:.0%} of {ms:g} ms, not {count}")
 
 
-def _scorer(run: Path, supernet: SupernetRecord, data: Any) -> Callable[[Genotype], float]:
+def open_supernet_scorer(run: Path, supernet: SupernetRecord, data: DataSet) -> Callable[[Genotype], float]:
+    """Return what scores networks with a supernet's weights on the whole choosing split."""
     train_frames = Frames(data.source, "train", data.train, size=supernet.size)
     choose = Frames(data.source, "train", data.choose, size=supernet.size)
     preprocessing = recorded_preprocessing(run / "train-supernet.json")
@@ -179,8 +185,38 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     return (
         "# Does the supernet rank as retraining does?\n\nPrinted by `python -m benchmarks.ranking --report` from `ranking.jsonl`, "
         "which `python -m benchmarks.ranking --run RUN --ms MS` wrote. mIoU in per cent on the choosing split.\n\n"
+        "![inherited against retrained mIoU](ranking.svg)\n\n"
         + "\n".join(sections)
     )
+
+
+def figure(lines: Sequence[dict[str, Any]]) -> str:
+    """Draw retrained against inherited mIoU: a point per network at the mean of its seeds, a bar from the worst to the best."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from hyctas.report.plot import INK, STYLE, svg
+
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for line in lines:
+        if "retrained" in line:
+            label = f"{line['ms']:g} ms, {line['steps']} steps of {line['crop']}, supernet {line['supernet'][:6]}"
+            found = groups.setdefault(label, {}).setdefault(line["id"], [])
+            found.append((100 * line["inherited_miou"], 100 * line["retrained"]))
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(6.4, 6.0), layout="constrained")
+        axes = drawn.add_subplot()
+        for label, by_id in groups.items():
+            x = [points[0][0] for points in by_id.values()]
+            retrained = [[value for _, value in points] for points in by_id.values()]
+            y = np.array([np.mean(values) for values in retrained])
+            reach = np.abs(np.array([(min(values), max(values)) for values in retrained]).T - y)
+            axes.errorbar(x, y, reach, fmt="o", markersize=5, linewidth=1, label=label)
+        low, high = axes.get_xlim()
+        axes.plot((low, high), (low, high), color=INK, linewidth=0.8, zorder=0, label="equal")
+        axes.set(xlabel="mIoU in %, with the supernet's weights", ylabel="mIoU in %, retrained")
+        axes.legend(frameon=False, fontsize=9)
+        return svg(drawn)
 
 
 def _section(group: Sequence[dict[str, Any]]) -> str | None:

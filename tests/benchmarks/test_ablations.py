@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.ablations import (
-    ORIGINAL,
-    attention_account,
-    attention_strides,
-    best,
-    cost,
-    placement_table,
-    retrained_account,
-    variants,
-)
+from benchmarks.ablations.branch_ratios import COUNTS, ratios_account
+from benchmarks.ablations.cost import cost
+from benchmarks.ablations.moved_attention import ORIGINAL, attention_account, variants
+from benchmarks.ablations.placement import attention_strides, best, figure, placement_table
+from benchmarks.ablations.retrained import retrained_account
+from benchmarks.ranking import draw
 from export.errors import InvalidInput
 from hyctas.arch.genotype import Genotype, shared_length
 from hyctas.artifacts.runs import Run
@@ -28,6 +24,7 @@ from hyctas.network import build
 from hyctas.plan import lower
 from hyctas.published.spec import read_source
 from hyctas.search.history import Evaluation
+from hyctas.space import edge
 from hyctas.spaces.members import member
 
 
@@ -105,7 +102,22 @@ def test_where_attention_stands() -> None:
     table = placement_table(found)
     assert "| 3 | 2 | 0% | 100% | 100% | 0% | 100% |" in table and "| 1 | 1 | 0% | 0% | 0% | 0% | 0% |" in table
     assert "| 2 | 0 | - |" in table
+    assert figure(found, found[:2]).count("<svg") == 1
     assert best(found) == [found[0]] and len(best(found * 7)) == 3
+
+
+def test_account_of_branch_ratios() -> None:
+    def line(name: str, seed: int, miou: float) -> dict[str, Any]:
+        networks = [{"branches": count, "id": "a", "inherited": miou + 0.01 * count} for count in COUNTS]
+        case = {"setting": name, "seed": seed, "limit_ms": 9.0, "steps": 5, "crop": "1x1"}
+        return {"case": case, "networks": networks, "ratios_at_end": [0.1, 0.2, 0.7]}
+
+    text = ratios_account([line("equal", 0, 0.3), line("equal", 1, 0.32), line("adaptive", 0, 0.4)])
+    assert "| equal | 2 | 32.0, 34.0 | 33.0 ± 1.4 | 0.10 : 0.20 : 0.70 |" in text and "| adaptive | 3 | 43.0 | 43.0 |" in text
+    for count in COUNTS:
+        ratios = tuple(float(c == count) for c in COUNTS)
+        found = draw(edge(), macs, 3e7, 3, ratios)  # type: ignore[arg-type]
+        assert all(len(genotype.branches) == count and macs(genotype) == pytest.approx(3e7, rel=0.15) for genotype in found)
 
 
 def test_what_a_search_cost(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Answer questions of the paper, one table each: `python -m benchmarks.ablations NAME`."""
