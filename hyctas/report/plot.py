@@ -74,12 +74,14 @@ def fronts_figure(found: Mapping[str, RunData]) -> Figure:
             outcome = data.outcome
             assert outcome is not None
             _clean(axes)
-            drawn = [*_clouds(axes, data.points), *_front(axes, outcome), *_measured(axes, outcome), _chosen(axes, outcome)]
+            star = _chosen(axes, outcome)
+            axes.set_title(f"{name}\n{star.get_label()}", fontsize=10)
+            star.set_label("chosen")
+            drawn = [*_clouds(axes, data.points), *_front(axes, outcome), *_measured(axes, outcome), star]
             handles |= {handle.get_label(): handle for handle in drawn}
             for line in _limit(axes, outcome):
                 handles["limit"] = line
                 line.set_label("limit")
-            axes.set_title(name)
             axes.set_xlabel(f"latency in ms ({outcome.targets})")
         for axes in grid[len(found) :]:
             axes.set_visible(False)
@@ -163,13 +165,7 @@ def _chosen(axes: Axes, outcome: Outcome) -> Line2D:
     x, y = member.latency_ms, 100 * member.evaluation.miou
     kind = "predicted" if member.measured_ms is None else "measured"
     star = axes.plot([x], [y], linestyle="none", marker="*", markersize=19, color=CHOSEN, markeredgecolor="white",
-                     markeredgewidth=0.9, label="chosen", zorder=8)  # fmt: skip
-    low, high = axes.get_xlim()
-    side = -1 if x > (low + high) / 2 else 1  # towards the middle, where there is room
-    axes.annotate(
-        f"{y:.1f} %, {x:.3g} ms {kind}", (x, y), xytext=(14 * side, 13), textcoords="offset points",
-        ha="left" if side > 0 else "right", color=CHOSEN, fontweight="bold", zorder=9,
-    )  # fmt: skip
+                     markeredgewidth=0.9, label=f"chosen: {y:.1f} %, {x:.3g} ms {kind}", zorder=8)  # fmt: skip
     return star[0]
 
 
