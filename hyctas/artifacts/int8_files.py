@@ -89,7 +89,7 @@ def quantise_file(
         on_status(f"calibrate int8 with {calibration.count} images of {images.name}")
         prepared = (trained.preprocessing.apply(Image.fromarray(image), size) for image, _ in calibration)
         source = calibrated(fp32, ({"image": image} for image in prepared))
-        judge = _Judge(trained, Path(temporary), path, size, judged_by)
+        judge = Judge(trained, Path(temporary), path, size, judged_by)
         judged = judge.compare(images.judged.spread(settings.judged_images))
         kept = () if random else float_layers(source, judged.holds(settings), judged.spread(RANKED_ON).agreement, on_status)
         found = source.quantised(kept)
@@ -103,7 +103,7 @@ def quantise_file(
         return loss
 
 
-class _Judge:
+class Judge:
     """Computes labels with an fp32 file and with int8 graphs made of it."""
 
     def __init__(self, trained: Trained, folder: Path, path: Path, size: tuple[int, int], target: Target) -> None:
@@ -142,7 +142,7 @@ class _Judge:
 class _Compared:
     """Images with fp32's labels and, where there are any, the true ones."""
 
-    judge: _Judge
+    judge: Judge
     images: list[np.ndarray]
     fp32: list[np.ndarray]
     truths: list[np.ndarray]

@@ -34,7 +34,7 @@ def open_images(job: ExportJob, trained: Trained, source: Path) -> Int8Images:
     if spec is None:
         raise InvalidInput(f"int8 needs images to calibrate with, and {source} names none", Give("data", "DATA"))
     files = photographs(Path(spec).expanduser())
-    found = _of_folder(spec, files) if files else _of_source(open_source(spec), trained)
+    found = _of_folder(spec, files) if files else images_of(open_source(spec), trained)
     say(f"images for int8: {found.name}, {found.calibration.count} to calibrate with, {found.judged.count} to judge by")
     return found
 
@@ -74,7 +74,12 @@ def adder(trained: Trained, target: Target, images: Int8Images, job: ExportJob) 
     return add
 
 
-def _of_source(source: Source, trained: Trained) -> Int8Images:
+def images_of(source: Source, trained: Trained) -> Int8Images:
+    """Return a data set's images for int8: what weights are trained on calibrates, what choices are made by judges.
+
+    Raises:
+        InvalidInput: it has other classes than the network, or no train.
+    """
     wanted, found = trained.labels, source.labels
     if found.num_classes != wanted.num_classes:
         raise InvalidInput(
