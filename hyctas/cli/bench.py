@@ -19,7 +19,8 @@ class BenchJob(Settings):
     """What hyctas-bench times."""
 
     models: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[MODEL ...]")] = ()
-    """ONNX files of any origin, .pt2 files, .engine files, bundles, run folders; the others are compared with the first."""
+    """ONNX files of any origin, .pt2 files, .engine files, bundles, run folders; the others are compared with the first.
+    Default: the network of --run, else models/balanced, where the current folder has it."""
     target: str | None = None
     """Where to time, for instance onnxruntime-cpu:fp32; default: the best available one that runs the models, printed."""
     threads: Threads = 1

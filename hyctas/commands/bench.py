@@ -20,7 +20,7 @@ from hyctas.cli.show import say, still_bar
 from hyctas.cli.values import duration, image_size
 from hyctas.commands.bench_kit import ingest_bench, write_bench_kit
 from hyctas.commands.bench_memory import measure_memories, with_memories
-from hyctas.commands.model_files import bench_model, choose_target, kind_of, names
+from hyctas.commands.model_files import bench_model, choose_target, kind_of, named_models, names
 from hyctas.commands.sample_images import load_images, open_pictures, painted_street
 from hyctas.commands.timing_report import check_out, publish, write_report
 from hyctas.engine.table_attention import open_target
@@ -43,9 +43,7 @@ def bench_models(job: BenchJob) -> None:
     name = "sustained.json" if sustained_s else "paced.json" if job.pace else "fps.json" if job.run else "bench.json"
     out = job.out or (job.run or Path()) / name
     check_out(out)
-    paths = job.models or ((job.run,) if job.run else ())
-    if not paths:
-        raise InvalidInput("nothing to time: give ONNX files, .pt2 files, bundles or run folders, or --run RUN for its network")
+    paths = named_models(*(job.models or (job.run,)))
     kinds = [kind_of(path) for path in paths]
     size = image_size(job.size) if job.size else None
     if size and ".pt2" in kinds:

@@ -25,7 +25,7 @@ from hyctas.cli.advice import command_line
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
 from hyctas.commands.kit_folder import advise, kit_target, purpose, refuse, report_lost
-from hyctas.commands.model_files import BUNDLE, RUN, kind_of, names
+from hyctas.commands.model_files import BUNDLE, RUN, kind_of, named_models, names
 from hyctas.commands.output_paths import check_writable
 from hyctas.commands.timing_report import check_out, publish
 from latency.kit.format import Timing
@@ -48,9 +48,7 @@ def write_bench_kit(job: BenchJob) -> None:
     refuse(job, "data", "out")
     if job.mode != "model":
         raise InvalidInput(f"--mode {job.mode}: trtexec times the network alone; take --mode model")
-    paths = job.models or ((job.run,) if job.run else ())
-    if not paths:
-        raise InvalidInput("nothing to time: give ONNX files, bundles or run folders, or --run RUN for its network")
+    paths = named_models(*(job.models or (job.run,)))
     check_writable(job.kit / "kit.json")
     target = kit_target(job.target)
     timing = Timing(warmup_ms=WARMUP_MS, duration_s=job.seconds / ROUNDS, iterations=MIN_QUERIES)

@@ -18,6 +18,23 @@ from export.trt.onnx_metadata import onnx_metadata
 from hyctas.commands.chosen_target import best_target
 
 BUNDLE, RUN = "bundle", "run folder"
+DEFAULT_MODEL = Path("models/balanced")
+"""What a checkout comes with."""
+
+
+def named_models(*given: Path | None) -> tuple[Path, ...]:
+    """Return the models that were named, or the one that a checkout comes with.
+
+    Raises:
+        InvalidInput: neither.
+    """
+    named = tuple(path for path in given if path is not None)
+    if not named and not DEFAULT_MODEL.is_dir():
+        raise InvalidInput(
+            f"no model is named, and no folder {DEFAULT_MODEL} is here: name an ONNX file, a bundle or a run folder with a trained "
+            "network"
+        )
+    return named or (DEFAULT_MODEL,)
 
 
 def kind_of(path: Path) -> str:

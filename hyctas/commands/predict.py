@@ -30,7 +30,7 @@ from export.target import TENSORRT
 from hyctas.cli.advice import command_line, explain
 from hyctas.cli.show import bar, say
 from hyctas.cli.values import image_size
-from hyctas.commands.model_files import RUN, bench_model, choose_target, kind_of
+from hyctas.commands.model_files import RUN, bench_model, choose_target, kind_of, named_models
 from hyctas.commands.output_paths import check_writable
 from hyctas.engine.settings import LoadSettings
 from hyctas.engine.table_attention import open_target
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from hyctas.cli.predict import PredictJob
 
-DEFAULT_MODEL = Path("models/balanced")
 LOOPBACK = "127.0.0.1"
 SHOW_SECONDS = 0.5
 Steps = Segmenter | LadderSegmenter
@@ -48,7 +47,7 @@ Steps = Segmenter | LadderSegmenter
 
 def predict_sources(job: PredictJob) -> None:
     """Segment the sources and say how fast that was."""
-    path = chosen_model(job.model)
+    (path,) = named_models(job.model)
     kind, size = kind_of(path), image_size(job.size) if job.size else None
     if size and kind == ".pt2":
         raise InvalidInput("--size: a .pt2 file has a fixed size; leave --size out")
@@ -127,19 +126,6 @@ class Unreadable:
         if str(error) not in self.texts:
             self.texts[str(error)] = None
             print(f"error: {explain(error)}", file=sys.stderr, flush=True)
-
-
-def chosen_model(given: Path | None) -> Path:
-    """Return the model that was named, or the one that a checkout comes with.
-
-    Raises:
-        InvalidInput: neither.
-    """
-    if given is None and not DEFAULT_MODEL.is_dir():
-        raise InvalidInput(
-            f"no model is named, and no folder {DEFAULT_MODEL} is here: give --model, an ONNX file, bundle, engine or run folder"
-        )
-    return given or DEFAULT_MODEL
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -194,7 +194,7 @@ def test_pt2_takes_torch(call: Command, pt2: Path, foreign: Path) -> None:
         (("{onnx}", "--out", "theirs.json"), 2, "is no report of hyctas-bench"),
         (("{onnx}", "--out", "other.json"), 2, "other.md exists"),
         (("{onnx}", "--out", "theirs.json/r.json"), 2, "it is no folder"),
-        ((), 2, "nothing to time"),
+        ((), 2, "no model is named, and no folder models/balanced is here"),
         (("missing.onnx",), 2, "no such file or folder"),
         (("folder",), 2, "is no bundle"),
         (("theirs.json",), 2, "suffix '.json' is unknown"),

@@ -187,7 +187,7 @@ def test_what_a_bench_kit_refuses(command: Command, tmp_path: Path) -> None:
         ((model, "--mode", "labels"), "the network alone"),
         ((model, "--seconds", "0"), "seconds is 0.0; allowed"),
         ((model, "--data", "scenes"), "--data does not go together with --kit"),
-        ((), "nothing to time"),
+        ((), "no model is named"),
         ((model, "--target", "torch-cpu:fp32"), "its target is tensorrt:fp16"),
         ((model, "--ingest", kit), "--kit does not go together with --ingest"),
     ):
