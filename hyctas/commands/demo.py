@@ -17,6 +17,7 @@ from hyctas.cli.train import TrainNetworkJob, TrainSupernetJob
 from hyctas.commands.bench import bench_models
 from hyctas.commands.chosen_target import best_target
 from hyctas.commands.datasets import DataSet, open_dataset
+from hyctas.commands.demo_handmade import PRETRAINED, RANDOM, comparison, nearest_in_latency, work_done
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import profile_space
 from hyctas.commands.search import run_search
@@ -50,14 +51,16 @@ class Scale:
     finalists: int
     finalist_steps: int
     network_minutes: float
+    handmade: tuple[str, ...]
+    """Families that a network of equal latency is taken from: they start as the supernet does."""
     bench_seconds: float
 
 
 def scale(minutes: float) -> Scale:
     """Share a time budget: short ones use the tiny space, from half an hour on it is edge."""
     if minutes < 30:
-        return Scale("tiny", 10, 0.35 * minutes, round(15 * minutes), 12, 40, 40, 4, round(5 * minutes), 0.25 * minutes, 2.0)
-    return Scale("edge", 30, 0.4 * minutes, round(2 * minutes), 24, 200, 60, 6, round(minutes / 2), 0.3 * minutes, 5.0)
+        return Scale("tiny", 10, 0.3 * minutes, round(15 * minutes), 12, 40, 40, 4, round(5 * minutes), 0.2 * minutes, RANDOM, 2.0)
+    return Scale("edge", 30, 0.4 * minutes, round(2 * minutes), 24, 200, 60, 6, round(minutes / 2), 0.2 * minutes, PRETRAINED, 5.0)
 
 
 def demo(job: DemoJob) -> None:
@@ -89,7 +92,14 @@ def demo(job: DemoJob) -> None:
         run=job.run, data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8, init=str(job.run),
         restart=job.restart, settings=recipe,
     ))  # fmt: skip
+    handmade = nearest_in_latency(job.run, plan.handmade, data.num_classes)
+    say(f"beside it: {handmade}, the hand-made network of nearest latency, trained as long")
+    train_network(TrainNetworkJob(
+        run=job.run / "handmade", network=Path(handmade), data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8,
+        restart=job.restart, settings=recipe,
+    ))  # fmt: skip
     finish(job.run, data, size, target, job.threads, plan.bench_seconds)
+    say("\n" + comparison(job.run, job.run / "handmade", handmade) + "\n" + work_done(job.run))
     say(f"\ndone in {duration(time.monotonic() - started)}. Look at {job.run / 'report.html'}")
 
 
@@ -126,7 +136,9 @@ def finish(run: Path, data: DataSet, size: str, target: str, threads: int, secon
     with bar("export bundle"):
         bundle = bundle_network(trained, run / "bundle", parse_size(size), "native", target, [image])
     say(bundle.parity.summary())
-    bench_models(BenchJob(models=(run / "bundle",), target=target, threads=threads, seconds=seconds, run=run))
+    bench_models(BenchJob(
+        models=(run / "bundle", run / "handmade"), size=size, target=target, threads=threads, seconds=seconds, run=run,
+    ))  # fmt: skip
     names = ("latency.json", "supernet.safetensors", "history.jsonl", "pareto.json", "pareto.svg", "bundle", "fps.json",
              "report.md", "report.html")  # fmt: skip
     say("\n" + show_front(run) + "\nwrote:\n" + "\n".join(f"  {run / name}" for name in names))

@@ -12,7 +12,7 @@ from export.runtime import Runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.cli.show import Show, bar, say
-from hyctas.cost.calibrate import measure_confirmed, measure_networks
+from hyctas.cost.calibrate import Progress, measure_confirmed, measure_networks
 from hyctas.cost.workloads import CostModel
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
@@ -51,10 +51,8 @@ def _measure(what: str, genotypes: Sequence[Genotype], model: CostModel, runtime
     predicted = np.array([model.own_costs(plan).latency_ms for plan in plans])
     with show(f"measure {len(genotypes)} of the {what}") as shown:
 
-        def measure(some: Sequence[Genotype]) -> np.ndarray:
-            return measure_networks(
-                some, runtime, model.size, model.num_classes, repeats=2, progress=lambda done, total: shown.update(done / total)
-            ).mean(axis=0)
+        def measure(some: Sequence[Genotype], progress: Progress) -> np.ndarray:
+            return measure_networks(some, runtime, model.size, model.num_classes, repeats=2, progress=progress).mean(axis=0)
 
-        measured = measure_confirmed(genotypes, measure, lambda _: predicted)
+        measured = measure_confirmed(genotypes, measure, lambda _: predicted, lambda done, total: shown.update(done / total))
     return dict(zip((genotype.id for genotype in genotypes), measured.tolist(), strict=True))

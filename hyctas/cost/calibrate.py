@@ -21,6 +21,8 @@ from latency.predictor import fit, predict
 BATCH = 8
 NETWORK_PROTOCOL = Protocol(warmup_ms=50, min_samples=10, budget_ms=200)
 """How whole networks are timed in each round."""
+Progress = Callable[[int, int], None]
+Measure = Callable[[Sequence[Genotype], Progress], np.ndarray]
 ROUNDS = 3
 APART = 1.1
 """Two measurements of one network whose ratio is above this were not made under the same conditions."""
@@ -63,10 +65,8 @@ def measure_networks(
 
 
 def measure_confirmed(
-    genotypes: Sequence[Genotype],
-    measure: Callable[[Sequence[Genotype]], np.ndarray],
-    expect: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
+    genotypes: Sequence[Genotype], measure: Measure, expect: Callable[[np.ndarray], np.ndarray], progress: Progress | None = None
+) -> np.ndarray:  # fmt: skip
     """Measure networks, and those that do not take what is expected once more, when all others are through.
 
     What slows a machine for minutes touches all rounds of a network. Where the second measurement differs by more than `APART`
@@ -74,13 +74,22 @@ def measure_confirmed(
 
     Args:
         genotypes: what is measured.
-        measure: returns the milliseconds of some of them, (networks,).
+        measure: returns the milliseconds of some of them, (networks,), and tells its progress.
         expect: returns the milliseconds expected of all, (networks,), given what the first measurement found.
+        progress: told (measurements done, of how many), which are more where some are repeated.
 
     Returns:
         (networks,) latencies in milliseconds.
     """
-    first = measure(genotypes)
+    before = counted = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal counted
+        counted = total
+        if progress is not None:
+            progress(before + done, before + total)
+
+    first = measure(genotypes, show)
     expected = expect(first)
     times = [[ms] for ms in first.tolist()]
     for count in (1, 2):
@@ -90,7 +99,8 @@ def measure_confirmed(
         ]  # fmt: skip
         if not doubtful:
             break
-        again = measure([genotypes[index] for index in doubtful])
+        before += counted
+        again = measure([genotypes[index] for index in doubtful], show)
         for index, ms in zip(doubtful, again.tolist(), strict=True):
             times[index].append(ms)
     return np.array([found[0] if len(found) == 1 else np.mean(closest(found)) for found in times])
@@ -119,13 +129,13 @@ def calibrate(
         num_classes: number of classes.
         count: networks to measure, at least 5.
         purpose: of the random draw.
-        progress: told (networks done, of how many).
+        progress: told (measurements done, of how many).
     """
     genotypes = calibration_networks(space, table, size, num_classes, count, purpose)
     plans = [units(lower(genotype, size, num_classes)) for genotype in genotypes]
     sums = np.array([predict(plan, table) for plan in plans])
     measured = measure_confirmed(
-        genotypes, lambda some: measure_networks(some, runtime, size, num_classes, progress=progress)[0],
-        lambda ms: sums * np.median(ms / sums),
+        genotypes, lambda some, show: measure_networks(some, runtime, size, num_classes, progress=show)[0],
+        lambda ms: sums * np.median(ms / sums), progress,
     )  # fmt: skip
     return fit(plans, measured, table, space_hash=space.hash, name=calibration_name(space, size))

@@ -19,7 +19,7 @@ from hyctas.artifacts.choice import read_outcome
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
-from hyctas.cost.calibrate import measure_confirmed
+from hyctas.cost.calibrate import Progress, measure_confirmed
 from hyctas.cost.workloads import CostModel, calibration_networks, draw_networks, only_calibrated_size, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
@@ -152,11 +152,14 @@ def test_what_is_not_as_expected_is_measured_again() -> None:
     left = {name: iter(ms) for name, ms in takes.items()}
     asked: list[list[str]] = []
 
-    def measure(some: Sequence[Genotype]) -> np.ndarray:
+    def measure(some: Sequence[Genotype], progress: Progress) -> np.ndarray:
         asked.append([genotype.id for genotype in some])
+        progress(len(some), len(some))
         return np.array([next(left[genotype.id]) for genotype in some])
 
-    found = measure_confirmed(networks, measure, lambda first: np.full(4, 1.0))
+    shown: list[tuple[int, int]] = []
+    found = measure_confirmed(networks, measure, lambda first: np.full(4, 1.0), lambda *progress: shown.append(progress))
+    assert shown == [(4, 4), (6, 6), (7, 7)], "never back to the beginning"
     assert found == pytest.approx([1.0, 1.02, 3.05, 1.05])
     names = [genotype.id for genotype in networks]
     assert asked == [names, names[1:3], names[1:2]]

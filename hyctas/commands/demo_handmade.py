@@ -1,0 +1,64 @@
+"""Put a hand-made network of equal latency beside the one that a demo found, trained as long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.files import read_json
+from export.target import Target
+from hyctas.artifacts.choice import HANDMADE, read_outcome
+from hyctas.artifacts.runs import Record
+from hyctas.cli.show import bar
+from hyctas.cost.calibrate import measure_networks
+from hyctas.engine.table_attention import open_target
+from hyctas.spaces.members import family, member, members
+from latency.table import LatencyTable
+
+RANDOM, PRETRAINED = ("plain", "two-branch", "resnet", "hyctas"), ("lite0", "lite0-16", "lite0-16-attention", "lite0-16-branch")
+"""Families that start from random weights, and from trained ones."""
+FEW_STEPS = 100
+"""With fewer, a supernet's scores say little."""
+
+
+def nearest_in_latency(run: Path, families: Sequence[str], num_classes: int) -> str:
+    """Return the hand-made network whose latency is nearest to that of the network that a run chose: `edge:NAME`."""
+    outcome = read_outcome(run)
+    names = [name for name in members() if family(name) in families]
+    runtime = open_target(Target.parse(outcome.target), outcome.threads or 1)
+    with bar(f"measure {len(names)} hand-made networks") as shown:
+        times = measure_networks(
+            [member(name) for name in names], runtime, outcome.size, num_classes, rounds=1,
+            progress=lambda done, total: shown.update(done / total),
+        )[0].tolist()  # fmt: skip
+    wanted = math.log(outcome.choice.latency_ms)
+    return HANDMADE + min(zip(names, times, strict=True), key=lambda found: abs(math.log(found[1]) - wanted))[0]
+
+
+def comparison(run: Path, handmade: Path, name: str) -> str:
+    """Say which of the two networks is more accurate, and how fast both are (RUN/fps.json)."""
+    models = read_json(run / "fps.json", 1)["models"]
+    found, other = (
+        (100 * read_json(folder / "scores.json", 1)["val"]["miou"], model["median_ms"])
+        for folder, model in zip((run, handmade), models, strict=True)
+    )
+    winner = "the search's network" if found[0] > other[0] else name
+    return (
+        f"searched:  {found[0]:.1f} % mIoU on val at {found[1]:.2f} ms\n"
+        f"hand-made: {other[0]:.1f} % mIoU on val at {other[1]:.2f} ms ({name}, trained as long by itself, from random or trained "
+        f"weights as it comes)\n{winner} is more accurate by {abs(found[0] - other[0]):.1f} points"
+    )
+
+
+def work_done(run: Path) -> str:
+    """Say how much was trained and how good predictions are: on a slow or busy machine, both are less."""
+    steps = [int(Record.read(run, command).results["steps"]) for command in ("train-supernet", "train-network")]
+    (calibration,) = LatencyTable.load(run / "latency.json").calibrations.values()
+    text = (
+        f"supernet: {steps[0]} steps; network: {steps[1]} steps; latency predictions of unseen networks are off by "
+        f"{calibration.holdout.mape:.0%} on average"
+    )
+    if steps[0] >= FEW_STEPS:
+        return text
+    return f"{text}\nthat is little training: this machine is slow or busy, and the networks are poor; --minutes gives it more time"
