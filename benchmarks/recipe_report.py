@@ -22,6 +22,7 @@ from export.errors import CheckFailed
 from export.files import read_json, write_text
 from export.target import format_size
 
+YARDSTICK, DEFAULT = "edge:plain", "default"
 Times = dict[str, dict[str, float]]
 """Milliseconds of a network, by its number of threads."""
 
@@ -72,7 +73,7 @@ def of_plan(lines: Sequence[dict[str, Any]], plans: Iterable[str]) -> list[Train
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for case in (case for plan in plans for case in PLANS[plan]() if not case.all_of_train and case.key in noted):
         settings = ", ".join(f"{name} = {value}" for name, value in case.settings.items())
-        found.setdefault((case.network, case.init, settings or "default"), []).append(noted[case.key])
+        found.setdefault((case.network, case.init, settings or DEFAULT), []).append(noted[case.key])
     return [Trained(*key, tuple(group)) for key, group in found.items()]
 
 
@@ -124,6 +125,8 @@ def scores(trained: Trained, split: str) -> list[str]:
 def against(finals: Sequence[Trained]) -> str:
     """Say what each finalist is ahead of the last one, the yardstick as it was trained before, paired by seed."""
     *others, yardstick = finals
+    if yardstick.network != YARDSTICK or yardstick.settings != DEFAULT:
+        return f"{YARDSTICK} as it was trained before, which the others are compared with, is not trained yet."
     lines = [f"Points of the choosing split against {yardstick.name}, as it was trained before, seed by seed:", ""]
     for each in others:
         gains = [a - b for a, b in zip(each.scores("choose"), yardstick.scores("choose"), strict=False)]

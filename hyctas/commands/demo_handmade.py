@@ -43,12 +43,14 @@ def comparison(run: Path, handmade: Path, name: str) -> str:
         (100 * read_json(folder / "scores.json", 1)["val"]["miou"], model["median_ms"])
         for folder, model in zip((run, handmade), models, strict=True)
     )
-    winner = "the search's network" if found[0] > other[0] else name
-    return (
-        f"searched:  {found[0]:.1f} % mIoU on val at {found[1]:.2f} ms\n"
-        f"hand-made: {other[0]:.1f} % mIoU on val at {other[1]:.2f} ms ({name}, trained as long by itself, from random or trained "
-        f"weights as it comes)\n{winner} is more accurate by {abs(found[0] - other[0]):.1f} points"
+    start = "trained" if Record.read(handmade, "train-network").results["start"] else "random"
+    wins = found[0] > other[0]
+    text = (
+        f"searched:  {found[0]:.1f} % mIoU on val at {found[1]:.2f} ms, trained on from its weights as a finalist\n"
+        f"hand-made: {other[0]:.1f} % mIoU on val at {other[1]:.2f} ms ({name}), trained as long from {start} weights\n"
+        f"the {'searched' if wins else 'hand-made'} network is more accurate by {abs(found[0] - other[0]):.1f} points"
     )
+    return text if wins else f"{text}; it lies in {handmade}"
 
 
 def work_done(run: Path) -> str:
