@@ -132,7 +132,8 @@ def draw(
     found: dict[str, Genotype] = {}
     for step in range(DRAWS * count):
         (genotype,) = drawer.draw(step, ratios)
-        found.setdefault(genotype.id, genotype)
+        if ratios[len(genotype.branches) - 1]:  # a band may hold no network of some number, and others are drawn in its place
+            found.setdefault(genotype.id, genotype)
         if len(found) == count:
             return list(found.values())
     raise Infeasible(f"only {len(found)} networks of space {space.name} were found within {SPREAD:.0%} of {ms:g} ms, not {count}")

@@ -24,7 +24,7 @@ from hyctas.network import build
 from hyctas.plan import lower
 from hyctas.published.spec import read_source
 from hyctas.search.history import Evaluation
-from hyctas.space import edge
+from hyctas.space import tiny
 from hyctas.spaces.members import member
 
 
@@ -42,7 +42,7 @@ def test_variants_are_networks_that_differ_in_one_attention(name: str) -> None:
         lost -= sum(cell.op == "attention" for branch in variant.branches for cell in branch)
         assert lost == (what.endswith(("removed", "time"))), what
         assert variant.final_strides == genotype.final_strides
-        if macs(variant) < 1e9:
+        if macs(variant) < 3e7:
             assert build(variant, 3).eval()(torch.zeros(1, 3, 64, 64)).shape[1] == 3
     nearest = next(variant for what, variant in found.items() if what.endswith("time"))
     assert macs(nearest) == pytest.approx(macs(genotype), rel=0.1)
@@ -116,8 +116,8 @@ def test_account_of_branch_ratios() -> None:
     assert "| equal | 2 | 32.0, 34.0 | 33.0 ± 1.4 | 0.10 : 0.20 : 0.70 |" in text and "| adaptive | 3 | 43.0 | 43.0 |" in text
     for count in COUNTS:
         ratios = tuple(float(c == count) for c in COUNTS)
-        found = draw(edge(), macs, 3e7, 3, ratios)  # type: ignore[arg-type]
-        assert all(len(genotype.branches) == count and macs(genotype) == pytest.approx(3e7, rel=0.15) for genotype in found)
+        found = draw(tiny(), macs, 3e6, 3, ratios)  # type: ignore[arg-type]
+        assert all(len(genotype.branches) == count and macs(genotype) == pytest.approx(3e6, rel=0.15) for genotype in found)
 
 
 def test_what_a_search_cost(tmp_path: Path) -> None:
