@@ -19,7 +19,7 @@ with contextlib.suppress(ModuleNotFoundError):  # a machine with a GPU runs what
     from hypothesis import HealthCheck, settings
 
     settings.register_profile(
-        "project", deadline=None, derandomize=True, max_examples=14, suppress_health_check=list(HealthCheck), database=None
+        "project", deadline=None, derandomize=True, max_examples=10, suppress_health_check=list(HealthCheck), database=None
     )
     settings.load_profile("project")
 

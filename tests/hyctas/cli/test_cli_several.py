@@ -144,9 +144,9 @@ def test_an_optimiser_of_ones_own(command: Command, run: Path, capsys: pytest.Ca
     assert len([line for line in own.read_text().splitlines() if line.strip()]) <= 20
     mutants = runpy.run_path(str(own))["Mutants"]
     settings = SearchSettings(population=4, candidates=6, screen_images=2)
-    job = SearchJob(run=run, evaluations=9, images=4, finalists=0, measure=0, settings=settings)
+    job = SearchJob(run=run, evaluations=5, images=4, finalists=0, measure=0, settings=settings)
     search_command.run_search(job, mutants)
-    assert "after 9 networks" in capsys.readouterr().out and (run / "pareto.svg").exists()
+    assert "after 5 networks" in capsys.readouterr().out and (run / "pareto.svg").exists()
     search_command.run_search(job, mutants)
     assert "is already there with this configuration" in capsys.readouterr().out
-    expect(command("search", "--run", run, "--evaluations", 9), 2, "another configuration", "optimiser")
+    expect(command("search", "--run", run, "--evaluations", 5), 2, "another configuration", "optimiser")
