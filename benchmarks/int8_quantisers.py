@@ -5,7 +5,7 @@
 
 NNCF (https://github.com/openvinotoolkit/nncf, post-training quantisation of the ONNX file, its default settings and its preset
 "performance") gets the images that the bundle's int8 model was calibrated with. All are scored as they stand, and timed on ONNX
-Runtime and OpenVINO in alternate rounds; nothing else should run. ModelOpt (nvidia-modelopt) needs a GPU's packages and is not
+Runtime and OpenVINO, interleaved; nothing else should run. ModelOpt (nvidia-modelopt) needs a GPU's packages and is not
 compared.
 """
 
@@ -13,37 +13,33 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from PIL import Image
 
 from benchmarks.failures import one_sentence
+from export.bench_models import BenchModel
 from export.bench_report import markdown_rows
+from export.bench_timing import bench
 from export.errors import InvalidInput, Unavailable
-from export.feeds import random_feeds
 from export.files import write_text
 from export.int8.quantise import PRECISION
 from export.machine import fingerprint
 from export.ranges import Threads, argument
-from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.artifacts.bundling import load_trained
 from hyctas.artifacts.int8_files import AS_IT_STANDS, Judge
 from hyctas.artifacts.int8_settings import Int8Settings
 from hyctas.commands.export_int8 import images_of
-from hyctas.cost.calibrate import NETWORK_PROTOCOL
 from hyctas.data import open_source
 from latency.lock import measuring
-from latency.measure import measure
 
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
-FP32, OURS, ROUNDS = "fp32", "ONNX Runtime's, as hyctas-export has it", 15
+FP32, OURS = "fp32", "ONNX Runtime's, as hyctas-export has it"
 PRESETS = {"NNCF": "MIXED", "NNCF, performance": "PERFORMANCE"}
 
 
@@ -98,7 +94,7 @@ def compare(bundle: Path, data: str, threads: int) -> str:
     machine = fingerprint()
     return (
         f"# int8 by another quantiser\n\nPrinted by `python -m benchmarks.int8_quantisers`: {machine['cpu']}, {threads} "
-        f"thread{'s' if threads > 1 else ''}, {size[0]}x{size[1]}; {counts}; medians of {ROUNDS} alternate rounds.\n\n"
+        f"thread{'s' if threads > 1 else ''}, {size[0]}x{size[1]}; {counts}; medians, all interleaved.\n\n"
         f"{markdown_rows(rows)}\n"
     )
 
@@ -122,21 +118,10 @@ def by_nncf(path: Path, prepared: Sequence[np.ndarray], preset: str) -> onnx.Mod
 
 
 def time_files(runtime: str, files: dict[str, Path], threads: int) -> dict[str, float]:
-    """Return the median latency of each file in milliseconds, in alternate rounds."""
-    opened: dict[str, Any] = {}
-    for name, file in files.items():
-        precision = "fp32" if name == FP32 else "int8"
-        opened[name] = open_runtime(Target(runtime, precision), threads).load_file(file)
-    for session in opened.values():
-        session.bind(random_feeds(session.inputs))
-    found: dict[str, list[float]] = {name: [] for name in files}
+    """Return the median latency of each file in milliseconds, interleaved; the fp32 file has nothing that is int8."""
     with measuring():
-        for _ in range(ROUNDS):
-            for name, session in opened.items():
-                found[name].append(measure(session, NETWORK_PROTOCOL).median_ms)
-    for session in opened.values():
-        session.close()
-    return {name: statistics.median(times) for name, times in found.items()}
+        report = bench([BenchModel(name, path=file) for name, file in files.items()], Target(runtime, "int8"), threads)
+    return {result.name: result.median_ms for result in report.models}
 
 
 if __name__ == "__main__":

@@ -278,18 +278,27 @@ def train(
         CheckFailed: the command failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    network, config = folder / "network.json", folder / "recipe.toml"
+    network = folder / "network.json"
     write_text(network, genotype.to_json())
-    settings = {"threads": 1, "warmup_steps": 100, **settings}
+    run_training("network", folder, {"threads": 1, "warmup_steps": 100, **settings}, ["--network", str(network), *arguments])
+    return read_json(folder / "scores.json", 1), read_json(folder / "train-network.json", FORMAT_VERSION)
+
+
+def run_training(kind: str, folder: Path, settings: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Run `hyctas-train network` or `hyctas-train supernet` in a run folder, with a recipe of these settings.
+
+    Raises:
+        CheckFailed: the command failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "recipe.toml"
     write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     command = [
-        str(Path(sys.executable).with_name("hyctas-train")), "network", "--network", str(network), "--run", str(folder), "--config",
-        str(config), *arguments,
+        str(Path(sys.executable).with_name("hyctas-train")), kind, "--run", str(folder), "--config", str(config), *arguments,
     ]  # fmt: skip
     print(f"== {folder.name}", flush=True)
     if subprocess.run(command, check=False).returncode:
         raise CheckFailed(f"{' '.join(command)} failed")
-    return read_json(folder / "scores.json", 1), read_json(folder / "train-network.json", FORMAT_VERSION)
 
 
 def measure(lines: list[dict[str, Any]], path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -13,12 +10,13 @@ from typing import Any
 
 from benchmarks.ablations.trainings import grouped, how, scores
 from benchmarks.ranking import draw, open_supernet_scorer
-from benchmarks.screening import append, read_results
+from benchmarks.screening import append, read_results, run_training
 from export.bench_report import markdown_rows
-from export.errors import CheckFailed, InvalidInput
-from export.files import sha256, write_text
+from export.errors import InvalidInput
+from export.files import sha256
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.inherit import SupernetRecord
+from hyctas.artifacts.runs import Record
 from hyctas.commands.datasets import open_dataset
 from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.search.limits import Limits
@@ -58,25 +56,18 @@ def ratios(arguments: argparse.Namespace) -> str:
 
 
 def _trained(run: Path, settings: Mapping[str, Any], arguments: argparse.Namespace, seed: int, limit_ms: float) -> dict[str, Any]:
-    run.mkdir(parents=True, exist_ok=True)
-    config = run / "recipe.toml"
-    write_text(config, "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
-    command = [
-        str(Path(sys.executable).with_name("hyctas-train")), "supernet", "--run", str(run), "--space", "edge", "--data",
-        arguments.data, "--steps", str(arguments.steps), "--crop", arguments.crop, "--seed", str(seed), "--config", str(config),
+    run_training("supernet", run, settings, [
+        "--space", "edge", "--data", arguments.data, "--steps", str(arguments.steps), "--crop", arguments.crop, "--seed", str(seed),
         "--limit", arguments.limit, "--table", str(arguments.table),
-    ]  # fmt: skip
-    print(f"== {run.name}", flush=True)
-    if subprocess.run(command, check=False).returncode:
-        raise CheckFailed(f"{' '.join(command)} failed")
-    record = json.loads((run / "train-supernet.json").read_text())
+    ])  # fmt: skip
+    record = Record.read(run, "train-supernet")
     supernet, data = SupernetRecord.read(run), open_dataset(arguments.data, check=False)
     scorer = open_supernet_scorer(run, supernet, data)
     found = [
         {"branches": len(genotype.branches), "id": genotype.id, "inherited": scorer(genotype)}
         for genotype in judged_networks(arguments.table, limit_ms, data.num_classes)
     ]
-    return {"networks": found, "ratios_at_end": record["results"]["ratios"], "cpu": record["machine"]["cpu"]}
+    return {"networks": found, "ratios_at_end": record.results["ratios"], "cpu": record.machine["cpu"]}
 
 
 def judged_networks(table_path: Path, limit_ms: float, num_classes: int) -> list[Genotype]:

@@ -14,11 +14,9 @@ from export.bench_report import markdown_rows
 from export.errors import InvalidInput, MissingKeys
 from hyctas.arch.genotype import Branch, Cell, Genotype, final_stride, normal_form, shared_length
 from hyctas.artifacts.choice import read_genotype
-from hyctas.cost.workloads import find_calibration, only_calibrated_size, units
-from hyctas.plan import lower
+from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.space import edge
 from latency import LatencyTable
-from latency.predictor import predict
 
 ORIGINAL, CLASSES = "as it is", 11
 CONVOLUTIONS = (
@@ -35,10 +33,13 @@ def variants(genotype: Genotype, predict_ms: Predict | None) -> dict[str, Genoty
         predict_ms: a network's latency, to choose the convolution by; none: nothing is replaced.
 
     Raises:
-        InvalidInput: its branches have no attention at stride 1.
+        InvalidInput: its branches have no attention at stride 1, or its own latency cannot be predicted.
     """
     original = normal_form(genotype)
     found = {ORIGINAL: original}
+    wanted = predict_ms(original) if predict_ms else None
+    if predict_ms and wanted is None:
+        raise InvalidInput(f"the latency table lacks operators of {original.id}; leave --table out, or give one of its space")
     for number, place in _attention_cells(original):
         branch = original.branches[number]
         where = f"attention {place + 1} of the branch to 1/{final_stride(branch)}"
@@ -59,13 +60,14 @@ def variants(genotype: Genotype, predict_ms: Predict | None) -> dict[str, Genoty
                 moved = (*without.branches[other], _placed(cell, cells[-1]))
                 branches = (*without.branches[:other], moved, *without.branches[other + 1 :])
                 found[f"{where}: at the end of the branch to 1/{final_stride(cells)}"] = replace(without, branches=branches)
-        if predict_ms is not None:
-            wanted = predict_ms(original)
+        if predict_ms and wanted is not None:
             replaced = [
                 _with(original, number, place, (*branch[:place], replace(c, out=cell.out, stage=cell.stage), *branch[place + 1 :]))
                 for c in CONVOLUTIONS
             ]
-            found[f"{where}: the convolution of nearest time"] = min(replaced, key=lambda g: abs(predict_ms(g) - wanted))
+            off = {g.id: abs(ms - wanted) for g in replaced if (ms := predict_ms(g)) is not None}
+            nearest = min((g for g in replaced if g.id in off), key=lambda g: off[g.id])
+            found[f"{where}: the convolution of nearest time"] = nearest
     if len(found) == 1:
         raise InvalidInput(f"no branch of {original.id} has attention that could be moved or removed; give another --network")
     return found
@@ -102,39 +104,35 @@ def attention(arguments: argparse.Namespace) -> str:
     """Train a network and its variants; return the account.
 
     Raises:
-        InvalidInput: the network has no attention to move.
-        MissingKeys: the table lacks operators of the network.
+        InvalidInput: the network has no attention to move, or the table lacks operators of it.
+        MissingKeys: the table lacks operators of `edge`.
     """
     genotype = read_genotype(arguments.network)
     predict_ms = table_prediction(LatencyTable.load(arguments.table)) if arguments.table else None
-    if predict_ms is not None:
-        predict_ms(genotype)
-    listed = variants(genotype, _or_far(predict_ms) if predict_ms else None)
+    listed = variants(genotype, predict_ms)
     path = arguments.results / "ablation_attention.jsonl"
     for seed in range(arguments.seeds):
         for name, variant in listed.items():
             case = {"network": normal_form(genotype).id, "given": str(arguments.network), "variant": name, **how(arguments, seed)}
-            trained(case, variant, arguments, path, predict_ms)
+            trained(case, variant, arguments, path, predict_ms(variant) if predict_ms else None)
     return attention_account(read_results(path))
 
 
 def table_prediction(table: LatencyTable) -> Predict:
-    """Return what predicts by a table that is calibrated for one size.
+    """Return what predicts by a table of `edge` that is calibrated for one size: None where it lacks an operator of a network.
 
     Raises:
-        InvalidInput: it is calibrated for none or several.
+        InvalidInput: it is calibrated for none or several sizes.
+        MissingKeys: it lacks operators of `edge`.
     """
-    size = only_calibrated_size(edge(), table)
-    calibration = find_calibration(edge(), table, size)
-    return lambda genotype: predict(units(lower(genotype, size, CLASSES)), table, calibration)
+    space = edge()
+    model = CostModel(space, table, only_calibrated_size(space, table), CLASSES)
 
-
-def _or_far(predict_ms: Predict) -> Predict:
-    def prediction(genotype: Genotype) -> float:
+    def prediction(genotype: Genotype) -> float | None:
         try:
-            return predict_ms(genotype)
+            return model.costs(genotype).latency_ms
         except MissingKeys:
-            return float("inf")
+            return None
 
     return prediction
 

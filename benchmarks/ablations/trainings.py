@@ -9,12 +9,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.screening import append, read_results, train
-from export.errors import MissingKeys
 from hyctas.arch.genotype import Genotype
 from hyctas.pretrained.start import default_source
 
-Predict = Callable[[Genotype], float]
-"""Gives a network's latency in milliseconds."""
+Predict = Callable[[Genotype], float | None]
+"""Gives a network's latency in milliseconds; None where it cannot be predicted."""
 
 
 def how(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def how(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def trained(
-    case: dict[str, Any], genotype: Genotype, arguments: argparse.Namespace, path: Path, predict_ms: Predict | None = None
+    case: dict[str, Any], genotype: Genotype, arguments: argparse.Namespace, path: Path, predicted_ms: float | None = None
 ) -> None:
     """Train a network unless its case stands in the results file, and append what it reached."""
     init = default_source(genotype)
@@ -33,14 +32,8 @@ def trained(
     options = ["--init", init, "--data", arguments.data, "--steps", str(case["steps"]), "--crop", case["crop"]]
     folder = arguments.runs / f"{genotype.id}_{case['steps']}_{case['crop']}_seed{case['seed']}"
     found, record = train(genotype, folder, {}, [*options, "--seed", str(case["seed"])])
-    ms = None
-    if predict_ms is not None:
-        try:
-            ms = predict_ms(genotype)
-        except MissingKeys:
-            print(f"{genotype.id}: the latency table lacks an operator of it, so its latency is not predicted")
     append(path, {
-        "case": case, "genotype": genotype.id, "miou": found["choose"]["miou"], "predicted_ms": ms,
+        "case": case, "genotype": genotype.id, "miou": found["choose"]["miou"], "predicted_ms": predicted_ms,
         "spent_s": record["results"]["spent_s"], "cpu": record["machine"]["cpu"],
     })  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from export.bundle.imaging import Preprocessing
 from export.claims import claim, owner, release
-from export.codec import decode, plain
+from export.codec import NotNegative, decode, plain
 from export.errors import CorruptFile, Give, InvalidInput, Perform, StartOver
 from export.files import real_path, sha256, write_json
 from export.machine import fingerprint, resident_mib
@@ -69,15 +69,11 @@ class Run:
         return self.folder / name
 
     def finish(self, **results: Any) -> None:
-        """Mark the command as done, note its results and the sha256 of every output that is there, and remove what is private.
-
-        `cost` is what this process took: seconds since the folder was opened, and its largest memory so far (MiB); a command that
-        was continued took more.
-        """
+        """Mark the command as done, note its results and the sha256 of every output that is there, and remove what is private."""
         lasting = [self.file(name) for name in self.outputs if not name.endswith(PRIVATE)]
         files = {path.name: sha256(path) for path in lasting if path.is_file()}
-        cost = {"wall_s": round(time.monotonic() - self._began, 1), "peak_mib": resident_mib("VmHWM"), "continued": self._continued}
-        self.record |= {"state": "done", "finished": _now(), "results": results, "files": files, "cost": cost}
+        cost = Cost(round(time.monotonic() - self._began, 1), resident_mib("VmHWM"), self._continued)
+        self.record |= {"state": "done", "finished": _now(), "results": results, "files": files, "cost": plain(cost)}
         write_json(self.path, self.record)
         self._remove_private()
 
@@ -152,6 +148,18 @@ def _hold(folder: Path) -> _Hold | None:
     return hold
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What the process took that finished a command."""
+
+    wall_s: NotNegative
+    """Since it opened the folder."""
+    peak_mib: NotNegative | None
+    """Its largest memory so far; None where the system does not say."""
+    continued: bool
+    """Other processes before it did a part."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What a command notes of itself in a run folder: `<command>.json`."""
@@ -167,6 +175,8 @@ class Record:
     finished: str | None = None
     results: dict[str, Any] = field(default_factory=dict)
     """Empty until it is done."""
+    cost: Cost | None = None
+    """None until it is done, and in records from before this was noted."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of what it wrote, by name; empty in records from before this was noted."""
 

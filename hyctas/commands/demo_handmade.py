@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from export.files import read_json
+from export.codec import decode, plain
+from export.files import read_json, write_json
 from export.target import Target
 from hyctas.artifacts.choice import HANDMADE, read_outcome
 from hyctas.artifacts.runs import Record
@@ -20,11 +22,26 @@ RANDOM, PRETRAINED = ("plain", "two-branch", "resnet", "hyctas"), ("lite0", "lit
 """Families that start from random weights, and from trained ones."""
 FEW_STEPS = 100
 """With fewer, a supernet's scores say little."""
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Handmade:
+    """Which hand-made network stands beside the one that a search chose."""
+
+    beside: str
+    """Id of the chosen network."""
+    network: str
 
 
 def nearest_in_latency(run: Path, families: Sequence[str], num_classes: int) -> str:
-    """Return the hand-made network whose latency is nearest to that of the network that a run chose: `edge:NAME`."""
-    outcome = read_outcome(run)
+    """Return the hand-made network whose latency is nearest to that of the network that a run chose: `edge:NAME`.
+
+    The answer is noted in RUN/handmade.json, so that a demo that was killed goes on with the same one.
+    """
+    outcome, path = read_outcome(run), run / "handmade.json"
+    if path.exists() and (noted := decode(_Handmade, path, FORMAT_VERSION)).beside == outcome.chosen:
+        return noted.network
     names = [name for name in members() if family(name) in families]
     runtime = open_target(Target.parse(outcome.target), outcome.threads or 1)
     with bar(f"measure {len(names)} hand-made networks") as shown:
@@ -33,7 +50,9 @@ def nearest_in_latency(run: Path, families: Sequence[str], num_classes: int) -> 
             progress=lambda done, total: shown.update(done / total),
         )[0].tolist()  # fmt: skip
     wanted = math.log(outcome.choice.latency_ms)
-    return HANDMADE + min(zip(names, times, strict=True), key=lambda found: abs(math.log(found[1]) - wanted))[0]
+    name = HANDMADE + min(zip(names, times, strict=True), key=lambda found: abs(math.log(found[1]) - wanted))[0]
+    write_json(path, {"format_version": FORMAT_VERSION, **plain(_Handmade(outcome.chosen, name))})
+    return name
 
 
 def comparison(run: Path, handmade: Path, name: str) -> str:
@@ -56,10 +75,12 @@ def comparison(run: Path, handmade: Path, name: str) -> str:
 def work_done(run: Path) -> str:
     """Say how much was trained and how good predictions are: on a slow or busy machine, both are less."""
     steps = [int(Record.read(run, command).results["steps"]) for command in ("train-supernet", "train-network")]
-    (calibration,) = LatencyTable.load(run / "latency.json").calibrations.values()
+    used = read_outcome(run).calibration
+    assert used is not None, "a demo calibrates its table"
+    error = LatencyTable.load(run / "latency.json").calibrations[used.name].holdout.mape
     text = (
-        f"supernet: {steps[0]} steps; network: {steps[1]} steps; latency predictions of unseen networks are off by "
-        f"{calibration.holdout.mape:.0%} on average"
+        f"supernet: {steps[0]} steps; network: {steps[1]} steps; latency predictions of unseen networks are off by {error:.0%} on "
+        "average"
     )
     if steps[0] >= FEW_STEPS:
         return text

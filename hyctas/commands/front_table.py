@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hyctas.artifacts.choice import Member, Outcome, read_outcome
 from hyctas.cli.advice import command_line
+from hyctas.report.wording import plural
 
 
 def show_front(run: Path) -> str:
@@ -19,7 +20,7 @@ def show_front(run: Path) -> str:
 
 
 def _front_lines(outcome: Outcome) -> list[str]:
-    targets = " and ".join([f"{outcome.target} ({outcome.threads} thread{'s' if outcome.threads != 1 else ''})", *outcome.beside])
+    targets = " and ".join([f"{outcome.target} ({plural(outcome.threads or 1, 'thread')})", *outcome.beside])
     slowest = "; latency: the longest" if outcome.beside else ""
     lines = [f"front on {targets}, mIoU with shared weights{slowest}:",
              "  network        branches   mIoU   predicted ms   measured ms   params"]  # fmt: skip

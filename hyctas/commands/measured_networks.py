@@ -24,12 +24,14 @@ def measure_evaluations(what: str, evaluations: Sequence[Evaluation], model: Cos
 
     Of several targets, the longest time counts, and all must be here.
     """
-    found = dict[str, float]()
-    for one in model.all if evaluations else ():
-        runtime = _runtime_of(what, one)
-        if runtime is None:
-            return {}
-        for name, ms in _measure(what, [evaluation.genotype for evaluation in evaluations], one, runtime, show).items():
+    if not evaluations:
+        return {}
+    runtimes = [runtime for one in model.all if (runtime := _runtime_of(what, one)) is not None]
+    if len(runtimes) < len(model.all):
+        return {}
+    genotypes, found = [evaluation.genotype for evaluation in evaluations], dict[str, float]()
+    for one, runtime in zip(model.all, runtimes, strict=True):
+        for name, ms in _measure(what, genotypes, one, runtime, show).items():
             found[name] = max(ms, found.get(name, 0.0))
     return found
 

@@ -30,6 +30,7 @@ from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.ray_cluster import Cluster
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
+from hyctas.report.wording import plural
 from hyctas.search.driver import search
 from hyctas.search.front import pareto, spread
 from hyctas.search.history import SEARCH, History
@@ -229,7 +230,7 @@ def check_targets(paths: Sequence[Path], tables: Sequence[LatencyTable]) -> None
 
 def described(table: LatencyTable) -> str:
     """Name a table's target: `onnxruntime-cpu:fp32 (2 threads)`."""
-    return f"{table.identity.target} ({table.identity.threads} thread{'s' if table.identity.threads > 1 else ''})"
+    return f"{table.identity.target} ({plural(table.identity.threads, 'thread')})"
 
 
 def _check_error(model: CostModel, max_error: float, path: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.errors import Give, InvalidInput, Perform, TableMismatch
+from export.errors import CorruptFile, Give, InvalidInput, Perform, TableMismatch
 from export.machine import hardware
 from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_outcome
+from hyctas.commands.demo_handmade import nearest_in_latency
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
@@ -102,6 +103,15 @@ def test_a_search_for_several_targets(command: Command, run: Path, tmp_path: Pat
     )
     expect(command("search", *arguments, run / "latency.json"), 2, "are both of onnxruntime-cpu:fp32 (1 thread) on one device")
     expect(command("search", *arguments, tmp_path / "none.json"), 2, "none.json")
+
+
+def test_the_hand_made_network_beside_a_demos_stays(searched: Path) -> None:
+    found = nearest_in_latency(searched, ["plain"], CLASSES)
+    assert found in ("edge:plain", "edge:plain-w75")
+    assert nearest_in_latency(searched, ["resnet"], CLASSES) == found, "a demo that was killed goes on with it"
+    (searched / "handmade.json").write_text("{}")
+    with pytest.raises(CorruptFile, match=r"handmade\.json"):
+        nearest_in_latency(searched, ["plain"], CLASSES)
 
 
 def test_measured_front_is_counted(searched: Path) -> None:
