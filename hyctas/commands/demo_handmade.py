@@ -18,11 +18,11 @@ from hyctas.engine.table_attention import open_target
 from hyctas.spaces.members import family, member, members
 from latency.table import LatencyTable
 
-RANDOM, PRETRAINED = ("plain", "two-branch", "resnet", "hyctas"), ("lite0", "lite0-16", "lite0-16-attention", "lite0-16-branch")
-"""Families that start from random weights, and from trained ones."""
+RANDOM, PRETRAINED = ("plain", "two-branch", "hyctas"), ("lite0-16", "lite0-16-attention")
+"""Families that start from random weights, and from trained ones: with the chosen network they are one batch to be measured."""
 FEW_STEPS = 100
 """With fewer, a supernet's scores say little."""
-FORMAT_VERSION = 1
+FORMAT_VERSION, ROUNDS = 1, 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class _Handmade:
 def nearest_in_latency(run: Path, families: Sequence[str], num_classes: int) -> str:
     """Return the hand-made network whose latency is nearest to that of the network that a run chose: `edge:NAME`.
 
-    The answer is noted in RUN/handmade.json, so that a demo that was killed goes on with the same one.
+    All are measured in turns, so that what slows the machine slows them alike. The answer is noted in RUN/handmade.json, so that a
+    demo that was killed goes on with the same one.
     """
     outcome, path = read_outcome(run), run / "handmade.json"
     if path.exists() and (noted := decode(_Handmade, path, FORMAT_VERSION)).beside == outcome.chosen:
@@ -46,11 +47,11 @@ def nearest_in_latency(run: Path, families: Sequence[str], num_classes: int) -> 
     runtime = open_target(Target.parse(outcome.target), outcome.threads or 1)
     with bar(f"measure {len(names)} hand-made networks") as shown:
         times = measure_networks(
-            [member(name) for name in names], runtime, outcome.size, num_classes, rounds=1,
-            progress=lambda done, total: shown.update(done / total),
+            [outcome.choice.evaluation.genotype, *(member(name) for name in names)], runtime, outcome.size, num_classes,
+            rounds=ROUNDS, progress=lambda done, total: shown.update(done / total),
         )[0].tolist()  # fmt: skip
-    wanted = math.log(outcome.choice.latency_ms)
-    name = HANDMADE + min(zip(names, times, strict=True), key=lambda found: abs(math.log(found[1]) - wanted))[0]
+    ratios = dict(zip(names, (ms / times[0] for ms in times[1:]), strict=True))
+    name = HANDMADE + min(names, key=lambda name: abs(math.log(ratios[name])))
     write_json(path, {"format_version": FORMAT_VERSION, **plain(_Handmade(outcome.chosen, name))})
     return name
 
