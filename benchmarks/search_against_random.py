@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hyctas.artifacts.runs import recorded_preprocessing
 from hyctas.cli.search import SearchJob
 from hyctas.cli.show import bar
 from hyctas.commands.datasets import open_dataset
+from hyctas.commands.search import OptimiserMaker
 from hyctas.commands.search_scorer import NORM_BATCHES, open_scorer
 from hyctas.cost.workloads import CostModel, only_calibrated_size
 from hyctas.data import Frames
@@ -44,7 +45,8 @@ from latency import LatencyTable
 RESULTS = Path(__file__).parent / "results/cpu/search_against_random.jsonl"
 BAND = (0.85, 1.0)
 """Shares of the limit between which an answer lies: what is much faster wastes what was allowed."""
-SIDES = ("search", "random")
+Side = Callable[[CostModel, Limits, int, int], tuple[CostModel, OptimiserMaker | None]]
+"""Makes, from costs, limits, seed and networks at a time, the costs and the optimiser of a search; none: the search's own."""
 
 
 class Draws:
@@ -66,6 +68,19 @@ class Draws:
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Learn nothing."""
+
+
+def search_of_all(model: CostModel, limits: Limits, seed: int, batch: int) -> tuple[CostModel, OptimiserMaker | None]:
+    """Search as users do."""
+    return model, None
+
+
+def random_draws(model: CostModel, limits: Limits, seed: int, batch: int) -> tuple[CostModel, OptimiserMaker | None]:
+    """Draw at random instead."""
+    return model, lambda first: Draws(model, limits, seed, batch)
+
+
+SIDES: dict[str, Side] = {"search": search_of_all, "random": random_draws}
 
 
 def best_in_band(evaluations: Sequence[Evaluation], limit_ms: float) -> Evaluation:
@@ -94,12 +109,7 @@ def paired(differences: Sequence[float], confidence: float = 0.95, *, one_sided:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="run folder with a trained supernet and a latency table")
-    parser.add_argument("--data", help="data set; default: the one that the supernet was trained on")
-    parser.add_argument("--limit", help="ms=... or fps=...")
-    parser.add_argument("--evaluations", type=int, default=200, help="networks that each side scores")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=60, help="images that networks are scored on")
+    add_search_arguments(parser)
     parser.add_argument("--work", type=Path, default=Path("runs/search_against_random"), help="folder of the histories")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
     parser.add_argument("--table", action="store_true", help="write the results file's table beside it instead")
@@ -111,11 +121,27 @@ def main() -> None:
         if arguments.run is None or arguments.limit is None:
             raise InvalidInput("give --run and --limit, or --table")
         for seed in range(arguments.seeds):
-            compare(arguments, seed)
+            compare(arguments, seed, SIDES, arguments.results)
 
 
-def compare(arguments: argparse.Namespace, seed: int) -> None:
-    """Run both sides of a seed, and append what their answers reach on images that neither saw.
+def add_search_arguments(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Give a parser what says which searches are compared."""
+    parser.add_argument("--run", type=Path, required=required, help="run folder with a trained supernet and a latency table")
+    parser.add_argument("--data", help="data set; default: the one that the supernet was trained on")
+    parser.add_argument("--limit", required=required, help="ms=... or fps=...")
+    parser.add_argument("--evaluations", type=int, default=200, help="networks that each side scores")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=60, help="images that networks are scored on")
+
+
+def compare(arguments: argparse.Namespace, seed: int, sides: Mapping[str, Side], results: Path) -> None:
+    """Run all sides of a seed, and append what their answers reach on images that none saw.
+
+    Args:
+        arguments: those of `add_search_arguments`, and `work`, the folder of the histories.
+        seed: of both.
+        sides: what is compared.
+        results: file to which a line is appended, unless it stands there.
 
     Raises:
         InvalidInput: no limit on latency, or no image of the choosing split is left unseen.
@@ -133,7 +159,7 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
         "seed": seed, "supernet_sha256": sha256(supernet.path), "table_sha256": sha256(path), "limit_ms": limits.latency_ms,
         "evaluations": job.evaluations, "images": job.images, **asdict(job.settings),
     }  # fmt: skip
-    if case in [line["case"] for line in read_results(arguments.results)]:
+    if case in [line["case"] for line in read_results(results)]:
         return
     _, unseen = drawn_samples(data.choose, seed, job.images)
     if not unseen:
@@ -142,16 +168,16 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     scorer = open_scorer(job, supernet, data, preprocessing)
     settings = job.settings
     batch = round(max(2, settings.population // 3) / SURVIVING)
-    makers = {"search": None, "random": lambda first: Draws(model, limits, seed, batch)}
     answers = {}
-    for side in SIDES:
+    for side, make in sides.items():
+        costs, optimiser = make(model, limits, seed, batch)
         folder = arguments.work / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         history = History(folder / f"{side}.jsonl", {**case, "side": side}, print)
         with bar(f"seed {seed}, {side}") as shown:
             search(
-                model, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=seed,
-                reference_ms=limits.latency_ms, screen=scorer.screen, candidates=settings.candidates, optimiser=makers[side],
+                costs, limits, scorer, history, evaluations=job.evaluations, population=settings.population, seed=seed,
+                reference_ms=limits.latency_ms, screen=scorer.screen, candidates=settings.candidates, optimiser=optimiser,
                 progress=lambda done, total, volume: shown.update(done / total, f"{done}/{total}, hypervolume {volume:.4f}"),
             )  # fmt: skip
         answers[side] = best_in_band(history.of(SEARCH), limits.latency_ms)
@@ -163,26 +189,32 @@ def compare(arguments: argparse.Namespace, seed: int) -> None:
     for side, answer in answers.items():
         known = {"id": answer.id, "genotype": json.loads(answer.genotype.to_json()), "predicted_ms": answer.predicted_ms}
         line[side] = {**known, "seen_miou": answer.miou, "unseen_miou": judge(answer.genotype)}
-    append(arguments.results, line)
+    append(results, line)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Return the results as Markdown: a line per seed, and the mean difference with its interval of 95 %."""
+    """Return the results as Markdown."""
+    return (
+        "# Search against random\n\nPrinted by `python -m benchmarks.search_against_random --table` from "
+        "`search_against_random.jsonl`. " + answers_table(lines, "search", "random")
+    )
+
+
+def answers_table(lines: list[dict[str, Any]], one: str, other: str) -> str:
+    """Return two sides' results as Markdown: a line per seed, and the mean difference with its interval of 95 %."""
     rows = [["seed", "network", "ms predicted", "mIoU %, seen", "mIoU %, unseen"]]
     for line in lines:
-        for side in SIDES:
+        for side in (one, other):
             found = line[side]
             scores = (f"{100 * found[name]:.1f}" for name in ("seen_miou", "unseen_miou"))
             rows.append([str(line["case"]["seed"]), f"{side}: {found['id']}", f"{found['predicted_ms']:.2f}", *scores])
-    mean, low, high = paired([100 * (line["search"]["unseen_miou"] - line["random"]["unseen_miou"]) for line in lines])
+    mean, low, high = paired([100 * (line[one]["unseen_miou"] - line[other]["unseen_miou"]) for line in lines])
     first = lines[0]["case"]
     return (
-        "# Search against random\n\nPrinted by `python -m benchmarks.search_against_random --table` from "
-        f"`search_against_random.jsonl`. One supernet, {first['evaluations']} scored networks per side and seed, limit "
-        f"{first['limit_ms']:.2f} ms; each side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of "
-        "the choosing split that neither saw.\n\n" + markdown_rows(rows, 2)
-        + f"\n\nSearch minus random on unseen images: {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} "
-        f"({len(lines)} seeds).\n"
+        f"One supernet, {first['evaluations']} scored networks per side and seed, limit {first['limit_ms']:.2f} ms; each "
+        f"side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of the choosing split that neither saw.\n\n"
+        + markdown_rows(rows, 2) + f"\n\n{one.capitalize()} minus {other} on unseen images: {mean:+.2f} points, 95 % interval "
+        f"{low:+.2f} to {high:+.2f} ({len(lines)} seeds).\n"
     )  # fmt: skip
 
 

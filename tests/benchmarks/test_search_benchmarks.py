@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import gate_camvid, search_against_random
+from benchmarks.ablations.placement import attention_strides
+from benchmarks.ablations.required_attention import with_attention
 from benchmarks.gate_camvid import SEEDS, WINNER, GateCase, cases, opponents, table, widest
 from benchmarks.search_against_random import Draws, best_in_band, paired
 from export.errors import CheckFailed, InvalidInput
@@ -23,7 +26,7 @@ from hyctas.search.front import hypervolume
 from hyctas.search.history import Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.space import edge, tiny
-from hyctas.spaces.members import family, member, members
+from hyctas.spaces.members import family, member, members, members_of
 from latency.identity import Identity
 from latency.table import LatencyTable, Row
 
@@ -77,6 +80,22 @@ def test_search_beats_random_where_structure_matters(tmp_path: Path) -> None:
                    optimiser=optimiser)  # fmt: skip
             volumes[side] += hypervolume(history.of("search"), 2.5)
     assert volumes["search"] > 1.05 * volumes["random"]
+
+
+def test_a_search_that_must_include_attention(tmp_path: Path) -> None:
+    whole = model()
+    costs, _ = with_attention(whole, Limits(), 0, 8)
+    assert costs.space.hash == TINY.hash, "tables, and weights of the whole space, fit"
+    history = History(tmp_path / "history.jsonl", {}, print)
+    search(costs, Limits(), lambda genotype: lower(genotype, SIZE, 4).macs / 1e9, history, evaluations=30, population=12,
+           candidates=60, seed=0, reference_ms=2.5, members=list(members_of(costs.space).values()))  # fmt: skip
+    found = [evaluation.genotype for evaluation in history.of("search")]
+    assert len(found) == 30 and all(attention_strides(genotype) - {0} for genotype in found)
+    assert {len(genotype.branches) for genotype in found} == {1, 2, 3}
+    assert attention_strides(costs.space.smallest()) and not attention_strides(whole.space.smallest())
+    plain = replace(TINY, stages=tuple(replace(stage, attention=False) for stage in TINY.stages))
+    with pytest.raises(InvalidInput, match="does not offer attention"):
+        with_attention(CostModel(plain, whole.table, SIZE, 4), Limits(), 0, 8)
 
 
 def test_account_of_search_against_random() -> None:
