@@ -212,8 +212,9 @@ def answers_table(lines: list[dict[str, Any]], one: str, other: str) -> str:
     first = lines[0]["case"]
     return (
         f"One supernet, {first['evaluations']} scored networks per side and seed, limit {first['limit_ms']:.2f} ms; each "
-        f"side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of the choosing split that neither saw.\n\n"
-        + markdown_rows(rows, 2) + f"\n\n{one.capitalize()} minus {other} on unseen images: {mean:+.2f} points, 95 % interval "
+        f"side's best by shared weights at {BAND[0]:g} to {BAND[1]:g} of the limit, on images of the choosing split that neither "
+        "saw.\n\n" + markdown_rows(rows, 2)
+        + f"\n\n{one.capitalize()} minus {other} on unseen images: {mean:+.2f} points, 95 % interval "
         f"{low:+.2f} to {high:+.2f} ({len(lines)} seeds).\n"
     )  # fmt: skip
 
