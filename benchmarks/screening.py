@@ -34,6 +34,7 @@ from hyctas.arch.genotype import LINEAR, Cell, Genotype, normal_form
 from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
 from hyctas.presets import read_preset
+from hyctas.pretrained.start import default_source
 from hyctas.spaces.members import member
 from hyctas.spaces.stages import AttentionVariant
 
@@ -59,7 +60,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the recipe, besides a learning rate of 0.001 for screened networks with inverted residuals, and 100 steps of warm-up."""
     teachers: tuple[tuple[str, int], ...] = ()
-    """Network and seed of each case that it follows: cases alike in everything else, without settings."""
+    """Network and seed of each case that it follows: cases alike in steps and crops, without settings, from the usual weights."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what stands in the results file: `teachers` where there are any."""
@@ -90,7 +91,11 @@ class Case:
 
     def teacher_cases(self) -> list[Case]:
         """Return the cases that it follows."""
-        return [replace(self, network=name, seed=seed, settings={}, teachers=()) for name, seed in self.teachers]
+        plain = replace(self, settings={}, teachers=())
+        return [
+            replace(plain, network=name, init=default_source(member(name.removeprefix(HANDMADE))), seed=seed)
+            for name, seed in self.teachers
+        ]
 
 
 ATTENTION = {
@@ -159,7 +164,8 @@ def _crops() -> Iterator[Case]:
 
 
 def _teachers() -> Iterator[Case]:
-    """Distillation: from the widest member of the family, and from an ensemble of its own kind."""
+    """Distillation: from a network with trained weights to one without, from the widest of a family, from an ensemble."""
+    yield from _seeds(2, network="edge:plain", init="none", teachers=(("edge:lite0-16", 0),))
     for teachers in ((("edge:lite0", 0),), (("edge:lite0-16", 0), ("edge:lite0-16", 1))):
         yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", teachers=teachers)
 
