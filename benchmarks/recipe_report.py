@@ -151,9 +151,11 @@ def figure(families: Sequence[Trained], finals: Sequence[Trained], times: Times)
                 point = (ms, mean(values))
                 axes.plot([ms, ms], [min(values), max(values)], color=colour, linewidth=1)
                 axes.scatter(*point, s=42, color="none" if each.init == "none" else colour, edgecolors=colour, zorder=3)
-                name = each.network.removeprefix("edge:") + ", re-parameterised" * ("reparameterise" in each.settings)
-                axes.annotate(name, point, (5, 4), textcoords="offset points", fontsize=8, color=INK)
+                below = "reparameterise" in each.settings
+                name = each.network.removeprefix("edge:") + ", re-parameterised" * below
+                axes.annotate(name, point, (5, -11 if below else 4), textcoords="offset points", fontsize=8, color=INK)
         axes.set(xlabel=f"latency in ms ({TARGET}, {format_size(SIZE)}, 2 threads)", ylabel="mIoU in %, choosing split")
+        axes.margins(x=0.1)  # room for the last label
         axes.set_title("filled: from trained weights, open: from random ones", fontsize=9)
         axes.legend(frameon=False, fontsize=9)
         return svg(drawn)

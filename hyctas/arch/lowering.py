@@ -70,6 +70,11 @@ class Lowering:
         ordinal = sum(other.stage == cell.stage and other.op not in ADDED for other in before)
         return slot_name("stage", cell.stage, ordinal, operator)
 
+    def _feature_slot(self, part: str, stride: int, ordinal: int, operator: Operator, feature: str) -> str:
+        """Name the slot of a part of the decoder that reads a trunk's feature: by the feature's stage, where it has one."""
+        names = self.nodes[feature].slot.split(".")
+        return slot_name(part, names[1].removeprefix("s") if names[0] == "stage" else stride, ordinal, operator)
+
     def trunk(self, start: str) -> dict[int, dict[int, str]]:
         """Add all cells, shared prefixes once; return per final stride of a branch its last feature at each stride."""
         branches = self.genotype.branches
@@ -116,7 +121,8 @@ class Lowering:
             final = stride if stride in ends else deepest
             name = ends[final][stride] if stride in ends else own
             operator = Conv(self.channels(name), out, 1, 1, relu=False)
-            laterals.append(self.add("lateral", 0, operator, [name], (final,)))
+            slot = self._feature_slot("lateral", stride, 0, operator, name)
+            laterals.append(self.add("lateral", 0, operator, [name], (final,), slot=slot))
         operator = Conv(self.channels(*laterals), out, 3, 1, add=len(laterals) > 1)
         return self.add("fusion", 0, operator, laterals)
 
@@ -132,10 +138,13 @@ class Lowering:
                     continue
                 # arms and refines of one final stride are the same slots whatever other branches exist
                 ordinal = {16: 0, 32: 1}[final]
-                arm = self.add("arm", ordinal, Conv(self.channels(name), widths[stride], 1, 1, relu), [name], (final,))
+                operator = Conv(self.channels(name), widths[stride], 1, 1, relu)
+                slot = self._feature_slot("arm", self.strides[name], ordinal, operator, name)
+                arm = self.add("arm", ordinal, operator, [name], (final,), slot=slot)
                 own = last[stride]
                 operator = Conv(self.channels(arm, own), widths[stride], 3, 1, relu)
-                name = self.add("refine", ordinal, operator, [arm, own], (final,))
+                slot = self._feature_slot("refine", stride, ordinal, operator, own)
+                name = self.add("refine", ordinal, operator, [arm, own], (final,), slot=slot)
             tails.append(name)
         blocks = [(8, 16, 32).index(final) for final in ends]
         return self.join("fusion", tails, self.genotype.fusion.out, blocks)

@@ -49,8 +49,12 @@ class Node:
 
 
 def slot_name(part: str, stride: int | str, ordinal: int, operator: Operator) -> str:
-    """Name where a supernet keeps the weights of an operator; a cell with a stage is of part "stage", its stride the stage."""
-    return f"{part}.s{stride}.{ordinal}.{operator.label}.{operator.stride}"
+    """Name where a supernet keeps the weights of an operator; a cell with a stage is of part "stage", its stride the stage.
+
+    ResNet's first layer has a slot of its own: the centre of a 7x7 is not what a 3x3 would learn.
+    """
+    large = f".{operator.kernel}" if isinstance(operator, Conv) and operator.kernel > 3 else ""
+    return f"{part}.s{stride}.{ordinal}.{operator.label}.{operator.stride}{large}"
 
 
 def attention_operator(sources: tuple[int, ...], out: int, stride: int, choice: Attention, arithmetic: Arithmetic) -> SelfAttention:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle.imaging import Preprocessing
+from export.codec import plain
 from export.errors import CheckFailed, Give, HyctasError, Infeasible, InvalidInput
 from export.files import sha256, write_text
 from hyctas.arch.genotype import Genotype
@@ -136,9 +137,12 @@ def read_case(job: SearchJob, optimiser: OptimiserMaker | None = None) -> Case:
     hashes = [sha256(path) for path in table_paths]
     if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, hashes)):
         say(warning)
+    elif supernet.band and limits.latency_ms is not None:
+        limits = replace(limits, least_ms=supernet.band.least_ms(limits.latency_ms))
+        say(f"networks below {limits.least_ms:.3g} ms are not looked at: the supernet was not trained for them")
     settings = job.settings
     config = {
-        "space_hash": space.hash, "size": size, "limits": asdict(limits), "confidence": confidence, "evaluations": job.evaluations,
+        "space_hash": space.hash, "size": size, "limits": plain(limits), "confidence": confidence, "evaluations": job.evaluations,
         "population": settings.population, "candidates": settings.candidates, "images": job.images,
         "screen_images": min(settings.screen_images, job.images),
         "members": [genotype.id for genotype in members_of(space).values()],

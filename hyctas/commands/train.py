@@ -51,7 +51,8 @@ def train_supernet(job: TrainSupernetJob) -> None:
     assert isinstance(recipe, SupernetRecipe)
     if recipe.fit_steps and (start is None or not start.cells):
         raise InvalidInput(f"fit_steps = {recipe.fit_steps}, but there is no trained trunk to fit operators to; give one by --init")
-    drawer, band = networks_to_train(job, recipe, space, data.num_classes, start.weights.keys() if start else ())
+    trained = {name: weights.layers for name, weights in start.weights.items()} if start else {}
+    drawer, band = networks_to_train(job, recipe, space, data.num_classes, trained)
     config = {
         "recipe": recipe.identity(), "space": job.space, "space_hash": space.hash, "data": data.trained(), **start_config(start),
         **({"band": band.to_json()} if band else {}),

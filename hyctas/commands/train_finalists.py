@@ -20,8 +20,8 @@ from hyctas.cost.workloads import CostModel
 from hyctas.pretrained.start import Start, find_start
 from hyctas.report.collect import collect
 from hyctas.report.plot import pareto_figure, svg
-from hyctas.search.finalists import Finalist, Turn, choose_finalists, halve
-from hyctas.search.history import SEARCH, History
+from hyctas.search.finalists import RESERVE, Finalist, Turn, choose_finalists, halve
+from hyctas.search.history import SEARCH, Evaluation, History
 from hyctas.search.limits import Limits
 from hyctas.search.outcome import add_finalists, weights_folder
 from hyctas.training.config import NetworkRecipe, Recipe
@@ -49,24 +49,28 @@ def choose_by_training(
     Raises:
         CheckFailed: the trainings of all finalists failed.
     """
-    finalists = choose_finalists(history.of(SEARCH), handmade, job.finalists)
+    def chosen(evaluations: Sequence[Evaluation], count: int) -> list[Finalist]:
+        return choose_finalists(evaluations, handmade, count, model.space.encode)
+
+    candidates = chosen(history.of(SEARCH), job.finalists + job.finalists // RESERVE)
     supernet = Record.of_finished(job.run, "train-supernet")
     recorded = {**supernet.config["recipe"], "device_batch": supernet.results.get("device_batch")}
     recipe = recipe_of(recorded, job.finalist_steps, job.seed)
     config = {
-        "finalists": [finalist.id for finalist in finalists], "recipe": recipe.identity(),
+        "candidates": [candidate.id for candidate in candidates], "finalists": job.finalists, "recipe": recipe.identity(),
         "supernet_sha256": history.header["supernet_sha256"], "limit_ms": limits.latency_ms,
     }  # fmt: skip
     own = Run(job.run / "finalists", "finalists", config, ())
     if own.done and "finalists" in read_json(run.file("pareto.json"), FORMAT_VERSION):
         return
-    with bar(f"train {len(finalists)} finalists") as shown:
+    with bar(f"train {min(job.finalists, len(candidates))} finalists") as shown:
         work = _Work(job, replace(data, val=()), recipe, model, shown, team)
         rounds = halve(
-            finalists, own.file("rounds.json"), limits, job.finalist_steps, work.train, work.measure, say,
-            work.ahead if team else None,
+            candidates, own.file("rounds.json"), limits, job.finalist_steps, work.train, work.measure, say,
+            work.ahead if team else None, lambda fitting: chosen([f.evaluation for f in fitting], job.finalists),
         )  # fmt: skip
-    outcome = add_finalists(run.file("pareto.json"), finalists, rounds)
+    took_part = [f for f in candidates if f.id in {*rounds[0].miou, *rounds[0].failed, *rounds[0].slow}]
+    outcome = add_finalists(run.file("pareto.json"), took_part, rounds)
     write_text(run.file("pareto.svg"), svg(pareto_figure(collect(run.folder))))
     run.finish(chosen=outcome["chosen"], hypervolume=outcome["hypervolume"], measure=job.measure)
     own.finish(chosen=outcome["chosen"])

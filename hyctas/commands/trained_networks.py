@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from export.errors import Give, InvalidInput
@@ -14,7 +13,7 @@ from hyctas.cost.workloads import CostModel, calibrated_sizes, only_calibrated_s
 from hyctas.search.limits import Limits
 from hyctas.spaces.members import members
 from hyctas.spaces.search_space import SearchSpace
-from hyctas.training.band import Drawer, TrainedBand, latency_band, macs_band
+from hyctas.training.band import Drawer, Trained, TrainedBand, latency_band, macs_band
 from hyctas.training.config import SupernetRecipe
 from latency import LatencyTable
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def networks_to_train(
-    job: TrainSupernetJob, recipe: SupernetRecipe, space: SearchSpace, num_classes: int, trained: Collection[str]
+    job: TrainSupernetJob, recipe: SupernetRecipe, space: SearchSpace, num_classes: int, trained: Trained
 ) -> tuple[Drawer, TrainedBand | None]:  # fmt: skip
     """Return what draws the networks, and with `--limit` what the run's record keeps of it.
 
@@ -32,7 +31,7 @@ def networks_to_train(
         recipe: with the seed.
         space: where networks come from.
         num_classes: number of classes.
-        trained: slots that start from trained weights.
+        trained: layers of the slots that start from trained weights.
 
     Raises:
         InvalidInput: not a latency, another bound besides, no table, or no size that it is predicted for.

@@ -120,6 +120,12 @@ class Supernet(nn.Module):
         logits, stride = self._padded_logits(genotype, image)
         return upsample(logits, image.shape[2:], stride)
 
+    def forward_both(self, genotype: Genotype, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward_native` and `forward` return, computed once."""
+        logits, stride = self._padded_logits(genotype, image)
+        native = logits[:, :, : -(-image.shape[2] // stride), : -(-image.shape[3] // stride)]
+        return native, upsample(logits, image.shape[2:], stride)
+
     def _padded_logits(self, genotype: Genotype, image: Tensor) -> tuple[Tensor, int]:
         plan = lower(genotype, (image.shape[2], image.shape[3]), self.num_classes)
         bottom, right = plan.padded[0] - image.shape[2], plan.padded[1] - image.shape[3]

@@ -181,16 +181,23 @@ def _copy_leading(target: Tensor, source: Tensor) -> bool:
 def _copy_weight(
     target: Tensor, layer: Layer, blocks: Sequence[int], source: Tensor, full: Layer, source_blocks: Sequence[int]
 ) -> bool:
-    """Copy what two convolutions share: leading channels of every input block, the centre of the larger kernel."""
-    kernel = min(layer.kernel, full.kernel)
+    """Copy what two convolutions share: leading channels of every input block, the centre of the larger kernel.
+
+    A trained output channel gets weights of 0 for inputs, and for the ring of a kernel, that its source lacks: random ones would
+    change it.
+    """
+    kernel, whole = min(layer.kernel, full.kernel), target
+    trained = slice(0, min(len(target), len(source)))
     target, source = _centre(target, layer.kernel, kernel), _centre(source, full.kernel, kernel)
     if layer.depthwise or len(layer.sources) == len(full.sources) == 1:
+        whole[trained] = 0
         return _copy_leading(target, source) and layer.kernel == full.kernel
     starts = {block: (sum(full.sources[:i]), full.sources[i]) for i, block in enumerate(source_blocks[: len(full.sources)])}
     at, same = 0, len(layer.sources) == len(full.sources)
     for block, channels in zip(blocks, layer.sources, strict=False):
         if block in starts:
             start, width = starts[block]
+            whole[trained, at : at + channels] = 0
             same &= _copy_leading(target[:, at : at + channels], source[:, start : start + width])
         at += channels
     return same and layer.kernel == full.kernel

@@ -1,8 +1,9 @@
 """Make the last choice by training: successive halving (Jamieson and Talwalkar, AISTATS 2016) over a search's finalists.
 
-Before each round the finalists are measured on the device, and those that exceed the limit go; the others train on, each round
-twice as long as the one before; then the worse half goes, until one is left. What was found is written after every network, and
-replayed: a choice that was killed continues to the same result. No torch here.
+More candidates than finalists are measured on the device, so that those that exceed the limit can be replaced. Before each further
+round the finalists are measured again, and those whose mean exceeds the limit go; the others train on, each round twice as long as
+the one before; then the worse half goes, until one is left. What was found is written after every network, and replayed: a choice
+that was killed continues to the same result. No torch here.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.codec import Count, Positive, Share, decode, encode
 from export.errors import CheckFailed, CorruptFile, Give, StartOver
+from hyctas.arch.genotype import Genotype
 from hyctas.search.front import pareto
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
@@ -24,6 +28,10 @@ from hyctas.spaces.members import family
 FORMAT_VERSION = 1
 HANDMADE_SHARE = 3
 """One finalist of so many is hand-made, where as many families of hand-made networks meet the limits."""
+RESERVE = 2
+"""One more candidate for each so many finalists, in place of those that exceed the limit when measured."""
+APART = 3
+"""Genes in which finalists that a search found differ at least, where there are such."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,9 @@ class Round:
     steps: Count
     """Of this round's training."""
     measured_ms: dict[str, Positive]
-    """Empty where the device is not here."""
+    """Mean of this and earlier rounds' measurements; empty where the device is not here."""
     slow: tuple[str, ...]
-    """Those that exceed the limit when measured."""
+    """Those that exceed the limit by it."""
     miou: dict[str, Share] = field(default_factory=dict)
     """On the choosing split, after this round's training."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -85,18 +93,23 @@ Train = Callable[[Finalist, Turn], float]
 """Train a finalist; return its mIoU on the choosing split, or raise CheckFailed."""
 Ahead = Callable[[Sequence[tuple[Finalist, Turn]]], None]
 """Told which trainings come next, in this order, so that it can begin on several at once."""
+Choose = Callable[[Sequence[Finalist]], list[Finalist]]
+"""Choose finalists among candidates."""
 Measure = Callable[[Sequence[Finalist]], dict[str, float]]
 """Measure finalists on the device: milliseconds by id, or nothing where it is not here."""
 
 
-def choose_finalists(evaluations: Sequence[Evaluation], handmade: Mapping[str, str], count: int) -> list[Finalist]:
+def choose_finalists(
+    evaluations: Sequence[Evaluation], handmade: Mapping[str, str], count: int, genes: Callable[[Genotype], np.ndarray]
+) -> list[Finalist]:  # fmt: skip
     """Choose who takes part, by mIoU with shared weights.
 
     Args:
         evaluations: all scored networks.
         handmade: names of hand-made networks by id.
         count: finalists; a third of them the best hand-made networks, one per family, the rest half the most accurate of the
-            front and half the most accurate of all others.
+            front and half the most accurate of all others; near-copies come last.
+        genes: gives a network's gene vector.
     """
     best = sorted(evaluations, key=lambda e: (-e.miou, e.predicted_ms, e.id))
     families: dict[str, Evaluation] = {}
@@ -105,9 +118,26 @@ def choose_finalists(evaluations: Sequence[Evaluation], handmade: Mapping[str, s
             families.setdefault(family(handmade[evaluation.id]), evaluation)
     made = list(families.values())[: max(count > 1, count // HANDMADE_SHARE)]
     searched = [evaluation for evaluation in best if evaluation.id not in handmade]
-    front = pareto(searched)[::-1][: math.ceil((count - len(made)) / 2)]
-    others = [evaluation for evaluation in searched if evaluation not in front][: max(0, count - len(made) - len(front))]
-    return [Finalist(evaluation, handmade.get(evaluation.id)) for evaluation in (*made, *front, *others)][:count]
+    front = _apart([], pareto(searched)[::-1], math.ceil((count - len(made)) / 2), genes)
+    found = _apart(front, searched, max(0, count - len(made)), genes)
+    found += [evaluation for evaluation in searched if evaluation not in found][: max(0, count - len(made) - len(found))]
+    return [Finalist(evaluation, handmade.get(evaluation.id)) for evaluation in (*made, *found)][:count]
+
+
+def _apart(
+    found: Sequence[Evaluation], candidates: Sequence[Evaluation], count: int, genes: Callable[[Genotype], np.ndarray]
+) -> list[Evaluation]:  # fmt: skip
+    """Return networks that were found, and the first of the candidates that are no near-copies of others: `count` in all."""
+    found = list(found)
+    vectors = [genes(evaluation.genotype) for evaluation in found]
+    for evaluation in candidates:
+        if len(found) >= count:
+            break
+        vector = genes(evaluation.genotype)
+        if all((vector != other).sum() >= APART for other in vectors):
+            found.append(evaluation)
+            vectors.append(vector)
+    return found
 
 
 def rounds_of(count: int) -> int:
@@ -116,13 +146,13 @@ def rounds_of(count: int) -> int:
 
 
 def halve(
-    finalists: Sequence[Finalist], path: Path, limits: Limits, steps: int, train: Train, measure: Measure,
-    on_status: Callable[[str], None], ahead: Ahead | None = None,
+    candidates: Sequence[Finalist], path: Path, limits: Limits, steps: int, train: Train, measure: Measure,
+    on_status: Callable[[str], None], ahead: Ahead | None = None, choose: Choose = list,
 ) -> list[Round]:  # fmt: skip
     """Train finalists in rounds until one is left; the last round's `kept` names it, and is empty where all exceed the limit.
 
     Args:
-        finalists: who takes part.
+        candidates: who can take part.
         path: the journal of the rounds; what it holds is not done again.
         limits: the one on latency is held against what is measured.
         steps: of the first round; each further round has twice as many.
@@ -130,17 +160,19 @@ def halve(
         measure: measures them.
         on_status: told in a sentence who went, and why.
         ahead: told which trainings come next.
+        choose: chooses who takes part among the candidates that do not exceed the limit; default: all of them.
 
     Raises:
         CheckFailed: all trainings of a round failed.
         CorruptFile: the journal is damaged.
     """
-    left = {finalist.id: finalist for finalist in finalists}
+    left = {candidate.id: candidate for candidate in candidates}
     rounds = read_rounds(path, left) if path.exists() else []
     number = 0
     while number == 0 or len(rounds[number - 1].kept) > 1:
         if number == len(rounds):
-            measured = measure(list(left.values()))
+            before = rounds[-1].measured_ms if rounds else {}
+            measured = {id: (before.get(id, ms) * number + ms) / (number + 1) for id, ms in measure(list(left.values())).items()}
             limit = math.inf if limits.latency_ms is None else limits.latency_ms
             slow = tuple(id for id, ms in measured.items() if ms > limit)
             rounds.append(Round(steps * 2**number, measured, slow))
@@ -151,8 +183,11 @@ def halve(
         taking_part = [finalist for finalist in left.values() if finalist.id not in rounds[number].slow]
         if not taking_part:
             return rounds
+        if number == 0:
+            taking_part = choose(taking_part)
+            planned = rounds_of(len(taking_part))
         if not rounds[number].kept:
-            rounds[number] = _train_round(rounds, number, taking_part, rounds_of(len(finalists)), path, train, on_status, ahead)
+            rounds[number] = _train_round(rounds, number, taking_part, planned, path, train, on_status, ahead)
             write_rounds(path, rounds)
         left = {id: left[id] for id in rounds[number].kept}
         number += 1

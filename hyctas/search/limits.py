@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from export.codec import Positive
+from export.codec import Positive, elided
 from export.errors import Infeasible, InvalidInput
 from hyctas.cost.workloads import CostModel, Costs
 
@@ -14,11 +14,13 @@ NAMES = {"ms": "latency in milliseconds", "fps": "frames per second", "params": 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper limits of a network's costs; None: no limit."""
+    """Limits of a network's costs; None: no limit."""
 
     latency_ms: Positive | None = None
     parameters: Positive | None = None
     memory_mib: Positive | None = None
+    least_ms: Positive | None = elided(None)
+    """Least predicted latency: of faster networks, the supernet knows nothing."""
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Limits:
@@ -45,11 +47,12 @@ class Limits:
         return cls(latency_ms=found.get("ms"), parameters=found.get("params"), memory_mib=found.get("mib"))
 
     def excess(self, costs: Costs) -> list[float]:
-        """Return, per limit, by which share a network exceeds it (negative where it keeps it)."""
+        """Return, per limit, by which share a network breaks it (negative where it keeps it)."""
         pairs = (
             (costs.bound_ms, self.latency_ms), (costs.parameters, self.parameters), (costs.memory_mib, self.memory_mib),
         )  # fmt: skip
-        return [value / limit - 1 for value, limit in pairs if limit is not None]
+        least = [] if self.least_ms is None else [self.least_ms / costs.latency_ms - 1]
+        return [value / limit - 1 for value, limit in pairs if limit is not None] + least
 
     def keeps(self, costs: Costs) -> bool:
         """Say whether a network meets all limits."""
@@ -62,7 +65,7 @@ class Limits:
             Infeasible: with the costs of the smallest network beside the limits.
         """
         costs = model.costs(model.space.smallest())
-        if self.keeps(costs):
+        if replace(self, least_ms=None).keeps(costs):
             return
         lines = [
             f"{name}: limit {limit:.4g}, smallest network {value:.4g}"

@@ -12,7 +12,7 @@ from export.errors import InvalidInput
 from hyctas.arch.genotype import Genotype, normal_form
 from hyctas.arch.operators import Operator
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every space's hash: raised when equal genotypes are lowered to other operators, or place their weights otherwise."""
 Genes = np.ndarray
 Ratios = tuple[float, float, float]

@@ -7,8 +7,8 @@ networks near the limit as at half of it, at a few predictions each. Draws are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,21 +16,29 @@ import numpy as np
 
 from export.codec import Size, plain
 from export.errors import Infeasible
-from hyctas.arch.genotype import Genotype
+from hyctas.arch.genotype import STAGES, Genotype
+from hyctas.arch.lowering import ADDED
+from hyctas.arch.operators import Layer, Norm, Scalar
 from hyctas.cost.workloads import CostModel
-from hyctas.plan import lower
+from hyctas.plan import Node, lower
 from hyctas.spaces.search_space import Genes, SearchSpace, genes_in
 from hyctas.training.config import SupernetRecipe
 
 DRAW, LARGEST = 13, 14
 LOW, HIGH = 0.5, 1.2
 """A band's ends, as shares of the limit."""
+LEAST = 0.8
+"""Share of a search's limit above which no band's lower end narrows it."""
 STRATA, ENOUGH = 8, 20
 """Intervals of a band, and how many networks make the pool of one."""
-SAMPLES, MUTANTS, NEAREST, GROWTH = 400, 1200, 8, 300
-"""Random networks and at most so many mutants to fill the pools; parents that a mutant may have; mutants to find the largest."""
-TRIES, VARIATIONS, MEMBER_SHARE = 2, 8, 0.25
-"""Per draw: random networks tried, then mutants of the pool; share of hand-made networks."""
+SAMPLES, MUTANTS, NEAREST = 400, 1200, 8
+"""Random networks and at most so many mutants to fill the pools; parents that a mutant may have."""
+TRIES, VARIATIONS, MEMBER_SHARE, VARIANT_SHARE = 2, 8, 0.25, 0.25
+"""Per draw: random networks tried, then mutants of the pool; shares of hand-made networks and of their mutants."""
+NEARLY = 0.99
+"""The largest and the smallest network have at least this share of the trained operators that any has."""
+Trained = Mapping[str, Mapping[str, Layer | Norm | Scalar]]
+"""Layers by slot and by name."""
 RATES = (None, 0.05, 0.1, 0.2)
 """Mutation rates; None: two genes."""
 
@@ -92,6 +100,10 @@ class TrainedBand:
         """Return the fields as JSON has them."""
         return plain(self)
 
+    def least_ms(self, limit_ms: float) -> float:
+        """Return the least latency that a search for this limit looks at: the band's lower end, or a fifth below the limit."""
+        return min(self.low_ms, LEAST * limit_ms)
+
     def warning(self, limit_ms: float | None, size: tuple[int, int], table_sha256: Sequence[str]) -> str | None:
         """Say what of a search, by tables of these hashes, was not trained for, or return None."""
         trained = f"the supernet was trained for networks of {self.low_ms:.3g} to {self.high_ms:.3g} ms"
@@ -112,8 +124,8 @@ class Drawer:
         recipe: seed and numbers.
         band: what the supernet is trained for.
         members: hand-made networks; those of the space and in the band are drawn too.
-        trained: slots that start from trained weights; the largest network consists of them as far as possible, since it teaches
-            all others.
+        trained: layers of the slots that start from trained weights, as wide as their source; the largest network, which teaches
+            all others, and the smallest consist of them as far as possible.
 
     Raises:
         Infeasible: no network was found in the band.
@@ -121,9 +133,11 @@ class Drawer:
 
     def __init__(
         self, space: SearchSpace, recipe: SupernetRecipe, band: Band, members: Sequence[Genotype] = (),
-        trained: Collection[str] = (),
+        trained: Trained | None = None,
     ) -> None:  # fmt: skip
-        self.space, self.recipe, self.band, self.trained = space, recipe, band, frozenset(trained)
+        self.space, self.recipe, self.band, self.trained = space, recipe, band, dict(trained or {})
+        stages = {slot.split(".")[1].removeprefix("s") for slot in self.trained}
+        self._before = {stage: [other for other in STAGES[: STAGES.index(stage)] if other in stages][-1:] for stage in STAGES}
         self.edges = band.edges()
         ends = [space.largest(), space.smallest()]
         costs = sorted(band.cost(genotype) for genotype in ends)
@@ -131,6 +145,7 @@ class Drawer:
             raise self._infeasible(costs)
         handmade = [(genes, genotype) for genotype in members if (genes := genes_in(space, genotype)) is not None]
         self.members = [genotype for _, genotype in handmade if band.holds(genotype)]
+        self._member_genes = [genes for genes, genotype in handmade if band.holds(genotype)]
         first = [*((space.encode(genotype), genotype) for genotype in ends), *handmade]
         if np.isinf(band.high):  # all of the space
             self.pools, self.largest, self.smallest = [first], *ends
@@ -139,8 +154,11 @@ class Drawer:
         known = [pair for pool in self.pools for pair in pool]
         if not known:
             raise self._infeasible(costs)
-        self.smallest = min((genotype for _, genotype in known), key=band.cost)
-        self.largest = self._grown(known) if self.trained else max((genotype for _, genotype in known), key=band.cost)
+        self.smallest, self.largest = (end((genotype for _, genotype in known), key=band.cost) for end in (min, max))
+        if self.trained:
+            shares = [self._trained_share(genotype) for _, genotype in known]
+            most = [genotype for share, (_, genotype) in zip(shares, known, strict=True) if share >= NEARLY * max(shares)]
+            self.smallest, self.largest = (end(most, key=band.cost) for end in (min, max))
 
     def _infeasible(self, costs: Sequence[float]) -> Infeasible:
         return Infeasible(
@@ -185,32 +203,39 @@ class Drawer:
     def _mutant(self, genes: Genes, rng: np.random.Generator) -> Genes:
         return self.space.mutate(genes, rng, RATES[int(rng.integers(len(RATES)))])
 
-    def _grown(self, known: list[tuple[Genes, Genotype]]) -> Genotype:
-        """Return the largest network found of those with most trained operators: the best start, mutated while it grows."""
-        rng = np.random.default_rng([self.recipe.seed, LARGEST, 1])
-        best = max((self._trained_share(genotype), self.band.cost(genotype), index) for index, (_, genotype) in enumerate(known))
-        (share, cost, index) = best
-        genes, genotype = known[index]
-        for _ in range(GROWTH):
-            child = self._mutant(genes, rng)
-            network = self.space.decode(child)
-            if cost < self.band.cost(network) <= self.band.high and self._trained_share(network) >= share:
-                genes, genotype, share, cost = child, network, self._trained_share(network), self.band.cost(network)
-        return genotype
-
     def _trained_share(self, genotype: Genotype) -> float:
-        """Return the share of a trunk's multiplications that start from trained weights."""
-        trunk = [node for node in lower(genotype, self.recipe.crop, 1).nodes if node.part in ("stem", "trunk")]
-        return sum(node.macs for node in trunk if node.slot in self.trained) / sum(node.macs for node in trunk)
+        """Return the share of a trunk's multiplications that start from trained weights and get the features that these know."""
+        trunk = {node.name: node for node in lower(genotype, self.recipe.crop, 1).nodes if node.part in ("stem", "trunk")}
+        total = sum(node.macs for node in trunk.values())
+        return sum(node.macs * self._trained_part(node, trunk) for node in trunk.values()) / total
+
+    def _trained_part(self, node: Node, trunk: Mapping[str, Node]) -> float:
+        """Return the share of a node's weights that its source has; 0 where it reads other features than there."""
+        source, before = self.trained.get(node.slot), trunk.get(node.inputs[0])
+        while before is not None and before.operator.label in ADDED:
+            before = trunk.get(before.inputs[0])
+        stage = node.slot.split(".")[1].removeprefix("s")
+        if source is None or (before is not None and not self._reads(stage, before.slot)):
+            return 0.0
+        layers = [layer for layer in node.operator.layers() if isinstance(layer, Layer)]
+        known = [_shared(layer, full) for layer in layers if isinstance(full := source.get(layer.name), Layer)]
+        return sum(layer.out * layer.fan_in for layer in known) / max(1, sum(layer.out * layer.fan_in for layer in layers))
+
+    def _reads(self, stage: str, slot: str) -> bool:
+        """Say whether a stage of the source reads a slot: one of the source, of the same stage or of the one before there."""
+        return slot in self.trained and slot.split(".")[1].removeprefix("s") in (stage, *self._before[stage])
 
     def draw(self, step: int, ratios: tuple[float, float, float]) -> list[Genotype]:
-        """Return the random networks of a step; `MEMBER_SHARE` of them are hand-made, where the band has such."""
+        """Return the random networks of a step; some are hand-made ones, or mutants of these, where the band has such."""
         rng = np.random.default_rng([self.recipe.seed, DRAW, step])
         return [self._one(rng, ratios) for _ in range(self.recipe.random_networks)]
 
     def _one(self, rng: np.random.Generator, ratios: tuple[float, float, float]) -> Genotype:
-        if self.members and rng.random() < MEMBER_SHARE:
-            return self.members[int(rng.integers(len(self.members)))]
+        kind = rng.random()
+        if self.members and kind < MEMBER_SHARE + VARIANT_SHARE:
+            index = int(rng.integers(len(self.members)))
+            member = self.members[index]
+            return member if kind < MEMBER_SHARE else self._varied(self._member_genes[index], member, rng)
         pools = [pool for pool in self.pools if pool]
         pool = pools[int(rng.integers(len(pools)))]
         stratum = self._stratum(self.band.cost(pool[0][1]))
@@ -221,9 +246,18 @@ class Drawer:
         counts = np.array([len(genotype.branches) for _, genotype in pool])
         weights = np.array([ratios[count - 1] / np.sum(counts == count) for count in counts])
         chosen = int(rng.choice(len(pool), p=weights / weights.sum() if weights.sum() > 0 else None))
-        genes, parent = pool[chosen]
+        return self._varied(*pool[chosen], rng)
+
+    def _varied(self, genes: Genes, parent: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return a mutant of a network in the band, or the network itself where none is found."""
         for _ in range(VARIATIONS):
             genotype = self.space.decode(self._mutant(genes, rng))
             if self.band.holds(genotype):
                 return genotype
         return parent
+
+
+def _shared(own: Layer, full: Layer) -> Layer:
+    """Return the part of a layer that a source has."""
+    sources = own.sources if own.depthwise else tuple(map(min, own.sources, full.sources))
+    return replace(own, sources=sources, out=min(own.out, full.out), kernel=min(own.kernel, full.kernel))

@@ -3,7 +3,8 @@
 As LANA does (Molchanov et al., "LANA: Latency Aware Network Acceleration", ECCV 2022, section 3.2): one forward pass of the trained
 trunk gives every place (stage, ordinal) its input and its output; every other operator of the place learns that output by its mean
 squared error, in turns at full width and at random prefixes of it. In places that the trained trunk lacks, the output is the input.
-Errors are relative: as shares of the output's variance.
+Where operators stand in two kinds of stages, they learn both in turns: without a ReLU at their end, where features have negative
+values, and with one, from the features' positive part. Errors are relative: as shares of the output's variance.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ class Place:
     """Slot and operator of the trained block; None: the trunk has no cell here, and the input passes."""
     slots: dict[str, Operator]
     """What is fitted, as wide as both the trained trunk and the space have it."""
+    signed: bool = False
+    """Whether features have negative values here."""
+
+    def signed_slot(self, name: str) -> bool:
+        """Say whether an operator can stand among features with negative values."""
+        return self.signed and self.slots[name].label not in REPLACED
 
 
 def places(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> list[Place]:
@@ -93,18 +100,20 @@ def _walk(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> Iterator
             out = width if block is None else block[1].out
             signed = bool(own) and own[0].op == "inverted" and ordinal > 0
             others = {
-                name: dataclasses.replace(op, sources=(min(width, op.sources[0]),), out=min(out, op.out), **_ending(op, signed))
-                for name, op in widest.items() if name.startswith(f"stage.s{stage}.{ordinal}.") and name not in done
-                and not (signed and op.label in REPLACED)
+                name: _ending(
+                    dataclasses.replace(op, sources=(min(width, op.sources[0]),), out=min(out, op.out)),
+                    signed and op.label not in REPLACED,
+                ) for name, op in widest.items() if name.startswith(f"stage.s{stage}.{ordinal}.") and name not in done
             }  # fmt: skip
-            yield Place(stage, ordinal, block, others)
+            yield Place(stage, ordinal, block, others, signed)
             width = out
 
 
-def _ending(operator: Operator, signed: bool) -> dict[str, bool]:
-    """Return the fields that decide whether an operator ends with a ReLU, for a stage with or without negative values."""
+def _ending(operator: Operator, signed: bool) -> Operator:
+    """Return an operator with or without a ReLU at its end, for a stage with or without negative values."""
     names = {field.name for field in dataclasses.fields(operator)}
-    return {name: value for name, value in {"relu": not signed, "linear": signed}.items() if name in names}
+    ending: dict[str, Any] = {name: value for name, value in {"relu": not signed, "linear": signed}.items() if name in names}
+    return dataclasses.replace(operator, **ending)
 
 
 def _trained_block(
@@ -159,7 +168,8 @@ class Fitting:
         total = 0.0
         for images, _ in self.feed.micro_batches(batch):
             for name, place, before, x, y in self._features(images):
-                loss = self._error(name, place, x, y, shares[before], shares[place.stage])
+                signed = place.signed_slot(name) and step // 2 % 2 == 0
+                loss = self._error(name, place, x, y, shares[before], shares[place.stage], signed=signed)
                 loss.backward()
                 total += float(loss.detach()) / len(self.slots)
         (total,) = sum_numbers([total])
@@ -174,7 +184,8 @@ class Fitting:
                 batch = to_device(self.feed.batch(CHECK_STEP + number), self.device)
                 for images, _ in self.feed.micro_batches(batch):
                     for name, place, _, x, y in self._features(images):
-                        errors[name] += float(self._error(name, place, x, y, 1.0, 1.0)) / CHECKS
+                        error = self._error(name, place, x, y, 1.0, 1.0, signed=place.signed_slot(name))
+                        errors[name] += float(error) / CHECKS
         self.state[when] = dict(zip(errors, sum_numbers(list(errors.values())), strict=True))
 
     @torch.no_grad()
@@ -183,6 +194,8 @@ class Fitting:
         (images, _) = to_device(self.feed.batch(CHECK_STEP), self.device)
         for name, place, _, x, y in self._features(images):
             operator, slot = place.slots[name], self.slots[name]
+            if place.signed and not place.signed_slot(name):
+                x, y = x.relu(), y.relu()
             target = y[:, : operator.out].float()
             if getattr(operator, "keeps_shape", False):  # its input is added
                 target = target - x[:, : operator.out].float()
@@ -194,8 +207,12 @@ class Fitting:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Write the fitted slots into the supernet."""
+        """Write the fitted slots into the supernet; fitted channels get weights of 0 for inputs that they were fitted without."""
         for name, slot in self.slots.items():
+            whole = self.supernet.get_submodule(name)
+            for layer in slot.full.values():
+                if isinstance(layer, Layer):
+                    whole.get_submodule(layer.name).get_parameter("weight")[: layer.out] = 0
             _copy(_tensors(slot), _shared(self.supernet, name, slot))
 
     def _features(self, images: Tensor) -> Iterator[tuple[str, Place, str, Tensor, Tensor]]:
@@ -212,12 +229,16 @@ class Fitting:
             yield from ((name, place, stage, x, y) for name in place.slots)
             x, stage = y, place.stage
 
-    def _error(self, name: str, place: Place, x: Tensor, y: Tensor, share_in: float, share_out: float) -> Tensor:
+    def _error(
+        self, name: str, place: Place, x: Tensor, y: Tensor, share_in: float, share_out: float, *, signed: bool
+    ) -> Tensor:  # fmt: skip
         """Return the relative squared error of a slot at shares of the trained widths, rounded to multiples of 8.
 
         This process's part of a step's error, which is the sum over micro-batches and processes.
         """
-        widest = place.slots[name]
+        widest = _ending(place.slots[name], signed)
+        if place.signed and not signed:
+            x, y = x.relu(), y.relu()
         out = _width(widest.out, share_out)
         sources = out if place.ordinal else _width(widest.sources[0], share_in)
         operator = dataclasses.replace(widest, sources=(sources,), out=out)

@@ -69,10 +69,10 @@ class Sandwich:
         followers = [self.drawer.smallest, *self.drawer.draw(step, self.ratios)]
         losses = np.zeros(1 + len(followers))
         for images, labels in self.feed.micro_batches(batch):
-            logits = self._logits(self.drawer.largest, images)
+            native, logits = self._logits(self.drawer.largest, images)
             loss = segmentation_loss(logits, labels, self.weights, self.recipe.loss, pixels)
             loss.backward()
-            followed = [self._follow(genotype, images, labels, logits.detach(), pixels) for genotype in followers]
+            followed = [self._follow(genotype, images, labels, native.detach(), pixels) for genotype in followers]
             losses += [float(loss.detach()), *followed]
         first, _, *drawn = sum_numbers(losses.tolist())
         for genotype, loss_of_drawn in zip(followers[1:], drawn, strict=True):
@@ -81,10 +81,10 @@ class Sandwich:
 
     def _follow(self, genotype: Genotype, images: Tensor, labels: Tensor, teacher: Tensor, pixels: Tensor) -> float:
         """Add the gradients of a smaller network; return its loss on the labels."""
-        logits = self._logits(genotype, images)
+        native, logits = self._logits(genotype, images)
         hard = segmentation_loss(logits, labels, self.weights, self.recipe.loss, pixels)
         weight, share = self.recipe.distillation, len(images) / self.recipe.batch
-        loss = (1 - weight) * hard + weight * share * distillation_loss(logits, teacher) if weight else hard
+        loss = (1 - weight) * hard + weight * share * distillation_loss(native, teacher) if weight else hard
         loss.backward()
         return float(hard.detach())
 
@@ -93,7 +93,7 @@ class Sandwich:
         lag, branches = self.state["lag"], len(genotype.branches) - 1
         lag[branches] += ADAPT_RATE * (observed - lag[branches])
 
-    def _logits(self, genotype: Genotype, images: Tensor) -> Tensor:
+    def _logits(self, genotype: Genotype, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a network's logits at its head's stride, which followers are compared at, and at the size of the images."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp), synchronised_norms():
-            logits: Tensor = self.supernet(genotype, images)
-        return logits
+            return self.supernet.forward_both(genotype, images)

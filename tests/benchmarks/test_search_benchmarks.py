@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,23 @@ def test_account_of_search_against_random() -> None:
     assert "+2.00 points, 95 % interval -0.48 to +4.48 (3 seeds)" in text and "| 1 | search: search | 9.50 | 50.0 | 52.0 |" in text
 
 
-def test_opponents_are_as_wide_as_the_limit_allows() -> None:
+def test_opponents_meet_the_limit_and_come_near_it() -> None:
     limit = 1.2 * macs(member("lite0-16-w50"))
-    found = opponents(EDGE, macs, dict.fromkeys(map(family, members()), limit))
-    assert "lite0-16" in found and "resnet" not in found
-    for name, genotype in found.items():
-        narrow = min((g for n, g in members().items() if family(n) == name), key=macs)
-        assert macs(narrow) <= macs(genotype) <= limit and EDGE.encode(genotype).shape == EDGE.cardinality.shape
-    assert macs(found["lite0-16"]) > macs(member("lite0-16-w50"))
+    asked: list[int] = []
+
+    def measured(some: Mapping[str, Genotype]) -> dict[str, float]:
+        asked.append(len(some))
+        return {name: macs(genotype) * (1.1 if "two-branch" in name else 0.95) for name, genotype in some.items()}
+
+    found, left_out = opponents(EDGE, macs, measured, limit)
+    assert "lite0-16" in found and "resnet" in left_out and not {*found} & {*left_out}
+    assert {*found, *left_out} == set(map(family, members())) and len(asked) >= 2
+    times = measured(found)
+    assert all(times[name] <= 1.02 * limit for name in found) and times["lite0-16"] > 0.9 * limit
+    assert macs(found["lite0-16"]) > macs(member("lite0-16-w50")), "it is widened"
+    assert all(EDGE.encode(genotype).shape == EDGE.cardinality.shape for genotype in found.values())
+    own, _ = opponents(EDGE, macs, measured, 0.95 * macs(member("lite0-16")))
+    assert own["lite0-16"] == member("lite0-16"), "a member that takes nearly all of the limit stays as it is"
     assert widest(member("plain"), EDGE, lambda genotype: False) == member("plain")
 
 
@@ -147,8 +157,8 @@ def test_account_of_the_gate() -> None:
         base = {WINNER: 0.6 + gain, "lite0": 0.6, "plain": 0.5}
         return [
             {
-                "case": {"network": name, "seed": seed}, "genotype": found["contenders"][name]["id"],
-                "miou": miou + 0.001 * seed * (name != WINNER),
+                "case": {"network": name, "seed": seed, "settings": {}, "init": "none"},
+                "genotype": found["contenders"][name]["id"], "miou": miou + 0.001 * seed * (name != WINNER),
             }
             for name, miou in base.items() for seed in range(SEEDS)
         ]  # fmt: skip
@@ -156,6 +166,9 @@ def test_account_of_the_gate() -> None:
     text = table(found, lines(0.02))
     assert "The best opponent is lite0: the winner's mean difference is +1.80 points" in text and "The gate holds." in text
     assert "| 0.70 (no wider form fits) |" in text and "60.0, 60.1, 60.2, 60.3, 60.4" in text
+    other = {**lines(0.02)[0], "case": {**lines(0.02)[0]["case"], "settings": {"ema": 0.9}}}
+    with pytest.raises(InvalidInput, match="several recipes"):
+        table(found, [*lines(0.02), other])
     assert "The gate is missed." in table(found, lines(0.005)) and "Not all trainings are done." in table(found, lines(0.02)[:-1])
 
 

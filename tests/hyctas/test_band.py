@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from hyctas.training.config import SupernetRecipe
 EDGE = edge()
 EQUAL = (1.0, 1.0, 1.0)
 RECIPE = SupernetRecipe(steps=1, crop=(64, 64))
-LITE_SLOTS = {node.slot for node in lower(member("lite0"), (64, 64), 1).nodes if node.part in ("stem", "trunk")}
+LITE = {
+    node.slot: {layer.name: layer for layer in node.operator.layers()}
+    for node in lower(member("lite0"), (64, 64), 1).nodes if node.part in ("stem", "trunk")
+}  # fmt: skip
 
 
 def mmacs(genotype: Genotype) -> float:
@@ -42,7 +46,7 @@ def narrow() -> tuple[Counting, Band, Drawer]:
     cost = Counting()
     limit = mmacs(member("lite0-16-w50"))
     band = Band(cost, 0.5 * limit, 1.2 * limit, "MMAC")
-    return cost, band, Drawer(EDGE, RECIPE, band, list(members().values()), LITE_SLOTS)
+    return cost, band, Drawer(EDGE, RECIPE, band, list(members().values()), LITE)
 
 
 def test_draws_lie_in_a_narrow_band_evenly_and_cost_little(narrow: tuple[Counting, Band, Drawer]) -> None:
@@ -61,7 +65,7 @@ def test_draws_lie_in_a_narrow_band_evenly_and_cost_little(narrow: tuple[Countin
 
 def test_a_draw_depends_on_seed_and_step_only(narrow: tuple[Counting, Band, Drawer]) -> None:
     _, band, drawer = narrow
-    again = Drawer(EDGE, RECIPE, band, list(members().values()), LITE_SLOTS)
+    again = Drawer(EDGE, RECIPE, band, list(members().values()), LITE)
     assert again.draw(7, EQUAL) == drawer.draw(7, EQUAL) != drawer.draw(8, EQUAL)
     assert (again.largest, again.smallest) == (drawer.largest, drawer.smallest)
 
@@ -74,12 +78,27 @@ def test_hand_made_networks_of_the_space_and_the_band_are_drawn(narrow: tuple[Co
     assert not Drawer(tiny(), RECIPE, macs_band(RECIPE, 5), list(members().values())).members
 
 
-def test_the_largest_has_trained_operators_and_nearly_all_of_the_band(narrow: tuple[Counting, Band, Drawer]) -> None:
+def test_the_largest_and_the_smallest_have_trained_operators(narrow: tuple[Counting, Band, Drawer]) -> None:
     cost, band, drawer = narrow
-    trunk = [node for node in lower(drawer.largest, (64, 64), 5).nodes if node.part in ("stem", "trunk")]
-    assert all(node.slot in LITE_SLOTS for node in trunk) and cost(drawer.largest) > 0.9 * band.high
+    assert drawer.smallest == member("lite0-16-w50") and cost(drawer.largest) >= cost(drawer.smallest)
     untrained = Drawer(EDGE, RECIPE, band, list(members().values()))
-    assert cost(untrained.largest) > 0.95 * band.high
+    assert cost(untrained.largest) > 0.95 * band.high and cost(untrained.smallest) < cost(drawer.smallest)
+    whole = mmacs(member("lite0-16"))
+    wide = Drawer(EDGE, RECIPE, Band(cost, 0.5 * whole, 1.2 * whole, "MMAC"), list(members().values()), LITE)
+    assert (wide.largest, wide.smallest) == (member("lite0-16"), member("lite0-16-w75"))
+
+
+@pytest.mark.parametrize("genes", [
+    {"b16.16a.width": 128}, {"b16.16a.kernel": 5}, {"stem.kind": "resnet"}, {"b16.16a.attention": True}, {"stem.8.first": "conv"},
+])  # fmt: skip
+def test_weights_and_features_that_the_source_lacks_are_untrained(
+    genes: dict[str, Any], narrow: tuple[Counting, Band, Drawer]
+) -> None:  # fmt: skip
+    _, _, drawer = narrow
+    lite = EDGE.encode(member("lite0-16"))
+    for name, value in genes.items():
+        lite[EDGE.index[name]] = EDGE.choices[name].index(value)
+    assert drawer._trained_share(EDGE.decode(lite)) < 0.99 and drawer._trained_share(member("lite0-16-w50")) == 1
 
 
 def test_without_a_band_the_whole_space_is_drawn() -> None:

@@ -29,7 +29,7 @@ def evaluations(count: int) -> list[Evaluation]:
     ]
 
 
-FOUND = evaluations(30)
+FOUND, GENES = evaluations(30), tiny().encode
 FINALISTS = [Finalist(evaluation, None) for evaluation in FOUND[:12]]
 
 
@@ -58,12 +58,47 @@ def ids(*indices: int) -> tuple[str, ...]:
 
 def test_who_takes_part() -> None:
     names = {FOUND[2].id: "edge:plain", FOUND[5].id: "edge:plain-w75", FOUND[8].id: "edge:lite0"}
-    chosen = choose_finalists(FOUND, names, 12)
+    chosen = choose_finalists(FOUND, names, 12, GENES)
     assert [finalist.handmade for finalist in chosen[:3]] == ["edge:lite0", "edge:plain-w75", None], "one per family"
     assert len({finalist.id for finalist in chosen}) == 12 and sum(f.handmade is not None for f in chosen) == 2
     assert max(FOUND, key=lambda e: e.miou).id in {finalist.id for finalist in chosen}
-    assert len(choose_finalists(FOUND, dict.fromkeys((e.id for e in FOUND), "edge:plain"), 12)) == 1
-    assert len(choose_finalists(FOUND[:2], {}, 12)) == 2 and choose_finalists(FOUND, names, 1)[0].handmade is None
+    assert len(choose_finalists(FOUND, dict.fromkeys((e.id for e in FOUND), "edge:plain"), 12, GENES)) == 1
+    assert len(choose_finalists(FOUND[:2], {}, 12, GENES)) == 2
+    assert choose_finalists(FOUND, names, 1, GENES)[0].handmade is None
+
+
+def test_near_copies_come_last() -> None:
+    space, best = tiny(), max(FOUND, key=lambda e: e.miou)
+    vector = GENES(best.genotype)
+    copies: list[Evaluation] = []
+    for position in np.flatnonzero(space.cardinality > vector + 1):
+        genes = vector.copy()
+        genes[position] += 1
+        copy = space.decode(genes)
+        if 0 < (GENES(copy) != vector).sum() < 3:
+            copies.append(replace(best, id=copy.id, genotype=copy, miou=best.miou - 1e-6 * len(copies)))
+    assert len(copies) > 6
+    chosen = choose_finalists([*FOUND, *copies], {}, 12, GENES)
+    assert not {finalist.id for finalist in chosen} & {copy.id for copy in copies[1:]}
+    assert len(choose_finalists([best, *copies], {}, 6, GENES)) == 6, "where there is nothing else, they take part"
+
+
+def test_candidates_replace_those_that_are_slow(tmp_path: Path) -> None:
+    slow = measured(dict.fromkeys(ids(0, 2), 10.5))
+    train = Training()
+    rounds = halve(FINALISTS, tmp_path / "r.json", LIMITS, 1, train, slow, print, None, lambda fitting: list(fitting[:4]))
+    assert [len(found.miou) for found in rounds] == [4, 2] and set(rounds[0].miou) == set(ids(1, 3, 4, 5))
+    assert len(rounds[0].measured_ms) == 12 and train.turns[-1][1].end == 1
+
+
+def test_the_mean_of_all_measurements_counts(tmp_path: Path) -> None:
+    times, told = iter((9.0, 10.8, 11.5)), list[str]()
+    rounds = halve(
+        FINALISTS[:8], tmp_path / "r.json", LIMITS, 1, Training(), lambda left: dict.fromkeys((f.id for f in left), next(times)),
+        told.append,
+    )  # fmt: skip
+    assert [next(iter(found.measured_ms.values())) for found in rounds] == pytest.approx([9.0, 9.9, 10.433], abs=1e-3)
+    assert rounds[1].kept and not rounds[2].kept and "10.43 ms, above the limit" in told[0]
 
 
 def test_half_of_them_leave_each_round(tmp_path: Path) -> None:
