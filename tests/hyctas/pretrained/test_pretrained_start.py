@@ -161,6 +161,16 @@ def test_3_a_small_kernel_lies_in_the_centre_of_a_large_one() -> None:
     assert torch.equal(weight[:, :, 1:4, 1:4], ours)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("change", [{"kernel": 5}, {"out": 128}], ids=str)
+def test_3_what_the_source_lacks_changes_no_trained_channel_at_first(change: dict[str, int]) -> None:
+    trunk, genotype = named_weights.trunk("timm_lite0"), member("lite0-16")
+    (branch,) = genotype.branches
+    larger = replace(genotype, branches=(tuple(replace(c, **change) if c.stage == "16a" else c for c in branch),))  # type: ignore[arg-type]
+    image = input_of(trunk, (64, 96))
+    for own, more in zip(features(started(genotype, trunk), image), features(started(larger, trunk), image), strict=True):
+        torch.testing.assert_close(more[: len(own)], own, rtol=0, atol=1e-5)
+
+
 def test_3_a_supernet_gives_the_same_networks() -> None:
     trunk = sorted_by_importance(named_weights.trunk("timm_lite0"))
     space = replace(edge(), stages=tuple(
