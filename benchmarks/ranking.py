@@ -46,7 +46,8 @@ GROUP = ("supernet", "ms", "steps", "crop", "init", "data")
 RESULTS = Path(__file__).parent / "results/cpu/ranking.jsonl"
 SPREAD, DRAWS = 0.15, 40
 """Share of the latency that candidates may be off, and draws per candidate before giving up."""
-THREADS, NORM_BATCHES = 2, 2
+THREADS, NORM_BATCHES = 2, 8
+"""Norms are estimated from as many images as those of a trained network."""
 EQUAL = (1.0, 1.0, 1.0)
 
 

@@ -100,7 +100,7 @@ class Case:
 
 ATTENTION = {
     "attention": AttentionVariant(heads=2, qk_divisor=1), "attention-pool2": AttentionVariant(heads=2, qk_divisor=1, pool=2),
-    "attention-thin": AttentionVariant(heads=2, qk_divisor=4),
+    "attention-thin": AttentionVariant(heads=2, qk_divisor=4), "attention-half": AttentionVariant(heads=1, half_resolution=True),
 }  # fmt: skip
 ADDED = ("conv", "residual", "inverted", "downup", "downup2x", "context", *ATTENTION)
 
