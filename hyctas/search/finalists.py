@@ -107,8 +107,8 @@ def choose_finalists(
     Args:
         evaluations: all scored networks.
         handmade: names of hand-made networks by id.
-        count: finalists; a third of them the best hand-made networks, one per family, the rest half the most accurate of the
-            front and half the most accurate of all others; near-copies come last.
+        count: finalists; a third of them (more where the search found too few) the best hand-made networks, one per family, the
+            rest half the most accurate of the front and half the most accurate of all others; near-copies come last.
         genes: gives a network's gene vector.
     """
     best = sorted(evaluations, key=lambda e: (-e.miou, e.predicted_ms, e.id))
@@ -116,8 +116,8 @@ def choose_finalists(
     for evaluation in best:
         if evaluation.id in handmade:
             families.setdefault(family(handmade[evaluation.id]), evaluation)
-    made = list(families.values())[: max(count > 1, count // HANDMADE_SHARE)]
     searched = [evaluation for evaluation in best if evaluation.id not in handmade]
+    made = list(families.values())[: max(count > 1, count // HANDMADE_SHARE, count - len(searched))]
     front = _apart([], pareto(searched)[::-1], math.ceil((count - len(made)) / 2), genes)
     found = _apart(front, searched, max(0, count - len(made)), genes)
     found += [evaluation for evaluation in searched if evaluation not in found][: max(0, count - len(made) - len(found))]

@@ -64,6 +64,8 @@ def test_who_takes_part() -> None:
     assert max(FOUND, key=lambda e: e.miou).id in {finalist.id for finalist in chosen}
     assert len(choose_finalists(FOUND, dict.fromkeys((e.id for e in FOUND), "edge:plain"), 12, GENES)) == 1
     assert len(choose_finalists(FOUND[:2], {}, 12, GENES)) == 2
+    few = {FOUND[0].id: "edge:plain", FOUND[1].id: "edge:lite0", FOUND[2].id: "edge:hyctas"}
+    assert len(choose_finalists(FOUND[:4], few, 4, GENES)) == 4, "hand-made networks take the places of what was not found"
     assert choose_finalists(FOUND, names, 1, GENES)[0].handmade is None
 
 
