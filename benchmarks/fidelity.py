@@ -3,6 +3,9 @@
     python -m benchmarks.fidelity --target onnxruntime-cpu:fp32 --space edge --size 360x480 --networks 30 --seed 1
 
 Without --table, the space is profiled first, into --run or a temporary folder. Nothing else should run meanwhile.
+
+A small network is measured in every batch beside the others. Where it takes longer than usual, the machine was slower, whether or
+not that shows as load, and the batch is measured again when the others are through; predictions have no part in that.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,10 +35,12 @@ from hyctas.cost.calibrate import APART, BATCH, closest, measure_networks
 from hyctas.cost.workloads import calibration_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
+from hyctas.spaces.members import member
 from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, Unit, fit, predict, profile
 from latency.accuracy import fidelity
 from latency.calibration import Calibration
+from latency.identity import Identity
 from latency.judge import conformal_bound, judge
 from latency.predictor import by_macs
 
@@ -43,6 +48,9 @@ FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""
 CONFIDENCE = 0.95
 CALIBRATION_NETWORKS, CALIBRATIONS, FASTEST = 60, 100, 5
+REFERENCE, SLOWED, AGAIN = "two-branch-w50", 1.06, 4
+"""A small network, whose latency shows first that the machine is slow; by how much it may differ from its lower quartile; how often
+networks are measured again for that."""
 
 
 def main() -> None:
@@ -81,11 +89,17 @@ def run(arguments: argparse.Namespace) -> None:
         )
         known = {genotype.id for genotype in calibrating}
         networks = [genotype for genotype in networks if genotype.id not in known]
-        times = _measured([*calibrating, *networks], runtime, size, arguments.classes, folder / "networks.jsonl")
+        every = [*calibrating, *networks]
+        measured = Times(
+            _Header(table.identity, size, arguments.classes),
+            lambda some: measure_networks(some, runtime, size, arguments.classes)[0].tolist(), member(REFERENCE),
+            folder / "networks.jsonl",
+        )  # fmt: skip
+        times = measured.twice([every[index] for index in np.random.default_rng(0).permutation(len(every))])
     first, second = (np.array([times[genotype.id][turn] for genotype in networks]) for turn in (0, 1))
     plans = [units(lower(genotype, size, arguments.classes)) for genotype in networks]
     calibration_plans = [units(lower(genotype, size, arguments.classes)) for genotype in calibrating]
-    calibration_ms = np.array([times[genotype.id][0] for genotype in calibrating])
+    calibration_ms = np.array([np.mean(times[genotype.id]) for genotype in calibrating])
     calibration = find_calibration(space, table, size) if arguments.table else fit(
         calibration_plans, calibration_ms, table, space_hash=space.hash, name="fidelity"
     )  # fmt: skip
@@ -108,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"The fastest fifth, up to {first[fastest].max():.1f} ms: MAPE {small.mape:.1%}, {small.within10:.0%} within 10 %.\n\n"
         f"Plain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, Spearman {plain.fidelity.spearman:.3f}. "
         f"MACs instead of a table, by five-fold cross-validation on these networks: MAPE {macs.mape:.1%}, Spearman "
-        f"{macs.spearman:.3f}. {_table_text(table)}\n\n{_bound_text(bound)} {_coverages_text(shares)}"
+        f"{macs.spearman:.3f}. {_table_text(table)}\n\n{_bound_text(bound)} {_coverages_text(shares)}\n\n{measured.text()}"
     )
     print(text)
     if arguments.out:
@@ -126,43 +140,101 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
+class _Header:
+    """The first line of RUN/networks.jsonl: what was measured under which conditions."""
+
+    identity: Identity
+    size: codec.Size
+    classes: int
+
+
+@dataclass(frozen=True)
 class _Time:
-    """A line of RUN/networks.jsonl."""
+    """A further line."""
 
     id: str
     ms: float
+    reference_ms: float
+    """Of the reference, in the same batch."""
 
 
-def _measured(
-    networks: Sequence[Genotype], runtime: Runtime, size: tuple[int, int], classes: int, path: Path
-) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Measure networks twice each, in ms by id; what stands in a file of lines is not measured again.
+class Times:
+    """Measures networks beside a reference, and keeps what was measured in a file of lines.
 
-    The second pass begins when the first one is through, so that what slows the machine for minutes shows as a difference. Where
-    it is more than `APART`, a third measurement says which of the two was disturbed: the two closest ones count.
+    Args:
+        header: the conditions.
+        measure: returns the milliseconds of some networks, whose rounds alternate.
+        reference: a small network.
+        path: of the file.
+
+    Raises:
+        InvalidInput: the file is of other conditions.
+        CorruptFile: it is damaged.
     """
-    known: dict[str, list[float]] = {genotype.id: [] for genotype in networks}
-    if path.exists():
+
+    def __init__(
+        self, header: _Header, measure: Callable[[Sequence[Genotype]], Sequence[float]], reference: Genotype, path: Path
+    ) -> None:  # fmt: skip
+        self.measure, self.reference, self.path = measure, reference, path
+        self.lines: list[_Time] = []
+        if not path.exists():
+            write_text(path, json.dumps(codec.plain(header)) + "\n")
         cut_off(path)
+        found = header
         for number, line in whole_lines(path)[0]:
             with reading(path, number):
-                measured = codec.decode(_Time, line)
-                known.setdefault(measured.id, []).append(measured.ms)
+                if number > 1:
+                    self.lines.append(codec.decode(_Time, line))
+                else:
+                    found = codec.decode(_Header, line)
+        if found != header:
+            raise InvalidInput(f"{path} is of another target, machine, size or number of classes; give another --run")
 
-    def once_more(left: Sequence[Genotype], what: str) -> None:
-        for start in range(0, len(left), BATCH):
-            some = left[start : start + BATCH]
-            for genotype, ms in zip(some, measure_networks(some, runtime, size, classes)[0].tolist(), strict=True):
-                known[genotype.id].append(ms)
-                with path.open("a") as file:
-                    file.write(json.dumps({"id": genotype.id, "ms": ms}) + "\n")
-            print(f"{what}: {min(start + BATCH, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
+    @property
+    def usual_ms(self) -> float:
+        """The reference's latency while nothing slowed the machine: the lower quartile."""
+        return float(np.quantile([line.reference_ms for line in self.lines], 0.25))
 
-    for turn in (0, 1):
-        once_more([genotype for genotype in networks if len(known[genotype.id]) == turn], f"measured, pass {turn + 1}")
-    twice = [genotype for genotype in networks if len(known[genotype.id]) == 2]
-    once_more([g for g in twice if max(known[g.id]) / min(known[g.id]) > APART], "measured once more")
-    return {genotype.id: closest(known[genotype.id]) for genotype in networks}
+    def of(self, genotype: Genotype) -> list[float]:
+        """Return a network's measurements while the machine was as usual."""
+        return [line.ms for line in self.lines if line.id == genotype.id and line.reference_ms <= SLOWED * self.usual_ms]
+
+    def all(self, genotype: Genotype) -> list[float]:
+        """Return all of a network's measurements."""
+        return [line.ms for line in self.lines if line.id == genotype.id]
+
+    def once_more(self, left: Sequence[Genotype], what: str) -> None:
+        """Measure networks, and write it down."""
+        for start in range(0, len(left), BATCH - 1):
+            some = left[start : start + BATCH - 1]
+            reference_ms, *times = self.measure([self.reference, *some])
+            self.lines += [_Time(genotype.id, ms, reference_ms) for genotype, ms in zip(some, times, strict=True)]
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(codec.plain(line)) + "\n" for line in self.lines[-len(some) :]))
+            print(f"{what}: {min(start + BATCH - 1, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
+
+    def twice(self, networks: Sequence[Genotype]) -> dict[str, tuple[float, float]]:
+        """Measure networks twice each while the machine is as usual; return the milliseconds by id.
+
+        The second pass begins when the first one is through. Where they differ by more than `APART`, a third measurement says which
+        of the two was disturbed: the two closest ones count.
+        """
+        for turn in (1, 2):
+            self.once_more([genotype for genotype in networks if len(self.all(genotype)) < turn], f"measured, pass {turn}")
+        for _ in range(AGAIN):
+            self.once_more([genotype for genotype in networks if len(self.of(genotype)) < 2], "again, the machine was slow")
+        pairs = {genotype.id: self.of(genotype) if len(self.of(genotype)) > 1 else self.all(genotype) for genotype in networks}
+        apart = [g for g in networks if len(pairs[g.id]) == 2 and max(pairs[g.id]) / min(pairs[g.id]) > APART]
+        self.once_more(apart, "measured once more")
+        return {g.id: closest(self.of(g) if len(self.of(g)) > 1 else self.all(g)) for g in networks}
+
+    def text(self) -> str:
+        """Say how much of what was measured does not count."""
+        slow = sum(line.reference_ms > SLOWED * self.usual_ms for line in self.lines)
+        return (
+            f"{slow} of {len(self.lines)} measurements were made again: the reference, {self.usual_ms:.2f} ms as a rule, took "
+            f"{SLOWED - 1:.0%} longer beside them."
+        )
 
 
 def redraw(path: Path) -> None:

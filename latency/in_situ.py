@@ -1,7 +1,8 @@
 """Measure operators where they will run: inside graphs of other operators, by the runtime's own profile of its layers.
 
 Every pass puts each operator into another graph (`latency.assemble`), so that a row is a median over neighbours as well as over
-time, and its spread says how far passes differ.
+time, and its spread says how far passes differ. A graph whose operators took longer than in the other passes was measured while
+something slowed the machine, whether or not that shows as load, and is measured again when all passes are through.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +35,8 @@ Progress = Callable[[int, int, float, str], None]
 """Told (keys done, keys in all, seconds left, key just measured)."""
 LEAST_MS = 5e-4
 """Half of the microsecond that runtimes' profiles count in."""
-TRIES = 3
-"""How often a graph is measured that other processes disturb."""
+TRIES, SLOWED = 3, 1.05
+"""How often a graph is measured that other processes disturb, or whose operators take so many times as long as in other passes."""
 
 
 @dataclass
@@ -73,6 +74,15 @@ class InSitu:
         turns = [[w for w in todo if not self._measured(w.key, turn)] for turn in range(self.protocol.passes)]
         total = len(todo) * self.protocol.passes
         before = total - sum(len(left) for left in turns)
+        visits = {w.key: dict(self.known.visits.get(w.key, {}) if self.known else {}) for w in todo}
+        graphs: list[tuple[int, Assembly]] = []
+
+        def keep(turn: int, rows: Mapping[str, Row]) -> None:
+            for key, row in rows.items():
+                self.journal.row(key, row, turn)
+                visits[key][turn] = row
+            self.journal.sync()
+
         for turn, left in enumerate(turns):
             queue = deque((graph, 1) for graph in assemble(left, self.context, np.random.default_rng([seed, turn, len(left)])))
             while queue:
@@ -81,10 +91,13 @@ class InSitu:
                 if busy and tries < TRIES:  # the disturbance may have passed when its turn comes again
                     queue.append((graph, tries + 1))
                     continue
-                for key, row in rows.items():
-                    self.journal.row(key, row, turn)
-                self.journal.sync()
+                keep(turn, rows)
+                graphs.append((turn, graph))
                 self.done += len(rows)
+                self._tell(before, total, graph.wanted[-1].workload.key)
+        for _ in range(TRIES - 1):
+            for turn, graph in [each for each in graphs if slowed(visits, *each) > SLOWED]:
+                keep(turn, self.measure(graph)[0])
                 self._tell(before, total, graph.wanted[-1].workload.key)
 
     def _measured(self, key: str, turn: int) -> bool:
@@ -131,3 +144,14 @@ class InSitu:
         export_modules(modules, self.folder, [names[workload.key] for workload in missing])
         models = {key: onnx.load(self.folder / f"{name}.onnx") for key, name in names.items()}
         return wire([Part(each.name, models[each.workload.key], each.inputs) for each in graph.placed], graph.inputs)
+
+
+def slowed(visits: Mapping[str, Mapping[int, Row]], turn: int, graph: Assembly) -> float:
+    """Return how many times as long a graph's operators took in a pass as in the others, in the median; 1 where there are none."""
+    ratios = []
+    for each in graph.wanted:
+        rows = visits[each.workload.key]
+        others = [row.median_ms for number, row in rows.items() if number != turn]
+        if others:
+            ratios.append(rows[turn].median_ms / np.median(others))
+    return float(np.median(ratios)) if ratios else 1.0

@@ -20,7 +20,7 @@ KERNEL = "_kernel_time"
 
 
 def time_parts(open_session: Callable[[Any], Any], options: Any, warmup_ms: float, runs: int) -> dict[str, list[float]]:
-    """Open a session that profiles, run it with and without a profile, and sum its kernels by the part that they belong to.
+    """Run a model with and without a profile, in turns, and sum its kernels by the part that they belong to.
 
     Args:
         open_session: takes the session options.
@@ -34,18 +34,21 @@ def time_parts(open_session: Callable[[Any], Any], options: Any, warmup_ms: floa
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="hyctas-") as folder:
-        optimised = Path(folder) / "optimised.onnx"
+        plain, optimised = open_session(options), Path(folder) / "optimised.onnx"
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         options.optimized_model_filepath = str(optimised)
         session = open_session(options)
         rng = np.random.default_rng(0)
         feeds = {spec.name: rng.standard_normal(spec.shape, dtype=np.float32) for spec in session.get_inputs()}
         warm(lambda: session.run(None, feeds), warmup_ms)
+        warm(lambda: plain.run(None, feeds), warmup_ms)
+        whole_ms = []
         for _ in range(runs):
             session.run(None, feeds)
+            whole_ms += timed(lambda: plain.run(None, feeds), 1)
         events = json.loads(Path(session.end_profiling()).read_text())
         owners = parts_of(onnx.load(optimised, load_external_data=False).graph)
-    return summed(kernels_of(events, runs), owners, timed(lambda: session.run(None, feeds), runs))
+    return summed(kernels_of(events, runs), owners, whole_ms)
 
 
 def parts_of(graph: onnx.GraphProto) -> dict[str, str]:

@@ -19,7 +19,7 @@ from latency.measure import measure
 from latency.predictor import fit, predict
 
 BATCH = 8
-NETWORK_PROTOCOL = Protocol(warmup_ms=50, min_samples=10, budget_ms=200)
+NETWORK_PROTOCOL = Protocol(warmup_ms=50, min_samples=6, budget_ms=200)
 """How whole networks are timed in each round."""
 Progress = Callable[[int, int], None]
 Measure = Callable[[Sequence[Genotype], Progress], np.ndarray]

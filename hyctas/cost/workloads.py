@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import InvalidInput, Perform, Remedy, TableMismatch
+from export.errors import Give, InvalidInput, Perform, Remedy, TableMismatch
 from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.arch.operators import DownUp, from_key
@@ -182,7 +182,7 @@ def calibration_name(space: SearchSpace, size: tuple[int, int]) -> str:
 
 
 def draw_networks(space: SearchSpace, count: int, seed: int, purpose: int) -> list[Genotype]:
-    """Draw distinct networks of a space.
+    """Draw distinct networks of a space: fewer than asked for only where hardly any are left.
 
     Args:
         space: where they come from.
@@ -192,14 +192,16 @@ def draw_networks(space: SearchSpace, count: int, seed: int, purpose: int) -> li
     """
     rng = np.random.default_rng([seed, purpose])
     found: dict[str, Genotype] = {}
-    while len(found) < count:
-        genotype = space.sample(rng)
+    fruitless = 0
+    while len(found) < count and fruitless < FRUITLESS:
+        before, genotype = len(found), space.sample(rng)
         found.setdefault(genotype.id, genotype)
+        fruitless = 0 if len(found) > before else fruitless + 1
     return list(found.values())
 
 
-POOL = 20
-"""Networks drawn per network that a calibration measures."""
+POOL, FRUITLESS = 20, 1000
+"""Networks drawn per network that a calibration measures, and draws without a new one after which a space is exhausted."""
 
 
 def calibration_networks(
@@ -219,6 +221,9 @@ def calibration_networks(
         count: how many.
         purpose: of the random draw.
         seed: of the random draw.
+
+    Raises:
+        InvalidInput: the space has fewer networks.
     """
     pool = draw_networks(space, POOL * count, seed, purpose)
     drawn = {genotype.id: genotype for genotype in pool[: count - count // 2]}
@@ -229,6 +234,11 @@ def calibration_networks(
         if (genotype := space.decode(np.where(rng.random(genes.size) < rng.random(), least, genes))).id not in drawn
     }  # fmt: skip
     rest = list(smaller.values())
+    if len(drawn) + len(rest) < count:
+        raise InvalidInput(
+            f"{count} networks are to calibrate with, and space {space.name} has hardly more than {len(pool)}",
+            Give("networks", str(len(pool) // 2)),
+        )
     sums = np.log([predict(units(lower(genotype, size, num_classes)), table) for genotype in rest])
     chosen: list[int] = []
     for wanted in np.linspace(sums.min(), sums.max(), count // 2):

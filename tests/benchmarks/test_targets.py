@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import coverage, scatter
 from benchmarks.targets import check_comparable, hypervolume, read_run, report
 from export.errors import InvalidInput
 from hyctas.space import tiny
-from latency.accuracy import Fidelity
-from latency.calibration import Calibration
 
 SPACE = tiny()
 NETWORKS = [SPACE.smallest(), SPACE.largest(), SPACE.sample(np.random.default_rng(1))]
@@ -68,12 +65,3 @@ def test_what_cannot_be_compared(tmp_path: Path, second: str, header: dict[str, 
         check_comparable(runs, [read_run(run) for run in runs])
     with pytest.raises(InvalidInput, match="run hyctas-search"):
         read_run(tmp_path)
-
-
-def test_fidelity_counts_what_the_bound_covers() -> None:
-    score = Fidelity(0.05, 0.6, 0.9, 0.99, 0.95, 19)
-    ratios = tuple(np.linspace(0.9, 1.1, 60).tolist())
-    calibration = Calibration("tiny@64x64", 0.0, 1.0, 19, score, "h", 0.05, ratios)
-    found = coverage(calibration, [1.0, 1.0, 1.0, 1.0], np.array([0.9, 1.05, 1.1, 1.2]))
-    assert found == (0.75, pytest.approx(1.1)) and coverage(None, [1.0], np.array([1.0])) is None
-    assert scatter("a heading", [1.0, 2.0], np.array([1.1, 1.9])).count("<svg") == 1

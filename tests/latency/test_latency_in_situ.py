@@ -156,6 +156,18 @@ def test_a_disturbed_graph_is_measured_again(tmp_path: Path, pattern: str, busy:
     assert {row.busy for row in content.rows.values()} == {busy}
 
 
+def test_a_graph_is_measured_again_where_all_of_it_took_longer_than_in_other_passes(tmp_path: Path) -> None:
+    class SlowAtFirst(LayerRuntime):
+        def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
+            found = super().time_parts(path, warmup_ms=warmup_ms, runs=runs)
+            return {part: [1.3 * ms for ms in times] for part, times in found.items()} if len(self.graphs) == 1 else found
+
+    runtime = SlowAtFirst()
+    table = profiled(tmp_path / "t", runtime)
+    assert len(runtime.graphs) == 3 and runtime.graphs[0] == runtime.graphs[2]
+    assert {row.median_ms for row in table.rows.values()} == {1.0, 2.0} and all(row.spread == 0 for row in table.rows.values())
+
+
 def _empty(folder: Path, runtime: Any) -> Path:
     profile([], runtime, folder / "empty.json", PROTOCOL, machine={}).save(folder / "empty.json")
     return folder / "empty.json"
