@@ -31,7 +31,7 @@ from export.ranges import Classes, Range, Seed, Threads, argument
 from export.runtime import Runtime
 from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
-from hyctas.cost.calibrate import APART, BATCH, closest, measure_networks
+from hyctas.cost.calibrate import APART, BATCH, Conditions, closest, measure_networks
 from hyctas.cost.workloads import calibration_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
@@ -40,7 +40,6 @@ from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, Unit, fit, predict, profile
 from latency.accuracy import fidelity
 from latency.calibration import Calibration
-from latency.identity import Identity
 from latency.judge import conformal_bound, judge
 from latency.predictor import by_macs
 
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         networks = [genotype for genotype in networks if genotype.id not in known]
         every = [*calibrating, *networks]
         measured = Times(
-            _Header(table.identity, size, arguments.classes),
+            Conditions(table.identity, size, arguments.classes),
             lambda some: measure_networks(some, runtime, size, arguments.classes)[0].tolist(), member(REFERENCE),
             folder / "networks.jsonl",
         )  # fmt: skip
@@ -140,17 +139,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class _Header:
-    """The first line of RUN/networks.jsonl: what was measured under which conditions."""
-
-    identity: Identity
-    size: codec.Size
-    classes: int
-
-
-@dataclass(frozen=True)
 class _Time:
-    """A further line."""
+    """A line of RUN/networks.jsonl, behind that of the conditions."""
 
     id: str
     ms: float
@@ -173,7 +163,7 @@ class Times:
     """
 
     def __init__(
-        self, header: _Header, measure: Callable[[Sequence[Genotype]], Sequence[float]], reference: Genotype, path: Path
+        self, header: Conditions, measure: Callable[[Sequence[Genotype]], Sequence[float]], reference: Genotype, path: Path
     ) -> None:  # fmt: skip
         self.measure, self.reference, self.path = measure, reference, path
         self.lines: list[_Time] = []
@@ -186,7 +176,7 @@ class Times:
                 if number > 1:
                     self.lines.append(codec.decode(_Time, line))
                 else:
-                    found = codec.decode(_Header, line)
+                    found = codec.decode(Conditions, line)
         if found != header:
             raise InvalidInput(f"{path} is of another target, machine, size or number of classes; give another --run")
 

@@ -55,8 +55,10 @@ def measure_space(job: ProfileJob) -> None:
     runtime = open_target(target, job.threads)
     say(f"target: {target}, {job.threads} thread{'s' if job.threads > 1 else ''}")
     config = profile_config(job, space, size, classes, target, protocol)
-    run = Run(job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl"), restart=job.restart,
-              formerly={**config, "networks": job.networks})  # fmt: skip
+    run = Run(
+        job.run, "profile", config, ("latency.json", "latency.json.journal.jsonl", "latency.json.networks.jsonl"),
+        restart=job.restart, formerly={**config, "networks": job.networks},
+    )  # fmt: skip
     table_path = run.file("latency.json")
     if run.done and run.record["results"].get("networks", job.networks) == job.networks:
         say(f"{table_path} is already measured with this configuration")

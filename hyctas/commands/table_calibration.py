@@ -48,12 +48,14 @@ def calibrated(
     found = find_calibration(space, table, size)
     if found is not None and found.n == job.networks:
         return found
+    journal = path.with_name(f"{path.name}.networks.jsonl")
     with bar(f"measure {job.networks} networks") as shown:
         found = calibrate(
             space, table, runtime, size, classes, job.networks, CALIBRATE,
-            lambda done, total: shown.update(done / total, f"{done}/{total}"),
+            lambda done, total: shown.update(done / total, f"{done}/{total}"), journal,
         )  # fmt: skip
     replace(table, calibrations={**table.calibrations, found.name: found}).save(path)
+    journal.unlink()
     return found
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
+from export.codec import Positive, Size, cut_off, decode, plain, reading, whole_lines
+from export.files import write_text
 from export.runtime import Runtime
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.workloads import calibration_name, calibration_networks, native_modules, units
@@ -14,6 +19,7 @@ from hyctas.plan import lower
 from hyctas.spaces.search_space import SearchSpace
 from latency import LatencyTable, Protocol
 from latency.calibration import Calibration
+from latency.identity import Identity
 from latency.lock import measuring
 from latency.measure import measure
 from latency.predictor import fit, predict
@@ -115,9 +121,73 @@ def _ratio(ms: Sequence[float]) -> float:
     return max(ms) / min(ms)
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """The first line of a journal of networks: what their times hold for."""
+
+    identity: Identity
+    size: Size
+    classes: int
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A further line."""
+
+    id: str
+    ms: Positive
+
+
+class NetworkJournal:
+    """Keep the times of networks in a file of lines, so that a killed calibration continues; times of other conditions are dropped.
+
+    Args:
+        path: of the file.
+        conditions: of the calibration.
+
+    Raises:
+        CorruptFile: the file is damaged.
+    """
+
+    def __init__(self, path: Path, conditions: Conditions) -> None:
+        self.path, self.times = path, dict[str, list[float]]()
+        if path.exists():
+            cut_off(path)
+            for number, line in whole_lines(path)[0]:
+                with reading(path, number):
+                    if number > 1:
+                        found = decode(_Line, line)
+                        self.times.setdefault(found.id, []).append(found.ms)
+                    elif decode(Conditions, line) != conditions:
+                        break
+            else:
+                return
+        write_text(path, json.dumps(plain(conditions)) + "\n")
+
+    def measure(self, genotypes: Sequence[Genotype], measure: Measure, progress: Progress) -> np.ndarray:
+        """Return the milliseconds of networks, (networks,): a time that was kept and not returned yet, else measured now."""
+        kept = {genotype.id: self.times.get(genotype.id, []) for genotype in genotypes}
+        missing = [genotype for genotype in genotypes if not kept[genotype.id]]
+        for start in range(0, len(missing), BATCH):
+            some = missing[start : start + BATCH]
+
+            def show(done: int, total: int, before: int = start, count: int = len(some)) -> None:
+                progress(before * total // count + done, len(missing) * total // count)
+
+            times = measure(some, show).tolist()
+            lines = [_Line(genotype.id, ms) for genotype, ms in zip(some, times, strict=True)]
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(plain(line)) + "\n" for line in lines))
+            for line in lines:
+                kept[line.id] = [line.ms]
+        found = np.array([kept[genotype.id][0] for genotype in genotypes])
+        self.times |= {genotype.id: kept[genotype.id][1:] for genotype in genotypes}
+        return found
+
+
 def calibrate(
     space: SearchSpace, table: LatencyTable, runtime: Runtime, size: tuple[int, int], num_classes: int, count: int, purpose: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, journal: Path | None = None,
 ) -> Calibration:  # fmt: skip
     """Measure `count` networks of a space (see `calibration_networks`), and fit the correction of a table's sums to them.
 
@@ -130,12 +200,22 @@ def calibrate(
         count: networks to measure, at least 5.
         purpose: of the random draw.
         progress: told (measurements done, of how many).
+        journal: keeps what was measured until the calibration is done; a killed one continues with it.
+
+    Raises:
+        InvalidInput: the space has fewer networks.
+        CorruptFile: the journal is damaged.
     """
     genotypes = calibration_networks(space, table, size, num_classes, count, purpose)
     plans = [units(lower(genotype, size, num_classes)) for genotype in genotypes]
     sums = np.array([predict(plan, table) for plan in plans])
+
+    def measure_now(some: Sequence[Genotype], show: Progress) -> np.ndarray:
+        return measure_networks(some, runtime, size, num_classes, progress=show)[0]
+
+    kept = NetworkJournal(journal, Conditions(table.identity, size, num_classes)) if journal else None
     measured = measure_confirmed(
-        genotypes, lambda some, show: measure_networks(some, runtime, size, num_classes, progress=show)[0],
+        genotypes, (lambda some, show: kept.measure(some, measure_now, show)) if kept else measure_now,
         lambda ms: sums * np.median(ms / sums), progress,
     )  # fmt: skip
     return fit(plans, measured, table, space_hash=space.hash, name=calibration_name(space, size))

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import Times, _Header, coverage, scatter
+from benchmarks.fidelity import Times, coverage, scatter
 from export.errors import InvalidInput
 from hyctas.arch.genotype import Genotype
+from hyctas.cost.calibrate import Conditions
 from hyctas.cost.workloads import calibration_networks, draw_networks
 from hyctas.space import tiny
 from hyctas.spaces.stages import Stage
@@ -26,7 +27,7 @@ IDENTITY = Identity(target="onnxruntime-cpu:fp32", device={}, versions={}, threa
 def test_networks_measured_while_the_machine_was_slow_are_measured_again(tmp_path: Path) -> None:
     path, asked = tmp_path / "networks.jsonl", list[int]()
     networks = drawn(20)
-    header = _Header(IDENTITY, (64, 64), 4)
+    header = Conditions(IDENTITY, (64, 64), 4)
 
     def measure(some: Sequence[Genotype]) -> list[float]:
         asked.append(len(some))

@@ -20,11 +20,11 @@ from hyctas.commands.demo_handmade import nearest_in_latency
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
-from hyctas.cost.calibrate import Progress, measure_confirmed
+from hyctas.cost.calibrate import Conditions, NetworkJournal, Progress, measure_confirmed
 from hyctas.cost.workloads import CostModel, calibration_networks, draw_networks, only_calibrated_size, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
-from latency.identity import versions_of
+from latency.identity import Identity, versions_of
 from latency.predictor import predict
 from latency.table import LatencyTable
 from tests.hyctas.cli.conftest import CLASSES, SEARCH, SIZE, Command, expect, made_table, nano
@@ -171,6 +171,36 @@ def test_what_is_not_as_expected_is_measured_again() -> None:
     assert found == pytest.approx([1.0, 1.02, 3.05, 1.05])
     names = [genotype.id for genotype in networks]
     assert asked == [names, names[1:3], names[1:2]]
+
+
+def test_a_killed_calibration_continues(tmp_path: Path) -> None:
+    networks, path = draw_networks(tiny(), 20, 0, 1), tmp_path / "networks.jsonl"
+    conditions = Conditions(Identity(target="t", device={}, versions={}, threads=1, protocol={}), (64, 64), 4)
+    asked: list[int] = []
+
+    def measure(some: Sequence[Genotype], progress: Progress) -> np.ndarray:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(some))
+        progress(len(some), len(some))
+        return np.arange(len(some)) + 1.0
+
+    def ignore(done: int, total: int) -> None:
+        assert 0 < done <= total
+
+    with pytest.raises(KeyboardInterrupt):
+        NetworkJournal(path, conditions).measure(networks, measure, ignore)
+    with path.open("a") as file:
+        file.write('{"id": "12')  # as a kill inside a write leaves it
+    asked.clear()
+    journal = NetworkJournal(path, conditions)
+    assert journal.measure(networks, measure, ignore).tolist() == [*range(1, 9), *range(1, 9), *range(1, 5)] and asked == [4]
+    assert journal.measure(networks[:1], measure, ignore).tolist() == [1.0] and asked == [4, 1], "a second time is another one"
+    asked.clear()
+    again = NetworkJournal(path, conditions)
+    assert [again.measure(networks[:1], measure, ignore).tolist() for _ in range(2)] == [[1.0], [1.0]] and not asked
+    other = NetworkJournal(path, replace(conditions, size=(32, 32)))
+    assert not other.times and len(path.read_text().splitlines()) == 1, "what was measured of another size is dropped"
 
 
 # -- profiling ----------------------------------------------------------------------------------------------------------------
