@@ -142,11 +142,16 @@ def _adjust(image: np.ndarray, contrast: float, saturation: float) -> None:
 
 
 def _window(length: int, crop: int, scale: float, position: float) -> tuple[tuple[float, float], slice]:
-    """Place a crop along one axis; return the source interval and where it goes in the crop."""
+    """Place a crop along one axis; return the source interval and where it goes in the crop.
+
+    The crop's centre is drawn over the whole frame and moved inside where the crop would leave it: crops that are drawn inside show the
+    frame's edges hardly ever.
+    """
     wanted = crop / scale
-    start = position * (length - wanted)  # negative where the frame is smaller than the crop: padding on both sides
     if wanted <= length:
+        start = min(max(position * length - wanted / 2, 0), length - wanted)
         return (start, min(start + wanted, length)), slice(0, crop)
+    start = position * (length - wanted)  # padding on both sides
     first = min(round(-start * scale), crop - 1)
     return (0, length), slice(first, max(first + 1, min(crop, first + round(length * scale))))
 

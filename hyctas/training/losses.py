@@ -11,6 +11,8 @@ from torch import Tensor
 from hyctas.training.collectives import gather, sum_over_processes
 
 IGNORE = 255
+UNBIASED = 0.5
+"""Share of the weights' logarithm that logits are freed of."""
 OHEM_PROBABILITY, OHEM_LEAST = 0.7, 1 / 16
 """Online hard example mining (Shrivastava et al., CVPR 2016) over pixels: those whose true class has less than this probability
 count, and at least this share of all."""
@@ -38,6 +40,10 @@ def segmentation_loss(
 ) -> Tensor:
     """Return the mean loss over labelled pixels; 0 (with a gradient) where nothing is labelled.
 
+    Weights of classes should help to learn rare ones, and not decide for them: they move a network's logits by ln(weight) (Menon
+    et al., "Long-tail learning via logit adjustment", ICLR 2021). `UNBIASED` of that is added here, so that the network itself
+    does without it.
+
     Args:
         logits: (N, classes, H, W), any float; computed in fp32.
         labels: (N, H, W) int64 in 0..classes-1 or 255.
@@ -47,7 +53,7 @@ def segmentation_loss(
             mean, and every process of a training must call this. The hardest pixels are those of a micro-batch of all processes,
             which counts by its share of `total`. None: these pixels are all.
     """
-    logits = logits.float()
+    logits = logits.float() if weights is None else logits.float() + UNBIASED * weights.log()[:, None, None]
     pixels = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="none").flatten()
     own = labelled_weight(labels, weights)
     if kind != "ohem":
