@@ -144,8 +144,8 @@ def _adjust(image: np.ndarray, contrast: float, saturation: float) -> None:
 def _window(length: int, crop: int, scale: float, position: float) -> tuple[tuple[float, float], slice]:
     """Place a crop along one axis; return the source interval and where it goes in the crop.
 
-    The crop's centre is drawn over the whole frame and moved inside where the crop would leave it: crops that are drawn inside show the
-    frame's edges hardly ever.
+    The crop's centre is drawn over the whole frame, and the crop moved inside: crops that are drawn inside hardly ever show the
+    frame's edges.
     """
     wanted = crop / scale
     if wanted <= length:
