@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from export.bundle.imaging import Preprocessing
 from export.errors import InvalidInput
 from hyctas.data import PREPROCESSING, Augment, Frames, Scenes, augment, normalise, to_batch
-from hyctas.data.transforms import _adjust
+from hyctas.data.transforms import _adjust, draw_view
 
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """What EfficientNet-Lite was trained with."""
@@ -63,6 +63,17 @@ def test_full_frame_at_scale_one_is_the_frame() -> None:
     config = Augment(crop=(32, 48), scale_min=1, scale_max=1, flip=False, brightness=0, offset=0)
     out, seen = augment(image, label, config, np.random.default_rng(0), PREPROCESSING)
     assert np.array_equal(seen, label) and np.allclose(out, image / 255, atol=1e-6)
+
+
+def test_crops_show_all_parts_of_a_frame() -> None:
+    rng, shown = np.random.default_rng(0), np.zeros((36, 48))
+    for _ in range(2000):
+        view = draw_view((360, 480), Augment(crop=(192, 256)), rng)
+        (top, bottom), (left, right) = ((round(end / 10) for end in ends) for ends in (view.rows, view.columns))
+        assert 0 <= top < bottom <= 36 and 0 <= left < right <= 48
+        shown[top:bottom, left:right] += 1
+    shown /= shown.mean()
+    assert shown[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 0.2 and shown.max() < 1.8
 
 
 def test_same_generator_same_view() -> None:
