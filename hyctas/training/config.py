@@ -49,7 +49,7 @@ class Recipe(Settings):
     loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
     """"cross_entropy" over all pixels, or "ohem" over the hardest ones."""
     class_weights: bool = True
-    """Weight classes by 1 / ln(1.1 + share of pixels)."""
+    """Weight classes by 1 / ln(1.1 + share of pixels); half of what that does to decisions is taken back."""
     amp: bool = True
     """Compute in bfloat16 where it is safe (autocast)."""
     seed: Seed = 0
