@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.failures import one_sentence
-from export.errors import CheckFailed
+from export.errors import CheckFailed, InvalidInput
 from export.files import read_json, write_text
 from export.ranges import Seed, argument
 from export.runtime import Runtime
@@ -41,8 +41,13 @@ from hyctas.spaces.stages import AttentionVariant
 RESULTS = Path(__file__).parent / "results/cpu/screening.jsonl"
 BASE, BASE_INIT = "edge:lite0-16", "efficientnet-lite0"
 TARGET, SIZE, CLASSES = "onnxruntime-cpu:fp32", (360, 480), 11
-LITE_RATE, RATE = 1e-3, 2e-3
-"""Learning rates of screened networks with inverted residuals, and of all else: the recipe's default."""
+RECIPES = {
+    1: "crops hardly ever showed the edges of frames, class weights biased decisions, and in brief trainings inverted residuals "
+    "learnt at a rate of 0.001 (commit c15c683)",
+    2: "crops show the edges of frames, and half of what class weights do to decisions is taken back",
+}  # fmt: skip
+RECIPE = 2
+"""What this code trains."""
 FINAL_STEPS, FINAL_CROP, FINAL_PRESET = 3000, "240x320", "standard"
 
 
@@ -58,13 +63,21 @@ class Case:
     crop: str = "192x256"
     all_of_train: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the recipe, besides a learning rate of 0.001 for screened networks with inverted residuals, and 100 steps of warm-up."""
+    """Of the recipe, besides 100 steps of warm-up."""
+    recipe: int = RECIPE
+    """What the code of the time made of equal settings (`RECIPES`)."""
     teachers: tuple[tuple[str, int], ...] = ()
     """Network and seed of each case that it follows: cases alike in steps and crops, without settings, from the usual weights."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what stands in the results file: `teachers` where there are any."""
-        return {name: value for name, value in asdict(self).items() if name != "teachers" or value}
+        """Return what stands in the results file: `teachers` where there are any, `recipe` from the second one on."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if (name, value) not in (("teachers", ()), ("recipe", 1))}
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Case:
+        """Return the case of a line of the results file."""
+        return cls(**{"recipe": 1, **line["case"]})
 
     @property
     def key(self) -> str:
@@ -81,6 +94,7 @@ class Case:
         """Name of the run folder."""
         parts = [self.network.removeprefix(HANDMADE), self.init, *(f"{name}={value}" for name, value in self.settings.items())]
         parts += [f"from-{name.removeprefix(HANDMADE)}-{seed}" for name, seed in self.teachers]
+        parts += [f"recipe{self.recipe}"] * (self.recipe > 1)
         text = "_".join([*parts, str(self.steps), self.crop, *["all"] * self.all_of_train, f"seed{self.seed}"])
         return "".join(c if c.isalnum() or c in "-_=.+" else "-" for c in text)
 
@@ -143,7 +157,7 @@ def _operators() -> Iterator[Case]:
 
 def _rates() -> Iterator[Case]:
     """Slower learning of what was trained before, and other rates for all."""
-    for settings in ({"trunk_rate": 0.3}, {"trunk_rate": 0.1}, {"learning_rate": 2e-3}, {"learning_rate": 4e-3}):
+    for settings in ({"trunk_rate": 0.3}, {"trunk_rate": 0.1}, {"learning_rate": 1e-3}, {"learning_rate": 4e-3}):
         yield from _seeds(2, network="edge:lite0-16", init="efficientnet-lite0", settings=settings)
 
 
@@ -180,13 +194,12 @@ def _families() -> Iterator[Case]:
 
 def _finals() -> Iterator[Case]:
     """The best together, three seeds: `lite0-16` from trained and random weights, the yardstick now and as it was before."""
-    preset = {name: value for name, value in read_preset(FINAL_PRESET).items() if name not in ("minutes", "crop")}
-    best = {"learning_rate": RATE, **preset}
-    for network, init, settings in (
-        (BASE, BASE_INIT, best), (BASE, "none", best), ("edge:plain", "none", {**best, "reparameterise": True}),
-        ("edge:plain", "none", {}),
+    best = {name: value for name, value in read_preset(FINAL_PRESET).items() if name not in ("minutes", "crop")}
+    for network, init, settings, recipe in (
+        (BASE, BASE_INIT, best, RECIPE), (BASE, "none", best, RECIPE),
+        ("edge:plain", "none", {**best, "reparameterise": True}, RECIPE), ("edge:plain", "none", {}, 1),
     ):  # fmt: skip
-        yield from _seeds(3, network=network, init=init, steps=FINAL_STEPS, crop=FINAL_CROP, settings=settings)
+        yield from _seeds(3, network=network, init=init, steps=FINAL_STEPS, crop=FINAL_CROP, settings=settings, recipe=recipe)
 
 
 PLANS = {
@@ -243,8 +256,11 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
     """Train a case with the command that users have, its teachers first, and append what it reached, once.
 
     Raises:
+        InvalidInput: the case is of an earlier recipe.
         CheckFailed: the command failed.
     """
+    if case.recipe != RECIPE:
+        raise InvalidInput(f"{case.name} is of recipe {case.recipe}, which earlier code trains: {RECIPES[case.recipe]}")
     teachers = case.teacher_cases()
     for teacher in teachers:
         if not (runs / teacher.name / "scores.json").exists():
@@ -255,9 +271,7 @@ def run(case: Case, data: str, runs: Path, results: Path) -> None:
         *["--all-of-train"] * case.all_of_train,
         *(["--teacher", *(str(runs / teacher.name) for teacher in teachers)] if teachers else []),
     ]  # fmt: skip
-    inverted = any(cell.op == "inverted" for branch in genotype.branches for cell in branch)
-    rate = LITE_RATE if inverted and case.steps < FINAL_STEPS else RATE
-    scores, record = train(genotype, runs / case.name, {"learning_rate": rate, **case.settings}, arguments)
+    scores, record = train(genotype, runs / case.name, case.settings, arguments)
     split, *others = case.splits
     line = {
         "case": case.to_json(), "genotype": genotype.id, "split": split, "miou": scores[split]["miou"], "iou": scores[split]["iou"],
@@ -315,7 +329,7 @@ def measure(lines: list[dict[str, Any]], path: Path) -> None:
     from hyctas.cost.calibrate import measure_networks
     from hyctas.engine.table_attention import open_target
 
-    genotypes = {line["case"]["network"]: Case(**line["case"]).genotype() for line in lines}
+    genotypes = {line["case"]["network"]: Case.of(line).genotype() for line in lines}
     found: dict[str, dict[str, float]] = {name: {} for name in genotypes}
     ratios = {}
     for threads in (1, 2):
@@ -364,12 +378,13 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]], ratio
     """Return the results as Markdown: a line per case, with seeds, mean, difference to the same seeds of the base, latency."""
     cases: dict[str, dict[int, float]] = {}
     for line in lines:
-        case = dict(line["case"])
+        case = {"recipe": 1, **line["case"]}
         seed = case.pop("seed")
         cases.setdefault(json.dumps({**case, "split": line["split"]}, sort_keys=True), {})[seed] = 100 * line["miou"]
     rows = [
-        "| network | start | settings | steps, crop | split | mIoU %, by seed | mean | against `lite0-16` | ms (1 / 2 threads) |",
-        "|---|---|---|---|---|---|---:|---:|---:|",
+        "| network | start | settings | recipe | steps, crop | split | mIoU %, by seed | mean | against `lite0-16` "
+        "| ms (1 / 2 threads) |",
+        "|---|---|---|---:|---|---|---|---:|---:|---:|",
     ]
     for text, found in cases.items():
         case = json.loads(text)
@@ -384,7 +399,7 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]], ratio
         ms = " / ".join(f"{value:.2f}" for value in times.get(case["network"], {}).values()) or "not timed"
         rows.append(
             f"| {case['network']} | {case['init']} | {', '.join(settings) or '-'} "
-            f"| {case['steps']}, {case['crop']} | {case['split']} | {seeds} "
+            f"| {case['recipe']} | {case['steps']}, {case['crop']} | {case['split']} | {seeds} "
             f"| {sum(found.values()) / len(found):.1f} | {gain} | {ms} |"
         )
     cpus = sorted({line["cpu"] for line in lines})
@@ -392,7 +407,8 @@ def table(lines: list[dict[str, Any]], times: dict[str, dict[str, float]], ratio
         "# Screening\n\nPrinted by `python -m benchmarks.screening --table` from `screening.jsonl`, which "
         "`python -m benchmarks.screening --data FOLDER` wrote: brief, equal trainings on CamVid (see `benchmarks/screening.py`). "
         f"Machine: {', '.join(cpus)}. Latency by `python -m benchmarks.screening --time` ({TARGET}, "
-        f"{SIZE[0]}x{SIZE[1]}, native output), where it says so.\n\n"
+        f"{SIZE[0]}x{SIZE[1]}, native output), where it says so. Recipes of equal settings: "
+        + "; ".join(f"{number}, {text}" for number, text in RECIPES.items()) + ".\n\n"
         + "\n".join(rows) + "\n" + _yardstick_text(ratios)
     )
 

@@ -18,7 +18,7 @@ def test_report() -> None:
     cases = [case for plan in ("gate", "families", "finals") for case in PLANS[plan]()]
     lines = [_line(case) for case in reversed(cases)]
     finals, families = of_plan(lines, ["finals"]), of_plan(lines, ["widths", "families"])
-    assert [len(each.lines) for each in finals] == [3] * 4 and finals[-1].settings == "default"
+    assert [len(each.lines) for each in finals] == [3] * 4 and finals[-1].settings == "default, recipe 1"
     assert {line["case"]["all_of_train"] for each in families for line in each.lines} == {False}
     assert finals[0].scores("val") == finals[0].scores("choose") == [60.0, 61.0, 62.0] and finals[0].ious("choose") == [61.0, 0.0]
     assert "+10.0 (+10.0, +10.0, +10.0)" in against(finals) and against(finals).count("+0.0 (") == 2

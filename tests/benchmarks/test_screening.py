@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import screening
 from benchmarks.screening import PLANS, Case, noted, read_results, run, table
+from export.errors import InvalidInput
 from tests.hyctas.cli.conftest import run_command
 
 DATA = "scenes:train=12,val=2,size=64x64"
@@ -49,3 +51,11 @@ def test_a_case_trains_its_teacher_first_and_each_is_noted_once(tmp_path: Path, 
 def test_cases_without_teachers_read_as_before() -> None:
     case = Case(network="edge:lite0-16", init="efficientnet-lite0", seed=0)
     assert "teachers" not in json.loads(case.key)
+
+
+def test_cases_of_the_first_recipe_read_as_before_and_are_not_trained(tmp_path: Path) -> None:
+    first = Case(network="edge:plain", init="none", seed=0, recipe=1)
+    assert "recipe" not in first.to_json() and Case.of({"case": first.to_json()}) == first
+    assert Case.of({"case": replace(first, recipe=2).to_json()}).recipe == 2
+    with pytest.raises(InvalidInput, match="is of recipe 1, which earlier code trains: crops hardly ever"):
+        run(first, DATA, tmp_path, tmp_path / "r.jsonl")

@@ -145,9 +145,9 @@ def test_all_contenders_train_alike() -> None:
     assert listed[1].genotype() == member("lite0") and GateCase(**json.loads(listed[1].key)) == listed[1]
     (taught, *_) = cases(contenders(WINNER, "lite0"), "none", {}, (("edge:lite0", 9),))
     assert [(teacher.name, teacher.all_of_train) for teacher in taught.teacher_cases()] == [
-        ("lite0_efficientnet-lite0_3000_240x320_all_seed9", True)
+        ("lite0_efficientnet-lite0_recipe2_3000_240x320_all_seed9", True)
     ]
-    assert listed[0].name.startswith("winner_efficientnet-lite0_ema=0.99_3000_240x320_all")
+    assert listed[0].name.startswith("winner_efficientnet-lite0_ema=0.99_recipe2_3000_240x320_all")
 
 
 def test_account_of_the_gate() -> None:
