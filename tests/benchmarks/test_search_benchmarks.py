@@ -77,7 +77,7 @@ def test_search_beats_random_where_structure_matters(tmp_path: Path) -> None:
 
         for side, optimiser in (("search", None), ("random", lambda first: Draws(costs, Limits(), 0, 8))):
             history = History(tmp_path / f"{side}{seed}", {}, print)
-            search(costs, Limits(), hard, history, evaluations=60, population=12, candidates=60, seed=0, reference_ms=2.5,
+            search(costs, Limits(), hard, history, evaluations=40, population=12, candidates=40, seed=0, reference_ms=2.5,
                    optimiser=optimiser)  # fmt: skip
             volumes[side] += hypervolume(history.of("search"), 2.5)
     assert volumes["search"] > 1.05 * volumes["random"]

@@ -19,6 +19,7 @@ from export.bundle.imaging import Preprocessing
 from hyctas.arch.genotype import Genotype
 from hyctas.arch.operators import from_key
 from hyctas.artifacts.bundling import bundle_network, load_trained
+from hyctas.cost import calibrate
 from hyctas.cost.workloads import family
 from hyctas.data import Labels, default_colours
 from hyctas.network import build, save_weights
@@ -37,6 +38,14 @@ SEARCH = ("--evaluations", 4, "--images", 4, "--config", Path(__file__).with_nam
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """What EfficientNet-Lite was trained with."""
 LABELS = Labels(tuple("abcde"), default_colours(5))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_networks() -> Iterator[None]:
+    """Time whole networks briefly: what commands do with the times is tested here, not how exact they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "NETWORK_PROTOCOL", replace(calibrate.NETWORK_PROTOCOL, warmup_ms=10, budget_ms=50))
+        yield
 
 
 def run_command(name: str, *arguments: object) -> int:

@@ -16,6 +16,7 @@ from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_outcome
+from hyctas.commands import demo_handmade
 from hyctas.commands.demo_handmade import nearest_in_latency
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import part
@@ -105,7 +106,8 @@ def test_a_search_for_several_targets(command: Command, run: Path, tmp_path: Pat
     expect(command("search", *arguments, tmp_path / "none.json"), 2, "none.json")
 
 
-def test_the_hand_made_network_beside_a_demos_stays(searched: Path) -> None:
+def test_the_hand_made_network_beside_a_demos_stays(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_handmade, "ROUNDS", 1)
     found = nearest_in_latency(searched, ["plain"], CLASSES)
     assert found in ("edge:plain", "edge:plain-w75")
     assert nearest_in_latency(searched, ["two-branch"], CLASSES) == found, "a demo that was killed goes on with it"
