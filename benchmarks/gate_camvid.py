@@ -108,10 +108,10 @@ def opponents(
     near = {name: genotype for name, genotype in members().items() if predicted(genotype) <= MISPREDICTED * allowed_ms}
     times = measured(near)
     found: dict[str, Genotype] = {}
+    ascending = sorted(near, key=lambda name: times[name])
     left_out = {family(name): "no member is predicted near the limit" for name in members()}
-    for name in sorted(near, key=lambda name: times[name]):
-        left_out[family(name)] = f"no member meets the limit; its fastest takes {times[name]:.2f} ms"
-    fitting = {family(name): name for name in sorted(near, key=lambda name: times[name]) if times[name] <= allowed_ms}
+    left_out |= {family(name): f"no member meets the limit; its fastest takes {times[name]:.2f} ms" for name in ascending[::-1]}
+    fitting = {family(name): name for name in ascending if times[name] <= allowed_ms}
     bounds = {}
     for kind, name in fitting.items():
         found[kind] = near[name]

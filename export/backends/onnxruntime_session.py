@@ -78,7 +78,7 @@ class OnnxRuntime:
             versions["cuda_graph"] = "on" if self._cuda_graph else "off"
             versions |= {f"gpu{i}": f"{gpu['name']}, driver {gpu['driver']}" for i, gpu in enumerate(gpus())}
         elif self.threads > 1:
-            versions["waiting"] = "spinning while a model runs"  # tables of before, without it, are 2 to 6 % slower
+            versions["waiting"] = "spinning while a model runs"  # tables of before, without it, are slower
         return versions
 
     def load_file(self, path: Path) -> OnnxSession:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hyctas.arch.genotype import TRUNK_STRIDE, Cell, Genotype, shared_length
-from hyctas.arch.node import IMAGE, Node, cell_operator, slot_name
+from hyctas.arch.node import IMAGE, Node, cell_operator, slot_name, stage_of
 from hyctas.arch.operators import Conv, FeatureFusion, Operator, Shape
 
 ADDED = ("attention", "context")
@@ -30,15 +30,19 @@ class Lowering:
         self, part: str, ordinal: int, operator: Operator, inputs: Sequence[str],
         branches: tuple[int, ...] = (), blocks: Sequence[int] | None = None, slot: str | None = None,
     ) -> str:  # fmt: skip
-        """Append a node and return its name; its slot is that of its part, stride and ordinal unless one is given."""
+        """Append a node and return its name.
+
+        Its slot, unless one is given, is that of its part and ordinal, and of the stage of the last feature that it reads, so that
+        no slot reads features of two; where that has none, of the stride.
+        """
         shapes = tuple(self.shapes[name] for name in inputs)
         stride = min(self.strides[name] for name in inputs)
         suffix = f".b{'-'.join(map(str, branches))}" if branches else ""
         name = f"{part}.s{stride}.{ordinal}.{operator.label}{suffix}"
         shape = operator.output_shape(shapes)
         self.nodes[name] = Node(
-            name=name, slot=slot or slot_name(part, stride, ordinal, operator), operator=operator, inputs=tuple(inputs),
-            input_shapes=shapes, shape=shape, stride=stride * operator.stride, branches=branches,
+            name=name, slot=slot or slot_name(part, self._stage(inputs[-1]) or stride, ordinal, operator), operator=operator,
+            inputs=tuple(inputs), input_shapes=shapes, shape=shape, stride=stride * operator.stride, branches=branches,
             blocks=tuple(blocks) if blocks is not None else tuple(range(len(inputs))),
         )  # fmt: skip
         self.shapes[name], self.strides[name] = shape, stride * operator.stride
@@ -70,10 +74,9 @@ class Lowering:
         ordinal = sum(other.stage == cell.stage and other.op not in ADDED for other in before)
         return slot_name("stage", cell.stage, ordinal, operator)
 
-    def _feature_slot(self, part: str, stride: int, ordinal: int, operator: Operator, feature: str) -> str:
-        """Name the slot of a part of the decoder that reads a trunk's feature: by the feature's stage, where it has one."""
-        names = self.nodes[feature].slot.split(".")
-        return slot_name(part, names[1].removeprefix("s") if names[0] == "stage" else stride, ordinal, operator)
+    def _stage(self, name: str) -> str:
+        """Return the stage of a node; empty where it has none."""
+        return stage_of(self.nodes[name].slot) if name in self.nodes else ""
 
     def trunk(self, start: str) -> dict[int, dict[int, str]]:
         """Add all cells, shared prefixes once; return per final stride of a branch its last feature at each stride."""
@@ -121,8 +124,7 @@ class Lowering:
             final = stride if stride in ends else deepest
             name = ends[final][stride] if stride in ends else own
             operator = Conv(self.channels(name), out, 1, 1, relu=False)
-            slot = self._feature_slot("lateral", stride, 0, operator, name)
-            laterals.append(self.add("lateral", 0, operator, [name], (final,), slot=slot))
+            laterals.append(self.add("lateral", 0, operator, [name], (final,)))
         operator = Conv(self.channels(*laterals), out, 3, 1, add=len(laterals) > 1)
         return self.add("fusion", 0, operator, laterals)
 
@@ -138,13 +140,10 @@ class Lowering:
                     continue
                 # arms and refines of one final stride are the same slots whatever other branches exist
                 ordinal = {16: 0, 32: 1}[final]
-                operator = Conv(self.channels(name), widths[stride], 1, 1, relu)
-                slot = self._feature_slot("arm", self.strides[name], ordinal, operator, name)
-                arm = self.add("arm", ordinal, operator, [name], (final,), slot=slot)
+                arm = self.add("arm", ordinal, Conv(self.channels(name), widths[stride], 1, 1, relu), [name], (final,))
                 own = last[stride]
                 operator = Conv(self.channels(arm, own), widths[stride], 3, 1, relu)
-                slot = self._feature_slot("refine", stride, ordinal, operator, own)
-                name = self.add("refine", ordinal, operator, [arm, own], (final,), slot=slot)
+                name = self.add("refine", ordinal, operator, [arm, own], (final,))
             tails.append(name)
         blocks = [(8, 16, 32).index(final) for final in ends]
         return self.join("fusion", tails, self.genotype.fusion.out, blocks)

@@ -57,6 +57,12 @@ def slot_name(part: str, stride: int | str, ordinal: int, operator: Operator) ->
     return f"{part}.s{stride}.{ordinal}.{operator.label}.{operator.stride}{large}"
 
 
+def stage_of(slot: str) -> str:
+    """Return the stage of a slot that cells of a stage have; empty for any other."""
+    part, place, *_ = slot.split(".")
+    return place.removeprefix("s") if part == "stage" else ""
+
+
 def attention_operator(sources: tuple[int, ...], out: int, stride: int, choice: Attention, arithmetic: Arithmetic) -> SelfAttention:
     """Build the operator of an attention choice."""
     return SelfAttention(

@@ -112,19 +112,16 @@ class Supernet(nn.Module):
 
     def forward_native(self, genotype: Genotype, image: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the logits of one network at its head's stride s, (N, classes, ceil(H/s), ceil(W/s))."""
-        logits, stride = self._padded_logits(genotype, image)
-        return logits[:, :, : -(-image.shape[2] // stride), : -(-image.shape[3] // stride)]
+        return _unpadded(*self._padded_logits(genotype, image), image)
 
     def forward(self, genotype: Genotype, image: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the logits of one network at the image's size, (N, classes, H, W)."""
-        logits, stride = self._padded_logits(genotype, image)
-        return upsample(logits, image.shape[2:], stride)
+        return self.forward_both(genotype, image)[1]
 
     def forward_both(self, genotype: Genotype, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `forward_native` and `forward` return, computed once."""
         logits, stride = self._padded_logits(genotype, image)
-        native = logits[:, :, : -(-image.shape[2] // stride), : -(-image.shape[3] // stride)]
-        return native, upsample(logits, image.shape[2:], stride)
+        return _unpadded(logits, stride, image), upsample(logits, image.shape[2:], stride)
 
     def _padded_logits(self, genotype: Genotype, image: Tensor) -> tuple[Tensor, int]:
         plan = lower(genotype, (image.shape[2], image.shape[3]), self.num_classes)
@@ -150,6 +147,10 @@ class Supernet(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
         return network
+
+
+def _unpadded(logits: Tensor, stride: int, image: Tensor) -> Tensor:
+    return logits[:, :, : -(-image.shape[2] // stride), : -(-image.shape[3] // stride)]
 
 
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

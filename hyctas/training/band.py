@@ -18,6 +18,7 @@ from export.codec import Size, plain
 from export.errors import Infeasible
 from hyctas.arch.genotype import STAGES, Genotype
 from hyctas.arch.lowering import ADDED
+from hyctas.arch.node import stage_of
 from hyctas.arch.operators import Layer, Norm, Scalar
 from hyctas.cost.workloads import CostModel
 from hyctas.plan import Node, lower
@@ -136,7 +137,7 @@ class Drawer:
         trained: Trained | None = None,
     ) -> None:  # fmt: skip
         self.space, self.recipe, self.band, self.trained = space, recipe, band, dict(trained or {})
-        stages = {slot.split(".")[1].removeprefix("s") for slot in self.trained}
+        stages = set(map(stage_of, self.trained))
         self._before = {stage: [other for other in STAGES[: STAGES.index(stage)] if other in stages][-1:] for stage in STAGES}
         self.edges = band.edges()
         ends = [space.largest(), space.smallest()]
@@ -144,21 +145,20 @@ class Drawer:
         if costs[0] > band.high or costs[1] < band.low:
             raise self._infeasible(costs)
         handmade = [(genes, genotype) for genotype in members if (genes := genes_in(space, genotype)) is not None]
-        self.members = [genotype for _, genotype in handmade if band.holds(genotype)]
-        self._member_genes = [genes for genes, genotype in handmade if band.holds(genotype)]
+        self._inside = [(genes, genotype) for genes, genotype in handmade if band.holds(genotype)]
+        self.members = [genotype for _, genotype in self._inside]
         first = [*((space.encode(genotype), genotype) for genotype in ends), *handmade]
         if np.isinf(band.high):  # all of the space
             self.pools, self.largest, self.smallest = [first], *ends
             return
         self.pools = self._fill(first)
-        known = [pair for pool in self.pools for pair in pool]
+        known = [genotype for pool in self.pools for _, genotype in pool]
         if not known:
             raise self._infeasible(costs)
-        self.smallest, self.largest = (end((genotype for _, genotype in known), key=band.cost) for end in (min, max))
         if self.trained:
-            shares = [self._trained_share(genotype) for _, genotype in known]
-            most = [genotype for share, (_, genotype) in zip(shares, known, strict=True) if share >= NEARLY * max(shares)]
-            self.smallest, self.largest = (end(most, key=band.cost) for end in (min, max))
+            shares = [self._trained_share(genotype) for genotype in known]
+            known = [genotype for share, genotype in zip(shares, known, strict=True) if share >= NEARLY * max(shares)]
+        self.smallest, self.largest = (end(known, key=band.cost) for end in (min, max))
 
     def _infeasible(self, costs: Sequence[float]) -> Infeasible:
         return Infeasible(
@@ -214,8 +214,7 @@ class Drawer:
         source, before = self.trained.get(node.slot), trunk.get(node.inputs[0])
         while before is not None and before.operator.label in ADDED:
             before = trunk.get(before.inputs[0])
-        stage = node.slot.split(".")[1].removeprefix("s")
-        if source is None or (before is not None and not self._reads(stage, before.slot)):
+        if source is None or (before is not None and not self._reads(stage_of(node.slot), before.slot)):
             return 0.0
         layers = [layer for layer in node.operator.layers() if isinstance(layer, Layer)]
         known = [_shared(layer, full) for layer in layers if isinstance(full := source.get(layer.name), Layer)]
@@ -223,7 +222,7 @@ class Drawer:
 
     def _reads(self, stage: str, slot: str) -> bool:
         """Say whether a stage of the source reads a slot: one of the source, of the same stage or of the one before there."""
-        return slot in self.trained and slot.split(".")[1].removeprefix("s") in (stage, *self._before[stage])
+        return slot in self.trained and stage_of(slot) in (stage, *self._before[stage])
 
     def draw(self, step: int, ratios: tuple[float, float, float]) -> list[Genotype]:
         """Return the random networks of a step; some are hand-made ones, or mutants of these, where the band has such."""
@@ -233,9 +232,8 @@ class Drawer:
     def _one(self, rng: np.random.Generator, ratios: tuple[float, float, float]) -> Genotype:
         kind = rng.random()
         if self.members and kind < MEMBER_SHARE + VARIANT_SHARE:
-            index = int(rng.integers(len(self.members)))
-            member = self.members[index]
-            return member if kind < MEMBER_SHARE else self._varied(self._member_genes[index], member, rng)
+            genes, member = self._inside[int(rng.integers(len(self._inside)))]
+            return member if kind < MEMBER_SHARE else self._varied(genes, member, rng)
         pools = [pool for pool in self.pools if pool]
         pool = pools[int(rng.integers(len(pools)))]
         stratum = self._stratum(self.band.cost(pool[0][1]))

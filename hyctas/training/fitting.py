@@ -67,6 +67,10 @@ class Place:
         """Say whether an operator can stand among features with negative values."""
         return self.signed and self.slots[name].label not in REPLACED
 
+    def features(self, x: Tensor, y: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
+        """Return input and output of the place as they are, or as they are where no feature has negative values."""
+        return (x.relu(), y.relu()) if self.signed and not signed else (x, y)
+
 
 def places(supernet: Supernet, loaded: Loaded, cells: Sequence[Cell]) -> list[Place]:
     """List the places of a supernet's trunk in order, with what is to be fitted there.
@@ -194,8 +198,7 @@ class Fitting:
         (images, _) = to_device(self.feed.batch(CHECK_STEP), self.device)
         for name, place, _, x, y in self._features(images):
             operator, slot = place.slots[name], self.slots[name]
-            if place.signed and not place.signed_slot(name):
-                x, y = x.relu(), y.relu()
+            x, y = place.features(x, y, signed=place.signed_slot(name))
             target = y[:, : operator.out].float()
             if getattr(operator, "keeps_shape", False):  # its input is added
                 target = target - x[:, : operator.out].float()
@@ -237,8 +240,7 @@ class Fitting:
         This process's part of a step's error, which is the sum over micro-batches and processes.
         """
         widest = _ending(place.slots[name], signed)
-        if place.signed and not signed:
-            x, y = x.relu(), y.relu()
+        x, y = place.features(x, y, signed=signed)
         out = _width(widest.out, share_out)
         sources = out if place.ordinal else _width(widest.sources[0], share_in)
         operator = dataclasses.replace(widest, sources=(sources,), out=out)

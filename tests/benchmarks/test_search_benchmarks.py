@@ -120,6 +120,8 @@ def test_opponents_meet_the_limit_and_come_near_it() -> None:
     found, left_out = opponents(EDGE, macs, measured, limit)
     assert "lite0-16" in found and "resnet" in left_out and not {*found} & {*left_out}
     assert {*found, *left_out} == set(map(family, members())) and len(asked) >= 2
+    kept_out = opponents(EDGE, macs, lambda some: {name: 2 * limit + macs(genotype) for name, genotype in some.items()}, limit)[1]
+    assert f"its fastest takes {2 * limit + macs(member('lite0-16-w50')):.2f} ms" in kept_out["lite0-16"]
     times = measured(found)
     assert all(times[name] <= 1.02 * limit for name in found) and times["lite0-16"] > 0.9 * limit
     assert macs(found["lite0-16"]) > macs(member("lite0-16-w50")), "it is widened"
