@@ -11,7 +11,6 @@ not that shows as load, and the batch is measured again when the others are thro
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from export import codec
-from export.codec import cut_off, reading, whole_lines
+from export.codec import Positive
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -31,7 +30,17 @@ from export.ranges import Classes, Range, Seed, Threads, argument
 from export.runtime import Runtime
 from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
-from hyctas.cost.calibrate import APART, BATCH, Conditions, closest, measure_networks
+from hyctas.cost.calibrate import (
+    APART,
+    BATCH,
+    Conditions,
+    NetworkTime,
+    append_lines,
+    closest,
+    measure_networks,
+    read_lines,
+    start_lines,
+)
 from hyctas.cost.workloads import calibration_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
@@ -139,12 +148,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class _Time:
+class _Time(NetworkTime):
     """A line of RUN/networks.jsonl, behind that of the conditions."""
 
-    id: str
-    ms: float
-    reference_ms: float
+    reference_ms: Positive
     """Of the reference, in the same batch."""
 
 
@@ -166,19 +173,12 @@ class Times:
         self, header: Conditions, measure: Callable[[Sequence[Genotype]], Sequence[float]], reference: Genotype, path: Path
     ) -> None:  # fmt: skip
         self.measure, self.reference, self.path = measure, reference, path
-        self.lines: list[_Time] = []
         if not path.exists():
-            write_text(path, json.dumps(codec.plain(header)) + "\n")
-        cut_off(path)
-        found = header
-        for number, line in whole_lines(path)[0]:
-            with reading(path, number):
-                if number > 1:
-                    self.lines.append(codec.decode(_Time, line))
-                else:
-                    found = codec.decode(Conditions, line)
-        if found != header:
+            start_lines(path, header)
+        lines = read_lines(path, header, _Time)
+        if lines is None:
             raise InvalidInput(f"{path} is of another target, machine, size or number of classes; give another --run")
+        self.lines = lines
 
     @property
     def usual_ms(self) -> float:
@@ -199,8 +199,7 @@ class Times:
             some = left[start : start + BATCH - 1]
             reference_ms, *times = self.measure([self.reference, *some])
             self.lines += [_Time(genotype.id, ms, reference_ms) for genotype, ms in zip(some, times, strict=True)]
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(codec.plain(line)) + "\n" for line in self.lines[-len(some) :]))
+            append_lines(self.path, self.lines[-len(some) :])
             print(f"{what}: {min(start + BATCH - 1, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
 
     def twice(self, networks: Sequence[Genotype]) -> dict[str, tuple[float, float]]:

@@ -67,12 +67,16 @@ def main() -> None:
 
 
 def of_plan(lines: Sequence[dict[str, Any]], plans: Iterable[str]) -> list[Trained]:
-    """Return what plans have trained so far, chosen by the choosing split, in their order: the seeds of one case together."""
+    """Return what plans have trained so far, chosen by the choosing split, in their order: the seeds of one case together.
+
+    All by one recipe, that of most lines, but for cases that name an earlier one themselves.
+    """
     noted = {Case.of(line).key: line for line in lines}
+    cases = [case for plan in plans for case in PLANS[plan]() if not case.all_of_train]
+    by_recipe = {number: [replace(c, recipe=min(number, c.recipe)) for c in cases] for number in RECIPES}
+    chosen = max(by_recipe, key=lambda number: (sum(case.key in noted for case in by_recipe[number]), number))
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for case in (case for plan in plans for case in PLANS[plan]() if not case.all_of_train):
-        if case.key not in noted:
-            case = replace(case, recipe=1)
+    for case in by_recipe[chosen]:
         if case.key in noted:
             settings = ", ".join(f"{name} = {value}" for name, value in case.settings.items())
             settings = (settings or DEFAULT) + EARLIER * (case.recipe < RECIPE)

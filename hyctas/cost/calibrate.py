@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -131,11 +132,42 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class _Line:
+class NetworkTime:
     """A further line."""
 
     id: str
     ms: Positive
+
+
+LineKind = TypeVar("LineKind", bound=NetworkTime)
+
+
+def read_lines(path: Path, conditions: Conditions, kind: type[LineKind]) -> list[LineKind] | None:
+    """Read the lines of a journal of networks, and cut off what a kill left; None where it is of other conditions.
+
+    Raises:
+        CorruptFile: it is damaged.
+    """
+    cut_off(path)
+    found = []
+    for number, line in whole_lines(path)[0]:
+        with reading(path, number):
+            if number > 1:
+                found.append(decode(kind, line))
+            elif decode(Conditions, line) != conditions:
+                return None
+    return found
+
+
+def start_lines(path: Path, conditions: Conditions) -> None:
+    """Begin a journal of networks."""
+    write_text(path, json.dumps(plain(conditions)) + "\n")
+
+
+def append_lines(path: Path, lines: Sequence[NetworkTime]) -> None:
+    """Append to a journal of networks."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(plain(line)) + "\n" for line in lines))
 
 
 class NetworkJournal:
@@ -151,18 +183,11 @@ class NetworkJournal:
 
     def __init__(self, path: Path, conditions: Conditions) -> None:
         self.path, self.times = path, dict[str, list[float]]()
-        if path.exists():
-            cut_off(path)
-            for number, line in whole_lines(path)[0]:
-                with reading(path, number):
-                    if number > 1:
-                        found = decode(_Line, line)
-                        self.times.setdefault(found.id, []).append(found.ms)
-                    elif decode(Conditions, line) != conditions:
-                        break
-            else:
-                return
-        write_text(path, json.dumps(plain(conditions)) + "\n")
+        lines = read_lines(path, conditions, NetworkTime) if path.exists() else None
+        if lines is None:
+            start_lines(path, conditions)
+        for line in lines or ():
+            self.times.setdefault(line.id, []).append(line.ms)
 
     def measure(self, genotypes: Sequence[Genotype], measure: Measure, progress: Progress) -> np.ndarray:
         """Return the milliseconds of networks, (networks,): a time that was kept and not returned yet, else measured now."""
@@ -175,9 +200,8 @@ class NetworkJournal:
                 progress(before * total // count + done, len(missing) * total // count)
 
             times = measure(some, show).tolist()
-            lines = [_Line(genotype.id, ms) for genotype, ms in zip(some, times, strict=True)]
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(plain(line)) + "\n" for line in lines))
+            lines = [NetworkTime(genotype.id, ms) for genotype, ms in zip(some, times, strict=True)]
+            append_lines(self.path, lines)
             for line in lines:
                 kept[line.id] = [line.ms]
         found = np.array([kept[genotype.id][0] for genotype in genotypes])
