@@ -44,7 +44,8 @@ TARGET, SIZE, CLASSES = "onnxruntime-cpu:fp32", (360, 480), 11
 RECIPES = {
     1: "crops hardly ever showed the edges of frames, class weights biased decisions, and in brief trainings inverted residuals "
     "learnt at a rate of 0.001 (commit c15c683)",
-    2: "crops show the edges of frames, and half of what class weights do to decisions is taken back",
+    2: "crops show the edges of frames, half of what class weights do to decisions is taken back, and the other branches of "
+    "re-parameterised convolutions start at scale 0",
 }  # fmt: skip
 RECIPE = 2
 """What this code trains."""

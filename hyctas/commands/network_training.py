@@ -63,7 +63,7 @@ def fit_network(
     loaded = start.network(network, data.source.labels.names) if start else None
     on_status(start_text(start, loaded))
     if recipe.reparameterise:
-        reparameterise(network, preserve=loaded is not None)
+        reparameterise(network)
     frames, preprocessing = Frames(data.source, "train", data.train, size=recipe.size), preprocessing_of(start)
     soft_labels = _soft_labels(run, recipe, frames, teachers, show) if teachers else None
     step = Single(network, recipe, frames, preprocessing, recipe.auxiliary, soft_labels, recipe.distillation)

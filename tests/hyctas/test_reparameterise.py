@@ -42,7 +42,7 @@ def lively(module: nn.Module) -> None:
 @pytest.mark.parametrize(("aligned", "stride", "channels"), [(False, 1, 5), (False, 1, 4), (False, 2, 5), (True, 2, 5)])
 def test_merging_one_convolution_is_exact(aligned: bool, stride: int, channels: int, size: tuple[int, int]) -> None:
     conv = ConvNorm(Layer("conv", (5,), channels, kernel=3, stride=stride, aligned=aligned)).double()
-    branches = ReparameterisedConv(conv, preserve=False)
+    branches = ReparameterisedConv(conv)
     assert (branches.identity_norm is not None) == (stride == 1 and channels == 5)
     lively(branches)
     x = torch.randn(2, 5, *size, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_merging_one_convolution_is_exact(aligned: bool, stride: int, channels: 
 
 
 def test_a_bias_before_the_norm_is_folded_too() -> None:
-    branches = ReparameterisedConv(ConvNorm(Layer("conv", (3,), 3, kernel=3, bias=True)).double(), preserve=False)
+    branches = ReparameterisedConv(ConvNorm(Layer("conv", (3,), 3, kernel=3, bias=True)).double())
     lively(branches)
     assert branches.bias is not None
     nn.init.normal_(branches.bias)
@@ -87,30 +87,19 @@ def test_merging_a_network_is_exact(space: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_loaded_weights_keep_their_function(training: bool) -> None:
+def test_branches_start_without_effect(training: bool) -> None:
     network = build(tiny().largest(), 5)
     lively(network)
     network.train(training)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     before = network(IMAGES)
     network.load_state_dict(state)
-    reparameterise(network, preserve=True)
+    reparameterise(network)
     torch.testing.assert_close(network(IMAGES), before)
     scales = [m.pointwise.norm.weight for m in network.modules() if isinstance(m, ReparameterisedConv) and m.pointwise]
     network(IMAGES).square().mean().backward()
     assert all(scale.grad is not None for scale in scales)
     assert any(scale.grad.abs().max() > 0 for scale in scales if scale.grad is not None), "a scale of 0 learns"
-
-
-def test_random_branches_start_as_repvgg() -> None:
-    network = build(tiny().largest(), 5)
-    before = network.train()(IMAGES)
-    reparameterise(network)
-    assert not torch.allclose(network(IMAGES), before)
-    for module in network.modules():
-        if isinstance(module, ReparameterisedConv):
-            assert (module.pointwise.norm.weight == 1).all()
-            assert module.identity_norm is None or (module.identity_norm.weight == 1).all()
 
 
 def trained(path: Path, steps: int) -> Network:
