@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.errors import Unavailable
+from export.errors import CheckFailed, Unavailable
 from export.machine import hardware
 from export.runtime import Runtime
 from export.target import Target
@@ -18,11 +18,19 @@ from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 
+SLOWED = 1.3
+"""Networks that take so many times as long as predicted, in the median, were not measured under the conditions of the table."""
 
-def measure_evaluations(what: str, evaluations: Sequence[Evaluation], model: CostModel, show: Show = bar) -> dict[str, float]:
+
+def measure_evaluations(
+    what: str, evaluations: Sequence[Evaluation], model: CostModel, limit_ms: float | None = None, show: Show = bar
+) -> dict[str, float]:
     """Measure networks on the target of the model's table, in ms by id; nothing, with the reason, where this is not its machine.
 
     Of several targets, the longest time counts, and all must be here.
+
+    Raises:
+        CheckFailed: all exceed the limit because the machine is slower than when its table was measured.
     """
     if not evaluations:
         return {}
@@ -33,7 +41,24 @@ def measure_evaluations(what: str, evaluations: Sequence[Evaluation], model: Cos
     for one, runtime in zip(model.all, runtimes, strict=True):
         for name, ms in _measure(what, genotypes, one, runtime, show).items():
             found[name] = max(ms, found.get(name, 0.0))
+    if limit_ms is not None and min(found.values()) > limit_ms:
+        _check_conditions(what, [found[evaluation.id] / evaluation.predicted_ms for evaluation in evaluations], limit_ms)
     return found
+
+
+def _check_conditions(what: str, ratios: Sequence[float], limit_ms: float) -> None:
+    """Refuse times that say more about the machine than about networks, given measured by predicted times.
+
+    Raises:
+        CheckFailed: it is slower than when its table was measured.
+    """
+    if (slower := float(np.median(ratios))) > SLOWED:
+        raise CheckFailed(
+            f"the {what} took {slower:.1f} times as long as predicted (median of {len(ratios)} networks), so none meets the limit "
+            f"of {limit_ms:.4g} ms: the machine is busy or throttled. What the search found is kept; repeat the command when the "
+            "machine is as quiet as when its latency table was measured, or measure that anew as things are now (hyctas-profile "
+            "--restart)"
+        )
 
 
 def _runtime_of(what: str, model: CostModel) -> Runtime | None:

@@ -209,7 +209,7 @@ def _conclude(
     """Measure the front, and write what the search found."""
     table, calibration = model.table, model.calibration
     members = spread(pareto(history.of(SEARCH)), measure) if measure else []
-    measured = measure_evaluations("front", members, model)
+    measured = measure_evaluations("front", members, model, limits.latency_ms)
     facts = {"target": table.identity.target, "threads": table.identity.threads, "size": model.size, **facts,
              "calibration": calibration, "confidence": model.confidence, "bound_factor": model.bound_factor,
              "beside": [described(other.table) for other in model.beside]}  # fmt: skip

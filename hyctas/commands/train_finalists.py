@@ -47,7 +47,7 @@ def choose_by_training(
         team: workers that train; none: this process does.
 
     Raises:
-        CheckFailed: the trainings of all finalists failed.
+        CheckFailed: the trainings of all finalists failed, or the machine is too busy to measure them.
     """
     def chosen(evaluations: Sequence[Evaluation], count: int) -> list[Finalist]:
         return choose_finalists(evaluations, handmade, count, model.space.encode)
@@ -64,7 +64,7 @@ def choose_by_training(
     if own.done and "finalists" in read_json(run.file("pareto.json"), FORMAT_VERSION):
         return
     with bar(f"train {min(job.finalists, len(candidates))} finalists") as shown:
-        work = _Work(job, replace(data, val=()), recipe, model, shown, team)
+        work = _Work(job, replace(data, val=()), recipe, model, limits, shown, team)
         rounds = halve(
             candidates, own.file("rounds.json"), limits, job.finalist_steps, work.train, work.measure, say,
             work.ahead if team else None, lambda fitting: chosen([f.evaluation for f in fitting], job.finalists),
@@ -91,13 +91,15 @@ class _Work:
     data: DataSet
     recipe: NetworkRecipe
     model: CostModel
+    limits: Limits
     bar: Bar
     team: SearchTeam | None
     supernet: Start | None = None
 
     def measure(self, finalists: Sequence[Finalist]) -> dict[str, float]:
         """Measure finalists on the table's target, in ms by id."""
-        return measure_evaluations("finalists", [f.evaluation for f in finalists], self.model, self._shown(""))
+        evaluations = [f.evaluation for f in finalists]
+        return measure_evaluations("finalists", evaluations, self.model, self.limits.latency_ms, self._shown(""))
 
     def ahead(self, turns: Sequence[tuple[Finalist, Turn]]) -> None:
         """Let the team's workers begin trainings that are not done."""

@@ -73,6 +73,22 @@ def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> Non
     expect(command("search", *arguments, "--confidence", 95), 2, "needs at least 45 networks; got 10; run hyctas-profile")
 
 
+def test_a_machine_that_is_slower_than_its_table_chooses_nothing(command: Command, run: Path) -> None:
+    """Its measured times would leave no network within the limit; what the search found is kept."""
+    table = made_table()
+    versions = versions_of(open_runtime(Target.parse(table.identity.target), 1))
+    rows = {key: replace(row, p10_ms=row.p10_ms / 1e3, median_ms=row.median_ms / 1e3) for key, row in table.rows.items()}
+    fast = replace(table, identity=replace(table.identity, device=hardware(), versions=versions), rows=rows)
+    fast.save(run / "latency.json")
+    limit = 1.5 * CostModel(tiny(), fast, SIZE, CLASSES).costs(tiny().smallest()).latency_ms
+    arguments = ("--run", run, *SEARCH, "--limit", f"ms={limit}", "--measure", 2)
+    said = expect(command("search", *arguments, "--restart"), 1, "times as long as predicted", "repeat the command")
+    assert "the front took" in said and not (run / "pareto.json").exists()
+    history = (run / "history.jsonl").read_bytes()
+    expect(command("search", *arguments[:-1], 0), 0, "evaluations are recorded")
+    assert (run / "history.jsonl").read_bytes() == history
+
+
 def test_bounds_and_limits() -> None:
     table = made_table(ratios=RATIOS)
     plain, bound = CostModel(tiny(), table, SIZE, CLASSES), CostModel(tiny(), table, SIZE, CLASSES, 0.95)
