@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from export.target import Target, format_size, parse_size
 from hyctas.artifacts.bundling import bundle_network, load_trained
+from hyctas.artifacts.runs import Record
 from hyctas.cli.bench import BenchJob
 from hyctas.cli.profile import ProfileJob
 from hyctas.cli.search import SearchJob
@@ -93,9 +94,10 @@ def demo(job: DemoJob) -> None:
         restart=job.restart, settings=recipe,
     ))  # fmt: skip
     handmade = nearest_in_latency(job.run, plan.handmade, data.num_classes)
-    say(f"beside it: {handmade}, the hand-made network of nearest latency, trained as long")
+    steps = int(Record.read(job.run, "train-network").results["steps"])
+    say(f"beside it: {handmade}, the hand-made network of nearest latency, trained for as many steps")
     train_network(TrainNetworkJob(
-        run=job.run / "handmade", network=Path(handmade), data=spec, minutes=plan.network_minutes, size=size, crop=size, batch=8,
+        run=job.run / "handmade", network=Path(handmade), data=spec, steps=steps, size=size, crop=size, batch=8,
         restart=job.restart, settings=recipe,
     ))  # fmt: skip
     finish(job.run, data, size, target, job.threads, plan.bench_seconds)

@@ -1,4 +1,4 @@
-"""Put a hand-made network of equal latency beside the one that a demo found, trained as long."""
+"""Put a hand-made network of equal latency beside the one that a demo found, trained for as many steps."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def comparison(run: Path, handmade: Path, name: str) -> str:
     wins = found[0] > other[0]
     text = (
         f"searched:  {found[0]:.1f} % mIoU on val at {found[1]:.2f} ms, trained on from its weights as a finalist\n"
-        f"hand-made: {other[0]:.1f} % mIoU on val at {other[1]:.2f} ms ({name}), trained as long from {start} weights\n"
+        f"hand-made: {other[0]:.1f} % mIoU on val at {other[1]:.2f} ms ({name}), as many steps from {start} weights\n"
         f"the {'searched' if wins else 'hand-made'} network is more accurate by {abs(found[0] - other[0]):.1f} points"
     )
     return text if wins else f"{text}; it lies in {handmade}"

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.errors import CorruptFile, Give, InvalidInput, Perform, TableMismatch
+from export.errors import CheckFailed, CorruptFile, Give, InvalidInput, Perform, TableMismatch
 from export.machine import hardware
 from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_outcome
-from hyctas.commands import demo_handmade
+from hyctas.commands import demo_handmade, measured_networks
 from hyctas.commands.demo_handmade import nearest_in_latency
 from hyctas.commands.front_table import show_front
+from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
 from hyctas.cost.calibrate import Conditions, NetworkJournal, Progress, measure_confirmed
@@ -73,20 +74,22 @@ def test_search_keeps_limits_with_confidence(command: Command, run: Path) -> Non
     expect(command("search", *arguments, "--confidence", 95), 2, "needs at least 45 networks; got 10; run hyctas-profile")
 
 
-def test_a_machine_that_is_slower_than_its_table_chooses_nothing(command: Command, run: Path) -> None:
-    """Its measured times would leave no network within the limit; what the search found is kept."""
+def test_a_machine_that_is_slower_than_its_table_chooses_nothing(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its measured times would leave no network within the limit."""
     table = made_table()
-    versions = versions_of(open_runtime(Target.parse(table.identity.target), 1))
-    rows = {key: replace(row, p10_ms=row.p10_ms / 1e3, median_ms=row.median_ms / 1e3) for key, row in table.rows.items()}
-    fast = replace(table, identity=replace(table.identity, device=hardware(), versions=versions), rows=rows)
-    fast.save(run / "latency.json")
-    limit = 1.5 * CostModel(tiny(), fast, SIZE, CLASSES).costs(tiny().smallest()).latency_ms
-    arguments = ("--run", run, *SEARCH, "--limit", f"ms={limit}", "--measure", 2)
-    said = expect(command("search", *arguments, "--restart"), 1, "times as long as predicted", "repeat the command")
-    assert "the front took" in said and not (run / "pareto.json").exists()
-    history = (run / "history.jsonl").read_bytes()
-    expect(command("search", *arguments[:-1], 0), 0, "evaluations are recorded")
-    assert (run / "history.jsonl").read_bytes() == history
+    here = replace(table, identity=replace(table.identity, device=hardware()))
+    found = [member.evaluation for member in read_outcome(searched).front]
+
+    def measure(slower: float, limit_ms: float) -> dict[str, float]:
+        times = {evaluation.id: slower * evaluation.predicted_ms for evaluation in found}
+        monkeypatch.setattr(measured_networks, "_measure", lambda *given: times)
+        return measure_evaluations("front", found, CostModel(tiny(), here, SIZE, CLASSES), limit_ms)
+
+    fastest = min(evaluation.predicted_ms for evaluation in found)
+    with pytest.raises(CheckFailed, match=r"took 5\.0 times as long as predicted .* repeat the command"):
+        measure(5.0, 4 * fastest)
+    assert measure(5.0, 6 * fastest), "one is within the limit"
+    assert measure(1.2, 1.1 * fastest), "predictions may be off by so much"
 
 
 def test_bounds_and_limits() -> None:
