@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from export.target import Target, format_size, parse_size
 from hyctas.artifacts.bundling import bundle_network, load_trained
-from hyctas.artifacts.runs import Record
 from hyctas.cli.bench import BenchJob
 from hyctas.cli.profile import ProfileJob
 from hyctas.cli.search import SearchJob
@@ -18,7 +17,7 @@ from hyctas.cli.train import TrainNetworkJob, TrainSupernetJob
 from hyctas.commands.bench import bench_models
 from hyctas.commands.chosen_target import best_target
 from hyctas.commands.datasets import DataSet, open_dataset
-from hyctas.commands.demo_handmade import PRETRAINED, RANDOM, comparison, nearest_in_latency, work_done
+from hyctas.commands.demo_handmade import PRETRAINED, RANDOM, comparison, nearest_in_latency, steps_of, work_done
 from hyctas.commands.front_table import show_front
 from hyctas.commands.profile import profile_space
 from hyctas.commands.search import run_search
@@ -94,11 +93,10 @@ def demo(job: DemoJob) -> None:
         restart=job.restart, settings=recipe,
     ))  # fmt: skip
     handmade = nearest_in_latency(job.run, plan.handmade, data.num_classes)
-    steps = int(Record.read(job.run, "train-network").results["steps"])
     say(f"beside it: {handmade}, the hand-made network of nearest latency, trained for as many steps")
     train_network(TrainNetworkJob(
-        run=job.run / "handmade", network=Path(handmade), data=spec, steps=steps, size=size, crop=size, batch=8,
-        restart=job.restart, settings=recipe,
+        run=job.run / "handmade", network=Path(handmade), data=spec, steps=steps_of(job.run, "train-network"), size=size,
+        crop=size, batch=8, restart=job.restart, settings=recipe,
     ))  # fmt: skip
     finish(job.run, data, size, target, job.threads, plan.bench_seconds)
     say("\n" + comparison(job.run, job.run / "handmade", handmade) + "\n" + work_done(job.run))

@@ -73,9 +73,14 @@ def comparison(run: Path, handmade: Path, name: str) -> str:
     return text if wins else f"{text}; it lies in {handmade}"
 
 
+def steps_of(run: Path, command: str) -> int:
+    """Return for how many steps a finished training ran."""
+    return int(Record.read(run, command).results["steps"])
+
+
 def work_done(run: Path) -> str:
     """Say how much was trained and how good predictions are: on a slow or busy machine, both are less."""
-    steps = [int(Record.read(run, command).results["steps"]) for command in ("train-supernet", "train-network")]
+    steps = [steps_of(run, command) for command in ("train-supernet", "train-network")]
     used = read_outcome(run).calibration
     assert used is not None, "a demo calibrates its table"
     error = LatencyTable.load(run / "latency.json").calibrations[used.name].holdout.mape
