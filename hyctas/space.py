@@ -47,17 +47,18 @@ def edge() -> Space:
 
 
 def tiny() -> Space:
-    """The same shape, small enough for tests and the demo."""
-    trunk: dict[str, Any] = {"first": FIRST, "operators": ("skip", "conv", "downup", "inverted"), "attention": True}
+    """The same shape, small enough for tests and the demo; it holds the hand-made network `plain`."""
+    cells = ("skip", "conv", "residual", "downup", "inverted")
+    trunk: dict[str, Any] = {"first": FIRST, "operators": cells, "attention": True}
     return Space(
         name="tiny",
         stages=(
             Stage("2", (8, 16)),
-            Stage("4", (16, 24), 2, ("conv", "inverted"), ("skip", "conv", "inverted")),
-            Stage("8", (24, 40), 3, **trunk),
-            Stage("16a", (32, 56), 3, **trunk),
+            Stage("4", (16, 32), 2, ("conv", "inverted"), ("skip", "conv", "inverted")),
+            Stage("8", (24, 64), 3, **trunk),
+            Stage("16a", (32, 128), 3, **trunk),
             Stage("16b", (32, 64), 2, **trunk | {"first": ("skip", "inverted")}),
-            Stage("32a", (48, 80), 2, **trunk),
+            Stage("32a", (48, 128), 3, **trunk),
             Stage("32b", (48, 80), 1, **trunk | {"first": ("skip", "inverted")}),
         ),
         stems=("conv", "separable"),

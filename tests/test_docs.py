@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import math
 import re
 import textwrap
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from hyctas.plan import lower
 from hyctas.search.history import Evaluation
 from hyctas.search.limits import Limits
 from hyctas.search.search_settings import SearchSettings
-from hyctas.space import AttentionVariant, Space, Stage, edge
+from hyctas.space import AttentionVariant, Space, Stage, edge, tiny
 from hyctas.spaces import stages
 from hyctas.spaces.members import members
 from hyctas.spaces.space_file import load_space
@@ -268,6 +269,17 @@ def test_the_example_space_can_be_trained() -> None:
     supernet, rng = Supernet(space, 3), np.random.default_rng(0)
     for genotype in (space.largest(), space.smallest(), *(space.sample(rng) for _ in range(20))):
         assert supernet.forward_native(genotype, torch.zeros(2, 3, 40, 56)).shape[:2] == (2, 3)
+
+
+def test_the_numbers_of_networks() -> None:
+    text = (ROOT / "docs/method.md").read_text()
+    for space in (edge(), tiny()):
+        largest: dict[int, float] = {}
+        for branches in space.branch_sets:
+            others = tuple(f"b{final}." for final in {8, 16, 32} - {*branches})
+            count = sum(math.log10(count) for name, count in space.genes if name != "branches" and not name.startswith(others))
+            largest[len(branches)] = max(count, largest.get(len(branches), 0))
+        assert " / ".join(f"10^{count:.1f}" for count in largest.values()) in text, space.name
 
 
 def test_the_example_space() -> None:

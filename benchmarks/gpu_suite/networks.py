@@ -55,7 +55,7 @@ class Scale(NamedTuple):
 
 
 FULL = Scale((512, 1024), ("torch-cuda:fp16", "tensorrt:fp16"), 120, 48, 500, Protocol(warmup_ms=20, budget_ms=120), 3, 400)
-REHEARSAL = Scale((64, 96), ("torch-cpu:fp32", "tensorrt:fp16"), 80, 10, 60,
+REHEARSAL = Scale((64, 96), ("torch-cpu:fp32", "tensorrt:fp16"), 84, 10, 60,
                   Protocol(warmup_ms=0, budget_ms=1, min_samples=2, max_samples=2, retake_load=1.0), 1, 10)  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def fidelity(session: Session) -> None:
 
 def _judge_target(session: Session, scale: Scale, text: str, runtime: Runtime) -> None:
     records, space = session.records, tiny()
-    keys, genotypes = _networks(scale, 1 if session.device.rehearsal else session.suite.seed)  # 1: ten are found
+    keys, genotypes = _networks(scale, 4 if session.device.rehearsal else session.suite.seed)  # 4: ten are found
     path = session.folder / f"fidelity.{text.replace(':', '-')}.latency.json"
 
     def tick(*progress: Any) -> None:

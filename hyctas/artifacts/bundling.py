@@ -59,7 +59,7 @@ class Trained:
     preprocessing: Preprocessing = PREPROCESSING
     """What its images need."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """For manifests: genotype id, whether the weights are trained or random, and the scores where known."""
+    """For manifests: genotype id, whether the weights are trained or random, what they started from, and the scores where known."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,8 @@ def _from_run(folder: Path) -> Trained:
     genotype, labels = read_genotype(folder / "genotype.json"), decode(Labels, folder / "labels.json")
     network = _with_weights(genotype, labels, folder / "network.safetensors")
     facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
+    if (init := _read(_Record, folder / "train-network.json").config.init) is not None:
+        facts["init"] = init
     if (folder / "scores.json").exists():
         scores = decode(Scores, folder / "scores.json", SCORES_VERSION).by_split
         facts["miou"] = {split: round(scores[split].miou, 4) for split in sorted(scores)}
@@ -208,6 +210,7 @@ class _Sized:
 class _Config(_Sized):
     recipe: _Sized = _Sized()
     data: _Sized = _Sized()
+    init: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,13 +221,13 @@ class _Record:
 
 def _run_size(folder: Path) -> tuple[int, int] | None:
     """Return the size that a run was made for: the search's, else the training images', else the profile's."""
-
-    def read(kind: type[T], name: str) -> T:
-        return decode(kind, folder / name) if (folder / name).exists() else kind()
-
-    trained = read(_Record, "train-network.json").config
-    sizes = (read(_Sized, "pareto.json").size, trained.recipe.size, read(_Record, "profile.json").config.size, trained.data.size)
+    trained, profile = (_read(_Record, folder / f"{name}.json").config for name in ("train-network", "profile"))
+    sizes = (_read(_Sized, folder / "pareto.json").size, trained.recipe.size, profile.size, trained.data.size)
     return next((size for size in sizes if size is not None), None)
+
+
+def _read(kind: type[T], path: Path) -> T:
+    return decode(kind, path) if path.exists() else kind()
 
 
 def bundle_network(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,6 +43,7 @@ class _Config:
     data: _Data
     recipe: _Recipe
     band: TrainedBand | None = None
+    init: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class SupernetRecord:
     """What images were resized to."""
     band: TrainedBand | None
     """The latencies that it was trained for; None: all networks."""
+    init: Mapping[str, Any] | None = None
+    """The weights that it started from, as its run's record has them."""
 
     @classmethod
     def read(cls, run: Path) -> SupernetRecord:
@@ -77,7 +81,7 @@ class SupernetRecord:
         with reading(run / f"{COMMAND}.json"):
             config = convert(_Config, record.config, "$.config")
             data = convert(str, record.results.get("data"), "$.results.data")
-        found = cls(path, config.space, config.space_hash, config.data.classes, data, config.recipe.size, config.band)
+        found = cls(path, config.space, config.space_hash, config.data.classes, data, config.recipe.size, config.band, config.init)
         record.check_file(path)
         return found
 

@@ -13,7 +13,7 @@ import tyro
 from export.ranges import Minutes, Range, Seed, Settings
 from hyctas.cli.entry import command
 from hyctas.cli.values import fill
-from hyctas.presets import read_preset
+from hyctas.presets import DEFAULT_PRESET, read_preset
 from hyctas.training.config import NetworkRecipe, Recipe, SupernetRecipe
 from hyctas.training.processes import group_closed
 
@@ -38,15 +38,15 @@ class TrainJob(Settings):
     """Weights to start from: efficientnet-lite0 (1, 2), a .pth or .safetensors file, timm:NAME, a run or bundle, none; default: \
 efficientnet-lite0 for space edge, else none."""
     preset: str | None = None
-    """Settings to start from: quick, standard or best; a TOML file and other flags override them."""
+    """Settings to start from: quick, standard (the default) or best; a TOML file and other flags override them."""
     minutes: Minutes | None = None
-    """Time budget in minutes; default 30."""
+    """Time budget in minutes; default: the preset's, 30."""
     steps: Annotated[int, Range(1, 10**9)] | None = None
     """Number of steps instead of a time budget; the same seed then gives the same weights."""
     size: str | None = None
     """Resize all images to HEIGHTxWIDTH first."""
     crop: str | None = None
-    """Training crop, HEIGHTxWIDTH; default 240x320."""
+    """Training crop, HEIGHTxWIDTH; default: the preset's, 240x320."""
     batch: Annotated[int, Range(2, 4096)] | None = None
     """Crops per step, over all processes; default 12. Where they do not fit into memory, set device_batch in a TOML file."""
     seed: Seed | None = None
@@ -63,14 +63,14 @@ efficientnet-lite0 for space edge, else none."""
     }  # fmt: skip
 
     def recipe(self) -> Recipe:
-        """Return the recipe: defaults, then the preset, then the TOML file, then the command line.
+        """Return the recipe: the preset, then the TOML file, then the command line.
 
         Raises:
             InvalidInput: an unknown preset, a value of the wrong type, or out of range.
         """
         flags = ("minutes", "steps", "size", "crop", "batch", "seed")
         given = self.settings | {name: value for name in flags if (value := getattr(self, name)) is not None}
-        values: dict[str, Any] = {"minutes": 30.0} if self.preset is None else read_preset(self.preset)
+        values: dict[str, Any] = read_preset(self.preset or DEFAULT_PRESET)
         if not given.keys().isdisjoint(self.ALTERNATIVES):  # a budget of one kind replaces a budget of the other
             values = {name: value for name, value in values.items() if name not in self.ALTERNATIVES}
         return fill(self.RECIPE, values | given)

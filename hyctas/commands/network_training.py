@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -166,8 +166,13 @@ def start_text(start: Start | None, loaded: Loaded | None) -> str:
     """Say what the weights start from."""
     if start is None or loaded is None:
         return "start: random weights"
-    licence = start.record.get("licence")
-    return f"start: {start.record['source']}{f' ({licence})' if licence else ''}: {loaded.summary()}"
+    return f"start: {_source_text(start.record)}: {loaded.summary()}"
+
+
+def _source_text(record: Mapping[str, Any]) -> str:
+    licence = f" ({record['licence']})" if "licence" in record else ""
+    inner = f", which started from {_source_text(record['from'])}" if "from" in record else ""
+    return f"{record['source']}{licence}{inner}"
 
 
 def trained_parameters(model: nn.Module, loaded: Loaded | None) -> list[str]:

@@ -47,6 +47,8 @@ def train_supernet(job: TrainSupernetJob) -> None:
     recipe, space = job.recipe(), load_space(job.space)
     recipe.micro_batches(processes())  # a batch that cannot be shared stops here, not when the data is read
     start = find_start(job.init or default_supernet_source(space), job.run, job.space)
+    if start:
+        start.check_supernet(space)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     assert isinstance(recipe, SupernetRecipe)
     if recipe.fit_steps and (start is None or not start.cells):
@@ -101,6 +103,8 @@ def train_network(job: TrainNetworkJob) -> None:
     if job.network is None and Path(init).resolve() == job.run.resolve():
         init = str(chosen_weights(job.run))
     start = find_start(init, job.run, job.space)
+    if start:
+        start.check_network(genotype)
     data = open_dataset(job.data, absent_classes=recipe.absent_classes)
     data = data.with_all_of_train() if job.all_of_train else data
     config = network_config(recipe, genotype, data, start)

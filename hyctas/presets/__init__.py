@@ -9,6 +9,7 @@ from export.codec import decode_toml
 from export.errors import InvalidInput
 
 FOLDER = Path(__file__).parent
+DEFAULT_PRESET = "standard"
 
 
 def preset_names() -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from export.errors import Give, InvalidInput
+from export.errors import InvalidInput
 from hyctas.pretrained.block_names import Naming, Pair, naming_of
 from hyctas.pretrained.families import LITE, LITE_TIMM, MOBILENETV2, RESNET, SUPPORTED, Family
+from hyctas.pretrained.state_file import WITHOUT
 from hyctas.pretrained.trunk import EPS, NormedConv, SourceBlock, SourceTrunk
 
 COUNTER = "num_batches_tracked"
@@ -69,7 +70,7 @@ def unsupported(name: str, found: str) -> InvalidInput:
     """Return the error for weights that fit none of our operators."""
     return InvalidInput(
         f"{name}: found {found}; weights are taken from {SUPPORTED}: give one of these",
-        Give("init", "none", "start without trained weights"),
+        WITHOUT,
     )
 
 

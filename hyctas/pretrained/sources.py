@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import CorruptFile, Give, InvalidInput, Unavailable
+from export.errors import CorruptFile, InvalidInput, Unavailable
 from export.files import sha256
 from hyctas.pretrained.reading import Provenance, read_trunk, unsupported
-from hyctas.pretrained.state_file import read_state, summary, tensors_sha256
+from hyctas.pretrained.state_file import WITHOUT, read_state, summary, tensors_sha256
 from hyctas.pretrained.trunk import SourceTrunk
 
 TIMM = "timm:"
 TIMM_ARCHITECTURES = re.compile(r"(tf_)?efficientnet_lite\d|mobilenetv2_\d+d?|resnet(18|34)")
 """Held to, because others differ in what tensors do not show (`resnetblur18` has the tensors of `resnet18`)."""
 SUFFIXES = (".pth", ".pt", ".safetensors")
-WITHOUT = Give("init", "none", "start without trained weights")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _read_wheel(name: str, wheel: Wheel) -> SourceTrunk:
 
 def _read_file(path: Path) -> SourceTrunk:
     state = read_state(path)
-    return read_trunk(state, str(path), Provenance(sha256=sha256(path), licence="unknown", origin=f"file {path}"))
+    return read_trunk(state, str(path), Provenance(sha256=sha256(path), licence="unknown", origin=f"file {path.name}"))
 
 
 def _read_timm(name: str) -> SourceTrunk:
@@ -136,10 +135,10 @@ def _read_timm(name: str) -> SourceTrunk:
 
 
 def _import_timm(asked: str) -> Any:
-    install = f"pip install timm, give a file of weights, {WITHOUT}"
+    install = "pip install timm, or give a file of weights"
     if importlib.util.find_spec("timm") is None:
-        raise Unavailable(asked, "the package timm is not installed", install)
+        raise Unavailable(asked, "the package timm is not installed", install, WITHOUT)
     try:
         return importlib.import_module("timm")
     except (ImportError, AttributeError, RuntimeError) as error:  # torchvision raises any of them where it does not fit torch
-        raise Unavailable(asked, f"timm is installed but cannot be imported ({summary(error)})", install) from error
+        raise Unavailable(asked, f"timm is installed but cannot be imported ({summary(error)})", install, WITHOUT) from error

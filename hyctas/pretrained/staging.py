@@ -10,6 +10,7 @@ from torch import Tensor
 from export.errors import InvalidInput
 from hyctas.arch.genotype import STAGES, Arithmetic, Cell, Fusion, Genotype, Head
 from hyctas.plan import lower
+from hyctas.pretrained.state_file import WITHOUT
 from hyctas.pretrained.trunk import EPS, NormedConv, SourceBlock, SourceTrunk
 from hyctas.pretrained.weights import SlotWeights, Weights
 
@@ -34,7 +35,7 @@ def trunk_cells(trunk: SourceTrunk) -> tuple[Cell, ...]:
             letter = "b" if letter == "a" else "c"
         stage = f"{reduction}{letter}"
         if stage not in STAGES:
-            raise InvalidInput(f"a {trunk.family} with a stage {stage} does not fit the stages {', '.join(STAGES)}")
+            raise InvalidInput(f"a {trunk.family} with a stage {stage} does not fit the stages {', '.join(STAGES)}", WITHOUT)
         kernel = block.kernel if block.op in ("conv", "inverted") else 3
         cells.append(Cell(
             block.op, block.out, block.stride, stage=stage, kernel=kernel, expansion=block.expansion, relu6=block.relu6,

@@ -18,7 +18,8 @@ from export.errors import CorruptFile, Give, InvalidInput
 
 WRAPPERS = ("state_dict", "model")
 """Names under which training scripts save a state dict beside other things."""
-ELSE = ("give another file", Give("init", "none", "start without trained weights"))
+WITHOUT = Give("init", "none", "start without trained weights")
+ELSE = ("give another file", WITHOUT)
 PARALLEL = "module."
 """What parallel training puts before every name."""
 REFUSED = ("Unsupported global", "Unsupported class", "TorchScript")

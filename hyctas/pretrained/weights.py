@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from export.errors import Give, InvalidInput
+from export.errors import InvalidInput
+from hyctas.arch.genotype import Genotype
+from hyctas.arch.node import stage_of
 from hyctas.arch.operators import InvertedResidual, Layer, Norm, Operator, Predict, Residual, Scalar
 from hyctas.network import Network
 from hyctas.nn.blocks import Block
 from hyctas.nn.supernet import Supernet
-from hyctas.plan import Node
+from hyctas.plan import Node, lower
+from hyctas.pretrained.state_file import WITHOUT
 
 STATISTICS = ("running_mean", "running_var")
 LAST_LAYER: dict[type[Operator], str] = {InvertedResidual: "project", Residual: "second"}
@@ -103,6 +106,7 @@ def start_network(network: Network, weights: Weights, *, same_classes: bool) -> 
     Raises:
         InvalidInput: nothing of the trunk behind its stem fits.
     """
+    check_fit((node.slot for node in network.nodes), weights)
     loaded = Loaded()
     for node in network.nodes:
         layers = {layer.name: layer for layer in node.operator.layers()}
@@ -111,7 +115,6 @@ def start_network(network: Network, weights: Weights, *, same_classes: bool) -> 
         _start(network.block(node.name), node.name, layers, node.blocks, source, loaded)
         if node.name in loaded.random and node.part in ("stem", "trunk"):
             _start_as_identity(network.block(node.name), node.name, node.operator, loaded)
-    _check_trunk([node.name for node in network.nodes if node.slot.startswith("stage.") and node.stride >= 4], loaded)
     return loaded
 
 
@@ -121,6 +124,7 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
     Raises:
         InvalidInput: nothing of the trunk behind its stem fits.
     """
+    check_fit((name for name, _ in supernet.space.cells()), weights)
     loaded = Loaded()
     slots = supernet.slots()
     for name, slot in slots.items():
@@ -130,15 +134,29 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
     for name, operator in supernet.space.cells():
         if name in random:
             _start_as_identity(slots[name], name, operator, loaded)
-    _check_trunk([name for name in slots if name.startswith("stage.") and not name.startswith("stage.s2.")], loaded)
     return loaded
 
 
-def _check_trunk(trunk: list[str], loaded: Loaded) -> None:
-    if trunk and not {*trunk} & {*loaded.whole, *loaded.sliced}:
+def slots_of(genotype: Genotype) -> set[str]:
+    """Return the slots of a network."""
+    return {node.slot for node in lower(genotype, (32, 32), 1).nodes}
+
+
+def check_fit(slots: Iterable[str], weights: Collection[str]) -> None:
+    """Check that weights hold some cell of a network, or of a space, behind its first stage.
+
+    Args:
+        slots: of the network or space.
+        weights: the slots that there are weights for.
+
+    Raises:
+        InvalidInput: they hold none.
+    """
+    trunk = {name for name in slots if name.startswith("trunk.") or stage_of(name) not in ("", "2")}
+    if trunk and trunk.isdisjoint(weights):
         raise InvalidInput(
             "none of the trained blocks fits a cell behind the stem: the network has other operators than the source",
-            Give("init", "none", "start without trained weights"),
+            WITHOUT,
         )
 
 

@@ -75,7 +75,7 @@ def test_hand_made_networks_of_the_space_and_the_band_are_drawn(narrow: tuple[Co
     assert {genotype.id for genotype in drawer.members} == {g.id for g in members().values() if band.holds(g)}
     drawn = {genotype.id for step in range(60) for genotype in drawer.draw(step, EQUAL)}
     assert len(drawn & {genotype.id for genotype in drawer.members}) > len(drawer.members) / 2
-    assert not Drawer(tiny(), RECIPE, macs_band(RECIPE, 5), list(members().values())).members
+    assert Drawer(tiny(), RECIPE, macs_band(RECIPE, 5), list(members().values())).members == [member("plain")]
 
 
 def test_the_largest_and_the_smallest_have_trained_operators(narrow: tuple[Counting, Band, Drawer]) -> None:

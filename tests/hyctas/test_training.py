@@ -271,7 +271,7 @@ def test_learning_rate_warms_up_and_falls(tmp_path: Path, schedule: str, middle:
 
 @pytest.mark.slow
 def test_supernet_learns_and_notes_its_ratios(frames: Frames, tmp_path: Path) -> None:
-    settings = SupernetRecipe(steps=8, crop=(48, 64), batch=4, warmup_steps=2, learning_rate=5e-3, ema=0.9)
+    settings = SupernetRecipe(steps=5, crop=(32, 48), batch=4, warmup_steps=1, learning_rate=5e-3, ema=0.9)
     supernet = Supernet(TINY, 10)
     step = Sandwich(supernet, settings, frames, PREPROCESSING)
     losses: list[float] = []

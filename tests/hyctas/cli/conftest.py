@@ -140,8 +140,8 @@ def searched(_searched: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_searched, tmp_path, dirs_exist_ok=True))
 
 
-def small_genotype(seed: int = 353) -> Genotype:
-    """Draw a network of the tiny space; 353 gives one of its smallest, which export quickly."""
+def small_genotype(seed: int = 468) -> Genotype:
+    """Draw a network of the tiny space; 468 gives one of its smallest, which export quickly."""
     return tiny().sample(np.random.default_rng(seed))
 
 

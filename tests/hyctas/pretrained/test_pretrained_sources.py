@@ -131,7 +131,7 @@ def test_files(tmp_path: Path, wrapper: str | None, suffix: str) -> None:
     trunk = read_source(str(path))
     assert rows(trunk) == RESNET18
     torch.testing.assert_close(trunk.blocks[0].layers["conv"].weight, state["conv1.weight"], rtol=1e-3, atol=1e-3)
-    assert len(trunk.sha256) == 64 and str(path) in trunk.origin and trunk.licence == "unknown"
+    assert len(trunk.sha256) == 64 and path.name in trunk.origin and trunk.licence == "unknown"
 
 
 def truncated(path: Path) -> None:
@@ -323,15 +323,17 @@ def test_a_hub_that_cannot_be_reached(timm: Path) -> None:
 
 def test_a_timm_that_cannot_be_imported(timm: Path) -> None:
     timm.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    with pytest.raises(Unavailable, match="torchvision::nms"):
+    with pytest.raises(Unavailable, match="torchvision::nms") as caught:
         read_source("timm:resnet18")
+    assert sources.WITHOUT in caught.value.remedies
 
 
 def test_no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unavailable) as caught:
         read_source("timm:resnet18")
-    assert "pip install timm" in caught.value.install
+    assert caught.value.install == "pip install timm, or give a file of weights"
+    assert caught.value.remedies == (sources.WITHOUT,)
 
 
 def test_the_hash_of_tensors_heeds_all_of_them() -> None:

@@ -25,8 +25,9 @@ from hyctas.network import Network, build
 from hyctas.nn.supernet import Supernet
 from hyctas.pretrained import SourceTrunk, read_source
 from hyctas.pretrained.staging import sorted_by_importance, trunk_cells, trunk_genotype, trunk_weights
-from hyctas.pretrained.start import DEFAULT, NONE, default_source, default_supernet_source, find_start
-from hyctas.pretrained.weights import network_weights, start_network, start_supernet
+from hyctas.pretrained.start import DEFAULT, DEFAULT_MEMBER, NONE, default_source, default_supernet_source, find_start
+from hyctas.pretrained.state_file import WITHOUT
+from hyctas.pretrained.weights import check_fit, network_weights, slots_of, start_network, start_supernet
 from hyctas.space import edge, published, tiny
 from hyctas.spaces.members import member
 from hyctas.spaces.stages import AttentionVariant
@@ -211,8 +212,47 @@ def test_4_defaults() -> None:
     assert default_source(published().smallest()) == NONE
 
 
+def test_4_the_default_fits_where_it_is_the_default(lite0: SourceTrunk) -> None:
+    weights = trunk_weights(lite0)
+    assert weights.keys() == {slot for slot in slots_of(member(DEFAULT_MEMBER)) if slot.startswith("stage.")}
+    rng = np.random.default_rng(0)
+    sampled = [edge().sample(rng) for _ in range(400)]
+    for genotype in sampled:
+        if default_source(genotype) == DEFAULT:
+            check_fit(slots_of(genotype), weights)
+    unlike = [genotype for genotype in sampled if default_source(genotype) == NONE]
+    assert any(".inverted." in slot for genotype in unlike for slot in slots_of(genotype)), "none of its places is Lite's"
+
+
+def test_4_published_networks_and_spaces_do_not_start_random_silently() -> None:
+    weights = trunk_weights(named_weights.trunk("timm_lite0"))
+    with pytest.raises(InvalidInput, match="other operators than the source"):
+        start_network(build(published().smallest(), CLASSES), weights, same_classes=False)
+    with pytest.raises(InvalidInput, match="other operators than the source"):
+        start_supernet(Supernet(published(layers=8), CLASSES), weights, same_classes=False)
+
+
 def test_4_sources_that_are_none(tmp_path: Path) -> None:
     assert find_start("none", tmp_path) is None
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInput, match="neither a bundle nor trained weights"):
+    with pytest.raises(InvalidInput, match="neither a bundle nor trained weights") as caught:
         find_start(str(tmp_path / "empty"), tmp_path)
+    assert WITHOUT in caught.value.remedies
+
+
+def test_4_a_name_of_weights_is_no_folder(lite0: SourceTrunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(DEFAULT).mkdir()
+    start = find_start(DEFAULT, tmp_path)
+    assert start is not None and start.record["sha256"] == lite0.sha256
+
+
+def test_4_a_file_of_weights_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    records = []
+    for folder in (tmp_path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        torch.save(named_weights.state_dict("resnet18"), folder / "a.pth")
+        start = find_start(str(folder / "a.pth"), tmp_path)
+        assert start is not None
+        records.append(start.record)
+    assert records[0] == records[1] and records[0]["source"] == "a.pth"
