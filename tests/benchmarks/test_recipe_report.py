@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.recipe_report import against, figure, of_plan, report
+from benchmarks.recipe_report import against, brief_gains, figure, of_plan, report
 from benchmarks.screening import PLANS, Case
 
 
@@ -23,7 +24,12 @@ def test_report() -> None:
     assert finals[0].scores("val") == finals[0].scores("choose") == [60.0, 61.0, 62.0] and finals[0].ious("choose") == [61.0, 0.0]
     assert "+10.0 (+10.0, +10.0, +10.0)" in against(finals) and against(finals).count("+0.0 (") == 2
     times = {"edge:lite0-16": {"1": 9.0, "2": 5.0}, "edge:plain": {"1": 8.0, "2": 4.0}}
-    text = report(families, finals, times, ["x86"])
+    assert not brief_gains(lines), "the yardstick as it was before is missing"
+    before = [_line(replace(case, recipe=1)) for case in PLANS["families"]() if case.network == "edge:plain" and not case.settings]
+    brief = brief_gains([*lines, *map(_line, PLANS["widths"]()), *before])
+    assert "edge:lite0-16 +10.0 (+10.0, +10.0), edge:plain +0.0" in brief
+    text = report(families, finals, brief, times, ["x86"])
+    assert brief in text
     assert "| edge:plain | none | default | 8.00 | 4.00 | 50.0, 51.0 | 50.5 ± 0.7 |" in text
     assert "| edge:two-branch-w50 | none | default | not timed | not timed |" in text
     assert text.index("| edge:plain |") < text.index("| edge:lite0-16-") and "| road | 61.0 |" in text
