@@ -27,6 +27,11 @@ def test_no_case_stands_in_two_places_of_a_plan_and_each_network_can_be_built() 
             assert case.genotype().id and len(case.name.encode()) < 200
 
 
+def test_hand_made_networks_keep_the_ids_that_results_have() -> None:
+    lines = read_results(screening.RESULTS)
+    assert lines and all(Case.of(line).genotype().id == line["genotype"] for line in lines)
+
+
 @pytest.mark.slow
 def test_a_case_trains_its_teacher_first_and_each_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def here(command: list[str], check: bool) -> SimpleNamespace:

@@ -137,6 +137,19 @@ def test_edge_is_what_it_promises() -> None:
     assert kinds[1] < kinds[2] < kinds[3]
 
 
+KEYS = (
+    '{"operator":"InvertedResidual","sources":[24],"out":40,"cell_stride":2,"aligned":true,"kernel":5,"expansion":6,"relu6":true,'
+    '"inputs":[[24,90,120]]}',
+    '{"operator":"SelfAttention","sources":[112],"out":112,"heads":2,"qk_channels":112,"scale":0.133631,"pool":1,'
+    '"half_resolution":false,"residual":"gamma","cell_stride":1,"wide_projections":false,"pool_last":false,"linear":true,'
+    '"inputs":[[112,23,30]]}',
+)
+
+
+def test_keys_stay_as_tables_have_them() -> None:
+    assert {*KEYS} <= {node.key for node in lower(member("lite0-16-attention"), (360, 480), 11).nodes}
+
+
 def test_spaces_differ_by_hash() -> None:
     assert EDGE.hash != TINY.hash and EDGE.hash == edge().hash
 
