@@ -57,19 +57,23 @@ def nearest_in_latency(run: Path, families: Sequence[str], num_classes: int) -> 
 
 
 def comparison(run: Path, handmade: Path, name: str) -> str:
-    """Say which of the two networks is more accurate, and how fast both are (RUN/fps.json)."""
+    """Say which of the two networks is more accurate, and how fast both are (RUN/fps.json); the search may have chosen this one."""
     models = read_json(run / "fps.json", 1)["models"]
+    scores = [read_json(folder / "scores.json", 1) for folder in (run, handmade)]
     found, other = (
-        (100 * read_json(folder / "scores.json", 1)["val"]["miou"], model["median_ms"])
-        for folder, model in zip((run, handmade), models, strict=True)
+        (100 * score["val"]["miou"], model["median_ms"]) for score, model in zip(scores, models, strict=True)
     )
     start = "trained" if Record.read(handmade, "train-network").results["start"] else "random"
-    wins = found[0] > other[0]
+    same, ahead = scores[0]["genotype"] == scores[1]["genotype"], found[0] - other[0]
     text = (
-        f"searched:  {found[0]:.1f} % mIoU on val at {found[1]:.2f} ms, trained on from its weights as a finalist\n"
+        f"{'chosen:  ' if same else 'searched:'}  {found[0]:.1f} % mIoU on val at {found[1]:.2f} ms, trained on from its weights "
+        "as a finalist\n"
         f"hand-made: {other[0]:.1f} % mIoU on val at {other[1]:.2f} ms ({name}), as many steps from {start} weights\n"
-        f"the {'searched' if wins else 'hand-made'} network is more accurate by {abs(found[0] - other[0]):.1f} points"
     )
+    if same:
+        return f"{text}the search chose the hand-made network; what it learnt in supernet and search is worth {ahead:+.1f} points"
+    wins = ahead > 0
+    text += f"the {'searched' if wins else 'hand-made'} network is more accurate by {abs(ahead):.1f} points"
     return text if wins else f"{text}; it lies in {handmade}"
 
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from export.errors import CheckFailed, CorruptFile, Give, InvalidInput, Perform, TableMismatch
+from export.files import write_json
 from export.machine import hardware
 from export.runtimes import open_runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.artifacts.choice import read_outcome
+from hyctas.artifacts.runs import Run
 from hyctas.commands import demo_handmade, measured_networks
-from hyctas.commands.demo_handmade import nearest_in_latency
+from hyctas.commands.demo_handmade import comparison, nearest_in_latency
 from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.profile import part
@@ -133,6 +135,25 @@ def test_the_hand_made_network_beside_a_demos_stays(searched: Path, monkeypatch:
     (searched / "handmade.json").write_text("{}")
     with pytest.raises(CorruptFile, match=r"handmade\.json"):
         nearest_in_latency(searched, ["plain"], CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("genotypes", "text"),
+    [
+        (("a", "b"), "the searched network is more accurate by 2.0 points"),
+        (("a", "a"), "the search chose the hand-made network; what it learnt in supernet and search is worth +2.0 points"),
+    ],
+)
+def test_a_demos_network_beside_the_hand_made_one(tmp_path: Path, genotypes: tuple[str, str], text: str) -> None:
+    folders = tmp_path / "run", tmp_path / "run/handmade"
+    for folder, genotype, miou in zip(folders, genotypes, (0.5, 0.48), strict=True):
+        folder.mkdir()
+        write_json(folder / "scores.json", {"format_version": 1, "genotype": genotype, "val": {"miou": miou}})
+    write_json(tmp_path / "run/fps.json", {"format_version": 1, "models": [{"median_ms": 1.0}, {"median_ms": 1.1}]})
+    Run(folders[1], "train-network", {}, ()).finish(start=None)
+    assert comparison(*folders, "edge:plain").splitlines()[1:] == [
+        "hand-made: 48.0 % mIoU on val at 1.10 ms (edge:plain), as many steps from random weights", text,
+    ]  # fmt: skip
 
 
 def test_measured_front_is_counted(searched: Path) -> None:
