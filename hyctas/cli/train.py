@@ -37,8 +37,8 @@ class TrainJob(Settings):
     init: str | None = None
     """Weights to start from: efficientnet-lite0 (1, 2), a .pth or .safetensors file, timm:NAME, a run or bundle, none; default: \
 efficientnet-lite0 for space edge, else none."""
-    preset: str | None = None
-    """Settings to start from: quick, standard (the default) or best; a TOML file and other flags override them."""
+    preset: str = DEFAULT_PRESET
+    """Settings to start from: quick, standard or best; a TOML file and other flags override them."""
     minutes: Minutes | None = None
     """Time budget in minutes; default: the preset's, 30."""
     steps: Annotated[int, Range(1, 10**9)] | None = None
@@ -70,7 +70,7 @@ efficientnet-lite0 for space edge, else none."""
         """
         flags = ("minutes", "steps", "size", "crop", "batch", "seed")
         given = self.settings | {name: value for name in flags if (value := getattr(self, name)) is not None}
-        values: dict[str, Any] = read_preset(self.preset or DEFAULT_PRESET)
+        values: dict[str, Any] = read_preset(self.preset)
         if not given.keys().isdisjoint(self.ALTERNATIVES):  # a budget of one kind replaces a budget of the other
             values = {name: value for name, value in values.items() if name not in self.ALTERNATIVES}
         return fill(self.RECIPE, values | given)
