@@ -169,13 +169,14 @@ def _from_run(folder: Path) -> Trained:
     genotype, labels = read_genotype(folder / "genotype.json"), decode(Labels, folder / "labels.json")
     network = _with_weights(genotype, labels, folder / "network.safetensors")
     facts: dict[str, Any] = {"genotype": genotype.id, "weights": "trained"}
-    if (init := _read(_Record, folder / "train-network.json").config.init) is not None:
-        facts["init"] = init
+    config = _read(_Record, folder / "train-network.json").config
+    if config.init is not None:
+        facts["init"] = config.init
     if (folder / "scores.json").exists():
         scores = decode(Scores, folder / "scores.json", SCORES_VERSION).by_split
         facts["miou"] = {split: round(scores[split].miou, 4) for split in sorted(scores)}
     preprocessing = recorded_preprocessing(folder / "train-network.json")
-    return Trained(network, genotype, labels, _run_size(folder), preprocessing, facts)
+    return Trained(network, genotype, labels, _run_size(folder, config), preprocessing, facts)
 
 
 def _with_weights(genotype: Genotype, labels: Labels, path: Path) -> Network:
@@ -219,9 +220,9 @@ class _Record:
     config: _Config = _Config()
 
 
-def _run_size(folder: Path) -> tuple[int, int] | None:
+def _run_size(folder: Path, trained: _Config) -> tuple[int, int] | None:
     """Return the size that a run was made for: the search's, else the training images', else the profile's."""
-    trained, profile = (_read(_Record, folder / f"{name}.json").config for name in ("train-network", "profile"))
+    profile = _read(_Record, folder / "profile.json").config
     sizes = (_read(_Sized, folder / "pareto.json").size, trained.recipe.size, profile.size, trained.data.size)
     return next((size for size in sizes if size is not None), None)
 

@@ -60,9 +60,7 @@ def comparison(run: Path, handmade: Path, name: str) -> str:
     """Say which of the two networks is more accurate, and how fast both are (RUN/fps.json); the search may have chosen this one."""
     models = read_json(run / "fps.json", 1)["models"]
     scores = [read_json(folder / "scores.json", 1) for folder in (run, handmade)]
-    found, other = (
-        (100 * score["val"]["miou"], model["median_ms"]) for score, model in zip(scores, models, strict=True)
-    )
+    found, other = ((100 * score["val"]["miou"], model["median_ms"]) for score, model in zip(scores, models, strict=True))
     start = "trained" if Record.read(handmade, "train-network").results["start"] else "random"
     same, ahead = scores[0]["genotype"] == scores[1]["genotype"], found[0] - other[0]
     text = (

@@ -68,10 +68,7 @@ def read_trunk(state: Mapping[str, Tensor], name: str, provenance: Provenance) -
 
 def unsupported(name: str, found: str) -> InvalidInput:
     """Return the error for weights that fit none of our operators."""
-    return InvalidInput(
-        f"{name}: found {found}; weights are taken from {SUPPORTED}: give one of these",
-        WITHOUT,
-    )
+    return InvalidInput(f"{name}: found {found}; weights are taken from {SUPPORTED}: give one of these", WITHOUT)
 
 
 def _check_names(state: Mapping[str, Tensor], naming: Naming, pairs: list[Pair], name: str) -> None:

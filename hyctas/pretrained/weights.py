@@ -124,9 +124,9 @@ def start_supernet(supernet: Supernet, weights: Weights, *, same_classes: bool) 
     Raises:
         InvalidInput: nothing of the trunk behind its stem fits.
     """
-    check_fit((name for name, _ in supernet.space.cells()), weights)
-    loaded = Loaded()
     slots = supernet.slots()
+    check_fit(slots, weights)
+    loaded = Loaded()
     for name, slot in slots.items():
         source = None if ".predict." in name and not same_classes else weights.get(name)
         _start(slot, name, slot.full, slot.blocks, source, loaded)
