@@ -290,8 +290,11 @@ class Block(nn.Module):
 def initialise(module: nn.Module) -> None:
     """Initialise all weights: He-normal convolutions (fan out, ReLU), norms at 1 and 0, biases at 0.
 
-    A layer that `starts_at_zero` does: the block of a self-attention or a context starts as its shortcut.
+    A layer that `starts_at_zero` does: the block of a self-attention or a context starts as its shortcut. On the meta device
+    there is nothing to fill, and PyTorch would be slow at that.
     """
+    if all(parameter.is_meta for parameter in module.parameters()):
+        return
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             nn.init.ones_(child.weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hyctas.arch.genotype import Cell, Genotype
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hyctas.spaces.grid import Space
 
 
+@lru_cache(maxsize=16)
 def keys(space: Space, size: tuple[int, int], num_classes: int) -> tuple[str, ...]:
     """List the latency-table keys of all networks of the space at an image size, sorted."""
     found = {operator.key((shape,)) for _, operator, shape in cells(space, size, widest=False)}

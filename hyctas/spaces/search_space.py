@@ -20,7 +20,7 @@ Ratios = tuple[float, float, float]
 
 @runtime_checkable
 class SearchSpace(Protocol):
-    """A space of genotypes with integer genes."""
+    """A space of genotypes with integer genes; immutable and hashable, since what it holds is listed once."""
 
     @property
     def name(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from hyctas.arch.operators import Layer, Norm, Operator, Scalar
 from hyctas.plan import lower
@@ -13,8 +14,9 @@ Layers = dict[str, Layer | Norm | Scalar]
 """By name."""
 
 
-def slots(space: SearchSpace, num_classes: int) -> dict[str, Layers]:
-    """Map every slot to layers at least as wide as any that a network of the space puts there."""
+@lru_cache(maxsize=4)
+def slots(space: SearchSpace, num_classes: int) -> Mapping[str, Layers]:
+    """Map every slot to layers at least as wide as any that a network of the space puts there; the same map each time."""
     found: dict[str, Layers] = {}
     for slot, operator in space.cells():
         _grow(found.setdefault(slot, {}), operator, (0,))

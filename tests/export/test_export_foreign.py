@@ -232,7 +232,7 @@ METADATA = [
 ]
 
 
-@pytest.mark.parametrize("metadata", METADATA, ids=str)
+@pytest.mark.parametrize("metadata", METADATA)
 def test_foreign_metadata_stops_no_timing(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = foreign.classes(tmp_path / "m.onnx", metadata=metadata)
     for mode in ("model", "end-to-end"):

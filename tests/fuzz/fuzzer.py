@@ -151,7 +151,7 @@ def _reader(kind: Kind, samples: Path, root: Path, seed: int, cases: Sequence[in
     warnings.simplefilter("ignore")
     top = kind.file.partition("/")[0]
     shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(samples, root)
+    shutil.copytree(samples / top, root / top)
     baseline = _baseline(kind, root)
     _limit_memory()
     for case in cases:

@@ -59,7 +59,7 @@ def make_samples(root: Path) -> None:
     commands += [("export", (f"{run}/bundle/", "--network", run, "--size", "64x64"))]
     commands += [("export", (run / "model.onnx", "--network", run, "--size", "64x64"))]
     commands += [("export", (run / "model.pt2", "--network", run, "--size", "64x64"))]
-    commands += [("bench", ("--run", run, "--seconds", 0.02, "--size", "64x64"))]
+    commands += [("bench", (run / "model.onnx", "--out", run / "fps.json", "--seconds", 0.02))]
     # in one process, which starts the exporter once
     _must(wait(start(lambda: any(perform(name, arguments) for name, arguments in commands), log), 600), log)
     stopped = ("--config", root / "files" / "train.toml", "--run", half, "--data", DATA, *SMALL)
