@@ -4,8 +4,8 @@
 
 Without --table, the space is profiled first, into --run or a temporary folder. Nothing else should run meanwhile.
 
-A small network is measured in every batch beside the others. Where it takes longer than usual, the machine was slower, whether or
-not that shows as load, and the batch is measured again when the others are through; predictions have no part in that.
+Between the networks a small one is timed; beside what it takes longer than usual, the machine was slow (`latency.witness`), and
+that is timed again; predictions have no part in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,6 @@ import numpy as np
 
 from benchmarks.failures import one_sentence
 from export import codec
-from export.codec import Positive
 from export.errors import InvalidInput
 from export.files import read_json, write_json, write_text
 from export.machine import fingerprint
@@ -38,27 +37,25 @@ from hyctas.cost.calibrate import (
     append_lines,
     closest,
     measure_networks,
+    open_witness,
     read_lines,
     start_lines,
 )
 from hyctas.cost.workloads import calibration_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
-from hyctas.spaces.members import member
 from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, Unit, fit, predict, profile
 from latency.accuracy import fidelity
 from latency.calibration import Calibration
 from latency.judge import conformal_bound, judge
 from latency.predictor import by_macs
+from latency.witness import Witness
 
 FRESH, CALIBRATE = 41, 31
 """Purposes of random draws; calibration networks are never judged."""
 CONFIDENCE = 0.95
 CALIBRATION_NETWORKS, CALIBRATIONS, FASTEST = 60, 100, 5
-REFERENCE, SLOWED, AGAIN = "two-branch-w50", 1.06, 4
-"""A small network, whose latency shows first that the machine is slow; by how much it may differ from its lower quartile; how often
-networks are measured again for that."""
 
 
 def main() -> None:
@@ -98,12 +95,13 @@ def run(arguments: argparse.Namespace) -> None:
         known = {genotype.id for genotype in calibrating}
         networks = [genotype for genotype in networks if genotype.id not in known]
         every = [*calibrating, *networks]
-        measured = Times(
-            Conditions(table.identity, size, arguments.classes),
-            lambda some: measure_networks(some, runtime, size, arguments.classes)[0].tolist(), member(REFERENCE),
-            folder / "networks.jsonl",
-        )  # fmt: skip
-        times = measured.twice([every[index] for index in np.random.default_rng(0).permutation(len(every))])
+        with open_witness(runtime, size, arguments.classes) as present:
+            measured = Times(
+                Conditions(table.identity, size, arguments.classes),
+                lambda some: measure_networks(some, runtime, size, arguments.classes, beside=present)[0].tolist(),
+                folder / "networks.jsonl",
+            )  # fmt: skip
+            times = measured.twice([every[index] for index in np.random.default_rng(0).permutation(len(every))])
     first, second = (np.array([times[genotype.id][turn] for genotype in networks]) for turn in (0, 1))
     plans = [units(lower(genotype, size, arguments.classes)) for genotype in networks]
     calibration_plans = [units(lower(genotype, size, arguments.classes)) for genotype in calibrating]
@@ -130,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"The fastest fifth, up to {first[fastest].max():.1f} ms: MAPE {small.mape:.1%}, {small.within10:.0%} within 10 %.\n\n"
         f"Plain sum of operators, without calibration: MAPE {plain.fidelity.mape:.1%}, Spearman {plain.fidelity.spearman:.3f}. "
         f"MACs instead of a table, by five-fold cross-validation on these networks: MAPE {macs.mape:.1%}, Spearman "
-        f"{macs.spearman:.3f}. {_table_text(table)}\n\n{_bound_text(bound)} {_coverages_text(shares)}\n\n{measured.text()}"
+        f"{macs.spearman:.3f}. {_table_text(table)}\n\n{_bound_text(bound)} {_coverages_text(shares)}\n\n{_witness_text(present)}"
     )
     print(text)
     if arguments.out:
@@ -147,21 +145,12 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
 
 
-@dataclass(frozen=True)
-class _Time(NetworkTime):
-    """A line of RUN/networks.jsonl, behind that of the conditions."""
-
-    reference_ms: Positive
-    """Of the reference, in the same batch."""
-
-
 class Times:
-    """Measures networks beside a reference, and keeps what was measured in a file of lines.
+    """Measures networks, and keeps what was measured in a file of lines.
 
     Args:
         header: the conditions.
         measure: returns the milliseconds of some networks, whose rounds alternate.
-        reference: a small network.
         path: of the file.
 
     Raises:
@@ -169,61 +158,38 @@ class Times:
         CorruptFile: it is damaged.
     """
 
-    def __init__(
-        self, header: Conditions, measure: Callable[[Sequence[Genotype]], Sequence[float]], reference: Genotype, path: Path
-    ) -> None:  # fmt: skip
-        self.measure, self.reference, self.path = measure, reference, path
+    def __init__(self, header: Conditions, measure: Callable[[Sequence[Genotype]], Sequence[float]], path: Path) -> None:
+        self.measure, self.path = measure, path
         if not path.exists():
             start_lines(path, header)
-        lines = read_lines(path, header, _Time)
+        lines = read_lines(path, header, NetworkTime)
         if lines is None:
             raise InvalidInput(f"{path} is of another target, machine, size or number of classes; give another --run")
         self.lines = lines
 
-    @property
-    def usual_ms(self) -> float:
-        """The reference's latency while nothing slowed the machine: the lower quartile."""
-        return float(np.quantile([line.reference_ms for line in self.lines], 0.25))
-
     def of(self, genotype: Genotype) -> list[float]:
-        """Return a network's measurements while the machine was as usual."""
-        return [line.ms for line in self.lines if line.id == genotype.id and line.reference_ms <= SLOWED * self.usual_ms]
-
-    def all(self, genotype: Genotype) -> list[float]:
-        """Return all of a network's measurements."""
+        """Return a network's measurements."""
         return [line.ms for line in self.lines if line.id == genotype.id]
 
     def once_more(self, left: Sequence[Genotype], what: str) -> None:
         """Measure networks, and write it down."""
-        for start in range(0, len(left), BATCH - 1):
-            some = left[start : start + BATCH - 1]
-            reference_ms, *times = self.measure([self.reference, *some])
-            self.lines += [_Time(genotype.id, ms, reference_ms) for genotype, ms in zip(some, times, strict=True)]
+        for start in range(0, len(left), BATCH):
+            some = left[start : start + BATCH]
+            self.lines += [NetworkTime(genotype.id, ms) for genotype, ms in zip(some, self.measure(some), strict=True)]
             append_lines(self.path, self.lines[-len(some) :])
-            print(f"{what}: {min(start + BATCH - 1, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
+            print(f"{what}: {min(start + BATCH, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
 
     def twice(self, networks: Sequence[Genotype]) -> dict[str, tuple[float, float]]:
-        """Measure networks twice each while the machine is as usual; return the milliseconds by id.
+        """Measure networks twice each; return the milliseconds by id.
 
         The second pass begins when the first one is through. Where they differ by more than `APART`, a third measurement says which
         of the two was disturbed: the two closest ones count.
         """
         for turn in (1, 2):
-            self.once_more([genotype for genotype in networks if len(self.all(genotype)) < turn], f"measured, pass {turn}")
-        for _ in range(AGAIN):
-            self.once_more([genotype for genotype in networks if len(self.of(genotype)) < 2], "again, the machine was slow")
-        pairs = {genotype.id: self.of(genotype) if len(self.of(genotype)) > 1 else self.all(genotype) for genotype in networks}
-        apart = [g for g in networks if len(pairs[g.id]) == 2 and max(pairs[g.id]) / min(pairs[g.id]) > APART]
+            self.once_more([genotype for genotype in networks if len(self.of(genotype)) < turn], f"measured, pass {turn}")
+        apart = [g for g in networks if len(self.of(g)) == 2 and max(self.of(g)) / min(self.of(g)) > APART]
         self.once_more(apart, "measured once more")
-        return {g.id: closest(self.of(g) if len(self.of(g)) > 1 else self.all(g)) for g in networks}
-
-    def text(self) -> str:
-        """Say how much of what was measured does not count."""
-        slow = sum(line.reference_ms > SLOWED * self.usual_ms for line in self.lines)
-        return (
-            f"{slow} of {len(self.lines)} measurements were made again: the reference, {self.usual_ms:.2f} ms as a rule, took "
-            f"{SLOWED - 1:.0%} longer beside them."
-        )
+        return {genotype.id: closest(self.of(genotype)) for genotype in networks}
 
 
 def redraw(path: Path) -> None:
@@ -271,6 +237,12 @@ def _coverages_text(shares: Sequence[float]) -> str:
         f"gave a bound that at least {CONFIDENCE:.0%} of the others stayed below (least {min(shares):.0%}, median "
         f"{np.median(shares):.0%})."
     )
+
+
+def _witness_text(present: Witness) -> str:
+    """Say how often the machine was slow."""
+    slow = np.mean([present.slow(ms) for ms in present.readings]) if present.readings else 0.0
+    return f"Between the networks a small one was timed {len(present.readings)} times; {slow:.0%} of that, the machine was slow."
 
 
 def _table_text(table: LatencyTable) -> str:

@@ -1,17 +1,20 @@
 """Measure operators where they will run: inside graphs of other operators, by the runtime's own profile of its layers.
 
 Every pass puts each operator into another graph (`latency.assemble`), so that a row is a median over neighbours as well as over
-time, and its spread says how far passes differ. A graph whose operators took longer than in the other passes was measured while
-something slowed the machine, whether or not that shows as load, and is measured again when all passes are through.
+time, and its spread says how far passes differ. An operator is timed alone between all graphs, as a
+witness (`latency.witness`): a graph beside which it took longer than usual is measured again. So is, when all passes are through, a
+graph whose operators took longer than in the other passes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +29,12 @@ from latency.journal import Journal, JournalContent
 from latency.measure import MeasurementFailed, summarize
 from latency.protocol import Protocol
 from latency.table import Row
+from latency.witness import Witness, witness
 from latency.workload import Workload
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 Progress = Callable[[int, int, float, str], None]
 """Told (keys done, keys in all, seconds left, key just measured)."""
@@ -83,22 +88,32 @@ class InSitu:
                 visits[key][turn] = row
             self.journal.sync()
 
-        for turn, left in enumerate(turns):
-            queue = deque((graph, 1) for graph in assemble(left, self.context, np.random.default_rng([seed, turn, len(left)])))
-            while queue:
-                graph, tries = queue.popleft()
-                rows, busy = self.measure(graph)
-                if busy and tries < TRIES:  # the disturbance may have passed when its turn comes again
-                    queue.append((graph, tries + 1))
-                    continue
-                keep(turn, rows)
-                graphs.append((turn, graph))
-                self.done += len(rows)
-                self._tell(before, total, graph.wanted[-1].workload.key)
-        for _ in range(TRIES - 1):
-            for turn, graph in [each for each in graphs if slowed(visits, *each) > SLOWED]:
-                keep(turn, self.measure(graph)[0])
-                self._tell(before, total, graph.wanted[-1].workload.key)
+        with self.opened_witness(todo) as present:
+            for turn, left in enumerate(turns):
+                queue = deque((graph, 1) for graph in assemble(left, self.context, np.random.default_rng([seed, turn, len(left)])))
+                while queue:
+                    graph, tries = queue.popleft()
+                    rows, disturbed = self.measure(graph, present)
+                    if disturbed and tries < TRIES:  # the disturbance may have passed when its turn comes again
+                        queue.append((graph, tries + 1))
+                        continue
+                    keep(turn, rows)
+                    graphs.append((turn, graph))
+                    self.done += len(rows)
+                    self._tell(before, total, graph.wanted[-1].workload.key)
+            for _ in range(TRIES - 1):
+                for turn, graph in [each for each in graphs if slowed(visits, *each) > SLOWED]:
+                    present.wait()
+                    keep(turn, self.measure(graph, present)[0])
+                    self._tell(before, total, graph.wanted[-1].workload.key)
+
+    @contextlib.contextmanager
+    def opened_witness(self, workloads: Sequence[Workload]) -> Iterator[Witness]:
+        """Load the operator with the largest inputs as the witness."""
+        largest = max(workloads, key=lambda workload: sum(map(math.prod, workload.inputs)))
+        (session,) = self.runtime.load_modules(modules([largest]))
+        with witness(session) as present:
+            yield present
 
     def _measured(self, key: str, turn: int) -> bool:
         return self.known is not None and turn in self.known.visits.get(key, {})
@@ -108,19 +123,23 @@ class InSitu:
             left = (total - before - self.done) * (time.monotonic() - self.started) / self.done
             self.progress(before + self.done, total, left, key)
 
-    def measure(self, graph: Assembly) -> tuple[dict[str, Row], bool]:
-        """Measure the operators that a graph was made for; say whether other processes were running."""
+    def measure(self, graph: Assembly, present: Witness) -> tuple[dict[str, Row], bool]:
+        """Measure the operators that a graph was made for; say whether something disturbed that."""
         protocol = self.protocol
         runs = -(-protocol.min_samples // protocol.passes)
         with tempfile.TemporaryDirectory(prefix="hyctas-") as folder:
             path = Path(folder) / "graph.onnx"
             write_bytes(path, self.wired(graph).SerializeToString())
+            times: dict[str, list[float]] = {}
             before = self.load()
-            times = self.runtime.time_parts(path, warmup_ms=protocol.warmup_ms, runs=runs)
+            beside_ms = present.beside(
+                lambda: times.update(self.runtime.time_parts(path, warmup_ms=protocol.warmup_ms, runs=runs))
+            )
             share = others_share(before, self.load())
         busy = share is not None and share > protocol.retake_load
         flags = ["busy"] * busy + ["load-unknown"] * (share is None)
-        return {each.workload.key: self._row(each.workload, times.get(each.name, []), flags) for each in graph.wanted}, busy
+        rows = {each.workload.key: self._row(each.workload, times.get(each.name, []), flags) for each in graph.wanted}
+        return rows, busy or present.slow(beside_ms)
 
     def _row(self, workload: Workload, samples: Sequence[float], flags: Sequence[str]) -> Row:
         if not samples:
@@ -132,7 +151,6 @@ class InSitu:
     def wired(self, graph: Assembly) -> onnx.ModelProto:
         """Return a graph as a model, from the operators' own files."""
         import onnx
-        import torch
 
         from export.onnx.exporter import export_modules
         from export.onnx.join import Part, wire
@@ -140,10 +158,16 @@ class InSitu:
         used = {each.workload.key: each.workload for each in graph.placed}
         names = {key: hashlib.sha256(key.encode()).hexdigest()[:24] for key in used}
         missing = [workload for key, workload in used.items() if not (self.folder / f"{names[key]}.onnx").exists()]
-        modules = [(w.build().eval(), tuple(torch.from_numpy(array) for array in w.example_inputs())) for w in missing]
-        export_modules(modules, self.folder, [names[workload.key] for workload in missing])
+        export_modules(modules(missing), self.folder, [names[workload.key] for workload in missing])
         models = {key: onnx.load(self.folder / f"{name}.onnx") for key, name in names.items()}
         return wire([Part(each.name, models[each.workload.key], each.inputs) for each in graph.placed], graph.inputs)
+
+
+def modules(workloads: Sequence[Workload]) -> list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]:
+    """Build operators, each with inputs to export it with."""
+    import torch
+
+    return [(w.build().eval(), tuple(torch.from_numpy(array) for array in w.example_inputs())) for w in workloads]
 
 
 def slowed(visits: Mapping[str, Mapping[int, Row]], turn: int, graph: Assembly) -> float:

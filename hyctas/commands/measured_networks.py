@@ -12,7 +12,7 @@ from export.runtime import Runtime
 from export.target import Target
 from hyctas.arch.genotype import Genotype
 from hyctas.cli.show import Show, bar, say
-from hyctas.cost.calibrate import Progress, measure_confirmed, measure_networks
+from hyctas.cost.calibrate import Progress, measure_confirmed, measure_networks, open_witness
 from hyctas.cost.workloads import CostModel
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
@@ -76,10 +76,11 @@ def _runtime_of(what: str, model: CostModel) -> Runtime | None:
 def _measure(what: str, genotypes: Sequence[Genotype], model: CostModel, runtime: Runtime, show: Show) -> dict[str, float]:
     plans = [lower(genotype, model.size, model.num_classes) for genotype in genotypes]
     predicted = np.array([model.own_costs(plan).latency_ms for plan in plans])
-    with show(f"measure {len(genotypes)} of the {what}") as shown:
+    where = (runtime, model.size, model.num_classes)
+    with show(f"measure {len(genotypes)} of the {what}") as shown, open_witness(*where) as present:
 
         def measure(some: Sequence[Genotype], progress: Progress) -> np.ndarray:
-            return measure_networks(some, runtime, model.size, model.num_classes, repeats=2, progress=progress).mean(axis=0)
+            return measure_networks(some, *where, repeats=2, progress=progress, beside=present).mean(axis=0)
 
         measured = measure_confirmed(genotypes, measure, lambda _: predicted, lambda done, total: shown.update(done / total))
     return dict(zip((genotype.id for genotype in genotypes), measured.tolist(), strict=True))

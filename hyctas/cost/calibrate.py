@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 
 from export.codec import Positive, Size, cut_off, decode, plain, reading, whole_lines
 from export.files import write_text
-from export.runtime import Runtime
+from export.runtime import Runtime, Session
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.workloads import calibration_name, calibration_networks, native_modules, units
 from hyctas.plan import lower
+from hyctas.spaces.members import member
 from hyctas.spaces.search_space import SearchSpace
 from latency import LatencyTable, Protocol
 from latency.calibration import Calibration
@@ -24,6 +26,7 @@ from latency.identity import Identity
 from latency.lock import measuring
 from latency.measure import measure
 from latency.predictor import fit, predict
+from latency.witness import Witness, bind_random, witness
 
 BATCH = 8
 NETWORK_PROTOCOL = Protocol(warmup_ms=50, min_samples=6, budget_ms=200)
@@ -31,18 +34,40 @@ NETWORK_PROTOCOL = Protocol(warmup_ms=50, min_samples=6, budget_ms=200)
 Progress = Callable[[int, int], None]
 Measure = Callable[[Sequence[Genotype], Progress], np.ndarray]
 ROUNDS = 3
+WITNESS = "two-branch-w50"
+"""Small, so that what is slow about two threads shows most."""
 APART = 1.1
 """Two measurements of one network whose ratio is above this were not made under the same conditions."""
 
 
+@contextlib.contextmanager
+def open_witness(runtime: Runtime, size: tuple[int, int], num_classes: int) -> Iterator[Witness]:
+    """Open a small hand-made network as the witness of measurements on a CPU; a GPU, which is not shared so, has none."""
+    network = [member(WITNESS)] if runtime.target.device == "cpu" else []
+    sessions = runtime.load_modules(native_modules(network, size, num_classes)) if network else [None]
+    with witness(sessions[0]) as opened:
+        yield opened
+
+
 def measure_networks(
     genotypes: Sequence[Genotype], runtime: Runtime, size: tuple[int, int], num_classes: int, *, repeats: int = 1,
-    rounds: int = ROUNDS, progress: Callable[[int, int], None] | None = None,
+    rounds: int = ROUNDS, progress: Callable[[int, int], None] | None = None, beside: Witness | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Measure whole networks with native output and random weights.
 
     Every result is the median of some rounds over a batch of networks, so that what slows the machine for a second or two
-    touches one round only.
+    touches one round only. Where a witness shows that the machine was slower, there are up to twice as many rounds, and those
+    beside which the witness was fastest count.
+
+    Args:
+        genotypes: what is measured.
+        runtime: where.
+        size: height and width of the image.
+        num_classes: number of classes.
+        repeats: how many results per network.
+        rounds: of each result.
+        progress: told (measurements done, of how many); repeated ones are not counted.
+        beside: the witness of several calls; without it, one is opened here.
 
     Returns:
         (repeats, networks) latencies in milliseconds; the rounds of different repeats alternate, so that their difference shows
@@ -50,25 +75,63 @@ def measure_networks(
     """
     results = np.empty((repeats, len(genotypes)))
     total = repeats * rounds
-    with measuring():
+    with measuring(), contextlib.ExitStack() as opened:
+        present = beside or opened.enter_context(open_witness(runtime, size, num_classes))
         for start in range(0, len(genotypes), BATCH):
             batch = genotypes[start : start + BATCH]
             sessions = runtime.load_modules(native_modules(batch, size, num_classes))
             try:
                 for session in sessions:
-                    rng = np.random.default_rng(0)
-                    session.bind({s.name: rng.standard_normal(s.shape, dtype=np.float32) for s in session.inputs})
-                times = np.empty((rounds, repeats, len(batch)))
+                    bind_random(session)
+                visits = Visits(sessions, repeats, rounds, present)
                 for turn in range(total):
-                    for offset, session in enumerate(sessions):
-                        times[turn // repeats, turn % repeats, offset] = measure(session, NETWORK_PROTOCOL).median_ms
+                    for offset in range(len(batch)):
+                        visits.visit(turn % repeats, offset)
                         if progress is not None:
                             progress(start * total + turn * len(batch) + offset + 1, total * len(genotypes))
-                results[:, start : start + len(batch)] = np.median(times, axis=0)
+                visits.repeat_slow()
+                results[:, start : start + len(batch)] = visits.medians()
             finally:
                 for session in sessions:
                     session.close()
     return results
+
+
+class Visits:
+    """Times of the sessions of a batch, each with what a witness took beside it.
+
+    Args:
+        sessions: with their inputs bound.
+        repeats: results per session.
+        rounds: times that count for each result.
+        present: the witness.
+    """
+
+    def __init__(self, sessions: Sequence[Session], repeats: int, rounds: int, present: Witness) -> None:
+        self.sessions, self.rounds, self.present = sessions, rounds, present
+        self.times: list[list[list[tuple[float, float]]]] = [[[] for _ in sessions] for _ in range(repeats)]
+
+    def visit(self, repeat: int, offset: int) -> None:
+        """Time a session."""
+        found: list[float] = []
+        beside_ms = self.present.beside(lambda: found.append(measure(self.sessions[offset], NETWORK_PROTOCOL).median_ms))
+        self.times[repeat][offset].append((beside_ms, found[0]))
+
+    def repeat_slow(self) -> None:
+        """Time again, once per round, what has fewer times than count beside a witness as usual."""
+        for _ in range(self.rounds):
+            left = [
+                (repeat, offset) for repeat, row in enumerate(self.times) for offset, times in enumerate(row)
+                if sum(not self.present.slow(beside_ms) for beside_ms, _ in times) < self.rounds
+            ]  # fmt: skip
+            if left:
+                self.present.wait()
+            for repeat, offset in left:
+                self.visit(repeat, offset)
+
+    def medians(self) -> np.ndarray:
+        """Return the results, (repeats, sessions), in milliseconds: of the times beside which the witness was fastest."""
+        return np.array([[np.median([ms for _, ms in sorted(times)[: self.rounds]]) for times in row] for row in self.times])
 
 
 def measure_confirmed(
@@ -234,12 +297,14 @@ def calibrate(
     plans = [units(lower(genotype, size, num_classes)) for genotype in genotypes]
     sums = np.array([predict(plan, table) for plan in plans])
 
-    def measure_now(some: Sequence[Genotype], show: Progress) -> np.ndarray:
-        return measure_networks(some, runtime, size, num_classes, progress=show)[0]
-
     kept = NetworkJournal(journal, Conditions(table.identity, size, num_classes)) if journal else None
-    measured = measure_confirmed(
-        genotypes, (lambda some, show: kept.measure(some, measure_now, show)) if kept else measure_now,
-        lambda ms: sums * np.median(ms / sums), progress,
-    )  # fmt: skip
+    with open_witness(runtime, size, num_classes) as present:
+
+        def measure_now(some: Sequence[Genotype], show: Progress) -> np.ndarray:
+            return measure_networks(some, runtime, size, num_classes, progress=show, beside=present)[0]
+
+        measured = measure_confirmed(
+            genotypes, (lambda some, show: kept.measure(some, measure_now, show)) if kept else measure_now,
+            lambda ms: sums * np.median(ms / sums), progress,
+        )  # fmt: skip
     return fit(plans, measured, table, space_hash=space.hash, name=calibration_name(space, size))

@@ -20,7 +20,10 @@ Ratios = tuple[float, float, float]
 
 @runtime_checkable
 class SearchSpace(Protocol):
-    """A space of genotypes with integer genes; immutable and hashable, since what it holds is listed once."""
+    """A space of genotypes with integer genes; it never changes."""
+
+    def __hash__(self) -> int:
+        """Equal spaces are the same: what a space holds is listed once."""
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from tests.fuzz.mutations import TOML_TOKENS, generator, misplace, mutate, resto
 from tests.fuzz.oracles import Wrong, check, check_text
 
 ROOT = Path(__file__).parents[2]
-READ_S, EVERY = 4, 32
+READ_S, EVERY = 1, 32
 """Seconds of mutations in one process, and the share of the kinds that also go through their command."""
 ALL = "import json, sys; from tests.fuzz.__main__ import main; sys.exit(any(main(words) for words in json.loads(sys.argv[1])))"
 

@@ -39,13 +39,31 @@ OPERATORS = [
 ]  # fmt: skip
 
 
+class Steady:
+    """A witness that takes 10 ms, and 12 while a runtime is slow."""
+
+    inputs = ()
+
+    def __init__(self, runtime: LayerRuntime) -> None:
+        self.runtime = runtime
+
+    def bind(self, feeds: Any) -> None:
+        assert feeds == {}
+
+    def step(self) -> float:
+        return 12.0 if len(self.runtime.graphs) in self.runtime.slow_at else 10.0
+
+    def close(self) -> None:
+        self.runtime.closed = True
+
+
 class LayerRuntime:
     """Takes 1 ms for every operator, 2 ms for those with 8 channels."""
 
     target, threads, times_layers = TARGET, 1, True
 
-    def __init__(self, most: int = 1000) -> None:
-        self.graphs, self.most = list[list[str]](), most
+    def __init__(self, most: int = 1000, slow_at: tuple[int, ...] = ()) -> None:
+        self.graphs, self.most, self.slow_at, self.closed = list[list[str]](), most, slow_at, False
 
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
@@ -53,8 +71,9 @@ class LayerRuntime:
     def load_file(self, path: Path) -> Any:
         raise NotImplementedError
 
-    def load_modules(self, modules: Any) -> Any:
-        raise AssertionError("operators are not timed alone")
+    def load_modules(self, modules: Any) -> list[Steady]:
+        assert len(modules) == 1, "operators are not timed alone, but for the witness"
+        return [Steady(self)]
 
     def time_parts(self, path: Path, *, warmup_ms: float, runs: int) -> dict[str, list[float]]:
         if len(self.graphs) == self.most:
@@ -166,6 +185,14 @@ def test_a_graph_is_measured_again_where_all_of_it_took_longer_than_in_other_pas
     table = profiled(tmp_path / "t", runtime)
     assert len(runtime.graphs) == 3 and runtime.graphs[0] == runtime.graphs[2]
     assert {row.median_ms for row in table.rows.values()} == {1.0, 2.0} and all(row.spread == 0 for row in table.rows.values())
+
+
+def test_a_graph_is_measured_again_where_the_witness_was_slow(tmp_path: Path) -> None:
+    """The machine stays slow until another graph was measured, so that two of three times are slow."""
+    for slow_at in ((), (1,), (2,)):
+        runtime = LayerRuntime(slow_at=slow_at)
+        profiled(tmp_path / f"t{slow_at}", runtime)
+        assert len(runtime.graphs) == 2 + 2 * len(slow_at) and runtime.closed
 
 
 def _empty(folder: Path, runtime: Any) -> Path:

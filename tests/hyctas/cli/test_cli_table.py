@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +26,14 @@ from hyctas.commands.front_table import show_front
 from hyctas.commands.measured_networks import measure_evaluations
 from hyctas.commands.profile import part
 from hyctas.commands.usable_table import usable_table
-from hyctas.cost.calibrate import Conditions, NetworkJournal, Progress, measure_confirmed
+from hyctas.cost.calibrate import Conditions, NetworkJournal, Progress, Visits, measure_confirmed
 from hyctas.cost.workloads import CostModel, calibration_networks, draw_networks, only_calibrated_size, units
 from hyctas.search.limits import Limits
 from hyctas.space import tiny
 from latency.identity import Identity, versions_of
 from latency.predictor import predict
 from latency.table import LatencyTable
+from latency.witness import Witness
 from tests.hyctas.cli.conftest import CLASSES, SEARCH, SIZE, Command, expect, made_table, nano
 
 QUICK = "warmup_ms = 0\nmin_samples = 6\npasses = 1\nbudget_ms = 1\nci = 0.5\nretake_load = 1\n"
@@ -213,6 +216,33 @@ def test_what_is_not_as_expected_is_measured_again() -> None:
     assert found == pytest.approx([1.0, 1.02, 3.05, 1.05])
     names = [genotype.id for genotype in networks]
     assert asked == [names, names[1:3], names[1:2]]
+
+
+class Machine:
+    """Sessions that take 2, 7 and (the witness) 5 ms; three tenths longer while the witness takes these steps."""
+
+    def __init__(self, slow: range) -> None:
+        self.slow, self.steps = slow, 0
+
+    def session(self, ms: float, *, steps: int = 0) -> Any:
+        def step() -> float:
+            self.steps += steps
+            return ms * (1.3 if self.steps in self.slow else 1.0)
+
+        return SimpleNamespace(step=step)
+
+
+@pytest.mark.parametrize("slow", [range(0), range(25, 95), range(35, 45)])
+def test_times_beside_a_slow_witness_do_not_count(slow: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency.witness.PAUSE_S", 0.01)
+    machine = Machine(slow)
+    present = Witness(machine.session(5.0, steps=1))
+    visits = Visits([machine.session(2.0), machine.session(7.0)], 2, 3, present)
+    for repeat, offset in [(0, 0), (0, 1), (1, 0), (1, 1)] * 3:
+        visits.visit(repeat, offset)
+    visits.repeat_slow()
+    assert visits.medians().tolist() == [[2.0, 7.0], [2.0, 7.0]]
+    assert sum(len(times) for row in visits.times for times in row) == (12 if not slow else pytest.approx(18, abs=5))
 
 
 def test_a_killed_calibration_continues(tmp_path: Path) -> None:

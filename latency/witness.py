@@ -1,0 +1,78 @@
+"""Notice that the machine itself is slower for a while, which need not show as load: time a model between all that is timed.
+
+Two virtual cores, for instance, are at times two threads of one core: for seconds or minutes, what runs on both takes a fifth
+longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from export.runtime import Session
+
+LEAST_STEPS, READING_MS, SLOWED = 3, 50.0, 1.08
+"""The length of a reading, and how many times as long as usual a step takes where the machine is slow."""
+PATIENCE_S, PAUSE_S = 10.0, 0.5
+
+
+class Witness:
+    """A model that is timed between others.
+
+    Args:
+        session: with its inputs bound and warmed up; none where the machine is taken to be always the same.
+    """
+
+    def __init__(self, session: Session | None) -> None:
+        self.session = session
+        self.readings: list[float] = []
+
+    def read(self) -> float:
+        """Time the model, in milliseconds: the median of some steps."""
+        steps = [self.session.step() if self.session else READING_MS for _ in range(LEAST_STEPS)]
+        while self.session and sum(steps) < READING_MS:
+            steps.append(self.session.step())
+        self.readings.append(float(np.median(steps)))
+        return self.readings[-1]
+
+    def beside(self, work: Callable[[], None]) -> float:
+        """Do some work; return the longer of the readings before and behind it. The one behind it is the next one's before."""
+        before_ms = self.readings[-1] if self.readings else self.read()
+        if self.slow(before_ms):
+            before_ms = self.read()
+        work()
+        return max(before_ms, self.read())
+
+    def slow(self, ms: float) -> bool:
+        """Return whether a reading is longer than usual: than the lower quartile of all so far."""
+        return ms > SLOWED * float(np.quantile(self.readings, 0.25))
+
+    def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Give a slow machine some seconds to recover."""
+        for _ in range(round(PATIENCE_S / PAUSE_S)):
+            if not self.slow(self.read()):
+                return
+            sleep(PAUSE_S)
+
+
+@contextlib.contextmanager
+def witness(session: Session | None) -> Iterator[Witness]:
+    """Bind random inputs to a session, warm it up, make it a witness, and close it in the end."""
+    try:
+        if session is not None:
+            bind_random(session)
+            for _ in range(LEAST_STEPS):
+                session.step()
+        yield Witness(session)
+    finally:
+        if session is not None:
+            session.close()
+
+
+def bind_random(session: Session) -> None:
+    """Bind inputs from N(0, 1), the same ones each time."""
+    rng = np.random.default_rng(0)
+    session.bind({spec.name: rng.standard_normal(spec.shape, dtype=np.float32) for spec in session.inputs})

@@ -1,0 +1,71 @@
+"""A witness of a machine's speed: when it is slow, and how long it is waited for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from latency.witness import LEAST_STEPS, PATIENCE_S, READING_MS, Witness, bind_random, witness
+
+
+class Scripted:
+    """A session that takes as long as it is told."""
+
+    inputs = ()
+
+    def __init__(self, ms: Iterator[float]) -> None:
+        self.ms, self.steps, self.closed = ms, 0, False
+
+    def bind(self, feeds: Any) -> None:
+        assert feeds == {}
+
+    def step(self) -> float:
+        self.steps += 1
+        return next(self.ms)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def readings(*ms: float) -> Witness:
+    """Return a witness that is going to read this."""
+    return Witness(Scripted(one for each in ms for one in [each] * max(LEAST_STEPS, math.ceil(READING_MS / each))))  # type: ignore[arg-type]
+
+
+def test_slow_is_longer_than_usual() -> None:
+    present = readings(10, 10.5, 12.5, 10, 12, 10)
+    found = [present.read() for _ in range(6)]
+    assert found == [10, 10.5, 12.5, 10, 12, 10]
+    assert [present.slow(ms) for ms in found] == [False, False, True, False, True, False]
+
+
+def test_beside_is_the_longer_reading_before_and_behind() -> None:
+    present, done = readings(10, 12, 10, 10, 10), list[int]()
+    assert [present.beside(lambda: done.append(len(present.readings))) for _ in range(3)] == [12, 10, 10]
+    assert done == [1, 3, 4], "a reading behind one work stands before the next one, unless the machine was slow"
+
+
+@pytest.mark.parametrize(("slow", "reads"), [(0, 1), (3, 4), (1000, round(PATIENCE_S / 0.5))])
+def test_a_slow_machine_is_waited_for(slow: int, reads: int) -> None:
+    present = readings(*[10] * 60, *[13] * slow, *[10] * 2)
+    for _ in range(60):
+        present.read()
+    slept: list[float] = []
+    present.wait(slept.append)
+    assert len(present.readings) == 60 + reads and len(slept) == min(reads - 1 + (slow == 1000), reads)
+
+
+def test_without_a_session_nothing_is_slow() -> None:
+    with witness(None) as present:
+        assert not present.slow(present.beside(lambda: None))
+
+
+def test_a_session_is_warmed_up_and_closed() -> None:
+    session = Scripted(iter([90.0] * LEAST_STEPS + [60.0] * LEAST_STEPS))
+    with witness(session) as present:  # type: ignore[arg-type]
+        assert present.read() == 60 and session.steps == 2 * LEAST_STEPS
+    assert session.closed
+    bind_random(session)  # type: ignore[arg-type]
