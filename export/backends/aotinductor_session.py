@@ -193,7 +193,7 @@ def compile_package(
     facts = {"target": str(target), "inputs": _written(names, examples), **(metadata or {})}
     # loops take the thread count of the run, not that of the compilation
     settings: dict[str, Any] = {"aot_inductor.metadata": {OURS + key: value for key, value in facts.items()}}
-    settings |= {"cpp.dynamic_threads": True, "aot_inductor.precompile_headers": False}  # for one file that takes longer than it saves
+    settings |= {"cpp.dynamic_threads": True, "aot_inductor.precompile_headers": False}  # slower for one file
     with tempfile.TemporaryDirectory(prefix="hyctas-aotinductor-") as temporary, torch.no_grad(), _quiet():
         made = Path(temporary) / "model.pt2"
         try:
