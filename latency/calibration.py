@@ -35,6 +35,8 @@ class Calibration:
     """Standard deviation of measured / predicted - 1, out of fold."""
     ratios: tuple[Positive, ...] = ()
     """measured / predicted of each network, out of fold; for `conformal_bound`."""
+    witness_ms: Positive | None = None
+    """What the witness (`latency.witness`) usually took beside the networks; none where there was none."""
 
     def estimate(self, ms: Sequence[float]) -> float:
         """Correct a network's unit latencies (ms)."""

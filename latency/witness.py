@@ -16,7 +16,8 @@ from export.runtime import Session
 
 LEAST_STEPS, READING_MS, SLOWED = 3, 50.0, 1.08
 """The length of a reading, and how many times as long as usual a step takes where the machine is slow."""
-PATIENCE_S, PAUSE_S = 10.0, 0.5
+PATIENCE_S, PAUSE_S = 60.0, 0.5
+"""How long all waits for a machine that is slow may take together, and how often it is looked at."""
 
 
 class Witness:
@@ -27,7 +28,7 @@ class Witness:
     """
 
     def __init__(self, session: Session | None) -> None:
-        self.session = session
+        self.session, self.patience_s = session, PATIENCE_S
         self.readings: list[float] = []
 
     def read(self) -> float:
@@ -46,15 +47,19 @@ class Witness:
         work()
         return max(before_ms, self.read())
 
+    @property
+    def usual_ms(self) -> float:
+        """The lower quartile of all readings."""
+        return float(np.quantile(self.readings, 0.25))
+
     def slow(self, ms: float) -> bool:
-        """Return whether a reading is longer than usual: than the lower quartile of all so far."""
-        return ms > SLOWED * float(np.quantile(self.readings, 0.25))
+        """Return whether a reading is longer than usual."""
+        return ms > SLOWED * self.usual_ms
 
     def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Give a slow machine some seconds to recover."""
-        for _ in range(round(PATIENCE_S / PAUSE_S)):
-            if not self.slow(self.read()):
-                return
+        """Wait until a slow machine is as usual, as long as patience lasts."""
+        while self.patience_s > 0 and self.slow(self.read()):
+            self.patience_s -= PAUSE_S
             sleep(PAUSE_S)
 
 

@@ -17,9 +17,12 @@ from hyctas.cost.workloads import CostModel
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
 from hyctas.search.history import Evaluation
+from latency.witness import Witness
 
 SLOWED = 1.3
 """Networks that take so many times as long as predicted, in the median, were not measured under the conditions of the table."""
+WITNESS_MOVED = 1.1
+"""The machine has another speed where the witness takes so many times as long, or as short, as beside the calibration."""
 
 
 def measure_evaluations(
@@ -83,4 +86,18 @@ def _measure(what: str, genotypes: Sequence[Genotype], model: CostModel, runtime
             return measure_networks(some, *where, repeats=2, progress=progress, beside=present).mean(axis=0)
 
         measured = measure_confirmed(genotypes, measure, lambda _: predicted, lambda done, total: shown.update(done / total))
+    _compare_witness(what, model, present)
     return dict(zip((genotype.id for genotype in genotypes), measured.tolist(), strict=True))
+
+
+def _compare_witness(what: str, model: CostModel, present: Witness) -> None:
+    """Say so where the machine's speed is another one than when the table was calibrated."""
+    then_ms = model.calibration.witness_ms if model.calibration else None
+    if then_ms is None or present.session is None:
+        return
+    moved = present.usual_ms / then_ms
+    if max(moved, 1 / moved) > WITNESS_MOVED:
+        speed = f"{moved:.2f} times as slow" if moved > 1 else f"{1 / moved:.2f} times as fast"
+        say(f"the machine was {speed} while the {what} was measured as when its latency table was calibrated (a network that is "
+            f"timed between others took {present.usual_ms:.3g} ms, and then {then_ms:.3g} ms): predictions are off by about as "
+            "much")  # fmt: skip

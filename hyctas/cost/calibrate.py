@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
@@ -307,4 +307,5 @@ def calibrate(
             genotypes, (lambda some, show: kept.measure(some, measure_now, show)) if kept else measure_now,
             lambda ms: sums * np.median(ms / sums), progress,
         )  # fmt: skip
-    return fit(plans, measured, table, space_hash=space.hash, name=calibration_name(space, size))
+    found = fit(plans, measured, table, space_hash=space.hash, name=calibration_name(space, size))
+    return replace(found, witness_ms=present.usual_ms if present.session and present.readings else None)

@@ -40,6 +40,13 @@ LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 LABELS = Labels(tuple("abcde"), default_colours(5))
 
 
+@pytest.fixture(autouse=True)
+def _brief_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no quiet machine: other tests run beside."""
+    monkeypatch.setattr("latency.witness.PATIENCE_S", 0.0)
+    monkeypatch.setattr("latency.witness.READING_MS", 5.0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def brief_networks() -> Iterator[None]:
     """Time whole networks briefly: what commands do with the times is tested here, not how exact they are."""

@@ -233,8 +233,7 @@ class Machine:
 
 
 @pytest.mark.parametrize("slow", [range(0), range(25, 95), range(35, 45)])
-def test_times_beside_a_slow_witness_do_not_count(slow: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency.witness.PAUSE_S", 0.01)
+def test_times_beside_a_slow_witness_do_not_count(slow: range) -> None:
     machine = Machine(slow)
     present = Witness(machine.session(5.0, steps=1))
     visits = Visits([machine.session(2.0), machine.session(7.0)], 2, 3, present)
@@ -243,6 +242,22 @@ def test_times_beside_a_slow_witness_do_not_count(slow: range, monkeypatch: pyte
     visits.repeat_slow()
     assert visits.medians().tolist() == [[2.0, 7.0], [2.0, 7.0]]
     assert sum(len(times) for row in visits.times for times in row) == (12 if not slow else pytest.approx(18, abs=5))
+
+
+@pytest.mark.parametrize(
+    ("then_ms", "said"), [(5.2, ""), (None, ""), (4.0, "1.25 times as slow"), (6.0, "1.20 times as fast")]
+)
+def test_a_machine_of_another_speed_than_the_tables_is_named(
+    then_ms: float | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    table = made_table()
+    (name, calibration), = table.calibrations.items()
+    table = replace(table, calibrations={name: replace(calibration, witness_ms=then_ms)})
+    present = Witness(Machine(range(0)).session(5.0))
+    present.read()
+    measured_networks._compare_witness("front", CostModel(tiny(), table, SIZE, CLASSES), present)
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said)
 
 
 def test_a_killed_calibration_continues(tmp_path: Path) -> None:
