@@ -233,7 +233,8 @@ class Machine:
 
 
 @pytest.mark.parametrize("slow", [range(0), range(25, 95), range(35, 45)])
-def test_times_beside_a_slow_witness_do_not_count(slow: range) -> None:
+def test_times_beside_a_slow_witness_do_not_count(slow: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency.witness.READING_MS", 50.0)
     machine = Machine(slow)
     present = Witness(machine.session(5.0, steps=1))
     visits = Visits([machine.session(2.0), machine.session(7.0)], 2, 3, present)
