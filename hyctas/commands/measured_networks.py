@@ -98,6 +98,6 @@ def _compare_witness(what: str, model: CostModel, present: Witness) -> None:
     moved = present.usual_ms / then_ms
     if max(moved, 1 / moved) > WITNESS_MOVED:
         speed = f"{moved:.2f} times as slow" if moved > 1 else f"{1 / moved:.2f} times as fast"
-        say(f"the machine was {speed} while the {what} was measured as when its latency table was calibrated (a network that is "
+        say(f"while measuring the {what}, the machine was {speed} as when the latency table was calibrated (a network that is "
             f"timed between others took {present.usual_ms:.3g} ms, and then {then_ms:.3g} ms): predictions are off by about as "
             "much")  # fmt: skip
