@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -31,15 +31,15 @@ from export.target import Target, format_size, parse_size
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.calibrate import (
     APART,
-    BATCH,
     Conditions,
+    Measure,
+    NetworkJournal,
     NetworkTime,
-    append_lines,
+    Progress,
     closest,
     measure_networks,
     open_witness,
     read_lines,
-    start_lines,
 )
 from hyctas.cost.workloads import calibration_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
@@ -96,12 +96,15 @@ def run(arguments: argparse.Namespace) -> None:
         networks = [genotype for genotype in networks if genotype.id not in known]
         every = [*calibrating, *networks]
         with open_witness(runtime, size, arguments.classes) as present:
-            measured = Times(
-                Conditions(table.identity, size, arguments.classes),
-                lambda some: measure_networks(some, runtime, size, arguments.classes, beside=present)[0].tolist(),
-                folder / "networks.jsonl",
-            )  # fmt: skip
-            times = measured.twice([every[index] for index in np.random.default_rng(0).permutation(len(every))])
+
+            def measure(some: Sequence[Genotype], show: Progress) -> np.ndarray:
+                found = measure_networks(some, runtime, size, arguments.classes, beside=present)[0]
+                show(len(some), len(some))
+                return found
+
+            mixed = [every[index] for index in np.random.default_rng(0).permutation(len(every))]
+            header = Conditions(table.identity, size, arguments.classes)
+            times = measured_twice(mixed, header, measure, folder / "networks.jsonl")
     first, second = (np.array([times[genotype.id][turn] for genotype in networks]) for turn in (0, 1))
     plans = [units(lower(genotype, size, arguments.classes)) for genotype in networks]
     calibration_plans = [units(lower(genotype, size, arguments.classes)) for genotype in calibrating]
@@ -145,51 +148,39 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
 
 
-class Times:
-    """Measures networks, and keeps what was measured in a file of lines.
+def measured_twice(
+    networks: Sequence[Genotype], header: Conditions, measure: Measure, path: Path
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """Measure networks twice each; return the milliseconds by id.
+
+    The second pass begins when the first one is through. Where they differ by more than `APART`, a third measurement says which
+    of the two was disturbed: the two closest ones count.
 
     Args:
+        networks: what is measured.
         header: the conditions.
-        measure: returns the milliseconds of some networks, whose rounds alternate.
-        path: of the file.
+        measure: returns the milliseconds of some networks, whose rounds alternate, and tells its progress.
+        path: of the journal of what was measured; with it, a killed run continues.
 
     Raises:
-        InvalidInput: the file is of other conditions.
+        InvalidInput: the journal is of other conditions.
         CorruptFile: it is damaged.
     """
+    if path.exists() and read_lines(path, header, NetworkTime) is None:
+        raise InvalidInput(f"{path} is of another target, machine, size or number of classes; give another --run")
+    journal, times = NetworkJournal(path, header), {genotype.id: list[float]() for genotype in networks}
 
-    def __init__(self, header: Conditions, measure: Callable[[Sequence[Genotype]], Sequence[float]], path: Path) -> None:
-        self.measure, self.path = measure, path
-        if not path.exists():
-            start_lines(path, header)
-        lines = read_lines(path, header, NetworkTime)
-        if lines is None:
-            raise InvalidInput(f"{path} is of another target, machine, size or number of classes; give another --run")
-        self.lines = lines
+    def once_more(left: Sequence[Genotype], what: str) -> None:
+        def show(done: int, total: int) -> None:
+            print(f"{what}: {done}/{total} networks", file=sys.stderr, flush=True)
 
-    def of(self, genotype: Genotype) -> list[float]:
-        """Return a network's measurements."""
-        return [line.ms for line in self.lines if line.id == genotype.id]
+        for genotype, ms in zip(left, journal.measure(left, measure, show).tolist(), strict=True):
+            times[genotype.id].append(ms)
 
-    def once_more(self, left: Sequence[Genotype], what: str) -> None:
-        """Measure networks, and write it down."""
-        for start in range(0, len(left), BATCH):
-            some = left[start : start + BATCH]
-            self.lines += [NetworkTime(genotype.id, ms) for genotype, ms in zip(some, self.measure(some), strict=True)]
-            append_lines(self.path, self.lines[-len(some) :])
-            print(f"{what}: {min(start + BATCH, len(left))}/{len(left)} networks", file=sys.stderr, flush=True)
-
-    def twice(self, networks: Sequence[Genotype]) -> dict[str, tuple[float, float]]:
-        """Measure networks twice each; return the milliseconds by id.
-
-        The second pass begins when the first one is through. Where they differ by more than `APART`, a third measurement says which
-        of the two was disturbed: the two closest ones count.
-        """
-        for turn in (1, 2):
-            self.once_more([genotype for genotype in networks if len(self.of(genotype)) < turn], f"measured, pass {turn}")
-        apart = [g for g in networks if len(self.of(g)) == 2 and max(self.of(g)) / min(self.of(g)) > APART]
-        self.once_more(apart, "measured once more")
-        return {genotype.id: closest(self.of(genotype)) for genotype in networks}
+    for turn in (1, 2):
+        once_more(networks, f"measured, pass {turn}")
+    once_more([g for g in networks if max(times[g.id]) / min(times[g.id]) > APART], "measured once more")
+    return {name: closest(ms) for name, ms in times.items()}
 
 
 def redraw(path: Path) -> None:

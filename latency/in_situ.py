@@ -1,20 +1,20 @@
 """Measure operators where they will run: inside graphs of other operators, by the runtime's own profile of its layers.
 
 Every pass puts each operator into another graph (`latency.assemble`), so that a row is a median over neighbours as well as over
-time, and its spread says how far passes differ. An operator is timed alone between all graphs, as a
-witness (`latency.witness`): a graph beside which it took longer than usual is measured again. So is, when all passes are through, a
-graph whose operators took longer than in the other passes.
+time, and its spread says how far passes differ. An operator is timed alone between all graphs, as a witness
+(`latency.witness`): a graph beside which it took longer than usual is measured again. So is, when all passes are through, a graph
+whose operators took longer than in the other passes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,6 @@ from latency.workload import Workload
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
 Progress = Callable[[int, int, float, str], None]
 """Told (keys done, keys in all, seconds left, key just measured)."""
@@ -88,7 +87,7 @@ class InSitu:
                 visits[key][turn] = row
             self.journal.sync()
 
-        with self.opened_witness(todo) as present:
+        with self.open_witness(todo) as present:
             for turn, left in enumerate(turns):
                 queue = deque((graph, 1) for graph in assemble(left, self.context, np.random.default_rng([seed, turn, len(left)])))
                 while queue:
@@ -107,13 +106,11 @@ class InSitu:
                     keep(turn, self.measure(graph, present)[0])
                     self._tell(before, total, graph.wanted[-1].workload.key)
 
-    @contextlib.contextmanager
-    def opened_witness(self, workloads: Sequence[Workload]) -> Iterator[Witness]:
+    def open_witness(self, workloads: Sequence[Workload]) -> AbstractContextManager[Witness]:
         """Load the operator with the largest inputs as the witness."""
         largest = max(workloads, key=lambda workload: sum(map(math.prod, workload.inputs)))
-        (session,) = self.runtime.load_modules(modules([largest]))
-        with witness(session) as present:
-            yield present
+        (session,) = self.runtime.load_modules([largest.example()])
+        return witness(session)
 
     def _measured(self, key: str, turn: int) -> bool:
         return self.known is not None and turn in self.known.visits.get(key, {})
@@ -130,11 +127,10 @@ class InSitu:
         with tempfile.TemporaryDirectory(prefix="hyctas-") as folder:
             path = Path(folder) / "graph.onnx"
             write_bytes(path, self.wired(graph).SerializeToString())
-            times: dict[str, list[float]] = {}
             before = self.load()
-            beside_ms = present.beside(
-                lambda: times.update(self.runtime.time_parts(path, warmup_ms=protocol.warmup_ms, runs=runs))
-            )
+            times, beside_ms = present.beside(
+                lambda: self.runtime.time_parts(path, warmup_ms=protocol.warmup_ms, runs=runs)
+            )  # fmt: skip
             share = others_share(before, self.load())
         busy = share is not None and share > protocol.retake_load
         flags = ["busy"] * busy + ["load-unknown"] * (share is None)
@@ -158,16 +154,9 @@ class InSitu:
         used = {each.workload.key: each.workload for each in graph.placed}
         names = {key: hashlib.sha256(key.encode()).hexdigest()[:24] for key in used}
         missing = [workload for key, workload in used.items() if not (self.folder / f"{names[key]}.onnx").exists()]
-        export_modules(modules(missing), self.folder, [names[workload.key] for workload in missing])
+        export_modules([workload.example() for workload in missing], self.folder, [names[workload.key] for workload in missing])
         models = {key: onnx.load(self.folder / f"{name}.onnx") for key, name in names.items()}
         return wire([Part(each.name, models[each.workload.key], each.inputs) for each in graph.placed], graph.inputs)
-
-
-def modules(workloads: Sequence[Workload]) -> list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]:
-    """Build operators, each with inputs to export it with."""
-    import torch
-
-    return [(w.build().eval(), tuple(torch.from_numpy(array) for array in w.example_inputs())) for w in workloads]
 
 
 def slowed(visits: Mapping[str, Mapping[int, Row]], turn: int, graph: Assembly) -> float:

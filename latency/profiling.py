@@ -300,16 +300,10 @@ class _Run:
 
         A workload that cannot be loaded has no builds, and its reason stands in `failed`.
         """
-        import torch
-
-        timed = [
-            (module, inputs)
-            for workload in workloads
-            for module, inputs in [(workload.build().eval(), workload.example_inputs())] * protocol.builds
-        ]
+        timed = [example for workload in workloads for example in [workload.example()] * protocol.builds]
         load = self.runtime.load_operators if isinstance(self.runtime, OperatorRuntime) else self.runtime.load_modules
         try:
-            sessions = load([(module, tuple(torch.from_numpy(x) for x in inputs)) for module, inputs in timed])
+            sessions = load(timed)
         except Exception as error:
             error.add_note("while loading for profiling: " + ", ".join(workload.key for workload in workloads))
             raise
@@ -319,7 +313,7 @@ class _Run:
                 stack.callback(session.close)
             for session, inputs in opened:
                 specs = zip(session.inputs, inputs, strict=True)
-                session.bind({spec.name: array.astype(spec.dtype, copy=False) for spec, array in specs})
+                session.bind({spec.name: np.asarray(tensor).astype(spec.dtype, copy=False) for spec, tensor in specs})
             rest = iter(sessions)
             yield [self.builds_of(workload, [next(rest) for _ in range(protocol.builds)]) for workload in workloads]
 

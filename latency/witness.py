@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
+from export.feeds import random_feeds
 from export.runtime import Session
 
+T = TypeVar("T")
 LEAST_STEPS, READING_MS, SLOWED = 3, 50.0, 1.08
 """The length of a reading, and how many times as long as usual a step takes where the machine is slow."""
 PATIENCE_S, PAUSE_S = 60.0, 0.5
@@ -32,20 +35,23 @@ class Witness:
         self.readings: list[float] = []
 
     def read(self) -> float:
-        """Time the model, in milliseconds: the median of some steps."""
-        steps = [self.session.step() if self.session else READING_MS for _ in range(LEAST_STEPS)]
-        while self.session and sum(steps) < READING_MS:
+        """Time the model, in milliseconds: the median of some steps; always 1 without a session."""
+        steps = list[float]()
+        while self.session and (len(steps) < LEAST_STEPS or sum(steps) < READING_MS):
             steps.append(self.session.step())
-        self.readings.append(float(np.median(steps)))
+        self.readings.append(float(np.median(steps or [1.0])))
         return self.readings[-1]
 
-    def beside(self, work: Callable[[], None]) -> float:
-        """Do some work; return the longer of the readings before and behind it. The one behind it is the next one's before."""
+    def beside(self, work: Callable[[], T]) -> tuple[T, float]:
+        """Return the result of some work, and the longer of the readings before and behind it.
+
+        The reading behind one work is the one before the next, unless the machine was slow.
+        """
         before_ms = self.readings[-1] if self.readings else self.read()
         if self.slow(before_ms):
             before_ms = self.read()
-        work()
-        return max(before_ms, self.read())
+        result = work()
+        return result, max(before_ms, self.read())
 
     @property
     def usual_ms(self) -> float:
@@ -68,16 +74,10 @@ def witness(session: Session | None) -> Iterator[Witness]:
     """Bind random inputs to a session, warm it up, make it a witness, and close it in the end."""
     try:
         if session is not None:
-            bind_random(session)
+            session.bind(random_feeds(session.inputs))
             for _ in range(LEAST_STEPS):
                 session.step()
         yield Witness(session)
     finally:
         if session is not None:
             session.close()
-
-
-def bind_random(session: Session) -> None:
-    """Bind inputs from N(0, 1), the same ones each time."""
-    rng = np.random.default_rng(0)
-    session.bind({spec.name: rng.standard_normal(spec.shape, dtype=np.float32) for spec in session.inputs})

@@ -12,7 +12,7 @@ import numpy as np
 from export.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class Workload:
         """Draw standard normal float32 inputs; the same ones for the same key on every machine."""
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "big"))
         return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in self.inputs)
+
+    def example(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """Build the module, in eval mode, with `example_inputs` as tensors: what runtimes and exports take."""
+        import torch
+
+        return self.build().eval(), tuple(map(torch.from_numpy, self.example_inputs()))
 
 
 @dataclass(frozen=True)

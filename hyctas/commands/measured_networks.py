@@ -93,7 +93,7 @@ def _measure(what: str, genotypes: Sequence[Genotype], model: CostModel, runtime
 def _compare_witness(what: str, model: CostModel, present: Witness) -> None:
     """Say so where the machine's speed is another one than when the table was calibrated."""
     then_ms = model.calibration.witness_ms if model.calibration else None
-    if then_ms is None or present.session is None:
+    if then_ms is None:
         return
     moved = present.usual_ms / then_ms
     if max(moved, 1 / moved) > WITNESS_MOVED:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from export.codec import Positive, Size, cut_off, decode, plain, reading, whole_lines
+from export.feeds import random_feeds
 from export.files import write_text
 from export.runtime import Runtime, Session
 from hyctas.arch.genotype import Genotype
@@ -26,7 +27,7 @@ from latency.identity import Identity
 from latency.lock import measuring
 from latency.measure import measure
 from latency.predictor import fit, predict
-from latency.witness import Witness, bind_random, witness
+from latency.witness import Witness, witness
 
 BATCH = 8
 NETWORK_PROTOCOL = Protocol(warmup_ms=50, min_samples=6, budget_ms=200)
@@ -40,13 +41,12 @@ APART = 1.1
 """Two measurements of one network whose ratio is above this were not made under the same conditions."""
 
 
-@contextlib.contextmanager
-def open_witness(runtime: Runtime, size: tuple[int, int], num_classes: int) -> Iterator[Witness]:
+def open_witness(runtime: Runtime, size: tuple[int, int], num_classes: int) -> AbstractContextManager[Witness]:
     """Open a small hand-made network as the witness of measurements on a CPU; a GPU, which is not shared so, has none."""
-    network = [member(WITNESS)] if runtime.target.device == "cpu" else []
-    sessions = runtime.load_modules(native_modules(network, size, num_classes)) if network else [None]
-    with witness(sessions[0]) as opened:
-        yield opened
+    if runtime.target.device != "cpu":
+        return witness(None)
+    (session,) = runtime.load_modules(native_modules([member(WITNESS)], size, num_classes))
+    return witness(session)
 
 
 def measure_networks(
@@ -75,14 +75,13 @@ def measure_networks(
     """
     results = np.empty((repeats, len(genotypes)))
     total = repeats * rounds
-    with measuring(), contextlib.ExitStack() as opened:
-        present = beside or opened.enter_context(open_witness(runtime, size, num_classes))
+    with measuring(), nullcontext(beside) if beside else open_witness(runtime, size, num_classes) as present:
         for start in range(0, len(genotypes), BATCH):
             batch = genotypes[start : start + BATCH]
             sessions = runtime.load_modules(native_modules(batch, size, num_classes))
             try:
                 for session in sessions:
-                    bind_random(session)
+                    session.bind(random_feeds(session.inputs))
                 visits = Visits(sessions, repeats, rounds, present)
                 for turn in range(total):
                     for offset in range(len(batch)):
@@ -113,9 +112,8 @@ class Visits:
 
     def visit(self, repeat: int, offset: int) -> None:
         """Time a session."""
-        found: list[float] = []
-        beside_ms = self.present.beside(lambda: found.append(measure(self.sessions[offset], NETWORK_PROTOCOL).median_ms))
-        self.times[repeat][offset].append((beside_ms, found[0]))
+        found, beside_ms = self.present.beside(lambda: measure(self.sessions[offset], NETWORK_PROTOCOL))
+        self.times[repeat][offset].append((beside_ms, found.median_ms))
 
     def repeat_slow(self) -> None:
         """Time again, once per round, what has fewer times than count beside a witness as usual."""

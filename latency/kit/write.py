@@ -204,7 +204,7 @@ def _export(workloads: Sequence[Workload], folder: Path, precision: str, tick: C
         with torch.random.fork_rng(devices=[]):
             for workload in workloads[start : start + EXPORT_BATCH]:
                 torch.manual_seed(int(digest(workload.key)[:8], 16))
-                modules.append((workload.build().eval(), tuple(map(torch.from_numpy, workload.example_inputs()))))
+                modules.append(workload.example())
         names = [f"m{start + index}" for index in range(len(modules))]
         paths += export_modules(modules, folder, names, batch=EXPORT_BATCH, opset=opset(precision))
         tick(len(paths))

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import Times, coverage, scatter
+from benchmarks.fidelity import coverage, measured_twice, scatter
 from export.errors import InvalidInput
 from hyctas.arch.genotype import Genotype
-from hyctas.cost.calibrate import Conditions
+from hyctas.cost.calibrate import Conditions, Progress
 from hyctas.cost.workloads import calibration_networks, draw_networks
 from hyctas.space import tiny
 from hyctas.spaces.stages import Stage
@@ -29,17 +29,17 @@ def test_networks_whose_times_differ_are_measured_a_third_time(tmp_path: Path) -
     networks = drawn(20)
     header = Conditions(IDENTITY, (64, 64), 4)
 
-    def measure(some: Sequence[Genotype]) -> list[float]:
+    def measure(some: Sequence[Genotype], show: Progress) -> np.ndarray:
         asked.append(len(some))
-        return [2.8 if len(asked) in (2, 4) else 2.0 for _ in some]  # other networks in each pass
+        show(len(some), len(some))
+        return np.array([2.8 if len(asked) in (2, 4) else 2.0 for _ in some])  # other networks in each pass
 
-    times = Times(header, measure, path)
-    found = times.twice(networks)
+    found = measured_twice(networks, header, measure, path)
     assert {*found.values()} == {(2.0, 2.0)} and asked == [8, 8, 4, 8, 8, 4, 8, 8]
-    again = Times(header, measure, path)
-    assert again.twice(networks) == found and len(asked) == 8, "what stands in the file is not measured again"
+    again = measured_twice(networks, header, measure, path)
+    assert again == found and len(asked) == 8, "what stands in the file is not measured again"
     with pytest.raises(InvalidInput, match="another target, machine, size or number of classes"):
-        Times(replace(header, size=(32, 32)), measure, path)
+        measured_twice(networks, replace(header, size=(32, 32)), measure, path)
 
 
 def drawn(count: int) -> list[Genotype]:
