@@ -44,6 +44,7 @@ from hyctas.cost.calibrate import (
 from hyctas.cost.workloads import calibration_networks, find_calibration, units, workloads
 from hyctas.engine.table_attention import open_target
 from hyctas.plan import lower
+from hyctas.spaces.search_space import SearchSpace
 from hyctas.spaces.space_file import load_space
 from latency import LatencyTable, Protocol, Unit, fit, predict, profile
 from latency.accuracy import fidelity
@@ -88,12 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         found = (table.identity.target, table.identity.threads)
         if found != (str(target), arguments.threads):
             raise InvalidInput(f"the table was made for {found[0]} with {found[1]} threads, not {target} with {arguments.threads}")
-        calibrating, networks = (
-            calibration_networks(space, table, size, arguments.classes, count, purpose, seed)
-            for count, purpose, seed in ((CALIBRATION_NETWORKS, CALIBRATE, 0), (arguments.networks, FRESH, arguments.seed))
-        )
-        known = {genotype.id for genotype in calibrating}
-        networks = [genotype for genotype in networks if genotype.id not in known]
+        calibrating, networks = drawn_networks(space, table, size, arguments.classes, arguments.networks, arguments.seed)
         every = [*calibrating, *networks]
         with open_witness(runtime, size, arguments.classes) as present:
 
@@ -146,6 +142,18 @@ def run(arguments: argparse.Namespace) -> None:
         command = "python -m benchmarks.fidelity " + " ".join(sys.argv[1:])
         write_text(arguments.out.with_suffix(".md"), f"{text}\n\n```\n{command}\n```\n")
         write_text(arguments.out.with_suffix(".svg"), scatter(heading, predicted, first))
+
+
+def drawn_networks(
+    space: SearchSpace, table: LatencyTable, size: tuple[int, int], classes: int, count: int, seed: int
+) -> tuple[list[Genotype], list[Genotype]]:  # fmt: skip
+    """Draw the networks that calibrate, and the fresh ones that judge: `count`, less those that calibrate."""
+    calibrating, networks = (
+        calibration_networks(space, table, size, classes, number, purpose, seed_of)
+        for number, purpose, seed_of in ((CALIBRATION_NETWORKS, CALIBRATE, 0), (count, FRESH, seed))
+    )
+    known = {genotype.id for genotype in calibrating}
+    return calibrating, [genotype for genotype in networks if genotype.id not in known]
 
 
 def measured_twice(

@@ -35,6 +35,7 @@ from hyctas.artifacts.choice import HANDMADE
 from hyctas.artifacts.runs import FORMAT_VERSION
 from hyctas.presets import read_preset
 from hyctas.pretrained.start import default_source
+from hyctas.space import edge
 from hyctas.spaces.members import member
 from hyctas.spaces.stages import AttentionVariant
 
@@ -57,7 +58,8 @@ class Case:
     """One training."""
 
     network: str
-    """edge:NAME, and after a "+" an operator that is added at the end of its trunk (`ADDED`)."""
+    """edge:NAME; after a "+" an operator that is added at the end of its trunk (`ADDED`), or after spaces genes in which it
+    differs, as in "edge:lite0-16 head.kind=light decoder.width=2"."""
     init: str
     seed: int
     steps: int = 1500
@@ -101,8 +103,9 @@ class Case:
 
     def genotype(self) -> Genotype:
         """Return what is trained."""
-        name, _, added = self.network.removeprefix(HANDMADE).partition("+")
-        return with_cell(member(name), added) if added else member(name)
+        name, *changes = self.network.removeprefix(HANDMADE).split()
+        name, _, added = name.partition("+")
+        return with_cell(member(name), added) if added else with_genes(member(name), changes)
 
     def teacher_cases(self) -> list[Case]:
         """Return the cases that it follows."""
@@ -118,6 +121,19 @@ ATTENTION = {
     "attention-thin": AttentionVariant(heads=2, qk_divisor=4), "attention-half": AttentionVariant(heads=1, half_resolution=True),
 }  # fmt: skip
 ADDED = ("conv", "residual", "inverted", "downup", "downup2x", "context", *ATTENTION)
+
+
+def with_genes(genotype: Genotype, changes: Sequence[str]) -> Genotype:
+    """Return a network of `edge` with some of its choices changed (`GENE=CHOICE`, without spaces).
+
+    Raises:
+        KeyError, ValueError: there is no such gene, or no such choice.
+    """
+    space = edge()
+    genes = space.encode(genotype)
+    for name, _, value in (change.partition("=") for change in changes):
+        genes[space.index[name]] = [str(choice).replace(" ", "") for choice in space.choices[name]].index(value)
+    return space.decode(genes)
 
 
 def with_cell(genotype: Genotype, op: str) -> Genotype:

@@ -9,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import coverage, measured_twice, scatter
+from benchmarks.fidelity import coverage, drawn_networks, measured_twice, scatter
+from benchmarks.residuals import Sums, read_sums, report
 from export.errors import InvalidInput
 from hyctas.arch.genotype import Genotype
 from hyctas.cost.calibrate import Conditions, Progress
-from hyctas.cost.workloads import calibration_networks, draw_networks
+from hyctas.cost.workloads import calibration_networks, draw_networks, family, units
+from hyctas.plan import lower
 from hyctas.space import tiny
 from hyctas.spaces.stages import Stage
 from latency import LatencyTable
 from latency.accuracy import Fidelity
 from latency.calibration import Calibration
 from latency.identity import Identity
+from latency.predictor import predict
+from latency.table import Row
 
 IDENTITY = Identity(target="onnxruntime-cpu:fp32", device={}, versions={}, threads=2, protocol={})
 
@@ -64,3 +68,32 @@ def test_fidelity_counts_what_the_bound_covers() -> None:
     found = coverage(calibration, [1.0, 1.0, 1.0, 1.0], np.array([0.9, 1.05, 1.1, 1.2]))
     assert found == (0.75, pytest.approx(1.1)) and coverage(None, [1.0], np.array([1.0])) is None
     assert scatter("a heading", [1.0, 2.0], np.array([1.1, 1.9])).count("<svg") == 1
+
+
+def test_errors_by_families_of_operators(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ms = rng.uniform(1, 5, size=(80, 3))
+    measured = (0.5 + ms @ [1.0, 1.3, 1.0]) * rng.normal(1, 0.01, 80)
+    text = report(Sums(["conv", "pool", "all others"], ms, measured), np.full(80, 0.01), "heading", "command")
+    factors = {name: float(row.split("|")[4]) for name in ("conv", "pool") for row in text.splitlines() if f"| {name} |" in row}
+    assert factors["pool"] / factors["conv"] == pytest.approx(1.3, rel=0.03)
+    found = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in text.splitlines() if row.startswith("| ")}
+    assert found["a factor per family"] in ("0.8%", "0.9%") and float(found["one scale"][:-1]) > 2
+
+
+def test_errors_of_networks_that_were_judged(tmp_path: Path) -> None:
+    space, size = tiny(), (64, 64)
+    keys = space.keys(size, 4)
+    rows = {key: Row(op=family(key), median_ms=0.1, p10_ms=0.1, p90_ms=0.1, n=9, builds=1, busy=False) for key in keys}
+    table = LatencyTable(IDENTITY, rows)
+    table.save(tmp_path / "latency.json")
+    with pytest.raises(InvalidInput, match=r"run python -m benchmarks\.fidelity"):
+        read_sums(tmp_path, "tiny", 9, 3)
+    networks = [genotype for part in drawn_networks(space, table, size, 4, 9, 3) for genotype in part]
+    measured_twice(networks, Conditions(IDENTITY, size, 4), lambda some, _: np.full(len(some), 2.0), tmp_path / "networks.jsonl")
+    sums, apart, conditions = read_sums(tmp_path, "tiny", 9, 3)
+    assert conditions.size == size and len(sums.measured) == len(networks) and (apart == 0).all() and (sums.measured == 2).all()
+    assert sums.ms.sum(axis=1) == pytest.approx([predict(units(lower(g, size, 4)), table) for g in networks])
+    assert sums.families[-1] == "all others" and "conv" in sums.families
+    with pytest.raises(InvalidInput, match=r"are not in .* twice"):
+        read_sums(tmp_path, "tiny", 9, 4)

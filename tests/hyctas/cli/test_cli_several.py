@@ -1,21 +1,24 @@
 """Several searches over one supernet: each as it would be alone, no network scored twice, one report; kills and bad input.
 
-And one by an optimiser of the user's own.
+Whether their limits hold, measured; and one by an optimiser of the user's own.
 """
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
+from benchmarks import limits_kept
 from export.errors import CheckFailed
 from hyctas.arch.genotype import Genotype
 from hyctas.cli.search import SearchJob
+from hyctas.commands import measured_networks
 from hyctas.commands import search as search_command
-from hyctas.search.history import Evaluation, History
+from hyctas.search.history import Evaluation, History, read_history
 from hyctas.search.score import Scorer
 from hyctas.search.search_settings import SearchSettings
 from tests.hyctas.cli.conftest import SEARCH, Command, expect, made_table, run_command
@@ -75,6 +78,31 @@ def test_one_report_on_all(command: Command, done: tuple[Path, list[str]], searc
     assert (run / "searches.svg").read_text().count("latency in ms (onnxruntime-cpu:fp32)") == 2 and "<svg" in page
     said = expect(command("search", "--run", run, *SEARCH, "--several", searches), 0, "search 2 of 2: small", "wrote")
     assert said.count("already there") == 2 and said.count("onnxruntime-cpu:fp32  64x64") == 2
+
+
+def test_limits_measured(
+    done: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(done[0], tmp_path / "run"))
+    arguments = ["--run", str(run), "--networks", "2", "--out", str(tmp_path / "kept")]
+
+    def refused(*more: str) -> str:
+        with pytest.raises(SystemExit):
+            limits_kept.main([*arguments, *more])
+        return capsys.readouterr().err
+
+    assert "run this where the latency table was measured" in refused()
+    monkeypatch.setattr(measured_networks, "hardware", lambda: {"cpu": "another"})
+    assert "searches/small followed another latency table" in refused()
+    shutil.rmtree(run / "searches/small")
+    limits_kept.main(arguments)
+    found = json.loads((tmp_path / "kept.json").read_text())["searches"][0]
+    evaluations = read_history(run / "searches/fast/history.jsonl")[1]
+    predicted = sorted(e.predicted_ms for e in evaluations if e.kind == "search" and e.predicted_ms <= 0.42)
+    assert found["predicted_ms"] == predicted[: -3 : -1] and all(ms > 0 for ms in found["measured_ms"])
+    share = sum(ms <= 0.42 for ms in found["measured_ms"]) / 2
+    assert f"| fast | 0.42 | prediction | 2 | {share:.0%} |" in (tmp_path / "kept.md").read_text()
+    assert "networks below 0.42 ms; give --networks" in refused("--networks", "9")
 
 
 @pytest.mark.parametrize("stop", [4, 12])
