@@ -209,6 +209,17 @@ def _families() -> Iterator[Case]:
     yield from _seeds(2, network="edge:plain", init="none", settings={"reparameterise": True})
 
 
+def _shapes() -> Iterator[Case]:
+    """`lite0-16` with other parts at about its latency, or at 0.6 of it with the trunk's full widths."""
+    short = " ".join(f"{cell}.op=skip" for cell in ("stem.4.1", "b16.8.1", "b16.16a.2", "b16.16b.2"))
+    shorter = " ".join(f"{cell}.op=skip" for cell in ("b16.16a.1", "b16.16b.1"))
+    for changes in (
+        f"head.kind=light {short}", f"{short} {shorter}", "decoder.width=2 b16.16b.3.op=inverted", "head.kind=light",
+        "stem.4.1.op=skip",
+    ):  # fmt: skip
+        yield from _seeds(2, network=f"edge:lite0-16 {changes}", init="efficientnet-lite0")
+
+
 def _finals() -> Iterator[Case]:
     """The best together, three seeds: `lite0-16` from trained and random weights, the yardstick now and as it was before."""
     best = {name: value for name, value in read_preset(FINAL_PRESET).items() if name not in ("minutes", "crop")}
@@ -221,7 +232,8 @@ def _finals() -> Iterator[Case]:
 
 PLANS = {
     "gate": _gate, "widths": _widths, "operators": _operators, "rates": _rates, "recipe": _recipe, "crops": _crops,
-    "teachers": _teachers, "families": _families, "finals": _finals,
+    "teachers": _teachers, "families": _families, "shapes": _shapes,
+    "finals": _finals,
 }  # fmt: skip
 
 
