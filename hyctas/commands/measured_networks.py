@@ -80,24 +80,26 @@ def _measure(what: str, genotypes: Sequence[Genotype], model: CostModel, runtime
     plans = [lower(genotype, model.size, model.num_classes) for genotype in genotypes]
     predicted = np.array([model.own_costs(plan).latency_ms for plan in plans])
     where = (runtime, model.size, model.num_classes)
-    with show(f"measure {len(genotypes)} of the {what}") as shown, open_witness(*where) as present:
+    then_ms = model.calibration.witness_ms if model.calibration else None
+    with show(f"measure {len(genotypes)} of the {what}") as shown, open_witness(*where, then_ms) as present:
 
         def measure(some: Sequence[Genotype], progress: Progress) -> np.ndarray:
             return measure_networks(some, *where, repeats=2, progress=progress, beside=present).mean(axis=0)
 
         measured = measure_confirmed(genotypes, measure, lambda _: predicted, lambda done, total: shown.update(done / total))
-    _compare_witness(what, model, present)
+    if then_ms is not None:
+        _compare_witness(what, then_ms, present)
     return dict(zip((genotype.id for genotype in genotypes), measured.tolist(), strict=True))
 
 
-def _compare_witness(what: str, model: CostModel, present: Witness) -> None:
-    """Say so where the machine's speed is another one than when the table was calibrated."""
-    then_ms = model.calibration.witness_ms if model.calibration else None
-    if then_ms is None:
-        return
-    moved = present.usual_ms / then_ms
-    if max(moved, 1 / moved) > WITNESS_MOVED:
-        speed = f"{moved:.2f} times as slow" if moved > 1 else f"{1 / moved:.2f} times as fast"
-        say(f"while measuring the {what}, the machine was {speed} as when the latency table was calibrated (a network that is "
-            f"timed between others took {present.usual_ms:.3g} ms, and then {then_ms:.3g} ms): predictions are off by about as "
-            "much")  # fmt: skip
+def _compare_witness(what: str, then_ms: float, present: Witness) -> None:
+    """Say so where the machine had another speed than when the table was calibrated."""
+    ratios = [ms / then_ms for ms in present.counted]
+    moved = [ratio for ratio in ratios if max(ratio, 1 / ratio) > WITNESS_MOVED]
+    if moved:
+        ratio = float(np.median(moved))
+        speed = f"{ratio:.2f} times as slow" if ratio > 1 else f"{1 / ratio:.2f} times as fast"
+        share = f"{len(moved) / len(ratios):.0%}"
+        say(f"beside {share} of the timings of the {what}, the machine was {speed} as when the latency table was calibrated "
+            f"(a network that is timed between others took {ratio * then_ms:.3g} ms, and then {then_ms:.3g} ms): "
+            "predictions are off by about as much there")  # fmt: skip

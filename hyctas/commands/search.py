@@ -135,10 +135,11 @@ def read_case(job: SearchJob, optimiser: OptimiserMaker | None = None) -> Case:
         _check_error(one, job.max_error, path)
     limits.check_feasible(model)
     hashes = [sha256(path) for path in table_paths]
-    if supernet.band and (warning := supernet.band.warning(limits.latency_ms, size, hashes)):
+    most_ms = None if limits.latency_ms is None else limits.latency_ms / model.bound_factor
+    if supernet.band and (warning := supernet.band.warning(most_ms, size, hashes)):
         say(warning)
-    elif supernet.band and limits.latency_ms is not None:
-        limits = replace(limits, least_ms=supernet.band.least_ms(limits.latency_ms))
+    elif supernet.band and most_ms is not None:
+        limits = replace(limits, least_ms=supernet.band.least_ms(most_ms))
         say(f"networks below {limits.least_ms:.3g} ms are not looked at: the supernet was not trained for them")
     settings = job.settings
     config = {

@@ -41,12 +41,14 @@ APART = 1.1
 """Two measurements of one network whose ratio is above this were not made under the same conditions."""
 
 
-def open_witness(runtime: Runtime, size: tuple[int, int], num_classes: int) -> AbstractContextManager[Witness]:
+def open_witness(
+    runtime: Runtime, size: tuple[int, int], num_classes: int, known_ms: float | None = None
+) -> AbstractContextManager[Witness]:  # fmt: skip
     """Open a small hand-made network as the witness of measurements on a CPU; a GPU, which is not shared so, has none."""
     if runtime.target.device != "cpu":
         return witness(None)
     (session,) = runtime.load_modules(native_modules([member(WITNESS)], size, num_classes))
-    return witness(session)
+    return witness(session, known_ms)
 
 
 def measure_networks(
@@ -129,7 +131,9 @@ class Visits:
 
     def medians(self) -> np.ndarray:
         """Return the results, (repeats, sessions), in milliseconds: of the times beside which the witness was fastest."""
-        return np.array([[np.median([ms for _, ms in sorted(times)[: self.rounds]]) for times in row] for row in self.times])
+        counting = [[sorted(times)[: self.rounds] for times in row] for row in self.times]
+        self.present.counted += [beside_ms for row in counting for times in row for beside_ms, _ in times]
+        return np.array([[np.median([ms for _, ms in times]) for times in row] for row in counting])
 
 
 def measure_confirmed(

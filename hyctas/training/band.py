@@ -102,18 +102,18 @@ class TrainedBand:
         return plain(self)
 
     def least_ms(self, limit_ms: float) -> float:
-        """Return the least latency that a search for this limit looks at: the band's lower end, or a fifth below the limit."""
+        """Return the least latency that a search looks at: the band's lower end, or a fifth below the limit on predictions."""
         return min(self.low_ms, LEAST * limit_ms)
 
     def warning(self, limit_ms: float | None, size: tuple[int, int], table_sha256: Sequence[str]) -> str | None:
-        """Say what of a search, by tables of these hashes, was not trained for, or return None."""
+        """Say what of a search with this limit on predictions, by tables of these hashes, was not trained for, or return None."""
         trained = f"the supernet was trained for networks of {self.low_ms:.3g} to {self.high_ms:.3g} ms"
         if size != self.size or self.table_sha256 not in table_sha256:
             return f"warning: {trained} of another latency table or size; what this search scores may not have been trained"
         if limit_ms is None:
             return f"warning: {trained}, and scores of others mean little; limit the search to ms={self.limit_ms:g}"
         if not self.low_ms <= limit_ms <= self.high_ms:
-            return f"warning: {trained}, and the limit of {limit_ms:.3g} ms lies outside; train another for it"
+            return f"warning: {trained}, and the limit of {limit_ms:.3g} ms on predictions lies outside; train another for it"
         return None
 
 

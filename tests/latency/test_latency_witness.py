@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from latency.witness import LEAST_STEPS, PATIENCE_S, PAUSE_S, READING_MS, Witness, witness
+from latency import witness as module
+from latency.witness import GRACE_S, LEAST_STEPS, PATIENCE_S, PAUSE_S, READING_MS, Witness, witness
 
 
 class Scripted:
@@ -49,7 +51,7 @@ def test_beside_is_the_longer_reading_before_and_behind() -> None:
     assert [done for done, _ in found] == [1, 3, 4], "a reading behind one work stands before the next, unless the machine was slow"
 
 
-@pytest.mark.parametrize(("slow", "waits"), [(0, 0), (3, 3), (1000, round(PATIENCE_S / PAUSE_S))])
+@pytest.mark.parametrize(("slow", "waits"), [(0, 0), (3, 3), (1000, round(GRACE_S / PAUSE_S))])
 def test_a_slow_machine_is_waited_for(slow: int, waits: int) -> None:
     usual = 1000
     present = readings(*[10] * usual, *[13] * slow, *[10] * 3)
@@ -60,6 +62,27 @@ def test_a_slow_machine_is_waited_for(slow: int, waits: int) -> None:
     assert slept == [PAUSE_S] * waits
     present.wait(slept.append)
     assert len(slept) == waits, "patience ends, also over several waits"
+
+
+@pytest.mark.parametrize(("seconds", "waits_s"), [(7.0, GRACE_S + 7.0), (1e4, PATIENCE_S)])
+def test_patience_grows_with_the_work(seconds: float, waits_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 100.0 + seconds])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    present = readings(10, 10, *[13] * 1000)
+    present.known_ms = 10
+    present.beside(lambda: None)
+    slept: list[float] = []
+    present.wait(slept.append)
+    assert sum(slept) == waits_s
+
+
+def test_a_machine_that_was_faster_before_is_slow_from_the_start() -> None:
+    present = readings(12, 12, 9)
+    assert not present.slow(present.read())
+    present.known_ms = 10
+    assert present.slow(present.read()) and present.usual_ms == 10
+    present.read()
+    assert present.usual_ms == 10, "a quarter of the readings at least"
 
 
 def test_without_a_session_nothing_is_slow() -> None:
