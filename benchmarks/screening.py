@@ -215,7 +215,8 @@ def _shapes() -> Iterator[Case]:
     shorter = " ".join(f"{cell}.op=skip" for cell in ("b16.16a.1", "b16.16b.1"))
     for changes in (
         f"head.kind=light {short}", f"{short} {shorter}", "decoder.width=2 b16.16b.3.op=inverted", "head.kind=light",
-        "stem.4.1.op=skip",
+        f"head.kind=head2 {short}", f"decoder=concat head.kind=head2 {short}", "head.kind=head1 stem.4.1.op=skip",
+        f"decoder=concat decoder.width=4 head.kind=light {short}",
     ):  # fmt: skip
         yield from _seeds(2, network=f"edge:lite0-16 {changes}", init="efficientnet-lite0")
 
