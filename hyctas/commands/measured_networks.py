@@ -23,6 +23,8 @@ SLOWED = 1.3
 """Networks that take so many times as long as predicted, in the median, were not measured under the conditions of the table."""
 WITNESS_MOVED = 1.1
 """The machine has another speed where the witness takes so many times as long, or as short, as beside the calibration."""
+RARELY = 0.05
+"""Share of timings beside which that is not worth a word: of each network's, the median counts."""
 
 
 def measure_evaluations(
@@ -96,7 +98,7 @@ def _compare_witness(what: str, then_ms: float, present: Witness) -> None:
     """Say so where the machine had another speed than when the table was calibrated."""
     ratios = [ms / then_ms for ms in present.counted]
     moved = [ratio for ratio in ratios if max(ratio, 1 / ratio) > WITNESS_MOVED]
-    if moved:
+    if len(moved) > RARELY * len(ratios):
         ratio = float(np.median(moved))
         speed = f"{ratio:.2f} times as slow" if ratio > 1 else f"{1 / ratio:.2f} times as fast"
         share = f"{len(moved) / len(ratios):.0%}"
