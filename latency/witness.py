@@ -19,7 +19,7 @@ from export.runtime import Session
 T = TypeVar("T")
 LEAST_STEPS, READING_MS, SLOWED = 3, 50.0, 1.08
 """The length of a reading, and how many times as long as usual a step takes where the machine is slow."""
-PATIENCE_S, GRACE_S, PAUSE_S = 300.0, 20.0, 0.5
+PATIENCE_S, GRACE_S, PAUSE_S = 300.0, 10.0, 0.5
 """How long all waits for a machine that is slow may take together, and how often it is looked at. They never take longer than the
 work did so far, and `GRACE_S`."""
 
