@@ -28,7 +28,7 @@ from export.errors import InvalidInput
 from export.files import write_text
 from export.ranges import Range, Seed, argument
 from export.target import format_size
-from hyctas.cost.calibrate import Conditions, NetworkTime, closest, read_lines
+from hyctas.cost.calibrate import Conditions, NetworkJournal, closest
 from hyctas.cost.workloads import family, units
 from hyctas.plan import lower
 from hyctas.spaces.space_file import load_space
@@ -91,10 +91,7 @@ def read_sums(run: Path, space_name: str, count: int, seed: int) -> tuple[Sums, 
     if not path.exists():
         raise InvalidInput(f"there is no {path}; run python -m benchmarks.fidelity --run {run} first")
     conditions = decode(Conditions, whole_lines(path)[0][0][1])
-    lines = read_lines(path, conditions, NetworkTime)
-    times = dict[str, list[float]]()
-    for line in lines or ():
-        times.setdefault(line.id, []).append(line.ms)
+    times = NetworkJournal(path, conditions).times
     networks = [g for part in drawn_networks(space, table, conditions.size, conditions.classes, count, seed) for g in part]
     if missing := [genotype.id for genotype in networks if len(times.get(genotype.id, ())) < 2]:
         raise InvalidInput(f"{len(missing)} of {len(networks)} networks are not in {path} twice (the first: {missing[0]}); give "

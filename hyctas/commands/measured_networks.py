@@ -89,13 +89,14 @@ def _measure(what: str, genotypes: Sequence[Genotype], model: CostModel, runtime
             return measure_networks(some, *where, repeats=2, progress=progress, beside=present).mean(axis=0)
 
         measured = measure_confirmed(genotypes, measure, lambda _: predicted, lambda done, total: shown.update(done / total))
-    if then_ms is not None:
-        _compare_witness(what, then_ms, present)
+    _compare_witness(what, then_ms, present)
     return dict(zip((genotype.id for genotype in genotypes), measured.tolist(), strict=True))
 
 
-def _compare_witness(what: str, then_ms: float, present: Witness) -> None:
+def _compare_witness(what: str, then_ms: float | None, present: Witness) -> None:
     """Say so where the machine had another speed than when the table was calibrated."""
+    if then_ms is None:
+        return
     ratios = [ms / then_ms for ms in present.counted]
     moved = [ratio for ratio in ratios if max(ratio, 1 / ratio) > WITNESS_MOVED]
     if len(moved) > RARELY * len(ratios):

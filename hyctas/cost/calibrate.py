@@ -130,7 +130,10 @@ class Visits:
                 self.visit(repeat, offset)
 
     def medians(self) -> np.ndarray:
-        """Return the results, (repeats, sessions), in milliseconds: of the times beside which the witness was fastest."""
+        """Return the results, (repeats, sessions), in milliseconds: of the times beside which the witness was fastest.
+
+        The witness notes what it took beside these: called once, at the end.
+        """
         counting = [[sorted(times)[: self.rounds] for times in row] for row in self.times]
         self.present.counted += [beside_ms for row in counting for times in row for beside_ms, _ in times]
         return np.array([[np.median([ms for _, ms in times]) for times in row] for row in counting])
